@@ -1,0 +1,119 @@
+"""The sections that all daemons share. What one daemon alone needs stands in its own config module.
+
+Invariant: every bound of a queue, loop or request that a daemon has is a setting of [limits] with a name, a unit and a
+reason; every time that a daemon waits is one of [timers].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tierstore.config.load import Rate, Seconds, Size, secret, setting
+from tierstore.units import GIB, KIB, MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """The one port of the daemon and the one address it tells others."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    port: int = setting(0, "port to listen on; 0 lets the system choose")
+    fd: int = setting(-1, "inherited listening descriptor to serve on in place of host and port; -1: none")
+    advertise: str = setting("", "URL under which others reach this daemon; default: http://host:port")
+    backlog: int = setting(1024, "connections the system may hold before they are accepted")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be 0..65535, not {self.port}")
+
+    @property
+    def url(self) -> str:
+        """What to advertise when the port is fixed."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        return self.advertise.rstrip("/") or f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of what a client or a peer may ask for at once."""
+
+    header_bytes_max: Size = setting(16 * KIB, "request line and headers together; more is answered 431")
+    headers_max: int = setting(100, "header lines of a request")
+    target_bytes_max: Size = setting(8 * KIB, "path and query of a request; more is answered 414")
+    connections_max: int = setting(10_000, "open client connections; further ones are closed at once")
+    connections_per_address_max: int = setting(1_000, "open client connections from one address")
+    requests_in_flight_max: int = setting(2_000, "requests under way; further ones get 503 with Retry-After")
+    small_body_bytes_max: Size = setting(4 * MIB, "bodies that are collected in memory: JSON and internal messages")
+    object_bytes_max: Size = setting(5 * 1024 * GIB, "largest object")
+    write_buffer_bytes_max: Size = setting(1 * MIB, "unsent bytes of one answer before its producer is paused")
+    peer_connections_max: int = setting(64, "kept connections to one other daemon")
+    batch_items_max: int = setting(256, "lookups, commits or allocations that travel as one message")
+    list_keys_max: int = setting(10_000, "keys of one page of a listing")
+    queue_items_max: int = setting(10_000, "waiting items of any internal queue, after which callers get 503")
+    executor_threads_max: int = setting(8, "threads for blocking work of the process, beside those of its devices")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timers:
+    """How long the daemon waits, and when it judges another one."""
+
+    heartbeat: Seconds = setting(1.0, "between two heartbeats of a server")
+    suspect: Seconds = setting(3.0, "without a heartbeat: readers prefer other servers")
+    no_placement: Seconds = setting(5.0, "without a heartbeat: no new chunks go there")
+    dead: Seconds = setting(20.0, "without a heartbeat: the server counts as gone")
+    repair_grace: Seconds = setting(600.0, "after a server is dead, before its chunks are copied elsewhere")
+    announced_restart: Seconds = setting(120.0, "how long a drained server may be away before it counts as gone")
+    header: Seconds = setting(10.0, "for the head of a request to arrive")
+    idle: Seconds = setting(60.0, "an idle connection is kept")
+    body_stall: Seconds = setting(30.0, "without progress of a body, after which the connection is closed")
+    request: Seconds = setting(30.0, "for one request to another daemon, when the caller gives no deadline")
+    connect: Seconds = setting(2.0, "for a connection to another daemon")
+    metadata_restart: Seconds = setting(10.0, "requests are held while the metadata service restarts")
+    hedge: Seconds = setting(0.2, "without a first byte, after which another replica is asked as well")
+    drain: Seconds = setting(30.0, "for running requests to end when the daemon stops")
+    watchdog: Seconds = setting(5.0, "the event loop may be blocked before it is logged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """One line per event, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = setting("info", "least level that is written")
+    format: Literal["keyvalue", "json"] = setting("keyvalue", "form of a line")
+    requests: bool = setting(False, "write one line per request also when it succeeds")
+    slow_request: Seconds = setting(1.0, "requests that take longer are always written")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What the daemon shows of itself."""
+
+    metrics: bool = setting(True, "serve Prometheus metrics at /-/metrics")
+    metrics_public: bool = setting(True, "metrics need no key; they never hold a key or bucket name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """How daemons know each other."""
+
+    join_token: str = secret("", "lets a new daemon join the cluster; each server uses it once")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """How an object server or gateway finds its cluster: [membership]."""
+
+    metadata: tuple[str, ...] = setting(("http://127.0.0.1:7400",), "URLs of the metadata services of this site")
+    name: str = setting("", "name of this server, unique in the site; default: host name and port")
+    data: str = setting("", "directory where the server keeps its identity and secret (mode 0700)")
+    failure_domain: str = setting("", "servers with the same text may fail together; default: each its own")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Background:
+    """What repair, scrub and moves may take from the devices and the network."""
+
+    job_slots: int = setting(4, "jobs an object server runs at once")
+    copy_rate: Rate = setting(200 * MIB, "bytes per second of all copies of a server")
+    scrub_rate: Rate = setting(20 * MIB, "bytes per second the scrub reads from a device")

@@ -1,0 +1,164 @@
+"""Metrics: declared beside the code they count, exposed in Prometheus form, all listed for the reference page.
+
+Names are `tierstore_<noun>_<unit>`, the unit being bytes, seconds, ratio, total (of events) or a plural noun; labels
+are few and bounded: tier, role, kind, code. Never a key, a bucket, an address or an id: `_LABELS` is the whole list.
+
+Two ways. Off the hot path: `counter`, `gauge`, `histogram` (prometheus-client; about 1 us an update). On the hot path,
+keep plain ints in an object and register a function that is read at scrape time: `watched`. Several objects may watch
+one metric (two devices, several servers in one simulated process): their values are added.
+
+Declaring a metric twice with the same meaning gives the same one; with another meaning it is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+M = TypeVar("M")
+Kind = Literal["counter", "gauge", "histogram"]
+
+_NAME = re.compile(r"tierstore(_[a-z0-9]+){2,}")
+#: Every label that a metric may have. Their values are from small closed sets.
+_LABELS: Final = frozenset(
+    {"tier", "role", "kind", "code", "state", "method", "route", "result", "class", "reason", "site", "direction",
+     "device", "server"}
+)  # fmt: skip
+#: Upper bounds of request and job times, seconds.
+SECONDS_BUCKETS: Final = (
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A metric as the reference page shows it."""
+
+    name: str
+    kind: Kind
+    description: str
+    labels: tuple[str, ...]
+
+
+#: Called at scrape time: one number, or label values -> number.
+Reading = Callable[[], float | Mapping[tuple[str, ...], float]]
+
+_declared: dict[str, Declared] = {}
+_built: dict[str, Any] = {}
+_watched: dict[str, weakref.WeakKeyDictionary[object, Reading]] = {}
+
+
+def declared() -> list[Declared]:
+    """All metrics of the modules imported so far, by name."""
+    return sorted(_declared.values(), key=lambda metric: metric.name)
+
+
+def _declare(name: str, kind: Kind, description: str, labels: Iterable[str]) -> bool:
+    """Note a metric; False when it was declared before. Raises ValueError on a bad or contradictory one."""
+    metric = Declared(name, kind, description, tuple(labels))
+    if name in _declared:
+        if _declared[name] != metric:
+            raise ValueError(f"metric {name} is declared twice with different meanings")
+        return False
+    if not _NAME.fullmatch(name) or (kind == "counter") != name.endswith("_total"):
+        raise ValueError(f"{name!r} is no metric name: tierstore_<noun>_<unit>; counters, and only they, end in _total")
+    if not description or not set(metric.labels) <= _LABELS:
+        raise ValueError(f"metric {name} needs a description, and labels out of {sorted(_LABELS)}")
+    _declared[name] = metric
+    return True
+
+
+class _Watched(Collector):
+    """Reads the watched metrics when somebody scrapes."""
+
+    def collect(self) -> Iterable[Metric]:
+        for name, readers in sorted(_watched.items()):
+            about = _declared[name]
+            family = (CounterMetricFamily if about.kind == "counter" else GaugeMetricFamily)(
+                name, about.description, labels=about.labels
+            )
+            totals: dict[tuple[str, ...], float] = {}
+            for read in list(readers.values()):
+                values = read()
+                for labels, value in (values.items() if isinstance(values, Mapping) else [((), values)]):
+                    totals[labels] = totals.get(labels, 0.0) + value
+            for labels, value in totals.items():
+                family.add_metric(labels, value)
+            yield family
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the output and say nothing
+REGISTRY: Final = CollectorRegistry(auto_describe=False)
+REGISTRY.register(_Watched())
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+
+def counter(name: str, description: str, labels: Iterable[str] = ()) -> Counter:
+    """A count that only rises: inc(), labels(...).inc()."""
+    if _declare(name, "counter", description, labels):
+        _built[name] = Counter(name, description, tuple(labels), registry=REGISTRY)
+    return _of(name, Counter)
+
+
+def gauge(name: str, description: str, labels: Iterable[str] = ()) -> Gauge:
+    """A value that rises and falls: set(), inc(), dec()."""
+    if _declare(name, "gauge", description, labels):
+        _built[name] = Gauge(name, description, tuple(labels), registry=REGISTRY)
+    return _of(name, Gauge)
+
+
+def histogram(
+    name: str, description: str, labels: Iterable[str] = (), buckets: Iterable[float] = SECONDS_BUCKETS
+) -> Histogram:
+    """A distribution, in seconds unless the name says otherwise: observe()."""
+    if _declare(name, "histogram", description, labels):
+        _built[name] = Histogram(name, description, tuple(labels), buckets=tuple(buckets), registry=REGISTRY)
+    return _of(name, Histogram)
+
+
+def _of(name: str, kind: type[M]) -> M:
+    found = _built.get(name)
+    if not isinstance(found, kind):
+        raise ValueError(f"metric {name} is watched: it has no object to update")
+    return found
+
+
+def watched(
+    name: str,
+    kind: Literal["counter", "gauge"],
+    description: str,
+    owner: object,
+    read: Reading,
+    *,
+    labels: Iterable[str] = (),
+) -> None:
+    """Have `read` called at scrape time for as long as `owner` lives (it is held weakly; so must `read` hold it:
+    pass a function that closes over a weak reference or over the counted values, or the owner never dies)."""
+    _declare(name, kind, description, labels)
+    if name in _built:
+        raise ValueError(f"metric {name} is declared as an object: it cannot be watched")
+    _watched.setdefault(name, weakref.WeakKeyDictionary())[owner] = read
+
+
+def exposition() -> tuple[bytes, str]:
+    """The body and the content type of /-/metrics."""
+    return generate_latest(REGISTRY), "text/plain; version=0.0.4; charset=utf-8"
