@@ -1,0 +1,205 @@
+"""A real cluster of real processes in a directory, started by `tierstore up`, for integration and fault tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 60.0
+
+
+def free_port_base() -> int:
+    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback now."""
+    for base in range(20_000 + os.getpid() % 97 * 200, 60_000, 200):
+        with contextlib.ExitStack() as stack:
+            try:
+                for offset in (0, *range(11, 21), 80):
+                    sock = stack.enter_context(socket.socket())
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.bind(("127.0.0.1", base + offset))
+            except OSError:
+                continue
+            return base
+    raise RuntimeError("no free ports on loopback")
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, every: float = 0.05) -> Any:
+    """The first true value of condition(). Fails with `what` after the deadline."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(every)  # polling with a deadline is what this function is for
+
+
+@dataclass
+class Process:
+    role: str
+    name: str
+    url: str
+    argv: list[str]
+    devices: list[dict[str, Any]]
+
+
+@dataclass
+class Cluster:
+    """Use `with cluster(tmp_path) as c`."""
+
+    data: Path
+    flags: list[str]
+    env: dict[str, str]
+    port_base: int
+    up: subprocess.Popen[bytes] | None = None
+    ready: dict[str, Any] = field(default_factory=dict)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+    def start(self) -> Cluster:
+        ready_file = self.data / "ready.json"
+        ready_file.unlink(missing_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        with open(self.data / "up.log", "ab") as log:
+            self.up = subprocess.Popen(
+                [sys.executable, "-m", "tierstore.cli.main", "up", "--data", str(self.data / "cluster"),
+                 "--port-base", str(self.port_base), "--ready-file", str(ready_file), *self.flags],
+                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **self.env},
+            )  # fmt: skip
+
+        def is_ready() -> bool:
+            assert self.up is not None
+            if self.up.poll() is not None:
+                raise AssertionError(f"`tierstore up` ended with {self.up.returncode}:\n{self.log_tail()}")
+            return ready_file.exists()
+
+        try:
+            wait_until(is_ready, seconds=START_SECONDS, what="ready file")
+        except AssertionError as error:
+            self.stop()
+            raise AssertionError(f"{error}\n{self.log_tail()}") from None
+        self.ready = json.loads(ready_file.read_text())
+        return self
+
+    def stop(self) -> int:
+        """Orderly; returns the exit status of `up`. Kills what does not end in 30 s."""
+        if self.up is None:
+            return 0
+        up, self.up = self.up, None
+        children = _descendants(up.pid)
+        up.send_signal(signal.SIGTERM)
+        try:
+            status = up.wait(30)
+        except subprocess.TimeoutExpired:
+            status = -9
+            up.kill()
+            up.wait()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return status
+
+    def kill_everything(self) -> None:
+        """As a power cut does to processes: all at once, no goodbye."""
+        assert self.up is not None
+        pids = [self.up.pid, *_descendants(self.up.pid)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.up.wait()
+        self.up = None
+        wait_until(lambda: not any(_is_running(pid) for pid in pids), seconds=20, what="killed processes gone")
+
+    def log_tail(self, size: int = 6000) -> str:
+        texts = []
+        for path in [self.data / "up.log", *sorted(self.data.rglob("*.log"))]:
+            if path.exists():
+                texts.append(f"--- {path.name}\n{path.read_bytes()[-size:].decode(errors='replace')}")
+        return "\n".join(texts)
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+    @property
+    def gateway(self) -> str:
+        return str(self.ready["sites"][0]["gateway"])
+
+    @property
+    def token(self) -> str:
+        return str(self.ready["token"])
+
+    def processes(self, role: str = "") -> list[Process]:
+        return [
+            Process(p["role"], p["name"], p["url"], p["argv"], p.get("devices", []))
+            for p in self.ready["sites"][0]["processes"]
+            if role in ("", p["role"])
+        ]
+
+    def pid(self, name: str) -> int:
+        """The process that runs now under that name (children are restarted, so pids change); 0 if none."""
+        assert self.up is not None
+        wanted = next(p for p in self.processes() if p.name == name)
+        for pid in _descendants(self.up.pid):
+            if _argv(pid) == wanted.argv:
+                return pid
+        return 0
+
+    def send_signal(self, name: str, number: int) -> int:
+        """Send a signal to a process; returns its pid."""
+        pid = int(wait_until(lambda: self.pid(name), seconds=20, what=f"{name} running"))
+        os.kill(pid, number)
+        return pid
+
+    def kill(self, name: str) -> None:
+        """kill -9, and wait until it is gone."""
+        pid = self.send_signal(name, signal.SIGKILL)
+        wait_until(lambda: self.pid(name) != pid, seconds=20, what=f"{name} gone")
+
+
+@contextlib.contextmanager
+def cluster(data: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Cluster]:
+    """A running cluster; stopped (and its log shown on failure) at the end."""
+    running = Cluster(data, list(flags), env or {}, free_port_base()).start()
+    try:
+        yield running
+    except BaseException:
+        print(running.log_tail())
+        raise
+    finally:
+        running.stop()
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                for child in children.read().split():
+                    found += [int(child), *_descendants(int(child))]
+    except OSError:
+        pass        # it ended while we looked
+    return found
+
+
+def _argv(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return [part.decode() for part in file.read().split(b"\0")[:-1]]
+    except OSError:
+        return []
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
