@@ -1,0 +1,106 @@
+# The verbs of the repository. `make run` and `make test` work on a machine that has Python 3.11+ with venv, make and a
+# C compiler; `make` alone prepares the environment. Everything is installed into .venv from requirements-dev.lock.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+STAMP := $(VENV)/.installed
+DATA ?= data
+UP ?=
+TESTS ?=
+
+# Debian packages that tests and benches use; what needs one that is missing is skipped and says so. `make run` needs none.
+# command:package
+TEST_TOOLS := strace:strace mkfs.ext4:e2fsprogs losetup:mount fusermount3:fuse3
+BENCH_TOOLS := nginx:nginx-light cc:gcc
+
+.PHONY: all run test test-slow check demo bench bench-tiering bench-mount mutants reference lock clean tools-test tools-bench
+
+all: $(STAMP)
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "tierstore needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || { \
+		rm -rf $(VENV); \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv && $(PYTHON) -m venv $(VENV); \
+		else echo "Python has no venv module; run: sudo apt-get install -y python3-venv"; exit 1; fi; }
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# run: a whole cluster on this machine, in DATA; Ctrl-C stops it.
+run: $(STAMP)
+	@exec $(BIN)/tierstore up --data $(DATA) $(UP)
+
+# test: everything but the slow figures, at most 10 minutes on 2 cores. TESTS="tests/unit" runs a part.
+test: $(STAMP) tools-test
+	@$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+# test-slow: the full figures of the reliability table.
+test-slow: $(STAMP) tools-test
+	@$(BIN)/python -m pytest -m slow $(TESTS)
+
+# check: style, types, import rules, and that the docs say what the code does.
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest tests/docs
+
+# demo: stores the files of this Python, reads all back, kills an object server half-way, shows what it measured.
+demo: $(STAMP)
+	@$(BIN)/python bench/demo.py
+
+bench: $(STAMP) tools-bench
+	@$(BIN)/python -m bench
+
+bench-tiering: $(STAMP)
+	@test -e bench/tiering || test -e bench/tiering.py || { echo "the tiering bench comes with the tiering decisions"; exit 1; }
+	@$(BIN)/python -m bench.tiering
+
+bench-mount: $(STAMP)
+	@test -e bench/mount || test -e bench/mount.py || { echo "the mount bench comes with the mount"; exit 1; }
+	@$(BIN)/python -m bench.mount
+
+# mutants: plants known bugs one by one; each must be caught by a quick test.
+mutants: $(STAMP) tools-test
+	@$(BIN)/python -m tests.fault.mutants
+
+# reference: writes docs/reference from the code; `make check` fails when it is out of date.
+reference: $(STAMP)
+	@$(BIN)/python docs/reference/generate.py
+
+# lock: notes the versions that are installed now.
+lock: $(STAMP)
+	@{ head -1 requirements-dev.lock; $(BIN)/python -m pip freeze --exclude-editable \
+		| grep -viE '^(tierstore|pip|setuptools|wheel)\b'; } > requirements-dev.lock.new
+	@mv requirements-dev.lock.new requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+tools-test:
+	@$(call need,$(TEST_TOOLS))
+
+tools-bench:
+	@$(call need,$(BENCH_TOOLS))
+
+# As root on Debian: install what is missing. Else: say the one line to run, and go on without.
+# RUNLEVEL=1 keeps a package from starting its service.
+define need
+missing=""; for tool in $(1); do PATH="$$PATH:/usr/sbin:/sbin" command -v $${tool%%:*} >/dev/null 2>&1 \
+	|| missing="$$missing $${tool##*:}"; done; \
+if [ -n "$$missing" ]; then \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "installing$$missing ..."; \
+		{ apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } \
+			|| echo "could not install$$missing; what needs them is skipped"; \
+	else echo "some parts are skipped without$$missing; run: sudo apt-get update && sudo apt-get install -y$$missing"; fi; \
+fi
+endef
