@@ -159,3 +159,21 @@ def from_answer(status: int, code: str, detail: str = "", **fields: object) -> T
     elif status == 500 and code == "internal":
         kind = TierstoreError
     return kind(detail, code=code, **fields)
+
+
+#: The class that the code of one item in a batch's answer stands for (a batch answers 200; its items have codes).
+BY_CODE: dict[str, type[TierstoreError]] = {
+    **dict.fromkeys(("no-such-key", "no-such-bucket", "no-such-version", "no-such-upload", "no-such-server", "no-such-chunk"), NotFound),
+    **dict.fromkeys(("conflict", "bucket-exists", "bucket-not-empty", "chunk-exists", "exists", "upload-condemned", "upload-lapsed", "receipt-refused", "stale-receipt"), ConflictError),
+    **dict.fromkeys(("unavailable", "not-enough-servers", "no-replica", "metadata-unreachable", "draining", "outcome-unknown", "too-late", "deadline", "unreachable"), UnavailableError),
+    **dict.fromkeys(("device-full", "cluster-full", "catalog-full"), CapacityError),
+    **dict.fromkeys(("integrity", "bad-block", "bad-footer", "catalog-corrupt"), IntegrityError),
+    **{kind.code: kind for kind in (NotAuthenticated, AccessDenied, PreconditionFailed, NotModified,
+                                    RangeNotSatisfiable, TooLarge, TicketRefused, ChecksumMismatch)},
+    TierstoreError.code: TierstoreError,
+}  # fmt: skip
+
+
+def from_code(code: str, detail: str = "") -> TierstoreError:
+    """The exception for an item's error code. A code that is not known here is the caller's mistake (400)."""
+    return BY_CODE.get(code, RequestError)(detail, code=code)
