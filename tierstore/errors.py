@@ -161,17 +161,25 @@ def from_answer(status: int, code: str, detail: str = "", **fields: object) -> T
     return kind(detail, code=code, **fields)
 
 
+_CODES_OF: dict[type[TierstoreError], str] = {
+    NotFound: "no-such-key no-such-bucket no-such-version no-such-upload no-such-server no-such-chunk",
+    ConflictError: "conflict bucket-exists bucket-not-empty chunk-exists upload-condemned upload-lapsed "
+                   "receipt-refused stale-receipt",
+    UnavailableError: "unavailable not-enough-servers no-replica metadata-unreachable draining outcome-unknown "
+                      "too-late deadline unreachable",
+    CapacityError: "device-full cluster-full catalog-full",
+    IntegrityError: "integrity bad-block bad-footer catalog-corrupt",
+    TierstoreError: "internal",
+}  # fmt: skip
+_OWN_CODE = (
+    NotAuthenticated, AccessDenied, PreconditionFailed, NotModified, RangeNotSatisfiable, TooLarge, TicketRefused,
+    ChecksumMismatch,
+)  # fmt: skip
 #: The class that the code of one item in a batch's answer stands for (a batch answers 200; its items have codes).
 BY_CODE: dict[str, type[TierstoreError]] = {
-    **dict.fromkeys(("no-such-key", "no-such-bucket", "no-such-version", "no-such-upload", "no-such-server", "no-such-chunk"), NotFound),
-    **dict.fromkeys(("conflict", "bucket-exists", "bucket-not-empty", "chunk-exists", "exists", "upload-condemned", "upload-lapsed", "receipt-refused", "stale-receipt"), ConflictError),
-    **dict.fromkeys(("unavailable", "not-enough-servers", "no-replica", "metadata-unreachable", "draining", "outcome-unknown", "too-late", "deadline", "unreachable"), UnavailableError),
-    **dict.fromkeys(("device-full", "cluster-full", "catalog-full"), CapacityError),
-    **dict.fromkeys(("integrity", "bad-block", "bad-footer", "catalog-corrupt"), IntegrityError),
-    **{kind.code: kind for kind in (NotAuthenticated, AccessDenied, PreconditionFailed, NotModified,
-                                    RangeNotSatisfiable, TooLarge, TicketRefused, ChecksumMismatch)},
-    TierstoreError.code: TierstoreError,
-}  # fmt: skip
+    **{code: kind for kind, codes in _CODES_OF.items() for code in codes.split()},
+    **{kind.code: kind for kind in _OWN_CODE},
+}
 
 
 def from_code(code: str, detail: str = "") -> TierstoreError:

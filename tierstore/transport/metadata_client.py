@@ -96,7 +96,9 @@ class MetadataClient:
         #: Called with the new map (servers, states, policy) after it was fetched.
         self.on_map_change: list[Callable[[ClusterMap], None]] = []
         self._lookups: BatchLane[LookupItem, LookupResult] = self._lane("lookup", self._send_lookups, bounds)
-        self._allocations: BatchLane[AllocateItem, AllocateResult] = self._lane("allocate", self._send_allocates, bounds)
+        self._allocations: BatchLane[AllocateItem, AllocateResult] = self._lane(
+            "allocate", self._send_allocates, bounds
+        )
         self._commits: BatchLane[CommitItem, CommitResult] = self._lane("commit", self._send_commits, bounds)
         self._bad: dict[tuple[bytes, int], BadChunk] = {}
         self._bad_task: asyncio.Task[None] | None = None
@@ -169,7 +171,7 @@ class MetadataClient:
             if error.code not in ("metadata-unreachable", "deadline"):
                 raise
             raise UnavailableError(
-                f"metadata did not say whether the commit was made ({error.detail or error.code}); read before repeating",
+                f"metadata did not say whether the commit was made ({error}); read before repeating",
                 code="outcome-unknown",
             ) from error
         self._note(reply)
@@ -178,7 +180,9 @@ class MetadataClient:
     async def _batch(self, target: bytes, body: bytes, batch: Sequence[Waiter[Any, Any]], kind: type[T]) -> T:
         """One batch, repeated until its last waiter's deadline."""
         until = max(waiter.until for waiter in batch)
-        reply = await self._held(b"POST", target, body, until, lambda: all(w.future.done() for w in batch))
+        reply = await self._held(
+            b"POST", target, body, until, is_pointless=lambda: all(waiter.future.done() for waiter in batch)
+        )
         return wire.decode(reply.body, kind)
 
     # -- one by one -----------------------------------------------------------------------------------------
@@ -189,10 +193,10 @@ class MetadataClient:
         return result
 
     async def renew(self, renew: Renew, *, seconds: float = 10.0) -> None:
-        await self._ask(b"/v1/internal/renew", renew, None, seconds)
+        await self._ask(b"/v1/internal/renew", renew, dict[str, object], seconds)
 
     async def bad_chunks(self, bad: Sequence[BadChunk], *, seconds: float = 10.0) -> None:
-        await self._ask(b"/v1/internal/bad-chunks", list(bad), None, seconds)
+        await self._ask(b"/v1/internal/bad-chunks", list(bad), dict[str, object], seconds)
 
     async def credential(
         self, *, access: str = "", token_sha256: bytes = b"", seconds: float = 10.0
@@ -208,15 +212,15 @@ class MetadataClient:
         self.note_catalog_ms(registered.now_ms)
         return registered
 
-    async def _ask(self, target: bytes, question: object, kind: Any, seconds: float) -> Any:
+    async def _ask(self, target: bytes, question: object, kind: type[T], seconds: float) -> T:
         until = asyncio.get_running_loop().time() + seconds
-        reply = await self._held(b"POST", target, wire.encode(question), until, None)
-        return wire.decode(reply.body, kind) if kind is not None else None
+        reply = await self._held(b"POST", target, wire.encode(question), until)
+        return wire.decode(reply.body, kind)
 
     # -- retries --------------------------------------------------------------------------------------------
     async def _held(
-        self, method: bytes, target: bytes, body: bytes, until: float, is_pointless: Callable[[], bool] | None,
-        headers: Any = None,
+        self, method: bytes, target: bytes, body: bytes, until: float, *,
+        is_pointless: Callable[[], bool] | None = None, headers: Any = None,
     ) -> PeerReply:  # fmt: skip
         """Send until an answer that is not "come again" is there. Raises the error answer as it came, or
         "metadata-unreachable" when an attempt went unanswered: metadata may have received it all the same."""
@@ -292,7 +296,7 @@ class MetadataClient:
         until = asyncio.get_running_loop().time() + self.limits.hold_seconds
         while True:
             seen = self._revisions_seen
-            reply = await self._held(b"GET", b"/v1/cluster", b"", until, None, self._map_headers)
+            reply = await self._held(b"GET", b"/v1/cluster", b"", until, headers=self._map_headers)
             fresh = wire.decode(reply.body, ClusterMap)
             self._map = fresh
             for on_map in self.on_map_change:
