@@ -1,0 +1,197 @@
+"""Processes that are killed, hang or stay away, under load, on a real cluster (R1, R5, R6, R10, R12)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kit.cluster import Cluster, cluster, wait_until
+from tests.kit.http import Client
+from tests.kit.load import Load, body_of, judge
+
+slow = pytest.mark.slow
+
+
+async def _until(condition: object, *, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+async def _store(c: Cluster, count: int, *, prefix: str = "k", size: int = 4096) -> None:
+    client = Client(c.gateway, token=c.token)
+    answer = await client.request("PUT", "/v1/buckets/load")
+    assert answer.status in (201, 409), answer
+    for i in range(count):
+        answer = await client.request("PUT", f"/v1/objects/load/{prefix}{i}", body_of(i, size))
+        assert answer.status == 200, answer
+    client.close()
+
+
+async def _read_all(c: Cluster, count: int, *, prefix: str = "k", size: int = 4096) -> list[float]:
+    """Read everything, compare every byte; the latencies in ms."""
+    client, times = Client(c.gateway, token=c.token), []
+    for i in range(count):
+        started = time.monotonic()
+        answer = await client.request("GET", f"/v1/objects/load/{prefix}{i}")
+        times.append((time.monotonic() - started) * 1e3)
+        assert answer.status == 200 and answer.body == body_of(i, size), (i, answer.status, answer.body[:200])
+    client.close()
+    return times
+
+
+@pytest.mark.parametrize("cycles", [6, pytest.param(200, marks=slow)])
+def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load(tmp_path: Path, cycles: int) -> None:
+    """R1: kill -9 of a random process, again and again, under put, get, delete and conditional writes."""
+    seed = int.from_bytes(str(cycles).encode(), "little") % 100_000
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+
+    async def main(c: Cluster) -> None:
+        load = Load(c.gateway, c.token, seed=seed)
+        await load.prepare()
+        load.start()
+        names = [p.name for p in c.processes()]
+        for cycle in range(cycles):
+            before = load.outcome.counts["put 200"]
+            await _until(
+                lambda b=before: load.outcome.counts["put 200"] >= b + 15, seconds=60, what=f"writes in cycle {cycle}"
+            )
+            await asyncio.to_thread(c.kill, names[cycle % len(names)] if cycle < len(names) else rng.choice(names))
+        before = load.outcome.counts["put 200"]
+        await _until(
+            lambda: load.outcome.counts["put 200"] >= before + 15, seconds=60, what="writes after the last kill"
+        )
+        outcome = await load.stop()
+        found = await judge(c.gateway, c.token, outcome)
+        print(dict(outcome.counts), f"{len(outcome.history)} events in histories, {cycles} kills")
+        assert not found, found[:20]
+        assert len(outcome.acknowledged) >= 10 * cycles and len(outcome.history) >= 20 * cycles
+
+    with cluster(tmp_path, "--servers", "4") as c:
+        asyncio.run(main(c))
+
+
+@pytest.mark.parametrize("objects", [150, pytest.param(1000, marks=slow)])
+def test_every_read_and_write_succeeds_with_one_object_server_gone(tmp_path: Path, objects: int) -> None:
+    """R5, first half: a whole server is killed and stays away; nobody notices."""
+
+    async def main(c: Cluster) -> None:
+        await _store(c, objects)
+        await _store(c, 3, prefix="large", size=20_000_000)
+        healthy = sorted(await _read_all(c, objects))
+        c.kill(c.processes("objectd")[0].name)
+        hurt = sorted(await _read_all(c, objects))
+        await _read_all(c, 3, prefix="large", size=20_000_000)
+        await _store(c, objects, prefix="after")
+        await _read_all(c, objects, prefix="after")
+        at = objects * 99 // 100
+        print(f"p99 {healthy[at]:.1f} ms healthy, {hurt[at]:.1f} ms without one")
+
+    with cluster(tmp_path, "--servers", "3", "--no-restart") as c:
+        asyncio.run(main(c))
+
+
+def test_more_lost_than_promised_is_a_503_and_everything_is_back_when_one_returns(tmp_path: Path) -> None:
+    """R6: with both copies away there is no answer, never a wrong one; writes need `copies` servers."""
+
+    async def main(c: Cluster) -> None:
+        await _store(c, 40)
+        servers = [p.name for p in c.processes("objectd")]
+        stopped = [c.send_signal(name, signal.SIGSTOP) for name in servers]
+        try:
+            client = Client(c.gateway, token=c.token, seconds=60)
+            answer = await client.request("GET", "/v1/objects/load/k0")
+            assert answer.status == 503 and b'"code"' in answer.body, answer
+            answer = await client.request("PUT", "/v1/objects/load/new", b"x" * 1000)
+            assert answer.status == 503, answer
+            assert "retry-after" in answer.headers
+            client.close()
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        client = Client(c.gateway, token=c.token)
+
+        deadline = time.monotonic() + 30
+        while (await client.request("GET", "/v1/objects/load/k0")).status != 200:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        client.close()
+        await _read_all(c, 40)
+        missing = await Client(c.gateway, token=c.token).request("GET", "/v1/objects/load/new")
+        assert missing.status == 404
+
+    with cluster(tmp_path, "--servers", "2") as c:
+        asyncio.run(main(c))
+
+
+def test_metadata_killed_holds_requests_and_loses_nothing(tmp_path: Path) -> None:
+    """R10: a metadata restart is a pause, not an error; what was acknowledged is there."""
+
+    async def main(c: Cluster) -> None:
+        await _store(c, 60)
+        name = c.processes("metadata")[0].name
+        for _ in range(3):
+            c.kill(name)
+            started = time.monotonic()
+            await _read_all(c, 10)
+            print(f"first ten reads after a metadata kill: {time.monotonic() - started:.2f} s")
+            await _store(c, 5, prefix="again")
+        await _read_all(c, 60)
+
+    with cluster(tmp_path, "--servers", "3") as c:
+        asyncio.run(main(c))
+
+
+def test_a_hung_object_server_does_not_hang_reads(tmp_path: Path) -> None:
+    """R12: it still accepts connections and says nothing; reads are hedged, p99 stays under a second."""
+
+    async def main(c: Cluster) -> None:
+        await _store(c, 100)
+        await _read_all(c, 20)
+        pid = c.send_signal(c.processes("objectd")[0].name, signal.SIGSTOP)
+        try:
+            times = sorted(await _read_all(c, 100))
+            print(f"p50 {times[50]:.0f} ms, p99 {times[99]:.0f} ms with one server hung")
+            assert times[99] <= 1000
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    with cluster(tmp_path, "--servers", "3") as c:
+        asyncio.run(main(c))
+
+
+def test_everything_killed_at_once_comes_back_whole(tmp_path: Path) -> None:
+    """All processes die at the same instant under load; the next `up` continues on the same data."""
+
+    async def run_load(c: Cluster) -> Load:
+        load = Load(c.gateway, c.token, seed=5, seconds=5)
+        await load.prepare()
+        load.start()
+        await _until(lambda: load.outcome.counts["put 200"] >= 60, seconds=60, what="writes")
+        await asyncio.to_thread(c.kill_everything)
+        await load.stop()
+        return load
+
+    with cluster(tmp_path, "--servers", "3") as c:
+        outcome = asyncio.run(run_load(c)).outcome
+        c.start()
+        found = asyncio.run(judge(c.gateway, c.token, outcome))
+        assert not found, found[:20]
+        assert len(outcome.acknowledged) >= 30
+
+
+def test_up_stops_cleanly_and_leaves_no_process(tmp_path: Path) -> None:
+    """Ctrl-C must not leave servers behind that hold the data directory."""
+    with cluster(tmp_path, "--servers", "3") as c:
+        pids = [c.pid(p.name) for p in c.processes()]
+        assert all(pids)
+        assert c.stop() == 0
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=10, what="children gone")
