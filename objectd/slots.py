@@ -17,6 +17,7 @@ from tierstore.wire.cluster import BadChunk, DeviceGrant, DeviceReport
 
 BAD_CHUNKS_MAX: Final = 4096         # kept until metadata knows; what is beyond is found again by reads and scrub
 BAD_CHUNKS_PER_HEARTBEAT: Final = 256
+NOT_GRANTED: Final = DeviceId(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +25,7 @@ class Slot:
     """One device in its place. id 0: not granted yet (it serves nothing)."""
 
     device: Device
-    id: DeviceId = DeviceId(0)
+    id: DeviceId = NOT_GRANTED
     grant: str = "ok"                      # ok | draining | removed, by the catalog
     #: Measured at start or declared; see objectd.work.speed.
     read_ms: float = 0.0

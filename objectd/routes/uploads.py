@@ -1,0 +1,338 @@
+"""PUT /v1/chunks/{ticket}?index=I&name=N: a chunk's data, then its block sums; answered with a receipt when durable.
+
+Owns uploads under way and their bounds. Invariants: refusals that need no body come before it is read; nothing is
+kept unless the sums computed here equal those sent; the receipt is signed after the device said "durable"; whatever
+goes wrong, the space is freed and the bytes in flight are given back exactly once.
+
+Small chunks (a segment's record) are collected in memory and stored by one call; larger ones stream into the device's
+writer, which lags by its own bound: then the body is paused until the disk has caught up.
+
+Cost of 4 KiB, us: ticket and query 5, CRC 0.3, the store's share of a group commit 5, receipt 2, one task 4.
+1 MiB: CRC 50, write into the page cache 150.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from objectd.config import Chunks
+from objectd.slots import Slot, Slots
+from objectd.standing import Standing
+from objectd.store.device import ChunkWriter, Location
+from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, BlockSummer, block_count, combine_sums, sums_of
+from tierstore.errors import (
+    CapacityError,
+    ChecksumMismatch,
+    ConflictError,
+    NotFound,
+    RequestError,
+    TicketRefused,
+    TooLarge,
+    UnavailableError,
+)
+from tierstore.names import KEY_BYTES_MAX, ChunkId, chunk_id
+from tierstore.serving.exchange import Exchange
+from tierstore.ticket import open_write
+
+#: What a streamed upload may hold in memory or unsynced, for the bound on all uploads together.
+STREAM_WINDOW_BYTES: Final = 8 << 20
+#: A bucket, a slash and a key.
+NAME_BYTES_MAX: Final = KEY_BYTES_MAX + 64
+_RECEIPT_LINES: Final = b"content-type: text/plain\r\n"
+_INDEX_MAX: Final = (1 << 32) - 1
+
+
+class ChunkUploads:
+    """The handler of the PUT route. Event loop only."""
+
+    def __init__(self, *, standing: Standing, slots: Slots, settings: Chunks) -> None:
+        self._standing = standing
+        self._slots = slots
+        self._settings = settings
+        self._streaming: set[tuple[int, ChunkId]] = set()
+        self.uploads = 0              # under way
+        self.upload_bytes = 0         # held by them
+        self.uploads_total = 0
+        self.bytes_total = 0
+
+    def handle(self, exchange: Exchange) -> None:
+        """Check everything that can be checked without the body, then receive it."""
+        standing = self._standing
+        ticket = open_write(
+            exchange.route_arg, standing.keys, server=standing.server, now_seconds=standing.now_seconds()
+        )
+        index = _index(exchange.query(b"index"))
+        if not ticket.covers(index):
+            raise TicketRefused(
+                f"the ticket is for chunks {ticket.first_index} to {ticket.first_index + ticket.index_count - 1}"
+            )
+        body_bytes = exchange.content_length
+        if body_bytes is None:
+            raise RequestError("a chunk needs a Content-Length", code="length-required")
+        chunk_bytes = data_bytes(body_bytes)
+        if chunk_bytes > min(ticket.chunk_bytes_max, self._settings.chunk_bytes_max):
+            raise TooLarge(f"the ticket is for chunks of at most {ticket.chunk_bytes_max} bytes")
+        slot = self._slots.slot(ticket.device)
+        _check_writable(slot)
+        chunk = chunk_id(ticket.upload, index)
+        name = (exchange.query(b"name") or b"")[:NAME_BYTES_MAX].decode("utf-8", "replace")
+        held = min(chunk_bytes, STREAM_WINDOW_BYTES)
+        settings = self._settings
+        if self.uploads >= settings.uploads_max or self.upload_bytes + held > settings.upload_bytes_max:
+            raise UnavailableError(
+                f"{self.uploads} uploads hold {self.upload_bytes} bytes here; try again", code="too-many-uploads"
+            )
+        if chunk_bytes <= settings.segment_chunk_bytes_max:
+            exchange.receive(_Small(self, exchange, slot, chunk, chunk_bytes, name=name))
+        else:
+            stream = self._stream(exchange, slot, chunk, chunk_bytes, name)
+            exchange.receive(stream)
+            exchange.spawn(stream.run())
+
+    def _stream(self, exchange: Exchange, slot: Slot, chunk: ChunkId, chunk_bytes: int, name: str) -> _Stream:
+        under_way = (slot.id, chunk)
+        if under_way in self._streaming:
+            raise UnavailableError(f"chunk {chunk.hex()} is being uploaded already", code="upload-under-way")
+        writer: ChunkWriter
+        try:
+            writer = slot.device.begin(chunk, chunk_bytes, name_hint=name)
+        except ConflictError:
+            # it is here: with the same bytes this is a repeat and gets its receipt, which only the body can tell
+            writer = _Comparing(slot, chunk, chunk_bytes)
+        self._streaming.add(under_way)
+        return _Stream(self, exchange, slot, chunk, chunk_bytes, writer=writer)
+
+    def receipt(self, slot: Slot, chunk: ChunkId, chunk_bytes: int, sums: bytes, at: Location) -> bytes:
+        """Sign for a chunk that is durable at `at`."""
+        crc = int.from_bytes(sums, "little") if chunk_bytes <= BLOCK_BYTES else combine_sums(sums, chunk_bytes)
+        self.uploads_total += 1
+        self.bytes_total += chunk_bytes
+        return self._standing.sign(
+            device=slot.id, chunk=chunk, segment=at.segment, offset=at.offset, chunk_bytes=chunk_bytes, crc32c=crc
+        )
+
+    def hold(self, count: int) -> None:
+        self.uploads += 1
+        self.upload_bytes += count
+
+    def give_back(self, count: int) -> None:
+        self.uploads -= 1
+        self.upload_bytes -= count
+
+    def streamed(self, slot: Slot, chunk: ChunkId) -> None:
+        """The stream of this chunk has ended, one way or the other."""
+        self._streaming.discard((slot.id, chunk))
+
+    @property
+    def device_timeout(self) -> float:
+        return self._settings.device_timeout
+
+
+class _Small:
+    """Collects one small chunk and stores it. Holds its bytes from the head on until the answer."""
+
+    __slots__ = ("_body", "_chunk", "_chunk_bytes", "_exchange", "_is_ended", "_name", "_slot", "_uploads")
+
+    def __init__(
+        self, uploads: ChunkUploads, exchange: Exchange, slot: Slot, chunk: ChunkId, chunk_bytes: int, *, name: str
+    ) -> None:
+        self._uploads = uploads
+        self._exchange = exchange
+        self._slot = slot
+        self._chunk = chunk
+        self._chunk_bytes = chunk_bytes
+        self._name = name
+        self._body = bytearray()
+        self._is_ended = False
+        uploads.hold(chunk_bytes)
+
+    def _end(self) -> None:
+        if not self._is_ended:
+            self._is_ended = True
+            self._uploads.give_back(self._chunk_bytes)
+
+    def __del__(self) -> None:
+        # a coroutine that is cancelled before its first step never reaches its own finally
+        self._end()
+
+    def data(self, piece: memoryview) -> None:
+        self._body += piece
+
+    def complete(self) -> None:
+        size = self._chunk_bytes
+        data = memoryview(self._body)[:size]
+        sums = bytes(self._body[size:])
+        if sums_of(data) != sums:
+            self._end()
+            self._exchange.fail(_mismatch(self._chunk))
+            return
+        self._exchange.spawn(self._store(data, sums))
+
+    def aborted(self, error: BaseException) -> None:
+        self._end()
+
+    async def _store(self, data: memoryview, sums: bytes) -> None:
+        uploads, slot = self._uploads, self._slot
+        slot.waiting += 1
+        try:
+            at = await slot.device.put_small(self._chunk, data, sums, name_hint=self._name)
+            receipt = uploads.receipt(slot, self._chunk, self._chunk_bytes, sums, at)
+        finally:
+            slot.waiting -= 1
+            self._end()
+        self._exchange.reply(200, receipt, _RECEIPT_LINES)
+
+
+class _Stream:
+    """One large chunk on its way to the disk: sink of the body, and the coroutine that owns the exchange."""
+
+    def __init__(
+        self, uploads: ChunkUploads, exchange: Exchange, slot: Slot, chunk: ChunkId, chunk_bytes: int, *,
+        writer: ChunkWriter,
+    ) -> None:  # fmt: skip
+        self._uploads = uploads
+        self._exchange = exchange
+        self._slot = slot
+        self._chunk = chunk
+        self._chunk_bytes = chunk_bytes
+        self._held = min(chunk_bytes, STREAM_WINDOW_BYTES)
+        self._writer = writer
+        self._summer = BlockSummer()
+        self._sent_sums = bytearray()
+        self._wake = asyncio.Event()
+        self._is_complete = False
+        self._is_paused = False
+        self._is_ended = False
+        self._error: BaseException | None = None
+        uploads.hold(self._held)
+
+    def _end(self) -> None:
+        if not self._is_ended:
+            self._is_ended = True
+            self._writer.abort()    # no effect after finish
+            self._uploads.streamed(self._slot, self._chunk)
+            self._uploads.give_back(self._held)
+
+    def __del__(self) -> None:
+        # a coroutine that is cancelled before its first step never reaches its own finally
+        self._end()
+
+    def data(self, piece: memoryview) -> None:
+        left = self._chunk_bytes - self._summer.size
+        if left > 0:
+            body = piece[:left]
+            self._summer.update(body)
+            self._writer.write(body)
+            if self._writer.pending_bytes > STREAM_WINDOW_BYTES and not self._is_paused:
+                self._is_paused = True
+                self._exchange.pause_body()
+                self._wake.set()
+        if left < len(piece):
+            self._sent_sums += piece[left:]
+
+    def complete(self) -> None:
+        self._is_complete = True
+        self._wake.set()
+
+    def aborted(self, error: BaseException) -> None:
+        self._error = error
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until the body is here: wait, let the disk catch up. Then compare, sync, sign. How long the client may
+        stall is the adapter's limit; how long the disk may is ours."""
+        uploads, slot, timeout = self._uploads, self._slot, self._uploads.device_timeout
+        slot.waiting += 1
+        try:
+            while not self._is_complete:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._error is not None:
+                    return
+                if self._is_paused:
+                    async with asyncio.timeout(timeout):
+                        await self._writer.drained()
+                    self._is_paused = False
+                    self._exchange.resume_body()
+            sums = self._summer.sums()
+            if sums != self._sent_sums:
+                raise _mismatch(self._chunk)
+            async with asyncio.timeout(timeout):
+                at = await self._writer.finish(sums)
+            receipt = uploads.receipt(slot, self._chunk, self._chunk_bytes, sums, at)
+        except TimeoutError:
+            raise UnavailableError(
+                f"device {slot.id} did not keep up within {timeout:g} s", code="device-slow"
+            ) from None
+        finally:
+            slot.waiting -= 1
+            self._end()
+        self._exchange.reply(200, receipt, _RECEIPT_LINES)
+
+
+class _Comparing:
+    """A writer for a chunk that is here already: succeeds when what comes has the same sums."""
+
+    def __init__(self, slot: Slot, chunk: ChunkId, chunk_bytes: int) -> None:
+        self._slot = slot
+        self._chunk = chunk
+        self._chunk_bytes = chunk_bytes
+        self.pending_bytes = 0
+
+    def write(self, piece: bytes | bytearray | memoryview) -> None:
+        """Nothing to keep: the sums decide."""
+
+    async def drained(self) -> None:
+        return
+
+    async def finish(self, sums: bytes) -> Location:
+        """Where it lies (a file of its own). Raises ConflictError when the bytes are others."""
+        try:
+            opened = await self._slot.device.find(self._chunk)
+        except NotFound:
+            raise UnavailableError(
+                f"chunk {self._chunk.hex()} was deleted while it was sent again", code="upload-under-way"
+            ) from None
+        try:
+            is_same = opened.chunk_bytes == self._chunk_bytes and opened.sums == sums
+        finally:
+            opened.close()
+        if not is_same:
+            raise ConflictError(f"chunk {self._chunk.hex()} is here with other bytes", code="chunk-exists")
+        return Location(0, 0)
+
+    def abort(self) -> None:
+        """Nothing was begun."""
+
+
+def data_bytes(body_bytes: int) -> int:
+    """How many of the body's bytes are data, the rest being one sum per block. Raises RequestError."""
+    blocks = -(-body_bytes // (BLOCK_BYTES + SUM_BYTES))
+    size = body_bytes - blocks * SUM_BYTES
+    if size <= 0 or block_count(size) != blocks:
+        raise RequestError(
+            f"{body_bytes} bytes are not a chunk's data with {SUM_BYTES} bytes of sum per block of {BLOCK_BYTES}",
+            code="bad-length",
+        )
+    return size
+
+
+def _index(text: bytes | None) -> int:
+    if text is None or not text.isdigit() or len(text) > 10 or int(text) > _INDEX_MAX:
+        raise RequestError("index=I, the number of the chunk in its upload, is missing or wrong", code="bad-index")
+    return int(text)
+
+
+def _check_writable(slot: Slot) -> None:
+    state = slot.device.state
+    if slot.grant == "removed":
+        raise UnavailableError(f"device {slot.id} was removed from the cluster", code="device-removed")
+    if state == "full":
+        raise CapacityError(f"device {slot.id} is full: {slot.device.detail}")
+    if state != "ok":
+        raise UnavailableError(f"device {slot.id} is {state}: {slot.device.detail}", code="device-failed")
+
+
+def _mismatch(chunk: ChunkId) -> ChecksumMismatch:
+    return ChecksumMismatch(f"the sums sent with chunk {chunk.hex()} do not fit its data; nothing was kept")
