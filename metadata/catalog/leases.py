@@ -1,0 +1,133 @@
+"""Leases of single-runner duties and the settings that duties keep. One function, one sentence, one transaction of
+the caller. Times are judged by the catalog: the database's clock on PostgreSQL (several processes, several clocks),
+the process' own on SQLite (there is only one process).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from metadata.catalog import schema
+from tierstore.errors import ConflictError
+
+_leases = schema.leases
+_settings = schema.settings
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    holder: str
+    epoch: int
+    until_ms: int
+    url: str
+
+
+def catalog_now_ms(connection: sa.Connection, clock_ms: int) -> int:
+    """Catalog time, ms since 1970."""
+    if connection.dialect.name != "postgresql":
+        return clock_ms
+    seconds = connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
+    return int(seconds * 1000)
+
+
+def upsert(connection: sa.Connection, table: sa.Table, key: list[str], values: dict[str, object]) -> None:
+    """Insert a row or overwrite the non-key columns of the one with that key."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+        pg = pg_insert(table).values(**values)
+        connection.execute(
+            pg.on_conflict_do_update(
+                index_elements=key, set_={name: pg.excluded[name] for name in values if name not in key}
+            )
+        )
+        return
+    from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+    lite = sqlite_insert(table).values(**values)
+    connection.execute(
+        lite.on_conflict_do_update(
+            index_elements=key, set_={name: lite.excluded[name] for name in values if name not in key}
+        )
+    )
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, rows: list[dict[str, object]]) -> None:
+    """Insert rows, leaving those alone whose key is already there."""
+    if not rows:
+        return
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+        connection.execute(pg_insert(table).on_conflict_do_nothing(), rows)
+        return
+    connection.execute(sa.insert(table).prefix_with("OR IGNORE", dialect="sqlite"), rows)
+
+
+def take(
+    connection: sa.Connection, name: str, *, holder: str, url: str, clock_ms: int, lease_ms: int
+) -> LeaseRow:
+    """Renew the lease if it is the holder's, take it with the next epoch if it has lapsed, else leave it; the row."""
+    now_ms = catalog_now_ms(connection, clock_ms)
+    insert_new(connection, _leases, [{"name": name, "holder": "", "epoch": 0, "until_ms": 0, "url": ""}])
+    row = connection.execute(sa.select(_leases).where(_leases.c.name == name).with_for_update()).one()
+    if row.holder != holder and row.until_ms > now_ms:
+        return LeaseRow(row.holder, row.epoch, row.until_ms, row.url)
+    # A holder that comes back after its lease lapsed gets a new epoch too: somebody else may have acted in between.
+    is_renewal = row.holder == holder and row.until_ms > now_ms
+    taken = LeaseRow(holder, row.epoch if is_renewal else row.epoch + 1, now_ms + lease_ms, url)
+    connection.execute(
+        sa.update(_leases)
+        .where(_leases.c.name == name)
+        .values(holder=holder, epoch=taken.epoch, until_ms=taken.until_ms, url=url)
+    )
+    return taken
+
+
+def release(connection: sa.Connection, name: str, *, holder: str, epoch: int) -> None:
+    """Let the lease lapse now, if it is still the holder's."""
+    connection.execute(
+        sa.update(_leases)
+        .where(_leases.c.name == name, _leases.c.holder == holder, _leases.c.epoch == epoch)
+        .values(until_ms=0)
+    )
+
+
+def require_epoch(connection: sa.Connection, name: str, epoch: int) -> None:
+    """Raise ConflictError(code="lease-lost") unless the lease's epoch is this one; locks the row to the end.
+
+    epoch 0 stands for callers that run under no lease (operators, one-process commands)."""
+    if epoch == 0:
+        return
+    row = connection.execute(sa.select(_leases.c.epoch).where(_leases.c.name == name).with_for_update(read=True))
+    if row.scalar() != epoch:
+        raise ConflictError(f"the lease {name!r} has another epoch than {epoch}", code="lease-lost")
+
+
+def setting(connection: sa.Connection, name: str, default: str = "") -> str:
+    """The text of a setting."""
+    value = connection.execute(sa.select(_settings.c.value).where(_settings.c.name == name)).scalar()
+    return default if value is None else str(value)
+
+
+def settings_like(connection: sa.Connection, prefix: str) -> dict[str, str]:
+    """All settings whose name starts with a prefix."""
+    rows = connection.execute(sa.select(_settings).where(_settings.c.name.startswith(prefix, autoescape=True)))
+    return {row.name: row.value for row in rows}
+
+
+def set_setting(connection: sa.Connection, name: str, value: str) -> None:
+    """Write a setting."""
+    upsert(connection, _settings, ["name"], {"name": name, "value": value})
+
+
+def change_setting(connection: sa.Connection, name: str, change: Callable[[str], str]) -> str:
+    """Read a setting under its row's lock, change it, write it back; the new text."""
+    insert_new(connection, _settings, [{"name": name, "value": ""}])
+    old = connection.execute(sa.select(_settings.c.value).where(_settings.c.name == name).with_for_update()).scalar_one()
+    new = change(str(old))
+    connection.execute(sa.update(_settings).where(_settings.c.name == name).values(value=new))
+    return new

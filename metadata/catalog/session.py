@@ -1,0 +1,147 @@
+"""One open transaction, seen the same way on both engines: bulk statements for the hot path, a SQLAlchemy connection
+for everything else.
+
+A `BulkRead` or `BulkWrite` is one statement over one table, described once. SQLite runs it row by row on the raw
+connection (a call costs about 3 us, no round trip); PostgreSQL runs it once for all rows by unnest (one round trip).
+Sessions are synchronous: on PostgreSQL they run inside SQLAlchemy's greenlet.
+
+Invariant: a write that must hit existing rows, or must not, says so (`exact`); another count raises StaleRows and the
+whole transaction is given up and redone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+Row = tuple[Any, ...]
+
+_SQLITE: Final = sqlite.dialect(paramstyle="qmark")
+_POSTGRES: Final = postgresql.dialect()
+
+
+class StaleRows(Exception):
+    """A row was not as this transaction saw it (another process wrote in between). Redo the transaction."""
+
+
+@dataclass(frozen=True)
+class BulkRead:
+    """Rows of `table` whose `by` columns equal one of the given tuples. lock: until the end of the transaction, in
+    the order of the keys (so two batches cannot wait for each other)."""
+
+    table: sa.Table
+    columns: tuple[str, ...]
+    by: tuple[str, ...]
+    lock: Literal["", "UPDATE", "KEY SHARE", "SHARE"] = ""
+
+    @cached_property
+    def sqlite_sql(self) -> str:
+        c = self.table.c
+        query = sa.select(*(c[name] for name in self.columns)).where(
+            *(c[name] == sa.bindparam(f"p{i}", type_=c[name].type) for i, name in enumerate(self.by))
+        )
+        return str(query.compile(dialect=_SQLITE))
+
+    @cached_property
+    def postgres_sql(self) -> str:
+        name = self.table.name
+        columns = ", ".join(f'{name}."{c}"' for c in self.columns)
+        on = " AND ".join(f'{name}."{b}" = q."{b}"' for b in self.by)
+        order = ", ".join(f'{name}."{b}"' for b in self.by)
+        lock = f" FOR {self.lock} OF {name}" if self.lock else ""
+        return (
+            f"SELECT {columns} FROM {_unnest(self.table, self.by)} JOIN {name} ON {on} ORDER BY {order}{lock}"
+        )
+
+
+@dataclass(frozen=True)
+class BulkWrite:
+    """insert: new rows (`columns`); update: sets `columns`[len(by):] where the first ones, `by`, match; delete: `by`.
+    Rows are tuples in the order of `columns`. exact: every row must take effect."""
+
+    act: Literal["insert", "update", "delete"]
+    table: sa.Table
+    columns: tuple[str, ...]
+    by: tuple[str, ...] = ()
+    exact: bool = True
+
+    @cached_property
+    def sqlite_sql(self) -> str:
+        c = self.table.c
+        if self.act == "insert":
+            marks = ", ".join("?" * len(self.columns))
+            names = ", ".join(f'"{n}"' for n in self.columns)
+            return f"INSERT INTO {self.table.name} ({names}) VALUES ({marks})"
+        # `by` columns are numbered so that one tuple serves both the SET and the WHERE part.
+        numbered = {name: f"?{i + 1}" for i, name in enumerate(self.columns)}
+        where = " AND ".join(f'"{b}" = {numbered[b]}' for b in self.by)
+        if self.act == "delete":
+            return f"DELETE FROM {self.table.name} WHERE {where}"
+        sets = ", ".join(f'"{n}" = {numbered[n]}' for n in self.columns if n not in self.by)
+        assert all(name in c for name in self.columns)
+        return f"UPDATE {self.table.name} SET {sets} WHERE {where}"
+
+    @cached_property
+    def postgres_sql(self) -> str:
+        name = self.table.name
+        source = _unnest(self.table, self.columns)
+        names = ", ".join(f'"{n}"' for n in self.columns)
+        where = " AND ".join(f'{name}."{b}" = q."{b}"' for b in self.by)
+        if self.act == "insert":
+            return f"INSERT INTO {name} ({names}) SELECT {names} FROM {source} ON CONFLICT DO NOTHING"
+        if self.act == "delete":
+            return f"DELETE FROM {name} USING {source} WHERE {where}"
+        sets = ", ".join(f'"{n}" = q."{n}"' for n in self.columns if n not in self.by)
+        return f"UPDATE {name} SET {sets} FROM {source} WHERE {where}"
+
+
+def _unnest(table: sa.Table, names: Sequence[str]) -> str:
+    """unnest($1::t[], ...) AS q(names), with the types of the table's columns."""
+    arrays = ", ".join(
+        f"${i + 1}::{table.c[name].type.compile(dialect=_POSTGRES).split(' COLLATE')[0]}[]"
+        for i, name in enumerate(names)
+    )
+    columns = ", ".join(f'"{n}"' for n in names)
+    return f"unnest({arrays}) AS q({columns})"
+
+
+class Session(Protocol):
+    """The statements of one transaction. Not thread-safe; dies with the transaction."""
+
+    #: The same transaction for statements that are not hot. Never commit or roll back on it.
+    connection: sa.Connection
+
+    def fetch(self, read: BulkRead, keys: Sequence[Row]) -> list[Row]:
+        """The rows that exist, in no promised order; keys must be distinct (and sorted, when the read locks)."""
+        ...
+
+    def write(self, write: BulkWrite, rows: Sequence[Row]) -> int:
+        """How many rows took effect. Raises StaleRows when exact and not all did."""
+        ...
+
+    def guard(self) -> None:
+        """Share the lock that everything takes alone that changes what commits check (see `lock_out_commits`)."""
+        ...
+
+    def advance(self, count: int, version: int) -> tuple[int, int]:
+        """Take `count` feed sequences and note the largest version id given. Returns (the last of the sequences, the
+        largest version id in the catalog). The lock on the head is held until the transaction ends: call it last."""
+        ...
+
+
+#: Key of the advisory lock that commits share (PostgreSQL only; SQLite has one writer).
+COMMIT_LOCK: Final = 0x7469657273746F72
+
+
+def lock_out_commits(connection: sa.Connection) -> None:
+    """Wait for the commits under way and keep others out until this transaction ends.
+
+    Whoever changes what a commit checks (condemned uploads, device states, incarnations) calls it first; so a commit
+    either sees the change or was durable before it."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({COMMIT_LOCK})"))
