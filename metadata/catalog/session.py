@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 Row = tuple[Any, ...]
 
 _SQLITE: Final = sqlite.dialect(paramstyle="qmark")
-_POSTGRES: Final = postgresql.dialect()
+_POSTGRES: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 class StaleRows(Exception):
