@@ -1,4 +1,4 @@
-"""Power cuts of a real ext4 under a whole cluster (R3): what was acknowledged is there, whole, after the lights return."""
+"""Power cuts of a real ext4 under a whole cluster (R3): what was acknowledged is there, whole, afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, cycles: int) -> 
                     found = asyncio.run(judge(c.gateway, c.token, outcome, bucket=f"cut{earlier}"))
                     assert not found, (cycle, earlier, found[:20])
                 outcomes.append(
-                    asyncio.run(_load_until_the_cut(c.gateway, c.token, volume, seed=cycle, writes=20 + cycle * 37 % 100))
+                    asyncio.run(
+                        _load_until_the_cut(c.gateway, c.token, volume, seed=cycle, writes=20 + cycle * 37 % 100)
+                    )
                 )
                 c.kill_everything()
             volume.unmount()

@@ -137,8 +137,40 @@ def test_unfinished_heads_are_closed_while_others_are_served(running: Cluster) -
 
 def _keys(count: int) -> list[str]:
     rng = random.Random(4)
-    alphabet = ["..", ".", "/", "//", "a", "%", "%2e", "\\", "\r", "\n", "\t", " ", "é", "日本", "\x7f", "~", "?", "#", "&"]
-    fixed = ["../../../etc/passwd", "/etc/passwd", "..", ".", "/", "a/../b", "con", "a" * 1024, "\x01", "%00", "a\r\nb: c"]
+    alphabet = [
+        "..",
+        ".",
+        "/",
+        "//",
+        "a",
+        "%",
+        "%2e",
+        "\\",
+        "\r",
+        "\n",
+        "\t",
+        " ",
+        "é",
+        "日本",
+        "\x7f",
+        "~",
+        "?",
+        "#",
+        "&",
+    ]
+    fixed = [
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "..",
+        ".",
+        "/",
+        "a/../b",
+        "con",
+        "a" * 1024,
+        "\x01",
+        "%00",
+        "a\r\nb: c",
+    ]
     made = {"".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 30))) for _ in range(count)}
     return fixed + sorted(made)
 
@@ -151,7 +183,9 @@ def test_odd_keys_and_values_round_trip_exactly_or_are_refused(running: Cluster)
         kept, refused = set(), 0
         for number, key in enumerate(_keys(500)):
             path = f"/v1/objects/mal/odd/{quote(key, safe='')}"
-            answer = await client.request("PUT", path, b"%d" % number, {"x-tierstore-meta-k": quote(key, safe="")[:500]})
+            answer = await client.request(
+                "PUT", path, b"%d" % number, {"x-tierstore-meta-k": quote(key, safe="")[:500]}
+            )
             if answer.status != 200:
                 assert answer.status == 400, (key, answer)
                 refused += 1

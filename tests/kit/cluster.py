@@ -185,7 +185,7 @@ def _descendants(pid: int) -> list[int]:
                 for child in children.read().split():
                     found += [int(child), *_descendants(int(child))]
     except OSError:
-        pass        # it ended while we looked
+        pass  # it ended while we looked
     return found
 
 

@@ -108,7 +108,7 @@ async def raw(url: str, data: bytes, *, seconds: float = 15.0) -> bytes:
             while piece := await reader.read(65_536):
                 got += piece
     except (TimeoutError, ConnectionError):
-        pass        # what has come until then is the answer
+        pass  # what has come until then is the answer
     finally:
         writer.transport.abort()
     return got

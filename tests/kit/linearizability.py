@@ -70,7 +70,7 @@ def check_key(operations: Iterable[Operation], initial: Any = None, budget: int 
 def _successors(ops: list[Operation], done: int, state: Any) -> list[tuple[int, Any]]:
     """The states reachable by linearizing one more operation; the one to try first stands last."""
     low = ((~done) & -(~done)).bit_length() - 1  # everything below low is done
-    first_return = _NEVER       # an operation may be next only if it began before every open one returned
+    first_return = _NEVER  # an operation may be next only if it began before every open one returned
     for i in range(low, len(ops)):
         if ops[i][0] > first_return:
             break
@@ -87,7 +87,7 @@ def _successors(ops: list[Operation], done: int, state: Any) -> list[tuple[int, 
         if not allowed:
             continue
         if kind == "get" or (kind == "cas" and result == "mismatch"):
-            return [(done | 1 << i, new_state)]     # it only reads: taking it now is never wrong
+            return [(done | 1 << i, new_state)]  # it only reads: taking it now is never wrong
         found.append((returned, done | 1 << i, new_state))
     found.sort(key=lambda entry: -entry[0])
     return [entry[1:] for entry in found]

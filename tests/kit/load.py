@@ -34,7 +34,7 @@ def body_of(number: int, size: int) -> bytes:
 class Outcome:
     """What the load did and what the judge found."""
 
-    acknowledged: dict[str, tuple[int, int]] = field(default_factory=dict)     # write-once key -> number, size
+    acknowledged: dict[str, tuple[int, int]] = field(default_factory=dict)  # write-once key -> number, size
     deleted: set[str] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
     history: list[Event] = field(default_factory=list)
@@ -108,7 +108,7 @@ class Load:
             )
         except Broken as error:
             self.outcome.counts[f"{kind} broken"] += 1
-            await asyncio.sleep(0.02 if error.sent else 0.1)      # a refused connection: do not spin
+            await asyncio.sleep(0.02 if error.sent else 0.1)  # a refused connection: do not spin
             return None
         self.outcome.latencies_ms.append((time.monotonic() - started) * 1e3)
         self.outcome.counts[f"{kind} {answer.status}"] += 1

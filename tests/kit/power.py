@@ -12,7 +12,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-_SHUTDOWN = 0x8004587D      # FS_IOC_SHUTDOWN = _IOR('X', 125, u32)
+_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN = _IOR('X', 125, u32)
 _NO_LOG_FLUSH = 2
 
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 class Faults:
     delay_seconds: float = 0.0
     jitter_seconds: float = 0.0
-    bytes_per_second: float = 0.0         # 0: no limit
+    bytes_per_second: float = 0.0  # 0: no limit
     drop: Literal["", "both", "up", "down"] = ""
     refuse: bool = False
-    cut_after_bytes: int = 0              # then RST; 0: never
-    flip_probability: float = 0.0         # of one bit per piece
+    cut_after_bytes: int = 0  # then RST; 0: never
+    flip_probability: float = 0.0  # of one bit per piece
 
 
 class FaultyLink:
