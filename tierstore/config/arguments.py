@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from tierstore.config import toml
 from tierstore.config.load import as_tree, describe, load
+from tierstore.config.sections import SECTIONS
 from tierstore.errors import ConfigError
 
 T = TypeVar("T")
@@ -44,7 +45,8 @@ def settings_of(kind: type[T], options: argparse.Namespace, environ: Mapping[str
         flags[path.strip()] = value.strip()
     if options.fd is not None:
         flags["listen.fd"] = options.fd
-    settings = load(kind, file=options.config, flags=flags, environ=os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    settings = load(kind, file=options.config, flags=flags, environ=environ, elsewhere=SECTIONS)
     if options.show_config:
         sys.stdout.write(toml.dumps(as_tree(settings)))
         raise SystemExit(0)

@@ -150,9 +150,11 @@ def load(
     file: Path | None = None,
     flags: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    elsewhere: frozenset[str] = frozenset(),
 ) -> T:
     """The settings. flags: "section.name" -> value (text is converted); None values are left out.
 
+    elsewhere: sections of other daemons, whose environment variables are passed over: one environment may serve all.
     Raises ConfigError; reads `file` and the files named by *_file settings, nothing else."""
     known = describe(kind)
     given: dict[tuple[str, str], _Given] = {}
@@ -188,6 +190,8 @@ def load(
             if section_name in table_names:
                 listed[section_name] = (_inline(text, section_name, variable), variable)
             continue  # TIERSTORE_ENDPOINT, TIERSTORE_TOKEN and the like are not settings
+        if section_name not in section_names and section_name in elsewhere:
+            continue
         if section_name not in section_names:
             raise ConfigError(_unknown(variable, f"[{section_name}]", section_name, section_names))
         note(section_name, name, text, variable)

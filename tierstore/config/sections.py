@@ -7,10 +7,17 @@ reason; every time that a daemon waits is one of [timers].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from tierstore.config.load import Rate, Seconds, Size, secret, setting
 from tierstore.units import GIB, KIB, MIB
+
+#: The sections of all daemons (a test compares), so that one environment may serve them all.
+SECTIONS: Final = frozenset(
+    {"listen", "limits", "timers", "log", "telemetry", "auth", "membership", "background"}
+    | {"catalog", "placement", "duties", "root"}
+    | {"devices", "chunks", "upkeep"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,179 @@
+"""One child process: started on an inherited socket, watched, started again when it dies, stopped in order.
+
+Invariants. At most one process of a child is wanted at any time (one may be ending beside it when `overlaps`). A child
+never outlives the supervisor: the kernel kills it when its parent dies (PR_SET_PDEATHSIG). The command line is the same
+after every restart, because the socket stays open in the supervisor under the same number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Final
+
+from tierstore.telemetry.log import get_logger
+
+log = get_logger("up.child")
+
+BACKOFF_SECONDS_MIN: Final = 0.2
+BACKOFF_SECONDS_MAX: Final = 10.0
+#: A child that lived that long starts its next back-off from the beginning.
+STEADY_SECONDS: Final = 30.0
+#: SIGTERM asks a daemon to drain; what is still there after this time is killed.
+STOP_SECONDS: Final = 20.0
+LOG_BYTES_MAX: Final = 16 << 20
+
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What runs in the child between fork and exec: tie its life to the supervisor's."""
+
+    def tie() -> None:
+        if _libc is not None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)             # the supervisor died between fork and prctl: nobody would ever stop us
+
+    return tie
+
+
+class Child:
+    """Use start(), restart(), stop(); `is_alive`, `pid`, `deaths` tell how it is. Event loop only."""
+
+    def __init__(self, name: str, argv: list[str], fd: int, log_file: Path, *, keep: bool, overlaps: bool) -> None:
+        self.name = name
+        self.argv = argv
+        self.deaths = 0                     # how often it ended without being asked to
+        self.pid = 0
+        self._fd = fd
+        self._log_file = log_file
+        self._keep = keep
+        self._overlaps = overlaps
+        self._wanted = False
+        self._backoff = BACKOFF_SECONDS_MIN
+        self._started_at = 0.0
+        self._ends: dict[int, asyncio.Future[int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_alive(self) -> bool:
+        return self.pid in self._ends and not self._ends[self.pid].done()
+
+    def start(self) -> None:
+        self._wanted = True
+        self._spawn()
+
+    def _spawn(self) -> None:
+        if self._log_file.exists() and self._log_file.stat().st_size > LOG_BYTES_MAX:
+            self._log_file.replace(self._log_file.with_suffix(".old"))
+        with open(self._log_file, "ab") as output:
+            # Spawned from the main thread, on purpose: the kernel's tie is to the thread that forked.
+            process = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(self._fd,),
+                process_group=0,
+                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  # no threads run here, and `tie` only makes two system calls
+            )  # fmt: skip
+        self.pid = process.pid
+        self._started_at = time.monotonic()
+        ended = asyncio.get_running_loop().create_future()
+        self._ends[process.pid] = ended
+        self._watch(process, ended)
+        log.debug("started", name=self.name, pid=process.pid)
+
+    def _watch(self, process: subprocess.Popen[bytes], ended: asyncio.Future[int]) -> None:
+        """A process descriptor becomes readable when its process ends: no thread, no SIGCHLD."""
+        loop = asyncio.get_running_loop()
+        descriptor = os.pidfd_open(process.pid)
+
+        def reap() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            status = process.wait()
+            self._ends.pop(process.pid, None)
+            if not ended.done():
+                ended.set_result(status)
+            if self._wanted and process.pid == self.pid:
+                self._died(status)
+
+        loop.add_reader(descriptor, reap)
+
+    def _died(self, status: int) -> None:
+        self.deaths += 1
+        reason = signal.Signals(-status).name if status < 0 else f"exit {status}"
+        log.warning("ended unasked", name=self.name, pid=self.pid, reason=reason, log=self._log_file)
+        if not self._keep:
+            return
+        if time.monotonic() - self._started_at > STEADY_SECONDS:
+            self._backoff = BACKOFF_SECONDS_MIN
+        wait, self._backoff = self._backoff, min(self._backoff * 2, BACKOFF_SECONDS_MAX)
+        self._own(self._again(wait))
+
+    async def _again(self, wait: float) -> None:
+        await asyncio.sleep(wait)
+        if self._wanted and not self.is_alive:
+            self._spawn()
+            log.info("started again", name=self.name, pid=self.pid, after_seconds=wait)
+
+    def _own(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def restart(self) -> None:
+        """A planned restart: ask the old one to drain and end, start a new one on the same socket.
+
+        Connections wait in the socket's queue meanwhile, so nobody is refused. A stateless child is started beside the
+        old one, which only finishes what it has; any other is started when the old one has ended."""
+        self._wanted = False        # its end is asked for: no restart of its own, no death counted
+        old = self.pid
+        ended = self._end(old)
+        if self._overlaps:
+            self._own(ended)
+        else:
+            await ended
+        self._backoff = BACKOFF_SECONDS_MIN
+        self._wanted = True
+        self._spawn()
+
+    async def stop(self) -> None:
+        """End it: SIGTERM, and SIGKILL after STOP_SECONDS. Also whatever is still ending from a restart."""
+        self._wanted = False
+        await asyncio.gather(*(self._end(pid) for pid in list(self._ends)))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end(self, pid: int) -> None:
+        ended = self._ends.get(pid)
+        if ended is None:
+            return
+        _signal(pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.shield(ended)
+        except TimeoutError:
+            log.warning("killed: it did not drain in time", name=self.name, pid=pid, seconds=STOP_SECONDS)
+            _signal(pid, signal.SIGKILL)
+            await ended
+
+    def log_tail(self, size: int = 2000) -> str:
+        try:
+            return self._log_file.read_bytes()[-size:].decode(errors="replace")
+        except OSError:
+            return ""
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass        # it ended by itself; its watcher has seen or will see it

@@ -1,0 +1,71 @@
+"""The random credentials of a cluster that `up` made: created once, kept in DATA/keys, one file each, mode 0600.
+
+There are no default credentials anywhere: a data directory without keys gets new ones, one with keys keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tierstore.auth.access import user_token
+from tierstore.errors import ConfigError
+
+#: boto3 and the AWS tools sign for it unless told otherwise.
+REGION: Final = "us-east-1"
+_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """access_key, secret_key: for signed requests; token: bearer token of the same key (role admin);
+    join_token: lets daemons join. `directory` holds a file for each."""
+
+    directory: Path
+    access_key: str
+    secret_key: str
+    token: str
+    join_token: str
+
+    def file(self, name: str) -> str:
+        return str(self.directory / name)
+
+
+def load_or_create(directory: Path) -> Keys:
+    """The keys in `directory`, made if it does not exist. Raises ConfigError when some are missing."""
+    names = ("access_key", "secret_key", "token", "join_token")
+    if not directory.exists():
+        access = "TS" + "".join(secrets.choice(_ALPHABET) for _ in range(18))
+        values = {
+            "access_key": access,
+            "secret_key": secrets.token_urlsafe(30),
+            "token": user_token(access, secrets.token_bytes(24)),
+            "join_token": secrets.token_urlsafe(24),
+        }
+        # All or none: written beside and renamed, so that a crash leaves no half set.
+        staged = directory.with_name(f"{directory.name}.new")
+        staged.mkdir(mode=0o700, exist_ok=True)
+        for name, value in values.items():
+            write_private(staged / name, value + "\n")
+        staged.rename(directory)
+    try:
+        found = {name: (directory / name).read_text().strip() for name in names}
+    except OSError as error:
+        detail = f"{error.filename} cannot be read ({error.strerror}); restore it, or use another --data"
+        raise ConfigError(detail) from None
+    return Keys(directory=directory, **found)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file by `text`, mode 0600, whole or not at all, synced."""
+    staged = path.with_name(f".{path.name}.new")
+    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        os.fchmod(fd, 0o600)
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    staged.replace(path)

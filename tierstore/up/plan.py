@@ -1,0 +1,161 @@
+"""What `up` will start: processes, ports, directories, settings. Pure: reads and writes nothing.
+
+Ports: metadata B, object servers B+11, B+12, ..., gateway B+80; site k adds 100 (k-1). Every process gets a settings
+file of its own; secrets stand in it only as paths of files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tierstore.errors import ConfigError
+from tierstore.units import MIB
+from tierstore.up.keys import Keys
+
+SERVERS_MAX: Final = 60         # the ports between B+11 and B+80
+HOST: Final = "127.0.0.1"
+#: A dead server's chunks are copied elsewhere after this time: short, as nobody repairs a laptop's object server.
+REPAIR_GRACE_SECONDS: Final = 20.0
+_SSD_SHARE: Final = 0.2
+_SPACE_SHARE: Final = 0.9       # of the free space is given to the devices
+_DEVICE_BYTES_MIN: Final = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for on the command line. servers, copies: None means as before, or the default."""
+
+    data: Path
+    servers: int | None = None
+    sites: int = 1
+    copies: int | None = None
+    port_base: int = 7400
+    database_url: str = ""
+    ready_file: Path | None = None
+    restart: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a data directory was made with; kept in DATA/cluster.json, so that `up` continues with it."""
+
+    servers: int
+    copies: int
+    device_bytes: dict[str, int]    # tier -> capacity of each device of that tier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedDevice:
+    name: str
+    tier: str
+    path: str
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedProcess:
+    """One child. settings: the tree of its TOML file. overlaps: a new one may start before the old one has ended."""
+
+    role: str                       # metadata | objectd | gateway
+    name: str
+    port: int
+    settings: Mapping[str, Any]
+    arguments: tuple[str, ...]      # behind the interpreter; the supervisor adds --config and --fd
+    devices: tuple[PlannedDevice, ...] = ()
+    overlaps: bool = False
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def argv(self, config: Path, fd: int) -> list[str]:
+        return [sys.executable, *self.arguments, "--config", str(config), "--fd", str(fd)]
+
+
+def shape(options: Options, before: Shape | None, free_bytes: int) -> Shape:
+    """The shape to run with. Raises ConfigError when the options cannot be met or would lose data."""
+    servers = options.servers or (before.servers if before else 3)
+    copies = options.copies or (before.copies if before else 2)
+    if options.sites != 1:
+        raise ConfigError("--sites: replication between sites is not there yet; run one site (--sites 1)")
+    if not 1 <= servers <= SERVERS_MAX:
+        raise ConfigError(f"--servers must be 1..{SERVERS_MAX}, not {servers}")
+    if not 1 <= copies <= servers:
+        raise ConfigError(f"--copies {copies} needs at least {copies} servers, there are {servers}: raise --servers")
+    if before and servers < before.servers:
+        raise ConfigError(
+            f"{options.data} has {before.servers} object servers with data on them: "
+            f"run with --servers {before.servers}, or drain one first (tierstore admin drain)"
+        )
+    if not 1024 <= options.port_base <= 65_000:
+        raise ConfigError(f"--port-base must be 1024..65000, not {options.port_base}")
+    if before:
+        return Shape(servers=servers, copies=copies, device_bytes=before.device_bytes)
+    share = free_bytes * _SPACE_SHARE / servers
+    if share * _SSD_SHARE < _DEVICE_BYTES_MIN:
+        raise ConfigError(f"{options.data} has {free_bytes / MIB:.0f} MiB free space: too little for {servers} servers")
+    return Shape(
+        servers=servers,
+        copies=copies,
+        device_bytes={"ssd": int(share * _SSD_SHARE) // MIB * MIB, "hdd": int(share * (1 - _SSD_SHARE)) // MIB * MIB},
+    )
+
+
+def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]:
+    """The processes of the cluster, metadata first."""
+    base, data = options.port_base, options.data
+    metadata_url = f"http://{HOST}:{base}"
+    join = {"auth": {"join_token_file": keys.file("join_token")}}
+
+    def listen(port: int) -> dict[str, Any]:
+        return {"listen": {"host": HOST, "port": port, "advertise": f"http://{HOST}:{port}"}}
+
+    def membership(name: str) -> dict[str, Any]:
+        return {"membership": {"metadata": [metadata_url], "name": name, "data": str(data / name / "state")}}
+
+    catalog: dict[str, Any] = {"data": str(data / "metadata")}
+    if options.database_url:
+        catalog["url"] = options.database_url
+    planned = [
+        PlannedProcess(
+            role="metadata", name="metadata1", port=base, arguments=("-m", "metadata", "serve"),
+            settings={
+                **listen(base),
+                "catalog": catalog,
+                "placement": {"site": "site1", "copies": what.copies},
+                "timers": {"repair_grace": REPAIR_GRACE_SECONDS},
+                "root": {
+                    "access_key": keys.access_key,
+                    "secret_key_file": keys.file("secret_key"),
+                    "token_file": keys.file("token"),
+                },
+                **join,
+            },
+        )
+    ]  # fmt: skip
+    for number in range(1, what.servers + 1):
+        name, port = f"objectd{number}", base + 10 + number
+        devices = tuple(
+            PlannedDevice(name=f"{name}-{tier}", tier=tier, path=str(data / name / tier), capacity_bytes=size)
+            for tier, size in what.device_bytes.items()
+        )
+        planned.append(
+            PlannedProcess(
+                role="objectd", name=name, port=port, arguments=("-m", "objectd"), devices=devices,
+                settings={
+                    **listen(port), **membership(name), **join,
+                    "devices": [{"path": d.path, "tier": d.tier, "capacity": d.capacity_bytes} for d in devices],
+                },
+            )
+        )  # fmt: skip
+    planned.append(
+        PlannedProcess(
+            role="gateway", name="gateway1", port=base + 80, arguments=("-m", "tierstore.gateway"), overlaps=True,
+            settings={**listen(base + 80), **membership("gateway1"), **join},
+        )
+    )  # fmt: skip
+    return planned
