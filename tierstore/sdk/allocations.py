@@ -1,0 +1,161 @@
+"""Allocations held ahead: room for chunks, with write tickets, asked for in batches before it is needed.
+
+Owns, per placement class, a queue of single-chunk allocations (each a new upload). A PUT takes one without waiting;
+the queue is topped up in the background when it falls below half of what was used since the last time. Unused ones
+simply expire: an allocation is no row in the catalog.
+
+Invariant: nothing is handed out that expires within EXPIRY_MARGIN_MS, or whose targets include a server that the
+cluster map no longer calls up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from tierstore.sdk.limits import StoreLimits
+from tierstore.transport.metadata_client import MetadataClient
+from tierstore.wire.cluster import ClusterMap
+from tierstore.wire.names import AllocateItem, Allocation
+
+#: Time left that a chunk needs to be sent under its ticket.
+EXPIRY_MARGIN_MS: Final = 30_000
+#: Refills that one taker waits for while others empty them, before it asks for itself.
+_REFILLS_AWAITED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementClass:
+    """What decides where a chunk may go. tiers: of its home copies, in order of preference; chunk_bytes: where bodies
+    are cut."""
+
+    tiers: tuple[str, ...]
+    copies: int
+    chunk_bytes: int
+
+
+@dataclass(slots=True)
+class _Stock:
+    ready: deque[Allocation] = field(default_factory=deque)
+    used: int = 0                                   # since the last refill: how much is asked for next time
+    refill: asyncio.Task[None] | None = None
+
+
+class AllocationPool:
+    """One per Store. Bounded by `allocations_ahead_max` per class; there are as many classes as policy rules."""
+
+    def __init__(self, client: MetadataClient, limits: StoreLimits) -> None:
+        self._client = client
+        self.limits = limits
+        self._stocks: dict[PlacementClass, _Stock] = {}
+        client.on_map_change.append(self._learn)
+
+    def take_ready(self, placement: PlacementClass) -> Allocation | None:
+        """One allocation if there is one at hand; starts a refill when few are left."""
+        stock = self._stocks.get(placement)
+        if stock is None:
+            stock = self._stocks[placement] = _Stock()
+        stock.used += 1
+        found: Allocation | None = None
+        while stock.ready:
+            allocation = stock.ready.popleft()
+            if not self.is_stale(allocation):
+                found = allocation
+                break
+        if len(stock.ready) <= self._wanted(stock) // 2 and (stock.refill is None or stock.refill.done()):
+            stock.refill = asyncio.get_running_loop().create_task(self._refill(placement, stock))
+            stock.refill.add_done_callback(_retrieve)
+        return found
+
+    async def take(self, placement: PlacementClass) -> Allocation:
+        """One allocation, waiting for metadata if none is at hand. Raises UnavailableError, CapacityError."""
+        for _ in range(_REFILLS_AWAITED):
+            found = self.take_ready(placement)
+            if found is not None:
+                return found
+            refill = self._stocks[placement].refill
+            assert refill is not None
+            # others wait for the same refill: a waiter that gives up must not cancel it for them
+            await asyncio.shield(refill)
+        item = AllocateItem(list(placement.tiers), placement.copies, chunk_bytes_max=placement.chunk_bytes)
+        return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations[0]
+
+    async def take_more(
+        self, placement: PlacementClass, upload: bytes, first_index: int, count: int,
+        *, copies: int | None = None, exclude: list[int] | None = None,
+    ) -> list[Allocation]:  # fmt: skip
+        """Room for further chunks of an upload, or for a chunk whose targets failed (exclude)."""
+        item = AllocateItem(
+            list(placement.tiers), copies or placement.copies, count, upload, first_index,
+            placement.chunk_bytes, exclude_servers=exclude or [],
+        )  # fmt: skip
+        return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations
+
+    def is_stale(self, allocation: Allocation) -> bool:
+        return allocation.expires_at_ms <= self._client.catalog_ms() + EXPIRY_MARGIN_MS
+
+    def _wanted(self, stock: _Stock) -> int:
+        return min(max(stock.used * 2, self.limits.allocations_ahead_min), self.limits.allocations_ahead_max)
+
+    async def _refill(self, placement: PlacementClass, stock: _Stock) -> None:
+        count = self._wanted(stock) - len(stock.ready)
+        stock.used = 0
+        item = AllocateItem(
+            list(placement.tiers), placement.copies, count, chunk_bytes_max=placement.chunk_bytes
+        )
+        result = await self._client.allocate(item, seconds=self.limits.request_seconds)
+        stock.ready.extend(result.allocations)
+
+    def _learn(self, fresh: ClusterMap) -> None:
+        """A server left: drop what would be written to it."""
+        up = {server.id for server in fresh.servers if server.state == "up"}
+        for stock in self._stocks.values():
+            kept = [a for a in stock.ready if all(target.server in up for target in a.targets)]
+            if len(kept) != len(stock.ready):
+                stock.ready = deque(kept)
+
+    async def close(self) -> None:
+        tasks = [stock.refill for stock in self._stocks.values() if stock.refill is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class UploadRooms:
+    """The allocations of one upload, chunk by chunk: the first from the stock, further ones of the same upload a few
+    ahead. `size`: of the whole body, None when it is not known."""
+
+    def __init__(self, pool: AllocationPool, placement: PlacementClass, size: int | None) -> None:
+        self._pool = pool
+        self._placement = placement
+        self._size = size
+        self._held: dict[int, Allocation] = {}
+        # first come, first served: chunk 0, whose allocation names the upload, is asked for before all others
+        self._lock = asyncio.Lock()
+        self.upload = b""
+
+    async def of(self, index: int) -> Allocation:
+        """Room for chunk number `index`. Raises UnavailableError, CapacityError."""
+        async with self._lock:
+            if not self.upload:
+                assert index == 0, "chunks are stored in order"
+                allocation = await self._pool.take(self._placement)
+                self.upload = allocation.upload
+                return allocation
+            held = self._held.pop(index, None)
+            if held is not None and not self._pool.is_stale(held):
+                return held
+            count = self._pool.limits.chunks_allocated_ahead
+            if self._size is not None:
+                count = min(count, -(-self._size // self._placement.chunk_bytes) - index)
+            found = await self._pool.take_more(self._placement, self.upload, index, max(count, 1))
+            self._held.update((allocation.index, allocation) for allocation in found)
+            return self._held.pop(index)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """A background refill that failed is no error by itself: the next take asks again and hears why."""
+    if not task.cancelled():
+        task.exception()

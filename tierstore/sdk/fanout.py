@@ -1,0 +1,181 @@
+"""One whole chunk to `copies` object servers at the same time, with spares for those that fail.
+
+Owns the tasks that send and the choice of targets; all tasks have ended when `run` returns or raises. The chunk stays
+in the caller's memory until then, so a spare gets the same bytes (docs/adr/0060): nothing is read back from a server.
+
+Invariants: the receipts returned are of `copies` different servers; fewer is an error and nothing becomes visible
+(chunks that were stored are collected as orphans); a slow server holds up only its own task: each sends from the
+shared buffer under its own back-pressure.
+
+Cost: per copy one task, one connection from the pool, no copy of the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from tierstore.checksum import combine_sums, sums_of
+from tierstore.errors import CapacityError, TierstoreError, UnavailableError
+from tierstore.names import UploadId, chunk_id
+from tierstore.wire.names import Allocation, CommitChunk, Target
+
+if TYPE_CHECKING:
+    from tierstore.sdk.put import PutParts
+
+_ONE_SUM = struct.Struct("<I")
+
+
+def name_hint(bucket: str, key: str) -> bytes:
+    """The percent-encoded bucket/key that is stored beside a chunk, for `metadata rebuild` only."""
+    return quote(f"{bucket}/{key}", safe="/").encode("ascii")
+
+
+class ChunkFanout:
+    """Store one chunk. `data` must not change until run() has ended."""
+
+    def __init__(
+        self, parts: PutParts, allocation: Allocation, *, data: memoryview, name: bytes,
+    ) -> None:  # fmt: skip
+        self._parts = parts
+        self._limits = parts.limits
+        self._allocation = allocation
+        self._data = data
+        self._name = name
+        self._copies = parts.placement.copies
+        self._sums = sums_of(data)
+        self.crc32c = _ONE_SUM.unpack(self._sums)[0] if len(self._sums) == 4 else combine_sums(self._sums, len(data))
+        self._loop = asyncio.get_running_loop()
+        self._settled: asyncio.Future[None] = self._loop.create_future()
+        self._candidates: deque[Target] = deque(self._in_order(allocation))
+        self._used: set[int] = set()
+        self._running: dict[asyncio.Task[bytes], Target] = {}
+        self._receipts: list[bytes] = []
+        self._failures: list[TierstoreError] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        #: True when no send was cut off: nobody looks at `data` any more.
+        self.is_quiet = True
+        #: Tier of the first copy that was stored.
+        self.tier = ""
+
+    def _in_order(self, allocation: Allocation) -> list[Target]:
+        targets = [*allocation.targets, *allocation.spares]
+        servers = self._parts.servers
+        if servers.has_suspects:
+            targets.sort(key=lambda target: servers.is_suspect(target.server))
+        return targets
+
+    async def run(self) -> CommitChunk:
+        """Send, and return what the commit needs. Raises UnavailableError(not-enough-servers), CapacityError."""
+        try:
+            for _ in range(self._copies):
+                self._start_next()
+            await self._settled
+        finally:
+            self._stop()
+        return CommitChunk(
+            id=chunk_id(UploadId(self._allocation.upload), self._allocation.index),
+            chunk_bytes=len(self._data), crc32c=self.crc32c, receipts=self._receipts,
+        )  # fmt: skip
+
+    def _start_next(self) -> None:
+        """Give the chunk to one more server: a candidate, else one that metadata still finds."""
+        while self._candidates:
+            target = self._candidates.popleft()
+            if target.server not in self._used:
+                self._used.add(target.server)
+                task = self._loop.create_task(self._send(target))
+                self._running[task] = target
+                task.add_done_callback(self._sent)
+                return
+        if self._asking is None and len(self._failures) <= self._limits.chunk_attempts_max:
+            self._asking = self._loop.create_task(self._ask_for_more())
+        elif self._asking is None:
+            self._settle_if_hopeless()
+
+    async def _send(self, target: Target) -> bytes:
+        limits = self._limits
+        url = await self._parts.servers.url(target.server)
+        return await self._parts.objects.put_chunk(
+            url, target.ticket, index=self._allocation.index, name=self._name, data=self._data, sums=self._sums,
+            seconds=limits.chunk_store_seconds + len(self._data) / limits.chunk_store_bytes_per_second,
+        )  # fmt: skip
+
+    def _sent(self, task: asyncio.Task[bytes]) -> None:
+        target = self._running.pop(task, None)
+        if target is None or self._settled.done():
+            if not task.cancelled():
+                task.exception()
+            return
+        if task.cancelled():
+            self._settled.cancel()
+            return
+        error = task.exception()
+        if error is None:
+            self._receipts.append(task.result())
+            self.tier = self.tier or target.tier
+            if len(self._receipts) == self._copies:
+                self._settled.set_result(None)
+            elif self._timer is None and len(self._receipts) + 1 == self._copies:
+                self._timer = self._loop.call_later(self._limits.straggler_seconds, self._help_straggler)
+        elif isinstance(error, TierstoreError):
+            if isinstance(error, UnavailableError):
+                self._parts.servers.note_failure(target.server)
+            self._failures.append(error)
+            self._start_next()
+        else:
+            self._settled.set_exception(error)
+
+    def _help_straggler(self) -> None:
+        """All others have finished long ago: let a spare race the last one. The first receipt counts."""
+        if not self._settled.done() and self._running and self._candidates:
+            for target in self._running.values():
+                self._parts.servers.note_failure(target.server)
+            self._start_next()
+
+    async def _ask_for_more(self) -> None:
+        """The spares are used up: ask metadata for other servers, for the same chunk id."""
+        a = self._allocation
+        missing = self._copies - len(self._receipts) - len(self._running)
+        try:
+            more = await self._parts.allocations.take_more(
+                self._parts.placement, a.upload, a.index, 1, copies=max(missing, 1), exclude=sorted(self._used)
+            )
+            for allocation in more:
+                self._candidates.extend([*allocation.targets, *allocation.spares])
+        except TierstoreError as error:
+            self._failures.append(error)
+        self._asking = None
+        if self._settled.done():
+            return
+        if self._candidates:
+            for _ in range(max(missing, 1)):
+                self._start_next()
+        else:
+            self._settle_if_hopeless()
+
+    def _settle_if_hopeless(self) -> None:
+        """Raise when what runs cannot make up the copies any more and nobody else can be asked."""
+        if self._settled.done() or len(self._receipts) + len(self._running) >= self._copies:
+            return
+        if self._failures and all(isinstance(failure, CapacityError) for failure in self._failures):
+            self._settled.set_exception(CapacityError(self._failures[-1].detail, code=self._failures[-1].code))
+            return
+        why = "; ".join(sorted({str(failure) for failure in self._failures})) or "no server is left"
+        self._settled.set_exception(UnavailableError(
+            f"{len(self._receipts)} of {self._copies} copies could be stored: {why}", code="not-enough-servers",
+        ))  # fmt: skip
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+        for task in self._running:
+            self.is_quiet = False
+            task.cancel()
+        self._running.clear()

@@ -1,0 +1,40 @@
+"""The bounds of the walks: every queue, buffer and wait of the SDK has its number here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tierstore.units import KIB, MIB
+
+#: A chunk of up to this many bytes is read and written in one piece (it lies in a segment, not in a file of its own).
+SMALL_BYTES: Final = 256 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """Seconds are per step unless the name says otherwise.
+
+    buffer_bytes_max: bodies of uploads held in memory, of all uploads of this Store together; an upload waits for its
+    share. chunks_in_flight_max: whole chunks of one upload that are on their way to servers while the next one fills.
+    """
+
+    buffer_bytes_max: int = 256 * MIB
+    chunks_in_flight_max: int = 2
+    chunks_allocated_ahead: int = 8
+    allocations_ahead_min: int = 16
+    allocations_ahead_max: int = 512
+    chunk_attempts_max: int = 6            # servers tried for one chunk, beyond its copies
+    commit_attempts_max: int = 3           # whole small PUTs repeated because a server left between store and commit
+    chunk_store_seconds: float = 10.0      # plus one second for each chunk_store_bytes_per_second
+    chunk_store_bytes_per_second: int = 4 * MIB
+    straggler_seconds: float = 1.5         # after the others finished, before a spare is given the chunk too
+    request_seconds: float = 15.0          # lookup, allocate, commit, list: all attempts together
+    lookup_chunks_ahead: int = 256
+    first_byte_seconds: float = 10.0       # all replicas and hedges together
+    stall_seconds: float = 3.0             # silence after which a read moves to the next replica
+    hedge_seconds_min: float = 0.05
+    hedge_seconds_max: float = 0.5
+    read_rounds_max: int = 3               # times all replicas of a chunk are tried, with fresh tickets
+    suspect_seconds: float = 2.0           # a server that failed is asked last for so long
+    renew_seconds: float = 120.0           # how often a long upload or read renews its lease

@@ -1,0 +1,374 @@
+"""The store as a program sees it: put, get, list and the rest, async. The gateway is a user of it.
+
+Owns the parts of the walks (metadata client, object client, server book, allocations, memory budget) and their life.
+`Store(...)` takes them built; `connect` builds them for a client that has an endpoint and a token. Reads and writes
+go straight to the object servers; names go to metadata in batches.
+
+All methods raise the errors of tierstore.errors. Puts are durable on N+1 servers when they return. A call may be
+cancelled: nothing becomes visible by a cancelled put (unless its commit was already on the way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Final
+
+from tierstore.checksum import crc_of, encode_crc
+from tierstore.clock import Clock
+from tierstore.errors import ChecksumMismatch, ConflictError, PreconditionFailed, RangeNotSatisfiable, RequestError
+from tierstore.names import check_bucket_name, check_key, check_user_meta
+from tierstore.sdk.allocations import AllocationPool, PlacementClass
+from tierstore.sdk.budget import BufferBudget
+from tierstore.sdk.fanout import ChunkFanout, name_hint
+from tierstore.sdk.get import GetParts, GetWalk
+from tierstore.sdk.limits import SMALL_BYTES, StoreLimits
+from tierstore.sdk.placement import Placer
+from tierstore.sdk.put import Buffer, PutParts, PutWalk, etag_crc32c, native_etag
+from tierstore.sdk.servers import ServerBook
+from tierstore.transport.metadata_client import MetadataClient
+from tierstore.transport.object_client import ObjectClient
+from tierstore.wire.names import (
+    AllocateItem,
+    CommitChunk,
+    CommitResult,
+    Condition,
+    Copy,
+    Delete,
+    ListEntry,
+    ListItem,
+    ListResult,
+    LookupItem,
+    LookupResult,
+    ObjectMeta,
+    Put,
+    SetMeta,
+)
+
+#: Codes of a commit that was refused because a server left between store and commit (rule 11): store elsewhere.
+STALE_RECEIPT_CODES: Final = frozenset({"receipt-refused", "stale-receipt", "device-left", "upload-lapsed"})
+_NO_META: Final = ObjectMeta()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object without its bytes. checksum_crc32c: S3's base64 form, "" if none is kept. tier: of the first byte, ""
+    if not known."""
+
+    bucket: str
+    key: str
+    size: int
+    etag: str
+    version: int
+    created_at_ms: int
+    content_type: str = ""
+    user_meta: dict[str, str] = field(default_factory=dict)
+    checksum_crc32c: str = ""
+    tier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PutInfo:
+    """What a put made."""
+
+    version: int
+    etag: str
+    size: int
+    crc32c: int
+    tier: str
+    created_at_ms: int
+
+
+class ObjectReader:
+    """An object being read: `info`, then the bytes, once. Use as an async context manager, or close() it."""
+
+    def __init__(self, info: ObjectInfo, walk: GetWalk, first: int, length: int) -> None:
+        self.info = info
+        self.first = first
+        self.length = length
+        self._walk = walk
+
+    async def next_piece(self) -> memoryview:
+        """The next verified bytes; valid until the next call; empty at the end."""
+        return await self._walk.next_piece()
+
+    async def read(self) -> bytes:
+        """All the bytes asked for. Memory: their length."""
+        out = bytearray()
+        while piece := await self._walk.next_piece():
+            out += piece
+        return bytes(out)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self._walk.next_piece():
+            yield bytes(piece)
+
+    async def close(self) -> None:
+        await self._walk.close()
+
+    async def __aenter__(self) -> ObjectReader:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:  # fmt: skip
+        await self.close()
+
+
+class Store:
+    """Objects of one cluster. One per process and credential; safe for any number of tasks of one event loop."""
+
+    def __init__(
+        self, client: MetadataClient, objects: ObjectClient, *, clock: Clock, limits: StoreLimits | None = None,
+    ) -> None:  # fmt: skip
+        self.limits = limits or StoreLimits()
+        self.client = client
+        self._objects = objects
+        self._clock = clock
+        self._servers = ServerBook(client, clock, self.limits)
+        self._allocations = AllocationPool(client, self.limits)
+        self._placer = Placer(client, clock)
+        self.budget = BufferBudget(self.limits.buffer_bytes_max)
+        self._get_parts = GetParts(client, objects, self._servers, self.limits, clock)
+        self._put_parts: dict[PlacementClass, PutParts] = {}
+
+    async def open(self) -> Store:
+        """Fetch the cluster map. Raises UnavailableError when metadata cannot be reached."""
+        await self.client.cluster_map()
+        return self
+
+    async def close(self) -> None:
+        await self._allocations.close()
+        await self.client.close()
+
+    async def __aenter__(self) -> Store:
+        return await self.open()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:  # fmt: skip
+        await self.close()
+
+    # -- put ------------------------------------------------------------------------------------------------
+    async def put(
+        self, bucket: str, key: str, body: Buffer | AsyncIterable[Buffer], *, size: int | None = None,
+        content_type: str = "", user_meta: dict[str, str] | None = None, condition: Condition | None = None,
+        crc32c: int | None = None, access: str = "",
+    ) -> PutInfo:  # fmt: skip
+        """Store an object. Durable on N+1 servers and in the catalog when it returns; atomic: all or nothing.
+
+        size: of an iterable body, when it is known. crc32c: what the body must have. condition: if_match and
+        if_none_match as in HTTP. Raises PreconditionFailed, ChecksumMismatch, NotFound(no-such-bucket), ..."""
+        check_bucket_name(bucket)
+        check_key(key)
+        meta = make_meta(content_type, user_meta)
+        if not isinstance(body, AsyncIterable):
+            if len(body) <= SMALL_BYTES:
+                return await self.put_small(
+                    bucket, key, body, meta=meta, condition=condition, crc32c=crc32c, access=access
+                )
+            size = len(body)
+        walk = self.put_walk(bucket, key, size=size, access=access)
+        try:
+            if isinstance(body, AsyncIterable):
+                async for piece in body:
+                    if not walk.push(piece):
+                        await walk.has_room()
+            else:
+                view = memoryview(body).cast("B")
+                step = self._put_parts_of(bucket, key, size).placement.chunk_bytes
+                for at in range(0, len(view), step):
+                    if not walk.push(view[at : at + step]):
+                        await walk.has_room()
+            result = await walk.finish(meta=meta, condition=condition, crc32c=crc32c)
+            return PutInfo(
+                result.version, result.etag, walk.size, walk.crc32c(), walk.tier, result.created_at_ms
+            )
+        finally:
+            await walk.abort()
+
+    async def put_small(
+        self, bucket: str, key: str, body: Buffer, *, meta: ObjectMeta | None = None,
+        condition: Condition | None = None, crc32c: int | None = None, etag: str = "", access: str = "",
+    ) -> PutInfo:  # fmt: skip
+        """A body of one chunk, in memory: as few steps as possible. The names are checked by the caller."""
+        whole = crc_of(body)
+        if crc32c is not None and crc32c != whole:
+            raise ChecksumMismatch(
+                f"the body's CRC32C is {encode_crc(whole)}, the request says {encode_crc(crc32c)}; nothing was stored"
+            )
+        parts = self._put_parts_of(bucket, key, len(body))
+        for attempt in range(self.limits.commit_attempts_max):
+            chunks: list[CommitChunk] = []
+            tier = ""
+            if len(body):
+                allocation = self._allocations.take_ready(parts.placement)
+                if allocation is None:
+                    allocation = await self._allocations.take(parts.placement)
+                fanout = ChunkFanout(parts, allocation, data=memoryview(body), name=name_hint(bucket, key))
+                chunks.append(await fanout.run())
+                tier = fanout.tier
+            operation = self.client.new_operation()
+            put = Put(
+                bucket, key, len(body), etag or native_etag(whole, len(body), operation), chunks, meta, condition
+            )
+            try:
+                result = await self.client.commit(
+                    put, access=access, operation=operation, seconds=self.limits.request_seconds
+                )
+            except ConflictError as error:
+                if error.code not in STALE_RECEIPT_CODES or attempt + 1 == self.limits.commit_attempts_max:
+                    raise
+                self.client.refresh_map()
+                continue
+            return PutInfo(result.version, result.etag or put.etag, len(body), whole, tier, result.created_at_ms)
+        raise AssertionError("the loop returns or raises")
+
+    def put_walk(self, bucket: str, key: str, *, size: int | None, access: str = "") -> PutWalk:
+        """An upload into which bytes are pushed (see PutWalk); always finish() or abort() it."""
+        return PutWalk(self._put_parts_of(bucket, key, size), bucket, key, size=size, access=access)
+
+    def _put_parts_of(self, bucket: str, key: str, size: int | None) -> PutParts:
+        placement = self._placer.class_of(bucket, key, size)
+        parts = self._put_parts.get(placement)
+        if parts is None:
+            parts = self._put_parts[placement] = PutParts(
+                self.client, self._objects, self._servers, self._allocations, self.budget, self.limits, placement
+            )
+        return parts
+
+    # -- get ------------------------------------------------------------------------------------------------
+    async def find(
+        self, bucket: str, key: str, *, version: int = 0, first: int = 0, length: int = -1, access: str = "",
+        want_chunks: bool = True,
+    ) -> LookupResult:  # fmt: skip
+        """Look a name up, with the chunks of a range. Raises NotFound, AccessDenied."""
+        item = LookupItem(bucket, key, access, version, first, length, want_chunks)
+        return await self.client.lookup(item, seconds=self.limits.request_seconds)
+
+    def read_walk(
+        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = ""
+    ) -> GetWalk:
+        """Read a range of what find() found (see GetWalk); always close() it."""
+        return GetWalk(self._get_parts, bucket, key, found, first=first, length=length, access=access)
+
+    async def get(
+        self, bucket: str, key: str, *, first: int = 0, length: int = -1, version: int = 0,
+        condition: Condition | None = None, access: str = "",
+    ) -> ObjectReader:  # fmt: skip
+        """Open an object for reading `length` bytes (-1: all) from `first`. Every byte is verified; reads move to
+        another copy by themselves. Raises NotFound, PreconditionFailed, RangeNotSatisfiable, UnavailableError."""
+        check_key(key)
+        found = await self.find(bucket, key, version=version, first=first, length=length, access=access)
+        check_condition(found, condition)
+        if first < 0 or first > found.size:
+            raise RangeNotSatisfiable(f"byte {first} of an object of {found.size} bytes", size=found.size)
+        count = found.size - first if length < 0 else min(length, found.size - first)
+        walk = self.read_walk(bucket, key, found, first=first, length=count, access=access)
+        try:
+            await walk.start()
+        except BaseException:
+            await walk.close()
+            raise
+        return ObjectReader(replace(info_of(bucket, key, found), tier=walk.tier), walk, first, count)
+
+    async def head(self, bucket: str, key: str, *, version: int = 0, access: str = "") -> ObjectInfo:
+        """An object's facts. Raises NotFound."""
+        check_key(key)
+        found = await self.find(bucket, key, version=version, access=access, first=0, length=1)
+        return info_of(bucket, key, found)
+
+    # -- names ----------------------------------------------------------------------------------------------
+    async def delete(
+        self, bucket: str, key: str, *, version: int = 0, condition: Condition | None = None, access: str = ""
+    ) -> CommitResult:
+        """Delete an object (or one version for good). Deleting what is not there succeeds: see `existed`."""
+        check_key(key)
+        mutation = Delete(bucket, key, version, condition)
+        return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
+
+    async def copy(
+        self, bucket: str, key: str, to_bucket: str, to_key: str, *, meta: ObjectMeta | None = None,
+        condition: Condition | None = None, source_condition: Condition | None = None, from_version: int = 0,
+        rename: bool = False, access: str = "",
+    ) -> CommitResult:  # fmt: skip
+        """Make to_key an object with the same bytes; no byte moves. rename: the source is gone in the same moment."""
+        check_key(key)
+        check_bucket_name(to_bucket)
+        check_key(to_key)
+        if rename and (bucket, key) == (to_bucket, to_key):
+            raise RequestError("an object cannot be renamed to its own name", code="same-name")
+        mutation = Copy(
+            to_bucket, to_key, bucket, key, from_version, meta, condition, source_condition, rename
+        )
+        return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
+
+    async def rename(self, bucket: str, key: str, to_key: str, *, access: str = "") -> CommitResult:
+        return await self.copy(bucket, key, bucket, to_key, rename=True, access=access)
+
+    async def set_meta(
+        self, bucket: str, key: str, meta: ObjectMeta, *, version: int = 0, condition: Condition | None = None,
+        access: str = "",
+    ) -> CommitResult:  # fmt: skip
+        """Replace content type, user metadata and the rest; body and version stay."""
+        check_key(key)
+        check_user_meta(meta.user_meta)
+        mutation = SetMeta(bucket, key, meta, version, condition)
+        return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
+
+    async def list_page(
+        self, bucket: str, *, prefix: str = "", delimiter: str = "", start_after: str = "", limit: int = 1000,
+        access: str = "", want_placement: bool = True,
+    ) -> ListResult:  # fmt: skip
+        """One page in key order: at most `limit` (1..10000) keys and common prefixes together."""
+        item = ListItem(bucket, prefix, delimiter, start_after, limit, access, want_placement)
+        return await self.client.list(item, seconds=self.limits.request_seconds)
+
+    async def list(
+        self, bucket: str, *, prefix: str = "", start_after: str = "", access: str = "", page: int = 1000
+    ) -> AsyncIterator[ListEntry]:
+        """All objects in key order, page by page."""
+        after: str | None = start_after
+        while after is not None:
+            result = await self.list_page(
+                bucket, prefix=prefix, start_after=after, limit=page, access=access, want_placement=False
+            )
+            for entry in result.objects:
+                yield entry
+            after = result.next_start_after
+
+    async def reserve(self) -> None:
+        """Fetch allocations of the default class, so that the first write does not wait for them."""
+        placement = self._placer.class_of("", "", None)
+        if self._allocations.take_ready(placement) is None:
+            await self.client.allocate(AllocateItem(list(placement.tiers), placement.copies))
+
+
+def make_meta(content_type: str, user_meta: dict[str, str] | None) -> ObjectMeta | None:
+    """What to keep beside the bytes; None when there is nothing. Raises RequestError(bad-user-metadata)."""
+    if not content_type and not user_meta:
+        return None
+    return ObjectMeta(content_type=content_type, user_meta=check_user_meta(user_meta or {}))
+
+
+def info_of(bucket: str, key: str, found: LookupResult) -> ObjectInfo:
+    meta = found.meta or _NO_META
+    checksum = meta.checksums.get("crc32c") or etag_crc32c(found.etag) or ""
+    tier = found.chunks[0].replicas[0].tier if found.chunks and found.chunks[0].replicas else ""
+    return ObjectInfo(
+        bucket, key, found.size, found.etag, found.version, found.created_at_ms, meta.content_type, meta.user_meta,
+        checksum, tier,
+    )  # fmt: skip
+
+
+def check_condition(found: LookupResult, condition: Condition | None) -> None:
+    """Raises PreconditionFailed unless a version that was found meets the condition."""
+    if condition is None:
+        return
+    if condition.if_match and "*" not in condition.if_match and found.etag not in condition.if_match:
+        raise PreconditionFailed(f"the object's ETag is {found.etag!r}")
+    if condition.if_none_match and ("*" in condition.if_none_match or found.etag in condition.if_none_match):
+        raise PreconditionFailed(f"the object's ETag is {found.etag!r}")
+    if condition.version and condition.version != found.version:
+        raise PreconditionFailed("the object has another version")
+
+
