@@ -300,9 +300,9 @@ def _convert(entry: Setting, value: object, source: str) -> object:
     try:
         return _converted(entry.hint, value)
     except (ConfigError, ValueError, TypeError) as error:
-        detail = error.detail if isinstance(error, ConfigError) else str(error)
-        shown = "its value" if entry.is_secret else repr(value)
-        raise ConfigError(f"{source}: {entry.path}: {detail or f'{shown} is not a {entry.kind}'}") from None
+        # What the conversion says quotes the value, which a secret's message must not.
+        detail = f"its value is not a {entry.kind}" if entry.is_secret else getattr(error, "detail", str(error))
+        raise ConfigError(f"{source}: {entry.path}: {detail}") from None
 
 
 def _converted(hint: Any, value: Any) -> object:

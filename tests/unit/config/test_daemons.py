@@ -1,0 +1,40 @@
+"""The settings of the real daemons: described, loadable, and all of them used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import metadata.config
+import objectd.config
+from tierstore.config.load import describe, load
+from tierstore.config.sections import SECTIONS, Listen
+
+DAEMONS: dict[str, type[Any]] = {"metadata": metadata.config.Settings, "objectd": objectd.config.ObjectdConfig}
+try:
+    import tierstore.gateway.config as gateway_config
+except ImportError:  # pragma: no cover
+    gateway_config = None  # type: ignore[assignment]
+else:
+    DAEMONS["gateway"] = gateway_config.GatewayConfig
+
+
+@pytest.mark.parametrize("name", DAEMONS)
+def test_a_daemon_starts_from_defaults_and_describes_every_setting(name: str) -> None:
+    """Defaults that do not load would break the first start of everybody."""
+    load(DAEMONS[name])
+    assert [entry.path for entry in describe(DAEMONS[name]) if not entry.description] == []
+
+
+def test_the_list_of_sections_is_true() -> None:
+    """A section that is missing there makes a shared environment fail."""
+    assert {entry.section for kind in DAEMONS.values() for entry in describe(kind)} == SECTIONS
+
+
+def test_the_advertised_address_is_one_that_others_can_reach() -> None:
+    """0.0.0.0 is where one listens, not where one is."""
+    assert Listen(host="0.0.0.0", port=7400).url == "http://127.0.0.1:7400"
+    assert Listen(port=7400, advertise="http://store:7400/").url == "http://store:7400"
+    with pytest.raises(ValueError, match="port"):
+        Listen(port=70_000)
