@@ -6,11 +6,16 @@ Invariant: every bound of the chunk routes and of background work that is this d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from tierstore.config.load import Rate, Seconds, Size, section, setting, tables
 from tierstore.config.sections import Auth, Background, Limits, Listen, Log, Membership, Telemetry, Timers
 from tierstore.names import Tier
 from tierstore.units import KIB, MIB
+
+#: How far the disk may be behind a streamed upload or copy (the devices are opened with it as their writers' bound),
+#: and what each holds in the account of all uploads together.
+STREAM_WINDOW_BYTES: Final = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

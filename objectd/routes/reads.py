@@ -12,7 +12,8 @@ preadv of header, sums and data 2.5, then the adapter's one write. 1 MiB: one ca
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from objectd.config import Chunks
 from objectd.heat import HeatCounter
@@ -30,7 +31,8 @@ from tierstore.ticket import NO_HEAT, read_fields
 _BLOCK_DIGITS_MAX: Final = 9
 
 
-class _Wanted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Wanted:
     """What a read that must wait is about."""
 
     slot: Slot
@@ -120,7 +122,8 @@ class ChunkReads:
 
     async def _cold(self, exchange: Exchange, wanted: _Wanted, opened: OpenChunk | None) -> None:
         """Stream a range through the device's threads, in pieces; holds at most one piece."""
-        slot, chunk, chunk_bytes, first, count = wanted
+        slot, chunk, chunk_bytes = wanted.slot, wanted.chunk, wanted.chunk_bytes
+        first, count = wanted.first, wanted.count
         self.cold_reads += 1
         slot.waiting += 1
         try:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from objectd.config import Chunks
+from objectd.config import STREAM_WINDOW_BYTES, Chunks
 from objectd.slots import Slot, Slots
 from objectd.standing import Standing
 from objectd.store.device import ChunkWriter, Location
@@ -35,8 +35,6 @@ from tierstore.names import KEY_BYTES_MAX, ChunkId, chunk_id
 from tierstore.serving.exchange import Exchange
 from tierstore.ticket import open_write
 
-#: What a streamed upload may hold in memory or unsynced, for the bound on all uploads together.
-STREAM_WINDOW_BYTES: Final = 8 << 20
 #: A bucket, a slash and a key.
 NAME_BYTES_MAX: Final = KEY_BYTES_MAX + 64
 _RECEIPT_LINES: Final = b"content-type: text/plain\r\n"
@@ -224,7 +222,7 @@ class _Stream:
             body = piece[:left]
             self._summer.update(body)
             self._writer.write(body)
-            if self._writer.pending_bytes > STREAM_WINDOW_BYTES and not self._is_paused:
+            if self._writer.pending_bytes >= STREAM_WINDOW_BYTES and not self._is_paused:
                 self._is_paused = True
                 self._exchange.pause_body()
                 self._wake.set()

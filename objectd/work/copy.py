@@ -1,0 +1,182 @@
+"""Copy jobs: bring a chunk from a peer, or from another device of this server, to one of our devices.
+
+Owns nothing that outlives the job. Invariants: every block is checked on its way in, and the whole against the CRC32C
+of the job, before the copy becomes durable; the receipt is signed after that; a source that fails or lies is given up
+for the next one and reported; cancelled or failed, the copy leaves nothing behind.
+
+Cost: one pass over the bytes (CRC twice: 0.1 ms/MiB), one write, one sync; at most one piece of 256 KiB to 1 MiB and
+the writer's window in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+from tierstore.transport.object_client import ObjectClient
+
+from objectd.config import STREAM_WINDOW_BYTES
+from objectd.slots import Slot, Slots
+from objectd.standing import Standing
+from objectd.store.device import ChunkWriter, Location
+from objectd.work.runner import Lease, Outcome
+from objectd.work.verified import verified_pieces
+from tierstore.checksum import BlockSummer, combine_sums, sums_of
+from tierstore.errors import (
+    ConflictError,
+    IntegrityError,
+    NotFound,
+    TicketRefused,
+    TierstoreError,
+    UnavailableError,
+)
+from tierstore.names import ChunkId, DeviceId
+from tierstore.telemetry.log import get_logger
+from tierstore.wire.cluster import CopySource, Job
+
+log = get_logger("objectd.work.copy")
+
+SOURCES_MAX: Final = 8
+SOURCE_SECONDS: Final = 15.0      # for the first byte and for each further piece of a source
+WRITE_SECONDS: Final = 60.0       # for the device to catch up or to sync
+
+
+class CopyWork:
+    """What a copy job does. `client` reads from peers."""
+
+    def __init__(
+        self, *, standing: Standing, slots: Slots, client: ObjectClient, segment_chunk_bytes_max: int
+    ) -> None:
+        self._standing = standing
+        self._slots = slots
+        self._client = client
+        self._small_bytes_max = segment_chunk_bytes_max
+
+    async def __call__(self, job: Job, lease: Lease) -> Outcome:
+        """The receipt of the new copy. Raises what the last source failed with."""
+        slot = self._slots.slot(job.device)
+        failure: TierstoreError = UnavailableError(f"job {job.id} names no source", code="no-replica")
+        for source in job.sources[:SOURCES_MAX]:
+            lease.check()
+            try:
+                at = await self._from(source, job, slot, lease)
+            except (IntegrityError, NotFound, TicketRefused, UnavailableError) as error:
+                if error.code == "device-failed":
+                    raise       # ours, not the source's
+                failure = error
+                self._report(source, job, error)
+                continue
+            return Outcome(receipt=self._sign(slot, job, at))
+        raise failure
+
+    def _report(self, source: CopySource, job: Job, error: TierstoreError) -> None:
+        log.info("a source failed", job=job.id, server=source.server, code=error.code)
+        if isinstance(error, IntegrityError):
+            self._slots.note_bad(ChunkId(job.chunk), DeviceId(source.device), "bad-block")
+        elif error.code == "no-such-chunk":
+            self._slots.note_bad(ChunkId(job.chunk), DeviceId(source.device), "missing")
+
+    async def _from(self, source: CopySource, job: Job, slot: Slot, lease: Lease) -> Location:
+        is_own = source.server == self._standing.server and source.device in self._slots.by_id
+        pieces = self._own(source, job) if is_own else self._peer(source, job)
+        async with aclosing(pieces):
+            if job.chunk_bytes <= self._small_bytes_max:
+                return await self._store_small(job, slot, lease, pieces)
+            return await self._store_large(job, slot, lease, pieces)
+
+    async def _own(self, source: CopySource, job: Job) -> AsyncGenerator[bytes | memoryview, None]:
+        chunk = ChunkId(job.chunk)
+        async with asyncio.timeout(SOURCE_SECONDS):
+            opened = await self._slots.slot(source.device).device.find(chunk)
+        try:
+            if opened.chunk_bytes != job.chunk_bytes:
+                raise IntegrityError(f"chunk {chunk.hex()} has {opened.chunk_bytes} bytes here", code="bad-footer")
+            async with aclosing(verified_pieces(opened, chunk, crc32c=job.crc32c)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except (OSError, TimeoutError) as error:
+            raise IntegrityError(f"device {source.device} cannot read: {error}", code="read-error") from error
+        finally:
+            opened.close()
+
+    async def _peer(self, source: CopySource, job: Job) -> AsyncGenerator[bytes | memoryview, None]:
+        stream = await self._client.open_chunk(
+            source.url, source.ticket, chunk=ChunkId(job.chunk), chunk_bytes=job.chunk_bytes, crc32c=job.crc32c,
+            first=0, length=job.chunk_bytes, seconds=SOURCE_SECONDS,
+        )  # fmt: skip
+        try:
+            left = job.chunk_bytes
+            while left > 0:
+                piece = await stream.next_piece()
+                left -= len(piece)
+                yield piece
+        finally:
+            stream.close()
+
+    async def _store_small(
+        self, job: Job, slot: Slot, lease: Lease, pieces: AsyncGenerator[bytes | memoryview, None]
+    ) -> Location:
+        data = bytearray()
+        async for piece in pieces:
+            data += piece
+            await lease.moved(len(piece), of=job.chunk_bytes)
+        sums = sums_of(data)
+        _check(job, sums, len(data))
+        lease.check()
+        async with asyncio.timeout(WRITE_SECONDS):
+            return await slot.device.put_small(ChunkId(job.chunk), data, sums)
+
+    async def _store_large(
+        self, job: Job, slot: Slot, lease: Lease, pieces: AsyncGenerator[bytes | memoryview, None]
+    ) -> Location:
+        chunk = ChunkId(job.chunk)
+        try:
+            writer = slot.device.begin(chunk, job.chunk_bytes)
+        except ConflictError:
+            return await self._here_already(job, slot)
+        try:
+            summer = BlockSummer()
+            async for piece in pieces:
+                summer.update(piece)
+                writer.write(piece)
+                await lease.moved(len(piece), of=job.chunk_bytes)
+                await _let_catch_up(writer)
+            sums = summer.sums()
+            _check(job, sums, summer.size)
+            lease.check()
+            async with asyncio.timeout(WRITE_SECONDS):
+                return await writer.finish(sums)
+        finally:
+            writer.abort()      # no effect after finish
+
+    async def _here_already(self, job: Job, slot: Slot) -> Location:
+        """An earlier attempt stored it and its report was lost. Raises ConflictError when it is another chunk."""
+        async with asyncio.timeout(SOURCE_SECONDS):
+            opened = await slot.device.find(ChunkId(job.chunk))
+        try:
+            _check(job, opened.sums, opened.chunk_bytes)
+        except IntegrityError:
+            raise ConflictError(f"chunk {job.chunk.hex()} is here with other bytes", code="chunk-exists") from None
+        finally:
+            opened.close()
+        return Location(0, 0)
+
+    def _sign(self, slot: Slot, job: Job, at: Location) -> bytes:
+        return self._standing.sign(
+            device=slot.id, chunk=ChunkId(job.chunk), segment=at.segment, offset=at.offset,
+            chunk_bytes=job.chunk_bytes, crc32c=job.crc32c,
+        )  # fmt: skip
+
+
+def _check(job: Job, sums: bytes, size: int) -> None:
+    """The pair of the reader's own check: what is about to be kept is the chunk the catalog means."""
+    if size != job.chunk_bytes or combine_sums(sums, size) != job.crc32c:
+        raise IntegrityError(f"the copy of chunk {job.chunk.hex()} is not what the catalog says", code="bad-block")
+
+
+async def _let_catch_up(writer: ChunkWriter) -> None:
+    if writer.pending_bytes >= STREAM_WINDOW_BYTES:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await writer.drained()

@@ -1,0 +1,63 @@
+"""Upkeep of the devices: emptying the trash, compaction, checks of devices that failed.
+
+Owns no data. Invariants: trash lives `trash_seconds`, shorter only while space is short and never below
+`trash_seconds_min` (a ticket's life and more); compaction moves a bounded number of bytes a round; a device comes back
+only through its own check; an error of one device does not keep the others waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from objectd.config import Upkeep as UpkeepSettings
+from objectd.slots import Slot
+from tierstore.clock import Clock
+from tierstore.errors import TierstoreError
+from tierstore.telemetry.log import get_logger
+
+log = get_logger("objectd.work.upkeep")
+
+STEP_SECONDS_MAX: Final = 300.0       # for one round of compaction or emptying on a slow device
+CHECK_SECONDS_MAX: Final = 30.0
+
+
+class Upkeep:
+    """One `run` per device. Event loop only."""
+
+    def __init__(self, *, clock: Clock, settings: UpkeepSettings) -> None:
+        self._clock = clock
+        self._settings = settings
+        self.trash_seconds = settings.trash
+        self.is_paused = False
+        self.freed_bytes_total = 0
+
+    async def run(self, slot: Slot) -> None:
+        """A round each interval, for ever."""
+        while True:
+            await self._clock.sleep(self._settings.interval)
+            try:
+                await self.round(slot)
+            except (OSError, TimeoutError, TierstoreError) as error:
+                log.warning("upkeep failed", device_path=slot.device.path, detail=str(error))
+
+    async def round(self, slot: Slot) -> None:
+        """Check a failed device; else empty the trash and compact. Raises what the device raises."""
+        device = slot.device
+        if device.state == "failed":
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                await device.check()
+            log.info("device is back", device_path=device.path)
+            return
+        if device.state == "read-only":
+            return
+        usage = device.usage()
+        is_short = device.state == "full" or usage.free_bytes < self._settings.short_of_space * usage.capacity_bytes
+        seconds = min(self.trash_seconds, self._settings.trash_min) if is_short else self.trash_seconds
+        async with asyncio.timeout(STEP_SECONDS_MAX):
+            freed = await device.empty_trash(self._clock.now_ms() - int(seconds * 1000))
+            # while space is short a segment pays off earlier; deletes must always find room, so this is never paused
+            if is_short or not self.is_paused:
+                ratio = self._settings.garbage_ratio / 2 if is_short else self._settings.garbage_ratio
+                freed += await device.compact(garbage_ratio=ratio, bytes_max=self._settings.compact_bytes_max)
+        self.freed_bytes_total += freed

@@ -1,0 +1,77 @@
+"""Verify jobs: read one chunk as the disk holds it and check every block; a bad copy goes to quarantine.
+
+Owns nothing. Invariant: a copy is quarantined only after two readings failed (one flip on the way from the disk is no
+reason to lose a copy), and every quarantine is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from objectd.slots import Slot, Slots
+from objectd.work.runner import Lease, Outcome
+from objectd.work.verified import RunBlocking, check_chunk
+from tierstore.errors import IntegrityError, NotFound
+from tierstore.names import ChunkId
+from tierstore.telemetry.log import get_logger
+from tierstore.wire.cluster import Job
+
+log = get_logger("objectd.work.verify")
+
+FIND_SECONDS: Final = 15.0
+READINGS: Final = 2
+
+
+class VerifyWork:
+    """What a verify job does, and what the scrub does with each chunk."""
+
+    def __init__(self, *, slots: Slots, run_blocking: RunBlocking | None) -> None:
+        self._slots = slots
+        self._run_blocking = run_blocking
+        self.bad_total = 0
+
+    async def __call__(self, job: Job, lease: Lease) -> Outcome:
+        """Raises IntegrityError when the copy was bad (it is in quarantine then), NotFound when it is not here."""
+        chunk = ChunkId(job.chunk)
+        slot = self._slots.slot(job.device)
+
+        async def paced(count: int) -> None:
+            await lease.moved(count, of=job.chunk_bytes)
+
+        try:
+            await self.check(slot, chunk, crc32c=job.crc32c if job.chunk_bytes else None, on_piece=paced)
+        except NotFound:
+            self._slots.note_bad(chunk, slot.id, "missing")
+            raise
+        return Outcome()
+
+    async def check(
+        self, slot: Slot, chunk: ChunkId, *, crc32c: int | None, on_piece: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """Read and check one chunk past the page cache; quarantine and report it when it is bad twice.
+
+        Raises IntegrityError (bad), NotFound, TimeoutError or OSError (a disk that does not answer is no bad chunk)."""
+        for reading in range(1, READINGS + 1):
+            async with asyncio.timeout(FIND_SECONDS):
+                opened = await slot.device.find(chunk)
+            try:
+                await check_chunk(opened, chunk, crc32c=crc32c, from_disk=self._run_blocking, on_piece=on_piece)
+            except IntegrityError as error:
+                if reading < READINGS:
+                    continue
+                await self._put_aside(slot, chunk, error)
+                raise
+            finally:
+                opened.close()
+            return
+
+    async def _put_aside(self, slot: Slot, chunk: ChunkId, error: IntegrityError) -> None:
+        why = "bad-footer" if error.code in ("bad-footer", "bad-sums") else "bad-block"
+        self.bad_total += 1
+        log.warning("bad copy", chunk=chunk.hex(), device_path=slot.device.path, why=why, detail=error.detail)
+        # reported first: repair must hear of it even when the device cannot take the quarantine's write
+        self._slots.note_bad(chunk, slot.id, why)
+        async with asyncio.timeout(FIND_SECONDS):
+            await slot.device.quarantine(chunk, error.detail)
