@@ -42,9 +42,19 @@ class Exchange(Protocol):
     target: bytes                           # raw path with query, as received
     headers: list[tuple[bytes, bytes]]      # names in lower case
     content_length: int | None              # None: chunked or no body
-    peer: str                               # address of the client, for limits and logs
-    request_id: str
-    route_arg: bytes                        # the rest of the path behind the route's prefix, without query
+
+    @property
+    def peer(self) -> str:
+        """Address of the client, for limits and logs."""
+        ...
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def route_arg(self) -> bytes:
+        """The rest of the path behind the route's prefix, without query, not decoded."""
+        ...
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, or None."""
@@ -74,7 +84,7 @@ class Exchange(Protocol):
         """The whole answer in one write. Content-Length, Date and x-request-id are added. HEAD: body not sent."""
         ...
 
-    def reply_file(
+    def reply_file(  # noqa: PLR0917 - one call per large answer, on the hot path
         self, status: int, lines: HeaderLines, prefix: Buffer, fd: int, offset: int, count: int,
         done: Callable[[BaseException | None], None],
     ) -> None:  # fmt: skip
@@ -111,11 +121,3 @@ class Exchange(Protocol):
 
 
 Handler = Callable[[Exchange], None]
-
-
-class HotRoute(Protocol):
-    """One row of a daemon's hot route table: method, path prefix (bytes, ends with "/" or is whole), handler."""
-
-    method: bytes
-    prefix: bytes
-    handler: Handler

@@ -1,0 +1,566 @@
+"""HotProtocol: uvicorn's HTTP/1.1 protocol class with hot routes answered in the protocol, and the limits of the edge.
+
+Derives from uvicorn's HttpToolsProtocol (pinned to a minor; tests/unit/serving holds the hooks it relies on). Owns
+one connection: it parses heads, decides hot or FastAPI, keeps the order of pipelined requests, receives large bodies
+through a BufferedProtocol put in place for their duration, and closes what breaks a limit.
+
+Invariants: at most one request is under way; a hot request is only taken when none is, all others queue in uvicorn's
+pipeline (a hot route among them is served by the ASGI adapter); answers leave in the order of the requests; the body
+receiver never asks for more bytes than the body still lacks, so no byte of the next request passes it.
+
+Cost of a small GET: parser callbacks and the head about 6 us, one read, one write. No ASGI scope, no task, no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar, Final
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from tierstore.errors import RequestError, TierstoreError
+from tierstore.serving import problem
+from tierstore.serving.asgi import hot_application
+from tierstore.serving.body_receiver import BodyReceiver
+from tierstore.serving.file_sender import Buffer, Done, FileSender
+from tierstore.serving.heads import CLOSE_LINE, STATUS_LINES
+from tierstore.serving.hot_exchange import OPEN, STREAMING, HotExchange
+from tierstore.serving.problem import EdgeError
+from tierstore.serving.state import ServingState
+from tierstore.serving.table import Route
+
+IDLE: Final = 0      # nothing received of the next request
+HEAD: Final = 1      # a head has begun
+BODY: Final = 2      # a body is coming
+BUSY: Final = 3      # request complete, answer under way
+LINGER: Final = 4    # answered early, reading the rest away before the close
+CLOSED: Final = 5
+
+#: A request may have one of each of these; two of them are how requests are smuggled.
+_SINGLE: Final = (b"host", b"content-length", b"transfer-encoding")
+
+
+class _AfterClose(Exception):
+    """Bytes behind the last request of a connection: stop parsing, they are nobody's."""
+
+
+class HotProtocol(HttpToolsProtocol):
+    """Use `HotProtocol.bound(state)` as uvicorn's `Config(http=...)`."""
+
+    state: ClassVar[ServingState]
+
+    @classmethod
+    def bound(cls, state: ServingState) -> type[HotProtocol]:
+        """The class with the state of one server."""
+        return type("BoundHotProtocol", (cls,), {"state": state})
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.address = ""
+        self.exchange: HotExchange | None = None        # the hot request under way
+        self._parsing: HotExchange | None = None        # the hot request whose body the parser is in
+        self._running: RequestResponseCycle | None = None
+        self._phase = IDLE
+        self.since = 0                                  # tick at which the phase began, or of the last progress
+        self._in_head = False
+        self._head_bytes = 0
+        self._is_suspect = False                        # the head may be larger than the limit: count it
+        self._no_more = False                           # no request after the one under way is read
+        self._moved_mark = -1
+        self._linger_left = 0
+        self._receiver: BodyReceiver | None = None
+        self._sender: FileSender | None = None
+        self._file: tuple[list[Buffer], int, int, int, Done] | None = None
+        self._route: Route | None = None
+        self._is_admitted = False
+
+    # -- connection -------------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # 0: "not paused" means that every byte written is in the kernel; sendfile and reused buffers rely on it
+        transport.set_write_buffer_limits(high=0)
+        self.address = self.client[0] if self.client else ""
+        state = self.state
+        self.since = state.tick
+        self._is_admitted = state.admit(self, self.address, self.loop)
+        if not self._is_admitted:
+            self._refuse(EdgeError(503, "too many connections", code="too-many-connections"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = CLOSED
+        if self._is_admitted:
+            self.state.forget(self, self.address)
+        exchange, self.exchange, self._parsing = self.exchange, None, None
+        if exchange is not None:
+            exchange.gone(exc or ConnectionResetError("the client went away"))
+        if self._file is not None:
+            done, self._file = self._file[4], None
+            done(ConnectionResetError("the client went away"))
+        if self._sender is not None:
+            self._sender.close()
+        running, self._running = self._running, None
+        if running is not None and not running.response_complete:
+            running.disconnected = True     # with pipelining, uvicorn would only tell the newest cycle
+            running.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Close at once, without flushing: a cut answer must look cut."""
+        self._phase = CLOSED
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase == IDLE:
+            self._phase = HEAD
+            self.since = self.state.tick
+            self._is_suspect = len(data) > self.state.limits.header_bytes_max
+        elif phase == LINGER:
+            self._discard(len(data))
+            return
+        elif phase == CLOSED:
+            return
+        else:
+            if phase == BODY:
+                self.since = self.state.tick
+            self._is_suspect = True
+        was_in_head = self._in_head
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._no_more = True            # the upgrade is not taken; what follows would not be HTTP
+            return
+        except httptools.HttpParserError as error:
+            self._broken(error)
+            return
+        if self._in_head:
+            if self._phase == IDLE:
+                self._phase = HEAD
+                self.since = self.state.tick
+            self._head_bytes = self._head_bytes + len(data) if was_in_head or phase == IDLE else 0
+            if self._head_bytes > self.state.limits.header_bytes_max:
+                self._broken(EdgeError(431, "the request line and headers are too large"))
+            return
+        exchange = self._parsing
+        if exchange is not None and exchange is self.exchange and not exchange.body_ended:
+            self._body_goes_on(exchange)
+
+    def eof_received(self) -> None:
+        return None                         # a half-closed client counts as gone
+
+    # -- parser callbacks -------------------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        if self._no_more:
+            raise _AfterClose
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._in_head = True
+        self._head_bytes = 0
+        self._parsing = None
+
+    def on_url(self, url: bytes) -> None:
+        self.url = self.url + url if self.url else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        headers = self.headers
+        index = dict(headers)
+        if self._is_suspect:
+            self._check_size()
+        if len(index) != len(headers):
+            index = self._check_repeated()
+        parser = self.parser
+        if b"host" not in index and parser.get_http_version() != "1.0":
+            raise EdgeError(400, "the Host header is missing", code="no-host")
+        length, is_chunked = self._framing(index)
+        expect = index.get(b"expect")
+        if expect is not None:
+            if expect.lower() != b"100-continue":
+                raise EdgeError(417, "only 100-continue can be expected", code="bad-expectation")
+            self.expect_100_continue = True
+        keep_alive = parser.should_keep_alive()
+        if parser.should_upgrade():
+            if length or is_chunked or parser.get_method() == b"CONNECT":
+                raise EdgeError(400, "no protocol but HTTP/1.1 is spoken here", code="no-upgrade")
+            keep_alive = False
+        if not keep_alive:
+            self._no_more = True
+        method = parser.get_method()
+        self._route = None
+        route = self.state.table.match(method, self.url)
+        if (
+            route is None
+            or self.exchange is not None
+            or self.pipeline
+            or not (self.cycle is None or self.cycle.response_complete)
+            or self.scheme == "https"
+        ):
+            self._phase = BODY
+            self._to_asgi(route, headers)
+            return
+        exchange = HotExchange(
+            self, route, method, self.url, headers, index, length, is_chunked, keep_alive, self.expect_100_continue
+        )
+        self.exchange = self._parsing = exchange
+        if not exchange.body_ended:
+            self._phase = BODY
+            self._invoke(exchange)
+
+    def _to_asgi(self, route: Route | None, headers: list[tuple[bytes, bytes]]) -> None:
+        url, expect = self.url, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expect
+        self.scope["headers"] = headers
+        state = self.state
+        state.request_number += 1
+        self.scope["state"]["request_id"] = f"{state.request_prefix.decode('ascii')}{state.request_number:x}"
+        self._route = route
+        super().on_headers_complete()
+        self._route = None
+        if self._no_more:
+            self.cycle.keep_alive = False
+        pipeline = self.pipeline
+        if pipeline and pipeline[0][0] is self.cycle:
+            if route is not None:
+                pipeline[0] = (self.cycle, hot_application(route))
+            if len(pipeline) >= state.limits.pipelined_max:
+                self._no_more = True        # those in the queue are answered, then the connection closes
+                self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self.exchange is not None:
+            # behind a hot request: uvicorn's pipeline is the one queue, and its order is the order of arrival
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, app))
+            return
+        if cycle is self.cycle and self._route is not None:
+            app, self._route = hot_application(self._route), None
+        self._running = cycle
+        if self.state.is_draining:
+            cycle.keep_alive = False
+        request_id = str(cycle.scope["state"].get("request_id", "-")).encode("ascii")
+        cycle.default_headers = [
+            (b"date", self.state.date_line[6:-2]), (b"x-request-id", request_id), *cycle.default_headers,
+        ]  # fmt: skip
+        super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._parsing
+        if exchange is None:
+            if self.cycle.response_complete:
+                self._discard(len(body))    # answered early: the rest is read away, within a bound
+            super().on_body(body)
+        else:
+            exchange.take(body)
+
+    def on_message_complete(self) -> None:
+        if self._phase in (LINGER, CLOSED):
+            return
+        exchange = self._parsing
+        self._phase = BUSY
+        if exchange is None:
+            if self.cycle.response_complete and self.exchange is None and not self.pipeline:
+                self._phase = IDLE
+            super().on_message_complete()
+            return
+        if exchange.body_ended:             # there was no body: the handler was not called yet
+            self._invoke(exchange)
+        else:
+            self.body_complete(exchange)
+
+    def _invoke(self, exchange: HotExchange) -> None:
+        try:
+            exchange.route.handler(exchange)
+        except Exception as error:  # the seam's promise: an error that leaves a handler becomes the answer
+            exchange.fail(error)
+
+    # -- checks of the head -----------------------------------------------------------------------------------
+    def _check_size(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.state.limits.header_bytes_max:
+            raise EdgeError(431, f"the request line and headers have {size} bytes")
+
+    def _check_repeated(self) -> dict[bytes, bytes]:
+        index: dict[bytes, bytes] = {}
+        for name, value in self.headers:
+            if name in index:
+                if name in _SINGLE:
+                    raise EdgeError(400, f"the header {name.decode('latin-1')} is there twice", code="bad-framing")
+            else:
+                index[name] = value
+        return index
+
+    def _framing(self, index: dict[bytes, bytes]) -> tuple[int | None, bool]:
+        """Content-Length and whether the body is chunked; what is ambiguous is refused (request smuggling)."""
+        length = index.get(b"content-length")
+        coding = index.get(b"transfer-encoding")
+        if coding is not None:
+            if length is not None or coding.lower() != b"chunked" or self.parser.get_http_version() == "1.0":
+                raise EdgeError(400, "the body's framing is ambiguous or unknown", code="bad-framing")
+            return None, True
+        if length is None:
+            return None, False
+        if not length.isdigit():
+            raise EdgeError(400, "Content-Length is not a number", code="bad-framing")
+        return int(length), False
+
+    def _broken(self, error: Exception) -> None:
+        """The bytes are no request that we take: answer 4xx if it is the turn of an answer, then close."""
+        cause: BaseException = error
+        if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
+            cause = error.__context__
+        self._no_more = True
+        self._parsing = None
+        if isinstance(cause, _AfterClose):
+            return
+        if not isinstance(cause, TierstoreError):
+            if not isinstance(cause, httptools.HttpParserError | UnicodeDecodeError | AssertionError):
+                problem.document(cause, "-")        # logs a bug of ours; the client sees a broken request
+            cause = EdgeError(400, f"not a valid HTTP/1.1 request ({error})"[:200])
+        exchange, cycle = self.exchange, self.cycle
+        if exchange is not None:
+            if not exchange.body_ended:             # its own body is what is broken
+                self.exchange = None
+                answered_before = exchange.phase != OPEN
+                exchange.gone(cause)
+                if answered_before:
+                    self.drop()
+                    return
+                self._refuse(cause)
+            else:
+                exchange.keep_alive = False         # what follows it is broken: it is answered, then closed
+            return
+        if cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
+            if cycle.more_body and not cycle.response_started:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                self._refuse(cause)
+            elif cycle.more_body:
+                self.drop()
+            return
+        self._refuse(cause)
+
+    def _refuse(self, error: TierstoreError) -> None:
+        """A problem answer without an exchange, then a lingering close."""
+        if self.transport.is_closing():
+            return
+        state = self.state
+        state.request_number += 1
+        request_id = f"{state.request_prefix.decode('ascii')}{state.request_number:x}"
+        status, body, lines = problem.render(error, request_id)
+        self.transport.write(
+            b"%b%bcontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b"
+            % (STATUS_LINES[status], state.date_line, len(body), request_id.encode("ascii"), lines, CLOSE_LINE, body)
+        )
+        self._linger()
+
+    # -- body -------------------------------------------------------------------------------------------------
+    def _body_goes_on(self, exchange: HotExchange) -> None:
+        """After a read that ended inside a body: who takes the rest?"""
+        if not exchange.wants_body:
+            self.flow.pause_reading()
+        elif exchange.content_length is not None:
+            self._swap_in()
+
+    def continue_body(self, exchange: HotExchange) -> None:
+        """From receive(): the sink is there. Also called inside a parser callback, where the swap comes later."""
+        self.since = self.state.tick
+        if self.flow.read_paused:
+            if exchange.content_length is not None:
+                self._swap_in()
+            self.flow.resume_reading()
+
+    def _swap_in(self) -> None:
+        # the parser stands inside this body and will never see its end: the next request gets a new one
+        self.parser = httptools.HttpRequestParser(self)
+        if self._receiver is None:
+            self._receiver = BodyReceiver(self)
+        self.transport.set_protocol(self._receiver)
+
+    def swap_out(self) -> None:
+        self.transport.set_protocol(self)
+
+    def body_complete(self, exchange: HotExchange) -> None:
+        """The last byte of the body has come."""
+        if self._phase == BODY:
+            self._phase = BUSY
+        was_answered = exchange.phase not in (OPEN, STREAMING)
+        exchange.end_of_body()
+        if was_answered:
+            self._next(exchange)
+
+    def may_discard(self, exchange: HotExchange) -> bool:
+        """Whether what an early answer leaves unread is little enough to be read away on a kept connection."""
+        return (
+            not exchange.is_chunked
+            and not exchange.expects_continue
+            and exchange.body_left <= self.state.limits.discard_bytes_max
+        )
+
+    def note_progress(self) -> None:
+        self.since = self.state.tick
+
+    # -- answer -----------------------------------------------------------------------------------------------
+    @property
+    def is_sending_file(self) -> bool:
+        return self._file is not None or (self._sender is not None and self._sender.is_busy)
+
+    def send_file(self, front: list[Buffer], fd: int, offset: int, count: int, done: Done) -> None:
+        """Front buffers, then count bytes of fd; waits while the transport still has bytes of an earlier answer."""
+        self.since = self.state.tick
+        if self.flow.write_paused:
+            self._file = (front, fd, offset, count, done)
+            return
+        if self._sender is None:
+            try:
+                self._sender = FileSender(self.loop, self.transport.get_extra_info("socket").fileno())
+            except OSError as error:        # no descriptor left: nothing was sent, the connection cannot go on
+                done(error)
+                return
+        self._sender.start(front, fd, offset, count, done)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.since = self.state.tick
+        if self._file is not None:
+            job, self._file = self._file, None
+            self.send_file(*job)
+
+    def answered(self, exchange: HotExchange) -> None:
+        """From the exchange: its answer is written (or handed to the kernel) wholly."""
+        self.server_state.total_requests += 1
+        if exchange.body_ended:
+            self._next(exchange)
+        elif not exchange.keep_alive:
+            self._next(exchange)            # the rest of the body is read away while lingering
+        elif self.flow.read_paused:
+            self.continue_body(exchange)    # discarded; the next request begins when it has come
+
+    def _next(self, exchange: HotExchange) -> None:
+        """The exchange is over: close, or go on with what queued behind it."""
+        if self.exchange is not exchange:
+            return
+        self.exchange = None
+        if self.transport.is_closing():
+            return
+        if not exchange.keep_alive:
+            self._no_more = True
+            if exchange.body_ended:
+                self._phase = CLOSED
+                self.transport.close()
+            else:
+                self._linger()
+            return
+        self.since = self.state.tick
+        if self.pipeline:
+            self.flow.resume_reading()
+            self._phase = BUSY
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._phase = HEAD if self._in_head else IDLE
+        self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """From uvicorn's cycle: an ASGI answer is complete. Replaces its keep-alive timer by the sweep."""
+        self.server_state.total_requests += 1
+        running, self._running = self._running, None
+        if self.transport.is_closing():
+            self._phase = CLOSED
+            return
+        self.since = self.state.tick
+        if self.pipeline:
+            self.flow.resume_reading()
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        if running is not None and running.more_body:
+            # answered before the body came: the rest is read away by the parser (bounded by the sweep)
+            self._phase = BODY
+            self._linger_left = self.state.limits.linger_bytes_max
+        else:
+            self._phase = HEAD if self._in_head else IDLE
+        self.flow.resume_reading()
+
+    # -- end --------------------------------------------------------------------------------------------------
+    def _linger(self) -> None:
+        """Half-close and read away for a moment: a close with unread bytes would reset the answer on its way."""
+        self._phase = LINGER
+        self._no_more = True
+        self.since = self.state.tick
+        self._linger_left = self.state.limits.linger_bytes_max
+        self.transport.set_protocol(self)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        if not self._is_admitted:
+            self._phase = CLOSED            # no room to linger for those who were never let in
+            self.transport.close()
+
+    def _discard(self, size: int) -> None:
+        self._linger_left -= size
+        if self._linger_left < 0:
+            self.drop()
+
+    def is_idle(self) -> bool:
+        return self._phase == IDLE and not self.transport.is_closing()
+
+    def close_idle(self) -> None:
+        self._phase = CLOSED
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """From the drain: close when idle, else after the answer under way."""
+        if self._phase == IDLE:
+            self.close_idle()
+        elif self.exchange is not None:
+            self.exchange.keep_alive = False
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
+    def sweep(self, tick: int) -> None:
+        """Once a second: is the client within its limits?"""
+        phase = self._phase
+        age = tick - self.since
+        limits = self.state.limits
+        if phase == IDLE:
+            if age > limits.idle_seconds:
+                self.close_idle()
+        elif phase == HEAD:
+            if age > limits.header_seconds:
+                self._refuse(EdgeError(408, f"the request's head took over {limits.header_seconds} s"))
+        elif phase == LINGER:
+            if age > limits.linger_seconds:
+                self.drop()
+        elif phase in (BODY, BUSY):
+            self._sweep_busy(phase, tick, age)
+        elif phase == CLOSED and age > limits.send_seconds:
+            self.drop()                     # closing, but the client does not take the rest
+
+    def _sweep_busy(self, phase: int, tick: int, age: int) -> None:
+        if self.is_sending_file or self.flow.write_paused:
+            moved = self.transport.get_write_buffer_size()
+            if self._sender is not None:
+                moved += self._sender.moved << 32
+            if moved != self._moved_mark:
+                self._moved_mark = moved
+                self.since = tick
+            elif age > self.state.limits.send_seconds:
+                self.drop()
+        elif phase == BODY and not self.flow.read_paused and age > self.state.limits.body_seconds:
+            exchange = self.exchange
+            if exchange is not None and exchange.phase == OPEN:
+                self.exchange = None
+                late = RequestError("the body stopped coming", code="body-timeout")
+                exchange.gone(late)
+                self._refuse(EdgeError(408, "the body stopped coming", code="body-timeout"))
+            else:
+                self.drop()
