@@ -13,6 +13,9 @@ import sqlalchemy as sa
 from metadata.catalog import schema
 from tierstore.errors import ConflictError
 
+#: What transactions are given; services name it without importing SQLAlchemy.
+Connection = sa.Connection
+
 _leases = schema.leases
 _settings = schema.settings
 
@@ -127,7 +130,7 @@ def set_setting(connection: sa.Connection, name: str, value: str) -> None:
 def change_setting(connection: sa.Connection, name: str, change: Callable[[str], str]) -> str:
     """Read a setting under its row's lock, change it, write it back; the new text."""
     insert_new(connection, _settings, [{"name": name, "value": ""}])
-    old = connection.execute(sa.select(_settings.c.value).where(_settings.c.name == name).with_for_update()).scalar_one()
-    new = change(str(old))
+    query = sa.select(_settings.c.value).where(_settings.c.name == name).with_for_update()
+    new = change(str(connection.execute(query).scalar_one()))
     connection.execute(sa.update(_settings).where(_settings.c.name == name).values(value=new))
     return new

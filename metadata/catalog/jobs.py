@@ -1,0 +1,293 @@
+"""The queue of background work: rows of `jobs`. Only what is waiting, leased or given up is kept; a job that
+succeeded leaves no row (its effect is in the catalog), so the table is as large as the work that is left.
+
+A job is leased to one object server until `lease_ms` under a token that rises with every lease (rule 4). The queue's
+order is class, then heat, then age; `age_waiting` lets no class starve another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from metadata.catalog import schema
+
+_jobs = schema.jobs
+_class = _jobs.c["class"]
+
+WAITING: Final = "waiting"
+LEASED: Final = "leased"
+FAILED: Final = "failed"
+_OPEN: Final = (WAITING, LEASED)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be queued. payload: MessagePack of services.jobs' work structs; chunk empty for batches."""
+
+    kind: str
+    why: str
+    rank: int             # the row's class: smaller goes first
+    server_id: int
+    device_id: int
+    chunk: bytes = b""
+    payload: bytes = b""
+    bytes: int = 0
+    heat: float = 0.0
+    not_before_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    id: int
+    kind: str
+    why: str
+    state: str
+    rank: int
+    heat: float
+    server_id: int
+    device_id: int
+    chunk: bytes
+    payload: bytes
+    bytes: int
+    token: int
+    lease_ms: int
+    attempts: int
+    not_before_ms: int
+    created_at_ms: int
+    progress: float
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobCount:
+    kind: str
+    why: str
+    state: str
+    jobs: int
+    bytes: int
+    oldest_at_ms: int
+
+
+_COLUMNS = [
+    _jobs.c.id, _jobs.c.kind, _jobs.c.why, _jobs.c.state, _class, _jobs.c.heat, _jobs.c.server_id,
+    _jobs.c.device_id, _jobs.c.chunk_id, _jobs.c.payload, _jobs.c.bytes, _jobs.c.token, _jobs.c.lease_ms,
+    _jobs.c.attempts, _jobs.c.not_before_ms, _jobs.c.created_at_ms, _jobs.c.progress, _jobs.c.code, _jobs.c.detail,
+]  # fmt: skip
+
+
+def _row(values: Sequence[object]) -> JobRow:
+    fields = list(values)
+    fields[9] = fields[9] or b""
+    return JobRow(*fields)  # type: ignore[arg-type]  # columns stand in the order of the fields
+
+
+def busy_chunks(connection: sa.Connection, pairs: Collection[tuple[bytes, int]]) -> set[tuple[bytes, int]]:
+    """Those (chunk, device) that have an open job: at most one piece of work may concern them at a time."""
+    if not pairs:
+        return set()
+    chunks = {chunk for chunk, _ in pairs}
+    query = sa.select(_jobs.c.chunk_id, _jobs.c.device_id).where(
+        _jobs.c.chunk_id.in_(chunks), _jobs.c.state.in_(_OPEN)
+    )
+    return {(bytes(row.chunk_id), int(row.device_id)) for row in connection.execute(query)} & set(pairs)
+
+
+def open_kinds_of(connection: sa.Connection, chunks: Collection[bytes]) -> dict[bytes, list[tuple[str, int]]]:
+    """Open jobs of each chunk: [(kind, device)], so that one chunk is never copied twice at the same time."""
+    found: dict[bytes, list[tuple[str, int]]] = {}
+    if chunks:
+        query = sa.select(_jobs.c.chunk_id, _jobs.c.kind, _jobs.c.device_id).where(
+            _jobs.c.chunk_id.in_(set(chunks)), _jobs.c.state.in_(_OPEN)
+        )
+        for row in connection.execute(query):
+            found.setdefault(bytes(row.chunk_id), []).append((row.kind, int(row.device_id)))
+    return found
+
+
+def add(connection: sa.Connection, jobs: Iterable[NewJob], *, now_ms: int) -> int:
+    """Queue jobs, leaving out those whose (chunk, device) is busy already; how many were queued."""
+    wanted = list(jobs)
+    busy = busy_chunks(connection, {(j.chunk, j.device_id) for j in wanted if j.chunk})
+    rows: list[dict[str, object]] = []
+    for job in wanted:
+        if job.chunk and (job.chunk, job.device_id) in busy:
+            continue
+        if job.chunk:
+            busy.add((job.chunk, job.device_id))
+        rows.append({
+            "kind": job.kind, "why": job.why, "state": WAITING, "class": job.rank, "heat": job.heat,
+            "server_id": job.server_id, "device_id": job.device_id, "chunk_id": job.chunk, "payload": job.payload,
+            "bytes": job.bytes, "not_before_ms": job.not_before_ms, "created_at_ms": now_ms,
+        })  # fmt: skip
+    if rows:
+        connection.execute(sa.insert(_jobs), rows)
+    return len(rows)
+
+
+def lease(
+    connection: sa.Connection, server_id: int, *, limit: int, now_ms: int, until_ms: int, without: Collection[str] = ()
+) -> list[JobRow]:
+    """Lease the first waiting jobs of a server, in the queue's order, leaving out paused kinds and reasons."""
+    query = (
+        sa.select(*_COLUMNS)
+        .where(_jobs.c.server_id == server_id, _jobs.c.state == WAITING, _jobs.c.not_before_ms <= now_ms)
+        .order_by(_class, _jobs.c.heat.desc(), _jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    if without:
+        query = query.where(_jobs.c.kind.not_in(without), _jobs.c.why.not_in(without))
+    rows = [_row(row) for row in connection.execute(query)]
+    if not rows:
+        return []
+    connection.execute(
+        sa.update(_jobs)
+        .where(_jobs.c.id.in_([row.id for row in rows]))
+        .values(state=LEASED, token=_jobs.c.token + 1, lease_ms=until_ms, attempts=_jobs.c.attempts + 1, progress=0.0)
+    )
+    return [
+        JobRow(
+            r.id, r.kind, r.why, LEASED, r.rank, r.heat, r.server_id, r.device_id, r.chunk, r.payload, r.bytes,
+            r.token + 1, until_ms, r.attempts + 1, r.not_before_ms, r.created_at_ms, 0.0, r.code, r.detail,
+        )
+        for r in rows
+    ]  # fmt: skip
+
+
+def held(connection: sa.Connection, job_id: int, token: int) -> JobRow | None:
+    """The job if it is still leased under that token, its row locked; None when the result comes too late."""
+    query = (
+        sa.select(*_COLUMNS)
+        .where(_jobs.c.id == job_id, _jobs.c.token == token, _jobs.c.state == LEASED)
+        .with_for_update()
+    )
+    row = connection.execute(query).first()
+    return _row(row) if row else None
+
+
+def extend(connection: sa.Connection, job_id: int, token: int, *, progress: float, until_ms: int) -> bool:
+    """Note progress and renew the lease; False when it is no longer held."""
+    result = connection.execute(
+        sa.update(_jobs)
+        .where(_jobs.c.id == job_id, _jobs.c.token == token, _jobs.c.state == LEASED)
+        .values(progress=progress, lease_ms=until_ms)
+    )
+    return result.rowcount > 0
+
+
+def remove(connection: sa.Connection, job_ids: Collection[int]) -> None:
+    """Forget jobs: they succeeded, or there is no more reason for them."""
+    if job_ids:
+        connection.execute(sa.delete(_jobs).where(_jobs.c.id.in_(list(job_ids))))
+
+
+def put_back(connection: sa.Connection, job_id: int, *, code: str, detail: str, not_before_ms: int) -> None:
+    """Let a failed job wait again until not_before_ms."""
+    connection.execute(
+        sa.update(_jobs)
+        .where(_jobs.c.id == job_id)
+        .values(state=WAITING, code=code, detail=detail[:500], not_before_ms=not_before_ms, lease_ms=0)
+    )
+
+
+def give_up(connection: sa.Connection, job_id: int, *, code: str, detail: str, now_ms: int) -> None:
+    """Keep a job as failed, for people to see; it is not tried again by itself."""
+    connection.execute(
+        sa.update(_jobs)
+        .where(_jobs.c.id == job_id)
+        .values(state=FAILED, code=code, detail=detail[:500], finished_at_ms=now_ms, lease_ms=0)
+    )
+
+
+def lapse(connection: sa.Connection, *, now_ms: int, not_before_ms: int, limit: int) -> list[JobRow]:
+    """Take back jobs whose lease ran out; they wait until not_before_ms. The rows as they were."""
+    query = (
+        sa.select(*_COLUMNS)
+        .where(_jobs.c.state == LEASED, _jobs.c.lease_ms < now_ms)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    rows = [_row(row) for row in connection.execute(query)]
+    if rows:
+        connection.execute(
+            sa.update(_jobs)
+            .where(_jobs.c.id.in_([row.id for row in rows]))
+            .values(state=WAITING, not_before_ms=not_before_ms, lease_ms=0, code="lease-lapsed")
+        )
+    return rows
+
+
+def age_waiting(connection: sa.Connection, *, older_than_ms: int, floor: int) -> int:
+    """Move jobs queued before that time one class forward, but never into the classes up to `floor`."""
+    result = connection.execute(
+        sa.update(_jobs)
+        .where(_jobs.c.state == WAITING, _jobs.c.created_at_ms < older_than_ms, _class > floor + 1)
+        .values({"class": _class - 1})
+    )
+    return int(result.rowcount)
+
+
+def counts(connection: sa.Connection) -> list[JobCount]:
+    """How much of what is queued."""
+    query = sa.select(
+        _jobs.c.kind, _jobs.c.why, _jobs.c.state, sa.func.count(), sa.func.coalesce(sa.func.sum(_jobs.c.bytes), 0),
+        sa.func.min(_jobs.c.created_at_ms),
+    ).group_by(_jobs.c.kind, _jobs.c.why, _jobs.c.state)  # fmt: skip
+    return [JobCount(r[0], r[1], r[2], int(r[3]), int(r[4]), int(r[5])) for r in connection.execute(query)]
+
+
+def open_count(connection: sa.Connection, why: str) -> int:
+    """Open jobs of one reason: how far a duty's queue is filled."""
+    query = sa.select(sa.func.count()).where(_jobs.c.why == why, _jobs.c.state.in_(_OPEN))
+    return int(connection.execute(query).scalar_one())
+
+
+def open_on_device(connection: sa.Connection, device_id: int, kinds: Collection[str]) -> int:
+    """Open jobs of these kinds on a device."""
+    query = sa.select(sa.func.count()).where(
+        _jobs.c.device_id == device_id, _jobs.c.kind.in_(kinds), _jobs.c.state.in_(_OPEN)
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def waiting_servers(connection: sa.Connection, now_ms: int) -> set[int]:
+    """Servers for which something waits that may go now: so that an idle heartbeat asks nothing."""
+    query = sa.select(_jobs.c.server_id).where(_jobs.c.state == WAITING, _jobs.c.not_before_ms <= now_ms).distinct()
+    return {int(row[0]) for row in connection.execute(query)}
+
+
+def listing(connection: sa.Connection, *, state: str = "", why: str = "", limit: int = 100) -> list[JobRow]:
+    """Jobs in the queue's order, for people."""
+    query = sa.select(*_COLUMNS).order_by(_class, _jobs.c.heat.desc(), _jobs.c.id).limit(limit)
+    if state:
+        query = query.where(_jobs.c.state == state)
+    if why:
+        query = query.where(_jobs.c.why == why)
+    return [_row(row) for row in connection.execute(query)]
+
+
+def retry_failed(connection: sa.Connection, why: str = "") -> int:
+    """Queue jobs again that were given up; how many."""
+    change = sa.update(_jobs).where(_jobs.c.state == FAILED).values(state=WAITING, attempts=0, not_before_ms=0)
+    if why:
+        change = change.where(_jobs.c.why == why)
+    return int(connection.execute(change).rowcount)
+
+
+def remove_open_of_device(connection: sa.Connection, device_id: int, kinds: Collection[str]) -> int:
+    """Drop open jobs of these kinds on a device that is gone or will be reconciled anyway."""
+    change = sa.delete(_jobs).where(
+        _jobs.c.device_id == device_id, _jobs.c.kind.in_(kinds), _jobs.c.state.in_(_OPEN)
+    )
+    return int(connection.execute(change).rowcount)
+
+
+def forget_failed(connection: sa.Connection, *, before_ms: int) -> int:
+    """Forget jobs given up before that time."""
+    change = sa.delete(_jobs).where(_jobs.c.state == FAILED, _jobs.c.finished_at_ms < before_ms)
+    return int(connection.execute(change).rowcount)
