@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from metadata.catalog import schema
-from metadata.catalog.leases import insert_new
 from metadata.catalog.packed import PackedChunk, pack, unpack
 
 _garbage = schema.garbage
-_pins = schema.pins
 _condemned = schema.condemned_uploads
 _leases = schema.upload_leases
 _placements = schema.placements
@@ -67,15 +65,6 @@ def add(connection: sa.Connection, chunks: Collection[PackedChunk], *, at_ms: in
         connection.execute(sa.insert(_garbage).values(at_ms=at_ms, body=pack(chunks)))
 
 
-def pinned(connection: sa.Connection, chunks: Collection[bytes], *, now_ms: int) -> set[bytes]:
-    """Those chunks that a reader holds."""
-    found: set[bytes] = set()
-    for some in _slices(chunks):
-        query = sa.select(_pins.c.chunk_id).where(_pins.c.chunk_id.in_(some), _pins.c.until_ms > now_ms)
-        found.update(bytes(row[0]) for row in connection.execute(query))
-    return found
-
-
 def waiting(connection: sa.Connection) -> tuple[int, int]:
     """(rows, time of the oldest in ms or 0) of garbage that waits."""
     row = connection.execute(sa.select(sa.func.count(), sa.func.min(_garbage.c.at_ms))).one()
@@ -101,11 +90,6 @@ def leased(connection: sa.Connection, uploads: Collection[bytes], *, now_ms: int
         parts = sa.select(schema.multipart_uploads.c.id).where(schema.multipart_uploads.c.id.in_(some))
         found.update(bytes(row[0]) for row in connection.execute(parts))
     return found
-
-
-def condemn(connection: sa.Connection, uploads: Collection[bytes], *, now_ms: int) -> None:
-    """Let no commit of these uploads succeed any more. The caller has locked commits out before."""
-    insert_new(connection, _condemned, [{"upload_id": upload, "at_ms": now_ms} for upload in sorted(uploads)])
 
 
 def placed(connection: sa.Connection, chunks: Collection[bytes], devices: Collection[int]) -> dict[bytes, list[int]]:
@@ -149,22 +133,6 @@ def _delete_some(connection: sa.Connection, table: sa.Table, key: sa.Column[obje
     return int(connection.execute(sa.delete(table).where(key.in_(victims))).rowcount)
 
 
-def trim_operations(connection: sa.Connection, *, before: bytes, limit: int) -> int:
-    """Forget results of operations whose id is lower: begun so long ago that every deadline has passed."""
-    c = schema.operations.c
-    return _delete_some(connection, schema.operations, c.id, c.id < before, limit)
-
-
-def trim_changes(connection: sa.Connection, *, before_ms: int, below_sequence: int, limit: int) -> int:
-    """Forget feed entries that are old and that every reader of the feed has passed."""
-    c = schema.changes.c
-    where = sa.and_(c.at_ms < before_ms, c.sequence < below_sequence)
-    return _delete_some(connection, schema.changes, c.sequence, where, limit)
-
-
-def trim_lapsed(connection: sa.Connection, *, now_ms: int, condemned_before_ms: int, limit: int) -> int:
-    """Forget pins and upload leases that ran out, and condemned uploads so old that their age alone refuses them."""
-    done = _delete_some(connection, _pins, _pins.c.chunk_id, _pins.c.until_ms < now_ms, limit)
-    done += _delete_some(connection, _leases, _leases.c.upload_id, _leases.c.until_ms < now_ms, limit)
-    old = _condemned.c.at_ms < condemned_before_ms
-    return done + _delete_some(connection, _condemned, _condemned.c.upload_id, old, limit)
+def trim_condemned(connection: sa.Connection, *, before_ms: int, limit: int) -> int:
+    """Forget uploads condemned before that time: by then their age alone refuses them."""
+    return _delete_some(connection, _condemned, _condemned.c.upload_id, _condemned.c.at_ms < before_ms, limit)
