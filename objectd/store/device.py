@@ -13,6 +13,7 @@ Promises of every implementation:
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -66,7 +67,8 @@ class ChunkWriter(Protocol):
         """Next bytes, taken at once (page cache or buffer). `pending_bytes` tells how far the disk is behind."""
         ...
 
-    pending_bytes: int
+    @property
+    def pending_bytes(self) -> int: ...
 
     async def drained(self) -> None:
         """Returns when pending_bytes is below the writer's bound: call it between pieces for back-pressure."""
@@ -98,6 +100,16 @@ class Device(Protocol):
     def open_chunk(self, chunk: ChunkId, hint: Location | None = None) -> OpenChunk | None:
         """The chunk if it can be found without waiting for the disk: at the hint (record header checked) or by an
         index page in memory. None: ask `find`. Raises NotFound(code="no-such-chunk") when it is surely not here."""
+        ...
+
+    def read_small_now(self, chunk: ChunkId, hint: Location, chunk_bytes: int) -> memoryview | None:
+        """The hot path of small chunks: block sums, then data (4 bytes per block + chunk_bytes), if the record lies at
+        the hint and in memory. Never blocks. None: use open_chunk. The reader checks the sums as ever."""
+        ...
+
+    def submit_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> Future[Location]:
+        """put_small without a coroutine, for the protocol: data is taken when it returns, durable when the future is
+        done. Raises at once what put_small raises at once; the future holds the rest."""
         ...
 
     async def find(self, chunk: ChunkId) -> OpenChunk:

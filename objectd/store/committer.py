@@ -1,0 +1,136 @@
+"""Group commit: one thread per device takes all that wait, syncs each segment they lie in once, and wakes the loop once.
+
+Invariant: items are settled in the order they were appended, and an item is settled as durable only if the fdatasync of
+its segment began after its bytes were written. After the first failure nothing is ever settled as durable by this
+committer again: the kernel may have dropped the dirty pages, a later sync on the descriptor would lie.
+
+Cost: 0.1 us to hand over, 1.2-1.6 us per waiter to wake, one fdatasync per group. InlineCommitter does the same at the
+end of the loop's turn, without a thread: for file systems in memory, where a sync costs nothing, and for simulation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from objectd.store.device import Location
+from objectd.store.slow import Spindle
+from tierstore.failpoints import hit
+
+GROUP_MAX: Final = 4096
+
+
+class Appended:
+    """One record that was written and waits for its sync."""
+
+    __slots__ = ("chunk", "end", "fd", "future", "offset", "segment", "value")
+
+    def __init__(self, future: asyncio.Future[Location], fd: int, segment: int, offset: int, end: int, chunk: bytes,
+                 value: bytes | None) -> None:
+        self.future = future
+        self.fd = fd
+        self.segment = segment
+        self.offset = offset
+        self.end = end
+        self.chunk = chunk
+        self.value = value      # what the index will hold; b"" removes, None leaves it
+
+
+#: Called in the loop: the group, and why it failed or None.
+Settle = Callable[[list[Appended], OSError | None], None]
+
+
+class Committer(Protocol):
+    def submit(self, item: Appended) -> None: ...
+
+    def close(self) -> None:
+        """Settle what waits and end. Blocking for one sync at most."""
+        ...
+
+
+def _sync(group: list[Appended], spindle: Spindle | None) -> None:
+    """fdatasync of each segment of the group, in order of its first record."""
+    hit("store.segment.before_sync")
+    for fd in dict.fromkeys(item.fd for item in group):
+        if spindle is not None:
+            mine = [item for item in group if item.fd == fd]
+            spindle.transfer(mine[0].segment, mine[0].offset, mine[-1].end - mine[0].offset)
+        os.fdatasync(fd)
+    hit("store.segment.after_sync")
+
+
+class ThreadCommitter:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settle: Settle, *, name: str,
+                 spindle: Spindle | None = None) -> None:
+        self._loop = loop
+        self._settle = settle
+        self._spindle = spindle
+        self._items: queue.SimpleQueue[Appended | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, item: Appended) -> None:
+        self._items.put(item)
+
+    def _run(self) -> None:
+        items = self._items
+        failure: OSError | None = None
+        is_open = True
+        while is_open:
+            first = items.get()
+            if first is None:
+                return
+            group = [first]
+            try:
+                while len(group) < GROUP_MAX:
+                    item = items.get_nowait()
+                    if item is None:
+                        is_open = False
+                        break
+                    group.append(item)
+            except queue.Empty:
+                pass
+            if failure is None:
+                try:
+                    _sync(group, self._spindle)
+                except OSError as error:
+                    failure = error
+            try:
+                self._loop.call_soon_threadsafe(self._settle, group, failure)
+            except RuntimeError:
+                return      # the loop is closed: nobody is left to be told
+
+    def close(self) -> None:
+        self._items.put(None)
+        self._thread.join(timeout=30)
+
+
+class InlineCommitter:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settle: Settle) -> None:
+        self._loop = loop
+        self._settle = settle
+        self._group: list[Appended] = []
+        self._failure: OSError | None = None
+
+    def submit(self, item: Appended) -> None:
+        if not self._group:
+            self._loop.call_soon(self._run)
+        self._group.append(item)
+
+    def _run(self) -> None:
+        group, self._group = self._group, []
+        if not group:
+            return
+        if self._failure is None:
+            try:
+                _sync(group, None)
+            except OSError as error:
+                self._failure = error
+        self._settle(group, self._failure)
+
+    def close(self) -> None:
+        self._run()

@@ -1,0 +1,805 @@
+"""DiskDevice: one directory that keeps chunks; puts segments, files, index, trash and states together.
+
+Owns the device's state, its free space and its threads. Invariants:
+- The index learns of a record only after the committer settled it, of a file only after finish(): what the index says is
+  live can be read after a power cut.
+- After a failed write or sync of an EIO kind no descriptor that was written through is used again; check() begins a new
+  segment with a new committer.
+- State changes of one chunk (trash, restore, quarantine, compaction) never overlap (`_changing`).
+- Everything here runs in the loop, except what is handed to `run`.
+
+Cost of a 4 KiB PUT: look-up 1 us, header and pwritev 5 us, group commit 2 us and its share of an fdatasync, index 1 us.
+Of a cached 4 KiB GET with a hint: one preadv and one comparison, about 2.5 us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import lmdb
+
+from objectd.store import files, quarantine, records, segments
+from objectd.store.committer import Appended, Committer, InlineCommitter, ThreadCommitter
+from objectd.store.compaction import Compactor
+from objectd.store.device import Buffer, ChunkWriter, DeviceUsage, Location, OpenChunk
+from objectd.store.index import Entry, Index, is_live, pack, unpack
+from objectd.store.layout import Layout
+from objectd.store.openfiles import Handle, OpenFiles
+from objectd.store.reading import MemoryChunk, PageCache, StoredChunk, is_memory, read_fully
+from objectd.store.recovery import Recovery, Report
+from objectd.store.repeat import RepeatedWriter
+from objectd.store.settings import StoreSettings
+from objectd.store.slow import Spindle
+from tierstore.checksum import SUM_BYTES, block_count, combine_sums
+from tierstore.clock import Clock
+from tierstore.errors import CapacityError, ConflictError, IntegrityError, NotFound, UnavailableError
+from tierstore.failpoints import hit
+from tierstore.names import ChunkId, Tier
+
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+TRASH_BATCH: Final = 1000
+
+
+class DiskDevice:
+    """The Device on a directory. Made by open()."""
+
+    def __init__(self, layout: Layout, index: Index, *, tier: Tier, capacity_bytes: int, clock: Clock,
+                 settings: StoreSettings, loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor,
+                 report: Report) -> None:
+        self.uuid = bytes.fromhex(layout.identity.uuid)
+        self.tier = tier
+        self.path = layout.root
+        self.state = "ok"
+        self.detail = ""
+        self.seen_sequence = layout.identity.seen_sequence
+        self.cluster_id = layout.identity.cluster_id
+        self.recovered = report
+        self.settings = settings
+        self._layout = layout
+        self._index = index
+        self._capacity = capacity_bytes
+        self._clock = clock
+        self._loop = loop
+        self._pool = pool
+        self._seed = records.seed_of(self.uuid)
+        self._spindle = Spindle(seek_ms=settings.simulate_seek_ms,
+                                bytes_per_second=settings.simulate_bytes_per_second) if settings.is_simulated else None
+        self._in_memory = is_memory(layout.root)
+        self._cache = PageCache(os.path.join(layout.root, "device.json"), is_memory=self._in_memory,
+                                is_bypassed=settings.is_simulated)
+        self._open_segments = OpenFiles(settings.open_files_max)
+        self._open_files = OpenFiles(settings.open_files_max)
+        self._putting: dict[bytes, Appended] = {}
+        self._writing: dict[bytes, int] = {}        # large chunks under way -> bytes set aside
+        self._outstanding: deque[Appended] = deque()
+        self._changing: dict[bytes, asyncio.Future[None]] = {}
+        self._watch: asyncio.TimerHandle | None = None
+        self._room = 0
+        self._generation = 0
+        self._flushed: asyncio.Future[None] | None = None
+        self._is_closed = False
+        self._log: segments.SegmentLog
+        self._committer: Committer
+        self._compactor = Compactor(self)
+        self._tick: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    # opening and closing
+
+    @classmethod
+    async def open(cls, path: str, *, tier: Tier, capacity_bytes: int, clock: Clock,
+                   settings: StoreSettings | None = None, expected_uuid: bytes | None = None) -> DiskDevice:
+        """Lock, format or recover the directory and serve it in the running loop; recovery runs in a thread.
+        capacity_bytes 0: the file system's size. Raises ConfigError (not ours, exchanged disks),
+        UnavailableError(code="device-in-use"), OSError."""
+        settings = settings or StoreSettings()
+        loop = asyncio.get_running_loop()
+        pool = ThreadPoolExecutor(settings.io_threads, thread_name_prefix=f"io-{os.path.basename(path)}")
+        try:
+            layout, index, report = await loop.run_in_executor(
+                pool, _open_blocking, path, tier, expected_uuid, settings, clock)
+        except BaseException:   # whatever it was, the threads must not stay
+            pool.shutdown(wait=False)
+            raise
+        if capacity_bytes <= 0:
+            fs = os.statvfs(path)
+            capacity_bytes = fs.f_frsize * fs.f_blocks
+        device = cls(layout, index, tier=tier, capacity_bytes=capacity_bytes, clock=clock, settings=settings,
+                     loop=loop, pool=pool, report=report)
+        device._start()
+        return device
+
+    def _start(self) -> None:
+        numbers = self._layout.segment_numbers()
+        self._log = segments.SegmentLog(
+            self._layout, self._open_segments, seed=self._seed, segment_bytes_max=self.settings.segment_bytes_max,
+            next_number=max([self._layout.high_water(), *numbers]) + 1)
+        last = numbers[-1] if numbers else 0
+        known = self._index.figures.segments.get(last)
+        if known is not None and known.end < self.settings.segment_bytes_max * 3 // 4:
+            self._log.resume(last, known.end)
+        self._committer = self._new_committer()
+        self._refresh_room()
+        self._tick = self._loop.create_task(self._keep_index(), name=f"index of {self.path}")
+
+    def _new_committer(self) -> Committer:
+        self._generation += 1
+        generation = self._generation
+
+        def settle(group: list[Appended], error: OSError | None) -> None:
+            if generation == self._generation:      # a committer that was given up has nothing to say any more
+                self._settle(group, error)
+
+        if self._in_memory and self._spindle is None:
+            return InlineCommitter(self._loop, settle)
+        return ThreadCommitter(self._loop, settle, name=f"commit-{os.path.basename(self.path)}",
+                               spindle=self._spindle)
+
+    async def close(self) -> None:
+        """Settle what was appended, write the index, release everything. Safe to repeat."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._tick is not None:
+            self._tick.cancel()
+            await asyncio.wait({self._tick})
+        if self._flushed is not None:
+            await asyncio.wait({self._flushed})
+        waiting = [item.future for item in self._outstanding if not item.future.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self.settings.io_deadline_seconds)
+        if self._watch is not None:
+            self._watch.cancel()
+        is_clean = self.state in ("ok", "full") and not self._outstanding and not self._writing
+        await self._loop.run_in_executor(None, self._committer.close)
+        await self._loop.run_in_executor(None, self._close_blocking, is_clean)
+        self._open_segments.close()
+        self._open_files.close()
+        self._pool.shutdown(wait=False)
+
+    def _close_blocking(self, is_clean: bool) -> None:
+        try:
+            self._log.close()
+            flush = self._index.take()
+            if flush is not None:
+                self._index.write(flush)
+                self._index.done()
+            if is_clean:
+                self._index.mark_clean(True)
+        except (OSError, lmdb.Error):
+            pass    # the device failed: the next start recovers from the log
+        self._index.close()
+        self._layout.close()
+
+    # threads
+
+    async def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a blocking call in the device's threads, within its deadline. The call itself is not interrupted: a disk
+        that hangs fails the device (UnavailableError), the thread stays until the kernel lets go."""
+        future = self.submit(call, *arguments)
+        done, _ = await asyncio.wait({future}, timeout=self.settings.io_deadline_seconds)
+        if not done:
+            future.add_done_callback(_look_at)
+            self._fail("failed", f"no answer from the disk for {self.settings.io_deadline_seconds:.0f} s")
+            raise UnavailableError(f"{self.path} does not answer", code="device-failed")
+        return future.result()
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        """Hand a blocking call to the device's threads. The caller sees to the deadline and the result."""
+        return self._loop.run_in_executor(self._pool, call, *arguments)
+
+    async def read(self, where: object, offset: int, count: int, handle: Handle) -> bytes:
+        """For open chunks: exactly count bytes of the handle's file, which stays open until the thread is done."""
+        handle.acquire()
+        future = self.submit(self._read_blocking, where, offset, count, handle.fd)
+        future.add_done_callback(lambda _: handle.release())
+        done, _ = await asyncio.wait({future}, timeout=self.settings.io_deadline_seconds)
+        if not done:
+            future.add_done_callback(_look_at)
+            raise UnavailableError(f"{self.path} does not answer", code="device-failed")
+        raw: bytes = future.result()
+        return raw
+
+    def _read_blocking(self, where: object, offset: int, count: int, fd: int) -> bytes:
+        if self._spindle is not None:
+            self._spindle.transfer(where, offset, count)
+        return read_fully(fd, count, offset)
+
+    # state and space
+
+    def usage(self) -> DeviceUsage:
+        figures = self._index.figures
+        return DeviceUsage(capacity_bytes=self._capacity, used_bytes=figures.live_bytes,
+                           trash_bytes=figures.trash_bytes, garbage_bytes=figures.garbage_bytes,
+                           free_bytes=max(0, self._room), chunks=figures.chunks)
+
+    def _refresh_room(self) -> None:
+        figures = self._index.figures
+        occupied = figures.live_bytes + figures.trash_bytes + figures.garbage_bytes
+        reserve = self.settings.reserve_of(self._capacity)
+        fs = os.statvfs(self.path)
+        promised = sum(self._writing.values())
+        self._room = min(self._capacity - occupied, fs.f_bavail * fs.f_frsize) - reserve - promised
+        if fs.f_files and fs.f_favail < 8:
+            self._room = min(self._room, 0)     # no inodes left
+        if self.state in ("ok", "full"):
+            self.state, self.detail = ("ok", "") if self._room > 0 else ("full", "no space beyond the reserve")
+
+    def _admit(self, count: int) -> None:
+        if self.state not in ("ok", "full") or self._is_closed:
+            raise UnavailableError(f"{self.path} is {self.state}: {self.detail}", code="device-failed")
+        if self._room < count:
+            self._refresh_room()
+            if self._room < count:
+                raise CapacityError(f"{self.path} has {max(0, self._room)} bytes left for new chunks, {count} asked for")
+
+    def write_failed(self, error: OSError) -> Exception:
+        """Take note of a failed write; the error to raise instead."""
+        if error.errno in _NO_SPACE:
+            self._room = 0
+            self.state, self.detail = "full", os.strerror(error.errno or 0)
+            return CapacityError(f"{self.path}: {error.strerror}")
+        self._fail("read-only" if error.errno == errno.EROFS else "failed", f"write failed: {error}")
+        return UnavailableError(f"{self.path}: {error.strerror}", code="device-failed")
+
+    def _fail(self, state: str, detail: str) -> None:
+        """No more writes until check(). What was not settled is answered as failed."""
+        self.state, self.detail = state, detail
+        self._generation += 1       # whatever the committer still settles comes too late
+        self._log.abandon()
+        waiting, self._outstanding = self._outstanding, deque()
+        self._putting.clear()
+        for item in waiting:
+            if not item.future.done():
+                item.future.set_exception(UnavailableError(f"{self.path}: {detail}", code="device-failed"))
+
+    async def check(self) -> None:
+        """Write, sync and read back a probe on a new descriptor; then the device serves again, in a new segment.
+        Raises UnavailableError when the probe fails."""
+        if self._is_closed:
+            raise UnavailableError(f"{self.path} is closed", code="device-failed")
+        try:
+            await self.run(self._probe)
+        except (OSError, IntegrityError) as error:
+            if self.state in ("ok", "full"):
+                self.write_failed(error) if isinstance(error, OSError) else self._fail("failed", str(error))
+            raise UnavailableError(f"{self.path} failed its check: {error}", code="device-failed") from error
+        if self.state not in ("ok", "full"):
+            old = self._committer
+            self._committer = self._new_committer()
+            self.state, self.detail = "ok", ""
+            self.submit(old.close)
+        self._refresh_room()
+
+    def _probe(self) -> None:
+        path = os.path.join(self.path, "probe")
+        content = os.urandom(4096)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            hit("store.check.before_write")
+            os.pwrite(fd, content, 0)
+            os.fsync(fd)
+            if read_fully(fd, len(content), 0) != content:
+                raise IntegrityError("the probe came back changed", code="bad-probe")
+        finally:
+            os.close(fd)
+            files.discard(path)
+
+    # small chunks
+
+    async def put_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> Location:
+        if len(self._index.fresh) >= self.settings.index_fresh_max:
+            await self.flush()
+        return await self.submit_small(chunk, data, sums, name_hint=name_hint)
+
+    def submit_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> asyncio.Future[Location]:
+        """put_small without a coroutine: the bytes are taken when it returns, durable when the future is done."""
+        count = len(data)
+        crc = int.from_bytes(sums, "little") if len(sums) == SUM_BYTES else combine_sums(sums, count)
+        known = self._index.lookup(chunk)
+        if known is not None:
+            return self._repeat(chunk, known, count, crc)
+        under_way = self._putting.get(chunk)
+        if under_way is not None:
+            return self._join(under_way, count, crc)
+        if chunk in self._writing:
+            raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy")
+        hint = name_hint.encode()[: self.settings.name_hint_bytes_max] if name_hint else b""
+        framed = records.chunk_record_bytes(count, len(hint))
+        if framed > self.settings.segment_chunk_bytes_max + 4096:
+            raise IntegrityError(f"a chunk of {count} bytes is no small chunk", code="chunk-too-long")
+        self._admit(framed)
+        if len(self._outstanding) >= self.settings.sync_waiters_max:
+            raise UnavailableError(f"{self.path}: too many writes wait for the disk", code="device-busy")
+        wall_ms = self._clock.now_ms()
+        try:
+            place = self._log.append_chunk(chunk, data, sums, hint, data_crc=crc, wall_ms=wall_ms)
+        except OSError as error:
+            raise self.write_failed(error) from error
+        self._room -= framed
+        value = pack(place.segment, place.offset, count, framed, crc, records.LIVE, wall_ms)
+        item = self.log_appended(place, chunk, value)
+        self._putting[chunk] = item
+        return item.future
+
+    def log_appended(self, place: segments.Place, chunk: bytes, value: bytes | None) -> Appended:
+        """Have a record that was appended synced; its future is done when the index knows it."""
+        future: asyncio.Future[Location] = self._loop.create_future()
+        item = Appended(future, place.fd, place.segment, place.offset, place.end, chunk, value)
+        self._outstanding.append(item)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self.settings.io_deadline_seconds, self._check_progress, item)
+        self._committer.submit(item)
+        number = self._log.wanted()
+        if number:
+            self._prepare_segment(number)
+        return item
+
+    def _prepare_segment(self, number: int) -> None:
+        def offer(future: asyncio.Future[int]) -> None:
+            failed = future.cancelled() or future.exception() is not None
+            self._log.offer(number, -1 if failed else future.result())
+
+        self.submit(segments.create, self._layout, number).add_done_callback(offer)
+
+    def _settle(self, group: list[Appended], error: OSError | None) -> None:
+        if error is not None:
+            self._fail("failed", f"sync failed: {error}")
+            return
+        index, outstanding = self._index, self._outstanding
+        for item in group:
+            outstanding.popleft()
+            chunk = item.chunk
+            if item.value is not None:
+                index.apply(chunk, item.value, index.lookup(chunk))
+            self._putting.pop(chunk, None)
+            future = item.future
+            if not future.done():
+                future.set_result(Location(item.segment, item.offset))
+        segment = 0
+        for item in reversed(group):    # the last of each segment
+            if item.segment != segment:
+                segment = item.segment
+                self._log.synced(segment, item.end)
+        for segment, end in {item.segment: item.end for item in group}.items():
+            index.advance(segment, end)
+
+    def _check_progress(self, oldest: Appended) -> None:
+        """A sync that hangs fails the device instead of letting its writers wait for ever."""
+        self._watch = None
+        if self._outstanding and self._outstanding[0] is oldest:
+            self._fail("failed", f"a sync has not returned for {self.settings.io_deadline_seconds:.0f} s")
+        elif self._outstanding:
+            first = self._outstanding[0]
+            self._watch = self._loop.call_later(self.settings.io_deadline_seconds, self._check_progress, first)
+
+    def _repeat(self, chunk: ChunkId, value: bytes, count: int, crc: int) -> asyncio.Future[Location]:
+        entry = unpack(value)
+        self._check_same(chunk, entry, count, crc)
+        if not is_live(value):
+            return self._loop.create_task(self.restore(chunk))
+        future: asyncio.Future[Location] = self._loop.create_future()
+        future.set_result(Location(entry.segment, entry.offset))
+        return future
+
+    def _join(self, under_way: Appended, count: int, crc: int) -> asyncio.Future[Location]:
+        assert under_way.value is not None
+        self._check_same(ChunkId(under_way.chunk), unpack(under_way.value), count, crc)
+        joined: asyncio.Future[Location] = asyncio.shield(under_way.future)
+        return joined
+
+    @staticmethod
+    def _check_same(chunk: ChunkId, entry: Entry, count: int, crc: int) -> None:
+        if (entry.chunk_bytes, entry.crc) != (count, crc):
+            raise ConflictError(f"chunk {chunk.hex()} is here with other bytes", code="chunk-exists")
+
+    # large chunks
+
+    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> ChunkWriter:
+        known = self._index.lookup(chunk)
+        if known is not None:
+            return RepeatedWriter(chunk, unpack(known), chunk_bytes, self._accept_repeat)
+        if chunk in self._writing or chunk in self._putting:
+            raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy")
+        hint = name_hint.encode()[: self.settings.name_hint_bytes_max]
+        stored = records.file_bytes(chunk_bytes, len(hint))
+        self._admit(stored)
+        try:
+            writer = files.FileWriter(
+                self, self._layout, chunk, chunk_bytes, hint, seed=self._seed, wall_ms=self._clock.now_ms(),
+                behind_bytes=self.settings.write_behind_bytes, spindle=self._spindle,
+                pending_bytes_max=self.settings.write_pending_bytes_max)
+        except FileExistsError:
+            raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy") from None
+        except OSError as error:
+            raise self.write_failed(error) from error
+        self._writing[chunk] = stored
+        self._room -= stored
+        return writer
+
+    async def _accept_repeat(self, chunk: ChunkId, entry: Entry) -> Location:
+        """The same bytes came again."""
+        if entry.state == records.LIVE:
+            return Location(entry.segment, entry.offset)
+        return await self.restore(chunk)
+
+    def finished(self, writer: files.FileWriter, handle: Handle, data_crc: int) -> None:
+        """For FileWriter: the file is whole and durable."""
+        self._writing.pop(writer.chunk, None)
+        value = pack(0, 0, writer.chunk_bytes, writer.stored_bytes, data_crc, records.LIVE, writer.wall_ms)
+        self._index.apply(writer.chunk, value, self._index.lookup(writer.chunk))
+        self._open_files.add(bytes(writer.chunk), handle)
+
+    def given_up(self, writer: files.FileWriter) -> None:
+        """For FileWriter: it was aborted or failed."""
+        self._room += self._writing.pop(writer.chunk, 0)
+
+    # reading
+
+    def read_small_now(self, chunk: ChunkId, hint: Location, chunk_bytes: int) -> memoryview | None:
+        """Block sums, then data, of a chunk that lies at the hint and in memory: one preadv. None: use open_chunk."""
+        handle = self._open_segments.get(hint.segment)
+        if handle is None:
+            return None
+        raw = self._cache.read(handle.fd, records.HEADER_BYTES + chunk_bytes + SUM_BYTES * block_count(chunk_bytes),
+                               hint.offset)
+        if raw is None or not raw.startswith(records.prefix_of(chunk, chunk_bytes)):
+            return None
+        return memoryview(raw)[records.HEADER_BYTES :]
+
+    def open_chunk(self, chunk: ChunkId, hint: Location | None = None) -> OpenChunk | None:
+        if hint is not None:
+            found = self._open_at(chunk, hint.segment, hint.offset)
+            if found is not None:
+                return found
+        value = self._index.fresh.get(chunk)
+        if value is None:
+            if not self._index.is_small(self.settings.index_inline_bytes):
+                return None
+            value = self._index.lookup(chunk)
+        if not value or not is_live(value):
+            raise _not_here(chunk)
+        entry = unpack(value)
+        return self._open_at(chunk, entry.segment, entry.offset)
+
+    def _open_at(self, chunk: ChunkId, segment: int, offset: int) -> OpenChunk | None:
+        if segment == 0:
+            handle = self._open_files.get(bytes(chunk))
+            if handle is None:
+                return None
+            return StoredChunk(handle, sums=handle.sums, chunk_bytes=handle.chunk_bytes, data_offset=0,
+                               cache=self._cache, pool=self, where=chunk)
+        handle = self._open_segments.get(segment)
+        if handle is None:
+            return None
+        raw = self._cache.read(handle.fd, records.HEADER_BYTES, offset)
+        if raw is None:
+            return None
+        header = records.parse(raw, segment=segment, offset=offset, seed=self._seed)
+        if header is None or header.chunk != chunk or header.kind != records.CHUNK or header.state != records.LIVE:
+            return None
+        sums = self._cache.read(handle.fd, header.sums_bytes, offset + records.HEADER_BYTES)
+        if sums is None:
+            return None
+        return StoredChunk(handle, sums=bytes(sums), chunk_bytes=header.length, data_offset=header.data_offset,
+                           cache=self._cache, pool=self, where=segment)
+
+    async def find(self, chunk: ChunkId) -> OpenChunk:
+        value = self._index.fresh.get(chunk)
+        if value is None:
+            value = await self.run(self._index.lookup_in_thread, chunk)
+        if not value or not is_live(value):
+            raise _not_here(chunk)
+        entry = unpack(value)
+        if entry.segment == 0:
+            return await self._find_file(chunk)
+        handle = await self.segment_handle(entry.segment)
+        # header, sums and data in one read: a small chunk costs a slow disk one seek
+        raw = await self.read(entry.segment, entry.offset, records.aligned(
+            records.HEADER_BYTES + SUM_BYTES * block_count(entry.chunk_bytes) + entry.chunk_bytes), handle)
+        header = records.parse(raw[: records.HEADER_BYTES], segment=entry.segment, offset=entry.offset, seed=self._seed)
+        if header is None or header.chunk != chunk or header.length != entry.chunk_bytes:
+            raise IntegrityError(f"chunk {chunk.hex()}: its record's header is damaged", code="bad-header")
+        at = records.HEADER_BYTES + header.sums_bytes
+        return MemoryChunk(raw[records.HEADER_BYTES : at], raw[at : at + header.length])
+
+    async def segment_handle(self, number: int) -> Handle:
+        """A handle of the segment; acquire it before the next await. Raises IntegrityError when its file is gone."""
+        handle = self._open_segments.get(number)
+        if handle is None:
+            try:
+                fd = await self.run(os.open, self._layout.segment_path(number), os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno == errno.EROFS:
+                    fd = await self.run(os.open, self._layout.segment_path(number), os.O_RDONLY | os.O_CLOEXEC)
+                elif error.errno == errno.ENOENT:
+                    raise IntegrityError(f"segment {number} is missing", code="bad-header") from None
+                else:
+                    raise
+            handle = self._open_segments.add(number, Handle(fd))
+        return handle
+
+    async def _find_file(self, chunk: ChunkId) -> OpenChunk:
+        handle = self._open_files.get(bytes(chunk))
+        if handle is None:
+            try:
+                fd, footer, sums = await self.run(self._open_file_blocking, chunk)
+            except FileNotFoundError:
+                raise IntegrityError(f"the file of chunk {chunk.hex()} is missing", code="bad-footer") from None
+            handle = self._open_files.add(bytes(chunk), Handle(fd, chunk_bytes=footer.length, sums=sums))
+        return StoredChunk(handle, sums=handle.sums, chunk_bytes=handle.chunk_bytes, data_offset=0,
+                           cache=self._cache, pool=self, where=chunk)
+
+    def _open_file_blocking(self, chunk: bytes) -> tuple[int, records.Header, bytes]:
+        opened = files.open_file(self._layout.file_path(chunk), chunk, self._seed)
+        if self._spindle is not None:
+            self._spindle.transfer(chunk, opened[1].length, len(opened[2]) + records.HEADER_BYTES)
+        return opened
+
+    # deleting
+
+    @asynccontextmanager
+    async def exclusive(self, chunk: bytes) -> AsyncIterator[None]:
+        """One change of a chunk's state at a time. Waits for the one before it, which has a deadline of its own."""
+        while (other := self._changing.get(chunk)) is not None:
+            await asyncio.wait({other})
+        mine = self._changing[chunk] = self._loop.create_future()
+        try:
+            yield
+        finally:
+            del self._changing[chunk]
+            mine.set_result(None)
+
+    async def _verdict(self, kind: int, chunk: ChunkId, entry: Entry, value: bytes, wall_ms: int) -> None:
+        """Log what happened to a record and have it durable and indexed. Deletes go on when the disk is full."""
+        if self.state not in ("ok", "full") or self._is_closed:
+            raise UnavailableError(f"{self.path} is {self.state}: {self.detail}", code="device-failed")
+        target = (entry.segment, entry.offset)
+        try:
+            try:
+                place = self._log.append_verdict(kind, chunk, target, wall_ms=wall_ms)
+            except OSError as error:
+                if error.errno not in _NO_SPACE or not self._layout.release_ballast():
+                    raise
+                place = self._log.append_verdict(kind, chunk, target, wall_ms=wall_ms)
+        except OSError as error:
+            raise self.write_failed(error) from error
+        await self.log_appended(place, chunk, value).future
+        state = {records.TRASH: records.IN_TRASH, records.RESTORE: records.LIVE}.get(kind, records.REJECTED)
+        handle = await self.segment_handle(entry.segment)
+        handle.acquire()
+        future = self.submit(os.pwrite, handle.fd, bytes((state,)), records.state_offset(entry.offset))
+        future.add_done_callback(lambda _: handle.release())
+        try:
+            await asyncio.wait_for(asyncio.shield(future), self.settings.io_deadline_seconds)
+        except (OSError, TimeoutError):
+            pass    # only advice for readers with a hint; log and index are right already
+
+    async def trash(self, chunk: ChunkId) -> bool:
+        async with self.exclusive(chunk):
+            value = await self._current(chunk)
+            if value is None or not is_live(value):
+                return False
+            entry, wall_ms = unpack(value), self._clock.now_ms()
+            trashed = pack(*entry[:5], records.IN_TRASH, wall_ms)
+            if entry.segment:
+                await self._verdict(records.TRASH, chunk, entry, trashed, wall_ms)
+            else:
+                self._open_files.drop(bytes(chunk))
+                await self._move(self._layout.file_path(chunk), self._layout.trash_path(chunk, wall_ms))
+                self._index.apply(chunk, trashed, value)
+            return True
+
+    async def restore(self, chunk: ChunkId) -> Location:
+        async with self.exclusive(chunk):
+            value = await self._current(chunk)
+            if value is None or is_live(value):
+                raise NotFound(f"chunk {chunk.hex()} is not in the trash", code="not-in-trash")
+            entry, wall_ms = unpack(value), self._clock.now_ms()
+            restored = pack(*entry[:5], records.LIVE, wall_ms)
+            if entry.segment:
+                await self._verdict(records.RESTORE, chunk, entry, restored, wall_ms)
+            else:
+                await self._move(self._layout.trash_path(chunk, entry.wall_ms), self._layout.file_path(chunk))
+                self._index.apply(chunk, restored, value)
+            return Location(entry.segment, entry.offset)
+
+    async def empty_trash(self, older_than_ms: int) -> int:
+        await self.flush()
+        freed = 0
+        while True:
+            batch: list[bytes] = await self.run(self._index.trashed_before, older_than_ms, TRASH_BATCH)
+            for chunk in batch:
+                freed += await self._forget(ChunkId(chunk), older_than_ms)
+            if len(batch) < TRASH_BATCH:
+                self._refresh_room()
+                return freed
+            await self.flush()
+
+    async def _forget(self, chunk: ChunkId, older_than_ms: int) -> int:
+        async with self.exclusive(chunk):
+            value = await self._current(chunk)
+            if value is None or is_live(value) or unpack(value).wall_ms >= older_than_ms:
+                return 0
+            entry = unpack(value)
+            if entry.segment:
+                await self._verdict(records.FORGET, chunk, entry, b"", self._clock.now_ms())
+            else:
+                try:
+                    await self.run(files.discard, self._layout.trash_path(chunk, entry.wall_ms))
+                except OSError as error:
+                    raise self.write_failed(error) from error
+                self._index.apply(chunk, b"", value)
+            return entry.stored_bytes
+
+    async def quarantine(self, chunk: ChunkId, why: str) -> bool:
+        async with self.exclusive(chunk):
+            value = await self._current(chunk)
+            if value is None:
+                return False
+            entry, wall_ms = unpack(value), self._clock.now_ms()
+            name = f"{chunk.hex()}.{wall_ms}"
+            if entry.segment:
+                await self._put_aside(chunk, entry, name, why)
+                await self._verdict(records.REJECT, chunk, entry, b"", wall_ms)
+            else:
+                self._open_files.drop(bytes(chunk))
+                source = self._layout.file_path(chunk) if is_live(value) else self._layout.trash_path(
+                    chunk, entry.wall_ms)
+                await self._move(source, os.path.join(self._layout.quarantine, name))
+                await self.run(lambda: quarantine.describe(self._layout.quarantine, name=name, wall_ms=wall_ms,
+                                                           why=why, chunk=chunk, count=entry.stored_bytes))
+                self._index.apply(chunk, b"", value)
+            return True
+
+    async def _put_aside(self, chunk: ChunkId, entry: Entry, name: str, why: str) -> None:
+        handle = await self.segment_handle(entry.segment)
+        handle.acquire()
+        try:
+            await self.run(lambda: quarantine.keep_range(
+                self._layout.quarantine, name=name, fd=handle.fd, offset=entry.offset, count=entry.stored_bytes,
+                wall_ms=self._clock.now_ms(), why=why, chunk=chunk))
+        except OSError as error:
+            if error.errno not in _NO_SPACE:    # without room for the copy the bad record is still taken out of service
+                raise self.write_failed(error) from error
+        finally:
+            handle.release()
+
+    async def _move(self, source: str, target: str) -> None:
+        try:
+            await self.run(files.move, source, target)
+        except FileNotFoundError:
+            pass    # gone from the directory: the index follows
+        except OSError as error:
+            raise self.write_failed(error) from error
+
+    async def _current(self, chunk: bytes) -> bytes | None:
+        """The packed entry, waiting for the disk if the index is too large to stay in memory."""
+        value = self._index.fresh.get(chunk)
+        if value is None:
+            value = await self.run(self._index.lookup_in_thread, chunk)
+        return value or None
+
+    # enumeration, compaction, identity
+
+    def chunks(self, after: bytes = b"") -> Iterator[tuple[ChunkId, int, Location]]:
+        for chunk, entry in self._index.iterate(after):
+            yield ChunkId(chunk), entry.chunk_bytes, Location(entry.segment, entry.offset)
+
+    async def compact(self, *, garbage_ratio: float, bytes_max: int) -> int:
+        return await self._compactor.run(garbage_ratio=garbage_ratio, bytes_max=bytes_max)
+
+    async def note(self, *, cluster_id: str, seen_sequence: int) -> None:
+        identity = replace(self._layout.identity, cluster_id=cluster_id, seen_sequence=seen_sequence)
+        if identity != self._layout.identity:
+            try:
+                await self.run(self._layout.store, identity)
+            except OSError as error:
+                raise self.write_failed(error) from error
+        self.cluster_id, self.seen_sequence = cluster_id, seen_sequence
+
+    # the index's flush
+
+    async def _keep_index(self) -> None:
+        """Flush the index every index_flush_seconds, or sooner when half its bound is reached; look at the space."""
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), self.settings.index_flush_seconds)
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if self.state in ("ok", "full"):
+                await self.flush()
+                self._refresh_room()
+                if self.state == "ok":
+                    await self.run(self._layout.fill_ballast, self.settings.ballast_bytes)
+
+    async def flush(self) -> None:
+        """Write all fresh entries; returns when they are in LMDB. A failure is a state of the device, not raised."""
+        while self._flushed is not None:
+            await asyncio.wait({self._flushed})
+        flush = self._index.take()
+        if flush is None:
+            return
+        self._flushed = self._loop.create_future()
+        future = self.submit(self._index.write, flush)
+        try:
+            await asyncio.wait({future})    # not bounded: LMDB must not be left in a transaction; puts have the bound
+            try:
+                future.result()
+                self._index.done()
+            except (OSError, lmdb.Error) as error:
+                self._index.failed(flush)
+                self.write_failed(_as_os_error(error))
+        finally:
+            done, self._flushed = self._flushed, None
+            done.set_result(None)
+
+    # for the compactor
+
+    @property
+    def layout(self) -> Layout:
+        return self._layout
+
+    @property
+    def index(self) -> Index:
+        return self._index
+
+    @property
+    def log(self) -> segments.SegmentLog:
+        return self._log
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    def forget_segment(self, number: int) -> None:
+        self._open_segments.drop(number)
+        self._index.drop_segment(number)
+
+
+def _not_here(chunk: ChunkId) -> NotFound:
+    return NotFound(f"chunk {chunk.hex()} is not on this device", code="no-such-chunk")
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()      # the caller was told already
+
+
+def _as_os_error(error: Exception) -> OSError:
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    return OSError(errno.ENOSPC if "No space" in text or isinstance(error, lmdb.MapFullError) else errno.EIO, text)
+
+
+def _open_blocking(path: str, tier: Tier, expected_uuid: bytes | None, settings: StoreSettings,
+                   clock: Clock) -> tuple[Layout, Index, Report]:
+    layout = Layout.open(path, tier=tier, expected_uuid=expected_uuid)
+    try:
+        layout.fill_ballast(settings.ballast_bytes)
+        uuid = bytes.fromhex(layout.identity.uuid)
+        notes: list[str] = []
+        try:
+            index = Index.open(layout.index, uuid=uuid, map_bytes=settings.index_map_bytes)
+        except IntegrityError as error:
+            aside = os.path.join(layout.quarantine, f"index.{clock.now_ms()}")
+            os.rename(layout.index, aside)
+            notes.append(f"{error}; it was put into {aside} and is rebuilt from segments and files")
+            index = Index.open(layout.index, uuid=uuid, map_bytes=settings.index_map_bytes)
+        report = Recovery(layout, index, seed=records.seed_of(uuid), now_ms=clock.now_ms).run()
+        report.notes[:0] = notes
+        index.mark_clean(False)
+    except BaseException:   # whatever it was, the lock must not stay
+        layout.close()
+        raise
+    return layout, index, report
