@@ -16,7 +16,6 @@ import asyncio
 import struct
 from collections import deque
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from tierstore.checksum import combine_sums, sums_of
 from tierstore.errors import CapacityError, TierstoreError, UnavailableError
@@ -29,17 +28,15 @@ if TYPE_CHECKING:
 _ONE_SUM = struct.Struct("<I")
 
 
-def name_hint(bucket: str, key: str) -> bytes:
-    """The percent-encoded bucket/key that is stored beside a chunk, for `metadata rebuild` only."""
-    return quote(f"{bucket}/{key}", safe="/").encode("ascii")
+def name_hint(bucket: str, key: str) -> str:
+    """The name that is stored beside a chunk, for `metadata rebuild` only."""
+    return f"{bucket}/{key}"
 
 
 class ChunkFanout:
     """Store one chunk. `data` must not change until run() has ended."""
 
-    def __init__(
-        self, parts: PutParts, allocation: Allocation, *, data: memoryview, name: bytes,
-    ) -> None:  # fmt: skip
+    def __init__(self, parts: PutParts, allocation: Allocation, *, data: memoryview, name: str) -> None:
         self._parts = parts
         self._limits = parts.limits
         self._allocation = allocation

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, TicketRefused, TierstoreError, UnavailableError
+from tierstore.names import ChunkId
 from tierstore.sdk.limits import SMALL_BYTES, StoreLimits
 from tierstore.sdk.race import Race
 from tierstore.sdk.servers import ServerBook
@@ -225,7 +226,7 @@ class GetWalk:
             started = self._parts.clock.monotonic()
             seconds = self._parts.limits.stall_seconds
             stream = await self._parts.objects.open_chunk(
-                await self._parts.servers.url(replica.server), replica.ticket, chunk=chunk.id,
+                await self._parts.servers.url(replica.server), replica.ticket, chunk=ChunkId(chunk.id),
                 chunk_bytes=chunk.chunk_bytes, crc32c=chunk.crc32c, first=offset, length=length, seconds=seconds,
             )  # fmt: skip
             try:
@@ -244,7 +245,7 @@ class GetWalk:
         parts = self._parts
         started = parts.clock.monotonic()
         data = await parts.objects.read_chunk(
-            await parts.servers.url(replica.server), replica.ticket, chunk=chunk.id, chunk_bytes=chunk.chunk_bytes,
+            await parts.servers.url(replica.server), replica.ticket, chunk=ChunkId(chunk.id), chunk_bytes=chunk.chunk_bytes,
             crc32c=chunk.crc32c, first=offset, length=length, seconds=parts.limits.stall_seconds,
         )  # fmt: skip
         parts.servers.note_first_byte(parts.clock.monotonic() - started)

@@ -18,12 +18,12 @@ from tierstore.names import TIERS
 from tierstore.policy.rules import DISK_TIERS, Policy, Rule, parse
 from tierstore.sdk.allocations import PlacementClass
 from tierstore.transport.metadata_client import MetadataClient
-from tierstore.units import MIB
+from tierstore.units import KIB, MIB
 from tierstore.wire.cluster import ClusterMap
 
 _log = logging.getLogger("tierstore.sdk")
 
-CHUNK_BYTES_MIN: Final = 1 * MIB
+CHUNK_BYTES_MIN: Final = 64 * KIB
 CHUNK_BYTES_MAX: Final = 64 * MIB
 
 

@@ -47,7 +47,7 @@ from tierstore.wire.names import (
 )
 
 #: Codes of a commit that was refused because a server left between store and commit (rule 11): store elsewhere.
-STALE_RECEIPT_CODES: Final = frozenset({"receipt-refused", "stale-receipt", "device-left", "upload-lapsed"})
+STALE_RECEIPT_CODES: Final = frozenset({"device-refused", "upload-condemned", "upload-lapsed"})
 _NO_META: Final = ObjectMeta()
 
 
@@ -162,7 +162,7 @@ class Store:
         check_key(key)
         meta = make_meta(content_type, user_meta)
         if not isinstance(body, AsyncIterable):
-            if len(body) <= SMALL_BYTES:
+            if len(body) <= self.small_bytes(bucket, key):
                 return await self.put_small(
                     bucket, key, body, meta=meta, condition=condition, crc32c=crc32c, access=access
                 )
@@ -185,6 +185,10 @@ class Store:
             )
         finally:
             await walk.abort()
+
+    def small_bytes(self, bucket: str, key: str) -> int:
+        """Bodies of up to so many bytes may go by put_small()."""
+        return min(SMALL_BYTES, self._placer.class_of(bucket, key, SMALL_BYTES).chunk_bytes)
 
     async def put_small(
         self, bucket: str, key: str, body: Buffer, *, meta: ObjectMeta | None = None,

@@ -52,8 +52,12 @@ T = TypeVar("T")
 #: Codes after which the same request may succeed elsewhere or a moment later.
 RETRIED_CODES = frozenset({
     "unreachable", "broken-answer", "deadline", "unavailable", "draining", "metadata-unreachable", "metadata-busy",
-    "busy", "not-ready", "starting",
+    "busy", "not-ready", "starting", "catalog-unavailable",
 })  # fmt: skip
+
+#: Results of one item after which the same operation is sent again.
+_REPEATED_RESULTS = frozenset({"outcome-unknown", "unavailable", "catalog-unavailable"})
+_COMMIT_REPEATS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,13 @@ class MetadataClient:
             access=access,
         )
         assert len(item.operation) == OPERATION_ID_BYTES
-        result = await self._commits.submit(item, seconds)
+        until = asyncio.get_running_loop().time() + seconds
+        for _ in range(_COMMIT_REPEATS):
+            result = await self._commits.submit(item, max(until - asyncio.get_running_loop().time(), 0.0))
+            if result.code not in _REPEATED_RESULTS:
+                break
+            # the same operation id: if it was applied after all, its result comes back
+            await asyncio.sleep(self.limits.pause_seconds_min * (1 + self._rng.random()))
         if result.code:
             raise from_code(result.code, result.detail)
         return result
