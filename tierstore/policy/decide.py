@@ -213,7 +213,9 @@ class Planner:
         self._epoch = heat.epoch
         self._last_at: float | None = None
         self.set_devices(devices)
-        self._tokens = float(self.chunk_bytes_max())
+        self._chunk_max = self.chunk_bytes_max()
+        self._may_move = True
+        self._tokens = float(self._chunk_max)
 
     # -- the picture
 
@@ -221,7 +223,7 @@ class Planner:
         """Take over today's devices with their measured speeds, fill, load and state; forget those that are gone."""
         old = self._devices
         self._devices = {device.id: device for device in devices}
-        order = {tier: n for n, tier in enumerate(TIERS)}
+        order: dict[str, int] = {tier: n for n, tier in enumerate(TIERS)}
         tiers = sorted({d.tier for d in self._devices.values() if d.tier != "mem"}, key=lambda t: order.get(t, 99))
         for gone in set(self._shelves) - {d.id for d in self._devices.values() if d.tier in tiers[:-1]}:
             for chunk in list(self._shelves[gone].residents):
@@ -305,7 +307,7 @@ class Planner:
 
     def rank_of(self, chunk: bytes, size: int, devices: Sequence[int], device: int) -> float:
         """Rank that a chunk with copies on `devices` has, or would have, on `device`; COLD when it saves nothing."""
-        slow = self._slow_seconds(size, [d for d in devices if d != device])
+        slow = self._slow_seconds(size, devices, without=device)
         return self.heat.score(chunk) + self._gain(size, slow - self._devices[device].read_seconds(size))
 
     def used_bytes(self, tier: str) -> int:
@@ -342,15 +344,18 @@ class Planner:
             else:
                 ranked.append((self._best_rank(candidate), candidate))
         ranked.sort(key=lambda pair: (pair[1].mode != "pin", -pair[0], pair[1].chunk))
-        for _, candidate in ranked:
-            self._consider(plan, candidate)
+        for rank, candidate in ranked:
+            self._consider(plan, candidate, rank)
         plan.budget_bytes = self._tokens
         return plan
 
     def _refill(self, at: float, served_bytes: int) -> None:
         self.served_bytes += served_bytes
-        bucket = float(self.chunk_bytes_max())
-        self._tokens = min(self._tokens + self.rules.budget * served_bytes, max(bucket, self._tokens))
+        self._chunk_max = self.chunk_bytes_max()
+        self._may_move = self.rules.may_move(at)
+        # The bucket holds one of the largest chunks, else such a chunk could never move; what `failed` gave back stays.
+        bucket = max(float(self._chunk_max), self._tokens)
+        self._tokens = min(self._tokens + self.rules.budget * served_bytes, bucket)
         seconds = self.rules.tick_seconds if self._last_at is None else max(at - self._last_at, 0.0)
         self._last_at = at
         rate = self.rules.device_bytes_per_second_max
@@ -360,31 +365,34 @@ class Planner:
                 shelf.rate_tokens + rate * seconds, rate * self.rules.tick_seconds
             ) if rate else math.inf  # fmt: skip
 
-    def _consider(self, plan: Plan, candidate: Candidate) -> None:
-        """The pairwise rule for one chunk: the fastest tier that takes it."""
+    def _consider(self, plan: Plan, candidate: Candidate, rank: float) -> None:
+        """The pairwise rule for one chunk: the fastest tier that takes it. rank: its best one."""
         why: Why = "no-device"
-        rank = lowest = COLD
+        lowest = COLD
         reads = self.heat.reads(candidate.score, plan.at)
-        held = self._pins_of.get(candidate.chunk, [])
-        if not self.rules.may_move(plan.at):
-            why = "paused"
-        elif candidate.size > self.chunk_bytes_max():
+        held = self._pins_of.get(candidate.chunk, ())
+        if candidate.size > self._chunk_max:
             why = "too-large"
         elif reads < self.rules.count_min and candidate.mode != "pin":
             why = "too-few-reads"
+        elif not self._may_move:
+            why = "paused"
         else:
             for tier, shelves in self._tiers:
                 if candidate.fast and tier not in candidate.fast:
                     continue
-                is_held = any(self._devices[d].tier == tier for d in held)
-                if is_held and not self._wants_another(candidate, tier, reads):
-                    if any(self._gain_on(candidate, d) > COLD for d in held if self._devices[d].tier == tier):
-                        return  # it has what it may have
-                why, rank, lowest = self._try_tier(plan, candidate, shelves, is_spread=is_held)
+                on_tier = [d for d in held if self._devices[d].tier == tier]
+                is_served = any(self._gain_on(candidate, d) > COLD for d in on_tier)
+                if is_served and not self._wants_another(candidate, on_tier, reads):
+                    return  # it has what it may have; a copy on a grey device does not count
+                if candidate.size > self._tokens:
+                    why = "budget"
+                    break
+                why, rank, lowest = self._try_tier(plan, candidate, shelves, is_spread=is_served)
                 if why in {"promoted", "pinned", "spread"}:
                     self._supersede(plan, candidate, tier)
                     return
-                if is_held:
+                if on_tier:
                     break
         self._note(plan, Decision(plan.at, candidate.chunk, "skip", 0, rank, lowest, why))
 
@@ -396,7 +404,8 @@ class Planner:
         why: Why = "no-device"
         with_room: tuple[float, int, _Shelf] | None = None
         others: list[tuple[float, int, _Shelf]] = []
-        servers = {self._devices[d].server for d in self._pins_of.get(candidate.chunk, ())} if is_spread else set()
+        # One more copy is to take load off a server: never a second one on the same server.
+        servers = {self._devices[d].server for d in self._pins_of.get(candidate.chunk, ())} if is_spread else ()
         for shelf in shelves:
             device = shelf.device
             if not device.is_usable or device.id in candidate.devices or device.server in servers:
@@ -418,8 +427,6 @@ class Planner:
                 why = "no-room"
         if with_room is None and not others:
             return why, best, COLD
-        if size > self._tokens:
-            return "budget", best, min((low for low, _, _ in others), default=COLD)
         shelf = with_room[2] if with_room is not None else min(others, key=lambda other: other[:2])[2]
         gain = self._spread_gain(candidate, shelf.device) if is_spread else self._gain_on(candidate, shelf.device.id)
         rank = candidate.score + gain
@@ -512,23 +519,29 @@ class Planner:
         return math.log2(saved) - self.rules.beta * math.log2(max(size, 1)) if saved > 0 else COLD
 
     def _gain_on(self, candidate: Candidate, device: int) -> float:
-        slow = self._slow_seconds(candidate.size, [d for d in candidate.devices if d != device])
+        slow = self._slow_seconds(candidate.size, candidate.devices, without=device)
         return self._gain(candidate.size, slow - self._devices[device].read_seconds(candidate.size))
 
-    def _slow_seconds(self, size: int, devices: Sequence[int], *, but: str = "") -> float:
-        """A read from the best of these copies, those on tier `but` left out; without any, from the slowest device."""
-        known = [self._devices[d] for d in devices if d in self._devices and self._devices[d].tier != but]
-        if known:
-            return min(device.read_seconds(size) for device in known)
+    def _slow_seconds(self, size: int, devices: Sequence[int], *, but: str = "", without: int = 0) -> float:
+        """A read from the best of these copies, those on tier `but` or device `without` left out.
+
+        Without any copy left, from the slowest device: a chunk whose copies are all unknown gains most.
+        """
+        best = math.inf
+        for id in devices:
+            device = self._devices.get(id)
+            if device is not None and id != without and device.tier != but:
+                best = min(best, device.seconds + size / device.bytes_per_second)
+        if best < math.inf:
+            return best
         return max((device.read_seconds(size) for device in self._devices.values()), default=0.0)
 
     def _best_rank(self, candidate: Candidate) -> float:
         gains = [self._gain_on(candidate, s.device.id) for _, shelves in self._tiers for s in shelves[:1]]
         return candidate.score + max(gains, default=COLD)
 
-    def _wants_another(self, candidate: Candidate, tier: str, reads: float) -> bool:
-        """More than one fast copy: when the chunk's reads alone, or its server as a whole, take too much of a device."""
-        held = [d for d in self._pins_of.get(candidate.chunk, ()) if self._devices[d].tier == tier]
+    def _wants_another(self, candidate: Candidate, held: Sequence[int], reads: float) -> bool:
+        """More than one fast copy: when its reads alone, or its server as a whole, take too much of a device."""
         per_second = self.heat.per_hour(candidate.score, self._last_at or 0.0) / 3600.0 if reads else 0.0
         first = self._devices[held[0]]
         wanted = math.ceil(per_second * first.read_seconds(candidate.size) / SPREAD_BUSY_SHARE)

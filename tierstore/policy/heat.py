@@ -77,6 +77,8 @@ class HeatTable:
         self._ids: npt.NDArray[np.void] = np.zeros(1024, dtype="V16")
         self._flags: npt.NDArray[np.uint8] = np.zeros(1024, dtype=np.uint8)
         self._kept = 0
+        self._touched: list[Slots] = []  # slots read since the last take_touched; may repeat, may be free again
+        self._touched_count = 0
         self._sketch: npt.NDArray[np.float32] | None = None  # made when the exact table is full
 
     def __len__(self) -> int:
@@ -179,8 +181,9 @@ class HeatTable:
 
         Those beyond the limit are forgotten until their next read: they were colder than `limit` others.
         """
-        flags = self._flags[: self._used]
-        touched = np.flatnonzero(flags & _TOUCHED)
+        flags = self._flags
+        touched = self._unique_touched()
+        self._touched, self._touched_count = [], 0
         is_settled = (flags[touched] & _SETTLED) != 0
         flags[touched] &= ~np.uint8(_TOUCHED)
         return Touched(
@@ -248,8 +251,22 @@ class HeatTable:
 
     # -- below: the exact table
 
-    def _raise_scores(self, slots: Slots, added: Floats) -> None:
+    def _unique_touched(self) -> Slots:
+        if not self._touched:
+            return np.zeros(0, dtype=np.int64)
+        slots = np.unique(np.concatenate(self._touched))
+        return slots[(self._flags[slots] & _TOUCHED) != 0]
+
+    def _touch(self, slots: Slots) -> None:
         self._flags[slots] |= _TOUCHED
+        self._touched.append(slots)
+        self._touched_count += len(slots)
+        if self._touched_count > 2 * len(self._scores):  # nobody takes them: no more than the table in memory
+            self._touched = [self._unique_touched()]
+            self._touched_count = len(self._touched[0])
+
+    def _raise_scores(self, slots: Slots, added: Floats) -> None:
+        self._touch(slots)
         np.logaddexp2.at(self._scores, slots, added)  # unbuffered: a slot may stand in it twice
 
     def _hottest(self, slots: Slots, limit: int) -> list[tuple[bytes, float]]:
@@ -339,7 +356,7 @@ class HeatTable:
         self._append([ids[i] for i in order[:taken]])
         slots = np.fromiter((self._slots[ids[i]] for i in order[:taken]), dtype=np.int64, count=taken)
         self._scores[slots] = estimates[admitted]
-        self._flags[slots] |= _TOUCHED
+        self._touch(slots)
 
     def _cells(self, chunks: list[bytes]) -> npt.NDArray[np.int64]:
         """Columns of each chunk in the 4 rows: shape (4, n). Multiply-shift of the folded id."""

@@ -125,7 +125,7 @@ class Policy:
         }
 
     def rule_for(self, bucket: str, key: str, size: int, now: float) -> Rule:
-        """The first rule that matches at `now` (seconds since 1970), else the default one. size: of the object, bytes."""
+        """The first rule that matches at `now` (s since 1970), else the default one. size: the object's, bytes."""
         for prefix, size_min, size_max, schedule, rule in self._by_bucket.get(bucket, self._any):
             if (
                 key.startswith(prefix)
@@ -157,7 +157,7 @@ class Policy:
         return f"Policy(rules={self.rules!r}, promoter={self.promoter!r})"
 
 
-def parse(document: Mapping[str, Any], *, text: str = "") -> Policy:
+def parse(document: Any, *, text: str = "") -> Policy:
     """The policy of a document tree. Raises RequestError(code="bad-policy", problems=[...]) naming every fault.
 
     text: the TOML it came from, so that problems name its lines. A member `revision` (GET adds it) is ignored.
@@ -195,10 +195,10 @@ class _Parser:
         self._text = text
         self._problems: list[str] = []
 
-    def policy(self, document: Mapping[str, Any]) -> Policy:
+    def policy(self, document: Any) -> Policy:
         if not isinstance(document, Mapping):
-            self._problem((), "a policy is a table with version, rules and promoter")
-            document = {"version": VERSION}
+            what = "a policy is a table with version, rules and promoter"
+            raise RequestError(what, code="bad-policy", problems=[what])
         self._keys((), document, ("version", "rules", "promoter", "revision"))
         version = document.get("version")
         if type(version) is not int or version != VERSION:
@@ -222,8 +222,8 @@ class _Parser:
         seen: dict[str, int] = {}
         for n, rule in enumerate(parsed):
             if rule.name in seen:
-                self._problem(("rules", n, "name"), f"the name {rule.name!r} is also that of rule {seen[rule.name] + 1}; "
-                              "give each rule its own")  # fmt: skip
+                what = f"the name {rule.name!r} is also that of rule {seen[rule.name] + 1}; give each rule its own"
+                self._problem(("rules", n, "name"), what)
             seen.setdefault(rule.name, n)
         return tuple(parsed)
 
@@ -292,18 +292,18 @@ class _Parser:
         if type(candidates) is not int or not 1 <= candidates <= 100_000:
             self._problem((*path, "candidates_max"), "candidates_max is a whole number from 1 to 100000")
         return PromoterRules(
-            tick_seconds=self._seconds(path, table, "tick", base.tick_seconds, 1, 600),
-            half_life_seconds=self._seconds(path, table, "half_life", base.half_life_seconds, 60, 30 * 86_400),
-            hysteresis=self._number(path, table, "hysteresis", base.hysteresis, 0, 10),
-            beta=self._number(path, table, "beta", base.beta, 0, 1),
-            budget=self._number(path, table, "budget", base.budget, 0, 10),
+            tick_seconds=self._seconds(path, table, "tick", base.tick_seconds, low=1, high=600),
+            half_life_seconds=self._seconds(path, table, "half_life", base.half_life_seconds, low=60, high=30 * 86_400),
+            hysteresis=self._number(path, table, "hysteresis", base.hysteresis, low=0, high=10),
+            beta=self._number(path, table, "beta", base.beta, low=0, high=1),
+            budget=self._number(path, table, "budget", base.budget, low=0, high=10),
             device_bytes_per_second_max=self._value(
                 path, table, "device_rate_max", parse_rate, base.device_bytes_per_second_max
             ),
-            fill=self._number(path, table, "fill", base.fill, 0, 1),
-            count_min=self._number(path, table, "min_count", base.count_min, 0, 1e6),
-            chunk_share_max=self._number(path, table, "chunk_max", base.chunk_share_max, 0, 1),
-            mem=self._number(path, table, "mem", base.mem, 0, 1),
+            fill=self._number(path, table, "fill", base.fill, low=0, high=1),
+            count_min=self._number(path, table, "min_count", base.count_min, low=0, high=1e6),
+            chunk_share_max=self._number(path, table, "chunk_max", base.chunk_share_max, low=0, high=1),
+            mem=self._number(path, table, "mem", base.mem, low=0, high=1),
             candidates_max=candidates if type(candidates) is int else base.candidates_max,
             is_paused=paused is True,
             schedule=self._schedule((*path, "schedule"), table.get("schedule")),
@@ -350,7 +350,7 @@ class _Parser:
         self._problem((*path, key), f'{key} is a size, such as "8MiB", not {value!r}')
         return default
 
-    def _seconds(self, path: Path, table: Mapping[str, Any], key: str, default: float, low: int, high: int) -> float:
+    def _seconds(self, path: Path, table: Mapping[str, Any], key: str, default: float, *, low: int, high: int) -> float:
         value = table.get(key, default)
         try:
             seconds = parse_seconds(value) if isinstance(value, str | int | float) else -1.0
@@ -362,7 +362,9 @@ class _Parser:
             return default
         return seconds
 
-    def _number(self, path: Path, table: Mapping[str, Any], key: str, default: float, low: float, high: float) -> float:
+    def _number(
+        self, path: Path, table: Mapping[str, Any], key: str, default: float, *, low: float, high: float
+    ) -> float:
         value = table.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             self._problem((*path, key), f"{key} is a number from {low:g} to {high:g}, not {value!r}")
