@@ -70,8 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         self._limit = origin.answer_bytes_max
 
     # -- asyncio ----------------------------------------------------------------------------------------------
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         transport.set_write_buffer_limits(high=0)
 
