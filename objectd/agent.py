@@ -62,7 +62,7 @@ class Agent:
         self._clock = clock
         self._transport = transport
         self._urls = [url.rstrip("/") for url in metadata_urls]
-        self._advertise = advertise
+        self.advertise = advertise
         self._failure_domain = failure_domain
         self._join_token = join_token
         self._heartbeat_seconds = heartbeat_seconds
@@ -128,7 +128,7 @@ class Agent:
         """Join or come back. Raises UnavailableError, or what metadata answered."""
         state = self._state
         message = Register(
-            role="objectd", name=state.name, url=self._advertise, instance=state.instance,
+            role="objectd", name=state.name, url=self.advertise, instance=state.instance,
             incarnation=state.incarnation, join_token=self._join_token,
             devices=[slot.report() for slot in self._slots], failure_domain=self._failure_domain, software=SOFTWARE,
         )  # fmt: skip

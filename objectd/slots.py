@@ -11,13 +11,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from objectd.store.device import Device
-from tierstore.errors import NotFound
+from tierstore.errors import IntegrityError, NotFound
 from tierstore.names import ChunkId, DeviceId
 from tierstore.wire.cluster import BadChunk, DeviceGrant, DeviceReport
 
 BAD_CHUNKS_MAX: Final = 4096         # kept until metadata knows; what is beyond is found again by reads and scrub
 BAD_CHUNKS_PER_HEARTBEAT: Final = 256
 NOT_GRANTED: Final = DeviceId(0)
+
+
+def why_bad(error: IntegrityError) -> str:
+    """How BadChunk names what an IntegrityError found: the framing, or the data."""
+    return "bad-footer" if error.code in ("bad-footer", "bad-header", "bad-sums") else "bad-block"
 
 
 @dataclass(slots=True, eq=False)
@@ -71,12 +76,16 @@ class Slot:
 class Slots:
     """All devices of this server. Event loop only."""
 
-    def __init__(self, devices: Iterable[Device]) -> None:
-        self._all = [Slot(device) for device in devices]
+    def __init__(self) -> None:
+        self._all: list[Slot] = []
         #: The hot path reads this table itself; only `grant` changes it.
         self.by_id: dict[int, Slot] = {}
         self._bad: dict[tuple[ChunkId, DeviceId], BadChunk] = {}
         self.bad_dropped = 0
+
+    def add(self, devices: Iterable[Device]) -> None:
+        """Take in opened devices, at start; they serve once they are granted."""
+        self._all += [Slot(device) for device in devices]
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._all)

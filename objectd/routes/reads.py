@@ -18,7 +18,7 @@ from typing import Final
 from objectd.config import Chunks
 from objectd.heat import HeatCounter
 from objectd.residency import Residency
-from objectd.slots import Slot, Slots
+from objectd.slots import Slot, Slots, why_bad
 from objectd.standing import Standing
 from objectd.store.device import Location, OpenChunk
 from tierstore.checksum import BLOCK_BYTES, block_count
@@ -131,6 +131,15 @@ class ChunkReads:
                 opened = opened or await slot.device.find(chunk)
                 if opened.chunk_bytes != chunk_bytes:
                     raise self._wrong_length(chunk, slot, opened.chunk_bytes, chunk_bytes)
+                fd = opened.fd
+                if fd >= 0 and self._residency.is_resident(fd, opened.data_offset + first, count):
+                    # only its descriptor was not at hand; the exchange closes the chunk when the bytes are sent
+                    sending, opened = opened, None
+                    exchange.reply_file(
+                        200, slot.answer_lines(len(sending.sums)), sending.sums, fd, sending.data_offset + first,
+                        count, _Closing(sending),
+                    )  # fmt: skip
+                    return
                 data = await opened.read(first, min(count, self._piece_bytes))
             # nothing is promised to the client before the first piece is here: a sick disk gives a clear error
             exchange.begin(200, slot.answer_lines(len(opened.sums)), len(opened.sums) + count)
@@ -146,7 +155,7 @@ class ChunkReads:
             self._slots.note_bad(chunk, slot.id, "missing")
             raise
         except IntegrityError as error:
-            self._slots.note_bad(chunk, slot.id, error.code if error.code == "bad-footer" else "bad-block")
+            self._slots.note_bad(chunk, slot.id, why_bad(error))
             raise
         except TimeoutError:
             raise UnavailableError(

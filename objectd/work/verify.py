@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from objectd.slots import Slot, Slots
+from objectd.slots import Slot, Slots, why_bad
 from objectd.work.runner import Lease, Outcome
 from objectd.work.verified import RunBlocking, check_chunk
 from tierstore.errors import IntegrityError, NotFound
@@ -54,21 +54,34 @@ class VerifyWork:
 
         Raises IntegrityError (bad), NotFound, TimeoutError or OSError (a disk that does not answer is no bad chunk)."""
         for reading in range(1, READINGS + 1):
-            async with asyncio.timeout(FIND_SECONDS):
-                opened = await slot.device.find(chunk)
             try:
-                await check_chunk(opened, chunk, crc32c=crc32c, from_disk=self._run_blocking, on_piece=on_piece)
+                await self._read(slot, chunk, crc32c=crc32c, on_piece=on_piece)
             except IntegrityError as error:
                 if reading < READINGS:
                     continue
                 await self._put_aside(slot, chunk, error)
                 raise
-            finally:
-                opened.close()
             return
 
+    async def _read(
+        self, slot: Slot, chunk: ChunkId, *, crc32c: int | None, on_piece: Callable[[int], Awaitable[None]]
+    ) -> None:
+        async with asyncio.timeout(FIND_SECONDS):
+            opened = await slot.device.find(chunk)
+        try:
+            if opened.fd < 0 and self._run_blocking is not None:
+                # read whole with its header, perhaps from the page cache: now that the header is there for sure, the
+                # chunk can be opened by its descriptor and read past the cache
+                by_descriptor = slot.device.open_chunk(chunk)
+                if by_descriptor is not None:
+                    opened.close()
+                    opened = by_descriptor
+            await check_chunk(opened, chunk, crc32c=crc32c, from_disk=self._run_blocking, on_piece=on_piece)
+        finally:
+            opened.close()
+
     async def _put_aside(self, slot: Slot, chunk: ChunkId, error: IntegrityError) -> None:
-        why = "bad-footer" if error.code in ("bad-footer", "bad-sums") else "bad-block"
+        why = why_bad(error)
         self.bad_total += 1
         log.warning("bad copy", chunk=chunk.hex(), device_path=slot.device.path, why=why, detail=error.detail)
         # reported first: repair must hear of it even when the device cannot take the quarantine's write
