@@ -32,6 +32,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 FILE_PIECE_BYTES: Final = 256 * 1024
+#: Scope extension: files are read in the loop. Set by the in-process adapter, whose runs must not use threads.
+INLINE_FILES: Final = "tierstore.inline_files"
 
 
 class AsgiExchange:
@@ -62,6 +64,7 @@ class AsgiExchange:
         self._task: asyncio.Task[None] | None = None
         self._out: deque[tuple[MutableMapping[str, Any], asyncio.Future[None] | None]] = deque()
         self._file: tuple[Buffer, int, int, int, Callable[[BaseException | None], None]] | None = None
+        self._reads_inline = INLINE_FILES in (scope.get("extensions") or ())
         self._wake = asyncio.Event()
         self._body_wanted = asyncio.Event()
 
@@ -297,7 +300,11 @@ class AsgiExchange:
             if len(prefix):
                 await self._send({"type": "http.response.body", "body": bytes(prefix), "more_body": True})
             while count and self.phase != GONE:
-                piece = await asyncio.to_thread(read_piece, fd, offset, min(count, FILE_PIECE_BYTES))
+                size = min(count, FILE_PIECE_BYTES)
+                if self._reads_inline:
+                    piece = read_piece(fd, offset, size)
+                else:
+                    piece = await asyncio.to_thread(read_piece, fd, offset, size)
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
                 offset += len(piece)
                 count -= len(piece)
