@@ -10,8 +10,11 @@ import sys
 
 import typer
 
+from tierstore.cli.bench import bench
 from tierstore.cli.daemons import gateway, metadata, objectd
+from tierstore.cli.objects import cat, ls, mb, mv, rb, rm, stat
 from tierstore.cli.settings import config
+from tierstore.cli.transfer import cp, sync
 from tierstore.cli.up import up
 from tierstore.errors import TierstoreError
 
@@ -22,6 +25,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.command("up")(up)
+for command in (mb, rb, ls, cp, mv, rm, cat, stat, sync, bench):
+    app.command(command.__name__)(command)
 app.add_typer(metadata, name="metadata")
 app.add_typer(objectd, name="objectd")
 app.add_typer(gateway, name="gateway")
@@ -35,10 +40,25 @@ def run() -> None:
     except TierstoreError as error:
         sys.stderr.write(f"tierstore: {error.detail or error.code}\n")
         raise SystemExit(error.exit_code) from None
+    except BaseExceptionGroup as group:
+        # Work that was done side by side failed: the first reason is enough for a person.
+        first = _first(group)
+        if first is None:
+            raise
+        sys.stderr.write(f"tierstore: {first.detail or first.code}\n")
+        raise SystemExit(first.exit_code) from None
     except BrokenPipeError:
         # The reader of our output went away (`tierstore ls | head`): nothing to say, and nowhere to say it.
         sys.stderr.close()
         raise SystemExit(0) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> TierstoreError | None:
+    for error in group.exceptions:
+        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, TierstoreError):
+            return found
+    return None
 
 
 if __name__ == "__main__":
