@@ -1,4 +1,4 @@
-"""Group commit: one thread per device takes all that wait, syncs each segment they lie in once, and wakes the loop once.
+"""Group commit: one thread per device takes all that wait, syncs each segment they lie in once, wakes the loop once.
 
 Invariant: items are settled in the order they were appended, and an item is settled as durable only if the fdatasync of
 its segment began after its bytes were written. After the first failure nothing is ever settled as durable by this
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from objectd.store.device import Location
+from objectd.store.segments import Place
 from objectd.store.slow import Spindle
 from tierstore.failpoints import hit
 
@@ -29,13 +30,9 @@ class Appended:
 
     __slots__ = ("chunk", "end", "fd", "future", "offset", "segment", "value")
 
-    def __init__(self, future: asyncio.Future[Location], fd: int, segment: int, offset: int, end: int, chunk: bytes,
-                 value: bytes | None) -> None:
+    def __init__(self, future: asyncio.Future[Location], place: Place, chunk: bytes, value: bytes | None) -> None:
         self.future = future
-        self.fd = fd
-        self.segment = segment
-        self.offset = offset
-        self.end = end
+        self.fd, self.segment, self.offset, self.end = place
         self.chunk = chunk
         self.value = value      # what the index will hold; b"" removes, None leaves it
 
@@ -133,4 +130,4 @@ class InlineCommitter:
         self._settle(group, self._failure)
 
     def close(self) -> None:
-        self._run()
+        """Nothing to end: the device awaited what was submitted."""

@@ -123,14 +123,14 @@ class Compactor:
             sums, data = raw[records.HEADER_BYTES : sums_end], raw[sums_end:data_end]
             hint = raw[data_end : data_end + header.hint_bytes]
             if records.has_good_body(header, sums, data, hint):
-                await self._append(chunk, data, sums, hint, header, is_live(value), entry.wall_ms)
+                await self._append(chunk, data, sums, hint, header, live=is_live(value), wall_ms=entry.wall_ms)
             else:
                 is_bad = True
         if is_bad:
             await device.quarantine(chunk, "wrong checksum, found by compaction")
 
-    async def _append(self, chunk: ChunkId, data: bytes, sums: bytes, hint: bytes, header: Header, live: bool,
-                      wall_ms: int) -> None:
+    async def _append(self, chunk: ChunkId, data: bytes, sums: bytes, hint: bytes, header: Header, *,
+                      live: bool, wall_ms: int) -> None:
         device = self._device
         try:
             place = device.log.append_chunk(chunk, data, sums, hint, data_crc=header.data_crc, wall_ms=header.wall_ms)

@@ -1,8 +1,8 @@
 """DiskDevice: one directory that keeps chunks; puts segments, files, index, trash and states together.
 
 Owns the device's state, its free space and its threads. Invariants:
-- The index learns of a record only after the committer settled it, of a file only after finish(): what the index says is
-  live can be read after a power cut.
+- The index learns of a record only after the committer settled it, of a file only after finish(): what the index says
+  is live can be read after a power cut.
 - After a failed write or sync of an EIO kind no descriptor that was written through is used again; check() begins a new
   segment with a new committer.
 - State changes of one chunk (trash, restore, quarantine, compaction) never overlap (`_changing`).
@@ -75,6 +75,7 @@ class DiskDevice:
         self._in_memory = is_memory(layout.root)
         self._cache = PageCache(os.path.join(layout.root, "device.json"), is_memory=self._in_memory,
                                 is_bypassed=settings.is_simulated)
+        self._sums_bytes_max = SUM_BYTES * block_count(settings.segment_chunk_bytes_max)
         self._open_segments = OpenFiles(settings.open_files_max)
         self._open_files = OpenFiles(settings.open_files_max)
         self._putting: dict[bytes, Appended] = {}
@@ -239,7 +240,8 @@ class DiskDevice:
         if self._room < count:
             self._refresh_room()
             if self._room < count:
-                raise CapacityError(f"{self.path} has {max(0, self._room)} bytes left for new chunks, {count} asked for")
+                raise CapacityError(f"{self.path} has {max(0, self._room)} bytes left for new chunks, {count} are "
+                                    "asked for")
 
     def write_failed(self, error: OSError) -> Exception:
         """Take note of a failed write; the error to raise instead."""
@@ -300,7 +302,8 @@ class DiskDevice:
             await self.flush()
         return await self.submit_small(chunk, data, sums, name_hint=name_hint)
 
-    def submit_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> asyncio.Future[Location]:
+    def submit_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *,
+                     name_hint: str = "") -> asyncio.Future[Location]:
         """put_small without a coroutine: the bytes are taken when it returns, durable when the future is done."""
         count = len(data)
         crc = int.from_bytes(sums, "little") if len(sums) == SUM_BYTES else combine_sums(sums, count)
@@ -333,7 +336,7 @@ class DiskDevice:
     def log_appended(self, place: segments.Place, chunk: bytes, value: bytes | None) -> Appended:
         """Have a record that was appended synced; its future is done when the index knows it."""
         future: asyncio.Future[Location] = self._loop.create_future()
-        item = Appended(future, place.fd, place.segment, place.offset, place.end, chunk, value)
+        item = Appended(future, place, chunk, value)
         self._outstanding.append(item)
         if self._watch is None:
             self._watch = self._loop.call_later(self.settings.io_deadline_seconds, self._check_progress, item)
@@ -354,23 +357,22 @@ class DiskDevice:
         if error is not None:
             self._fail("failed", f"sync failed: {error}")
             return
-        index, outstanding = self._index, self._outstanding
+        index, outstanding, putting = self._index, self._outstanding, self._putting
+        ends: dict[int, int] = {}
         for item in group:
             outstanding.popleft()
             chunk = item.chunk
+            is_new = putting.pop(chunk, None) is not None   # a put's chunk was nowhere; a verdict's or a copy's is known
             if item.value is not None:
-                index.apply(chunk, item.value, index.lookup(chunk))
-            self._putting.pop(chunk, None)
-            future = item.future
-            if not future.done():
-                future.set_result(Location(item.segment, item.offset))
-        segment = 0
-        for item in reversed(group):    # the last of each segment
-            if item.segment != segment:
-                segment = item.segment
-                self._log.synced(segment, item.end)
-        for segment, end in {item.segment: item.end for item in group}.items():
+                index.apply(chunk, item.value, None if is_new else index.lookup(chunk))
+            ends[item.segment] = item.end
+            if not item.future.done():
+                item.future.set_result(Location(item.segment, item.offset))
+        for segment, end in ends.items():
+            self._log.synced(segment, end)
             index.advance(segment, end)
+        if len(index.fresh) > self.settings.index_fresh_max // 2:
+            self._wake.set()
 
     def _check_progress(self, oldest: Appended) -> None:
         """A sync that hangs fails the device instead of letting its writers wait for ever."""
@@ -462,7 +464,7 @@ class DiskDevice:
                 return found
         value = self._index.fresh.get(chunk)
         if value is None:
-            if not self._index.is_small(self.settings.index_inline_bytes):
+            if self._index.file_bytes > self.settings.index_inline_bytes:
                 return None
             value = self._index.lookup(chunk)
         if not value or not is_live(value):
@@ -480,17 +482,16 @@ class DiskDevice:
         handle = self._open_segments.get(segment)
         if handle is None:
             return None
-        raw = self._cache.read(handle.fd, records.HEADER_BYTES, offset)
+        # with room for the sums of the largest small chunk, so that one read brings both
+        raw = self._cache.read(handle.fd, records.HEADER_BYTES + self._sums_bytes_max, offset)
         if raw is None:
             return None
-        header = records.parse(raw, segment=segment, offset=offset, seed=self._seed)
-        if header is None or header.chunk != chunk or header.kind != records.CHUNK or header.state != records.LIVE:
+        length = records.live_length(raw, chunk, segment=segment, offset=offset, seed=self._seed)
+        data_offset = records.HEADER_BYTES + SUM_BYTES * block_count(length)
+        if length < 0 or data_offset > len(raw):
             return None
-        sums = self._cache.read(handle.fd, header.sums_bytes, offset + records.HEADER_BYTES)
-        if sums is None:
-            return None
-        return StoredChunk(handle, sums=bytes(sums), chunk_bytes=header.length, data_offset=header.data_offset,
-                           cache=self._cache, pool=self, where=segment)
+        return StoredChunk(handle, sums=bytes(raw[records.HEADER_BYTES : data_offset]), chunk_bytes=length,
+                           data_offset=offset + data_offset, cache=self._cache, pool=self, where=segment)
 
     async def find(self, chunk: ChunkId) -> OpenChunk:
         value = self._index.fresh.get(chunk)

@@ -36,7 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _write_behind(fd: int, offset: int, count: int) -> None:
-    """Have the disk take that range now and wait for it. Only speeds up the sync that follows: errors are left to it."""
+    """Have the disk take that range now and wait. It only speeds up the sync that follows, which sees the errors."""
     _libc.sync_file_range(ctypes.c_int(fd), ctypes.c_long(offset), ctypes.c_long(count),
                           ctypes.c_uint(_WAIT_BEFORE | _WRITE | _WAIT_AFTER))
 

@@ -48,7 +48,9 @@ class Entry(NamedTuple):
     wall_ms: int        # stored at, or trashed at
 
 
-def pack(segment: int, offset: int, chunk_bytes: int, stored_bytes: int, crc: int, state: int, wall_ms: int) -> bytes:
+def pack(segment: int, offset: int, chunk_bytes: int, stored_bytes: int, crc: int, state: int,  # noqa: PLR0917
+         wall_ms: int) -> bytes:
+    """The value of an Entry, in its order; positional because it is on the way of every PUT."""
     return _VALUE.pack(segment, offset, chunk_bytes, stored_bytes, crc, state, wall_ms)
 
 
@@ -118,6 +120,9 @@ class Index:
         self._touched: set[int] = set()
         self._gone: set[int] = set()
         self._reader: Any = None
+        self._page_bytes: int = env.stat()["psize"]
+        self.file_bytes = 0     # as of the last flush; a small one stays in the page cache
+        self._measure()
 
     @classmethod
     def open(cls, path: str, *, uuid: bytes, map_bytes: int) -> Index:
@@ -179,11 +184,6 @@ class Index:
             with self._env.begin(db=self._chunks) as txn:
                 value = txn.get(chunk)
         return value or None
-
-    def is_small(self, inline_bytes: int) -> bool:
-        """True if the index file is small enough to stay in the page cache: lookups then do not wait for the disk."""
-        pages: int = self._env.info()["last_pgno"] + 1
-        return pages * 4096 <= inline_bytes
 
     def iterate(self, after: bytes, *, states: tuple[int, ...] = (LIVE,)) -> Iterator[tuple[bytes, Entry]]:
         """Entries with id > after, in order. Blocking. Changes made meanwhile may or may not be seen."""
@@ -302,9 +302,17 @@ class Index:
     def done(self) -> None:
         """The flush taken last is in LMDB."""
         self._flushing = {}
+        self._end_reader()
+        self._measure()
+
+    def _end_reader(self) -> None:
+        """The next lookup begins a read transaction that sees what was written since (an old one holds pages)."""
         if self._reader is not None:
-            self._reader.reset()
-            self._reader.renew()
+            self._reader.abort()
+            self._reader = None
+
+    def _measure(self) -> None:
+        self.file_bytes = (self._env.info()["last_pgno"] + 1) * self._page_bytes
 
     def failed(self, flush: Flush) -> None:
         """The flush taken last was not written: its entries are fresh again, unless newer ones are."""
@@ -322,7 +330,5 @@ class Index:
         self.done()
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.abort()
-            self._reader = None
+        self._end_reader()
         self._env.close()

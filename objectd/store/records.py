@@ -48,6 +48,7 @@ IN_TRASH: Final = 1
 REJECTED: Final = 2
 
 _HEADER = struct.Struct("<4sBBBBI16sHHIIQQI")
+_HEADER_CRC = struct.Struct("<4sBBBBI16sHHIIQQII")
 _PREFIX = struct.Struct("<4sBBBBI16s")
 _CRC = struct.Struct("<I")
 _CRC_AT: Final = 60
@@ -121,7 +122,8 @@ def seed_of(uuid: bytes) -> int:
     return int(crc32c(uuid))
 
 
-def _seal(magic: bytes, kind: int, state: int, length: int, chunk: bytes, sums_count: int, hint_bytes: int,
+def _seal(magic: bytes, kind: int, state: int, length: int, chunk: bytes,  # noqa: PLR0917 -- one per field, in order
+          sums_count: int, hint_bytes: int,
           data_crc: int, extra_crc: int, wall_ms: int, offset: int, segment: int, seed: int) -> bytes:
     plain = _HEADER.pack(magic, VERSION, kind, 0, 0, length, chunk, sums_count, hint_bytes, data_crc, extra_crc,
                          wall_ms, offset, segment)
@@ -168,6 +170,16 @@ def parse_footer(raw: Buffer, *, file_bytes_all: int, chunk: bytes, seed: int) -
     if header is None or header.chunk != chunk or file_bytes(header.length, header.hint_bytes) != file_bytes_all:
         return None
     return header
+
+
+def live_length(raw: Buffer, chunk: bytes, *, segment: int, offset: int, seed: int) -> int:
+    """The chunk's length if raw begins with the whole header of its live record, else -1. The short form of parse()
+    for reads: 0.7 us."""
+    magic, version, kind, state, _, length, name, _, _, _, _, _, at, number, crc = _HEADER_CRC.unpack_from(raw)
+    if (name != chunk or magic != MAGIC or version != VERSION or kind != CHUNK or state != LIVE or at != offset
+            or number != segment or crc32c(memoryview(raw)[:_CRC_AT], seed) != crc):
+        return -1
+    return int(length)
 
 
 def _parse(raw: Buffer, magic: bytes, segment: int, offset: int, seed: int) -> Header | None:
