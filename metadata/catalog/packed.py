@@ -76,6 +76,14 @@ def pack(chunks: Iterable[PackedChunk]) -> bytes:
     return b"".join(parts)
 
 
+def pack_new(chunk: bytes, chunk_bytes: int, crc32c: int, places: list[tuple[int, int, int, int]]) -> bytes:
+    """A chunk just written, wholly used: places are (device, role, segment, offset). The commit's quick form."""
+    packed = _CHUNK.pack(chunk, chunk_bytes, chunk_bytes, crc32c, 0, len(places))
+    for device, role, segment, offset in places:
+        packed += _REPLICA.pack(device, role, LIVE, 1, segment, offset)
+    return packed
+
+
 def iter_packed(raw: bytes) -> Iterator[PackedChunk]:
     """Raises IntegrityError(code="catalog-corrupt") when the bytes end in the middle of a chunk."""
     at, end = 0, len(raw)

@@ -29,7 +29,7 @@ SELECTS_MAX: Final = 512
 SELECTS_UNDER_WAY_MAX: Final = 2
 SELECTS_WAITING_MAX: Final = 10_000
 STATEMENT_SECONDS: Final = 30.0
-#: A transaction that lost a race or a deadlock is redone this often before its caller hears of it.
+#: A transaction that lost a lock or a deadlock is redone this often before its caller hears of it.
 ATTEMPTS_MAX: Final = 5
 
 _ADVANCE: Final = (
@@ -199,9 +199,6 @@ class PostgresDatabase:
             for attempt in range(1, ATTEMPTS_MAX + 1):
                 try:
                     return await self._transact(fn, seconds)
-                except StaleRows as error:
-                    if attempt == ATTEMPTS_MAX:
-                        raise UnavailableError(f"another process keeps changing the same rows: {error}") from error
                 except (sa.exc.DBAPIError, asyncpg.PostgresError) as error:
                     if _sqlstate(error) not in _AGAIN or attempt == ATTEMPTS_MAX:
                         raise translate(error) from error

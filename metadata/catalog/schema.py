@@ -231,6 +231,12 @@ operations = sa.Table(
     sqlite_with_rowid=False,
 )  # fmt: skip
 
+committed_uploads = sa.Table(
+    "committed_uploads", tables,      # an upload commits once: its chunks have one owner; as short-lived as operations
+    sa.Column("id", _bytes, primary_key=True),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+
 garbage = sa.Table(
     "garbage", tables,
     sa.Column("id", _id, primary_key=True),

@@ -1,0 +1,109 @@
+"""The change feed: its head, appending, reading, pruning. A transaction appends last, because it holds the head's
+lock from then to its end: that orders the feed as it was committed and leaves no gaps (rule 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from metadata.catalog import schema
+from metadata.catalog.session import BulkWrite, Session
+
+INSERT_CHANGES: Final = BulkWrite(
+    "insert", schema.changes, ("sequence", "at_ms", "kind", "bucket_id", "key", "version")
+)
+INSERT_REPLICATION: Final = BulkWrite(
+    "insert", schema.replication_queue,
+    ("target", "sequence", "at_ms", "bucket_id", "key", "version", "kind", "size"),
+)  # fmt: skip
+
+
+class Change(NamedTuple):
+    """One entry. What bucket_id, key and version hold for each kind: see schema.CHANGE_*."""
+
+    sequence: int
+    at_ms: int
+    kind: int
+    bucket_id: int
+    key: str
+    version: int
+
+
+class NewChange(NamedTuple):
+    """An entry before it has its place. targets: sites that must hear of it; size: bytes they have to fetch."""
+
+    kind: int
+    bucket_id: int
+    key: str
+    version: int
+    size: int = 0
+    targets: tuple[str, ...] = ()
+
+
+def append_bulk(session: Session, entries: Sequence[NewChange], *, at_ms: int, version: int) -> tuple[int, int]:
+    """Append entries (and their replication work); (sequence of the last one, largest version id of the catalog)."""
+    if not entries:
+        return 0, 0
+    last, floor = session.advance(len(entries), version)
+    first = last - len(entries) + 1
+    rows, work = [], []
+    for sequence, e in enumerate(entries, first):
+        rows.append((sequence, at_ms, e.kind, e.bucket_id, e.key, e.version))
+        for target in e.targets:
+            work.append((target, sequence, at_ms, e.bucket_id, e.key, e.version, e.kind, e.size))
+    session.write(INSERT_CHANGES, rows)
+    session.write(INSERT_REPLICATION, work)
+    return last, floor
+
+
+def append(connection: sa.Connection, entries: Iterable[NewChange], *, at_ms: int) -> int:
+    """The same on an ordinary connection, without replication work; the last sequence (0: nothing to append)."""
+    entries = list(entries)
+    if not entries:
+        return 0
+    h = schema.feed_head.c
+    last = connection.execute(
+        sa.update(schema.feed_head)
+        .where(h.id == 1)
+        .values(sequence=h.sequence + len(entries))
+        .returning(h.sequence)
+    ).scalar_one()
+    connection.execute(
+        sa.insert(schema.changes),
+        [
+            {"sequence": last - len(entries) + i, "at_ms": at_ms, "kind": e.kind, "bucket_id": e.bucket_id,
+             "key": e.key, "version": e.version}
+            for i, e in enumerate(entries, 1)
+        ],
+    )  # fmt: skip
+    return int(last)
+
+
+def head(connection: sa.Connection) -> tuple[int, int]:
+    """(sequence of the newest change, largest version id)."""
+    row: Any = connection.execute(sa.select(schema.feed_head.c.sequence, schema.feed_head.c.version)).one()
+    return int(row[0]), int(row[1])
+
+
+def read(connection: sa.Connection, after: int, limit: int) -> list[Change]:
+    """Up to `limit` changes after a sequence, in order. Complete: what is committed later has a larger sequence."""
+    t = schema.changes.c
+    query = sa.select(*(t[name] for name in Change._fields)).where(t.sequence > after).order_by(t.sequence).limit(limit)
+    return [Change(*row) for row in connection.execute(query)]
+
+
+def oldest(connection: sa.Connection) -> int:
+    """The first sequence still kept; a cursor below it minus one needs a resync. 0: the feed is empty."""
+    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.min(schema.changes.c.sequence), 0))).scalar_one())
+
+
+def prune(connection: sa.Connection, *, through: int, limit: int = 10_000) -> int:
+    """Forget up to `limit` of the oldest changes with sequence <= through; how many."""
+    t = schema.changes.c
+    first = oldest(connection)
+    if not first:
+        return 0
+    stop = min(through, first + limit - 1)
+    return int(connection.execute(sa.delete(schema.changes).where(t.sequence <= stop)).rowcount)

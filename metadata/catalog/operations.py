@@ -1,0 +1,97 @@
+"""What makes mutations safe to repeat: results of applied operations and uploads that have committed (rule 12), with
+the uploads that may not (rule 3). All three are pruned by the time in their ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import sqlalchemy as sa
+
+from metadata.catalog import schema
+from metadata.catalog.session import BulkRead, BulkWrite, lock_out_commits
+
+RESULTS: Final = BulkRead(schema.operations, ("id", "result"), ("id",))
+INSERT_RESULTS: Final = BulkWrite("insert", schema.operations, ("id", "result"))
+COMMITTED: Final = BulkRead(schema.committed_uploads, ("id",), ("id",))
+INSERT_COMMITTED: Final = BulkWrite("insert", schema.committed_uploads, ("id",))
+CONDEMNED: Final = BulkRead(schema.condemned_uploads, ("upload_id",), ("upload_id",))
+LEASES: Final = BulkRead(schema.upload_leases, ("upload_id", "until_ms"), ("upload_id",))
+DELETE_LEASES: Final = BulkWrite("delete", schema.upload_leases, ("upload_id",), by=("upload_id",), exact=False)
+
+#: An upload may commit for this long after its allocation without a lease, in catalog time.
+UPLOAD_LIFE_MS: Final = 600_000
+#: A renewed upload or pin lives on for this long.
+LEASE_MS: Final = 600_000
+PIN_MS: Final = 900_000
+#: No operation's deadline may lie further behind its id's time than this; results are kept twice as long.
+OPERATION_LIFE_MS: Final = 3_600_000
+
+
+def any_condemned(connection: sa.Connection) -> bool:
+    query = sa.select(sa.literal(1)).select_from(schema.condemned_uploads).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def condemn(connection: sa.Connection, uploads: Iterable[bytes], *, at_ms: int) -> None:
+    """From the end of this transaction no commit takes these uploads' chunks. Durable before anyone hears "delete".
+    Says nothing of what has committed before: ask who owns a chunk afterwards. Safe to repeat."""
+    lock_out_commits(connection)
+    t = schema.condemned_uploads
+    wanted = sorted(set(uploads))
+    for at in range(0, len(wanted), 500):
+        part = wanted[at : at + 500]
+        known = set(connection.execute(sa.select(t.c.upload_id).where(t.c.upload_id.in_(part))).scalars())
+        fresh = [{"upload_id": upload, "at_ms": at_ms} for upload in part if upload not in known]
+        if fresh:
+            connection.execute(sa.insert(t), fresh)
+
+
+def renew(
+    connection: sa.Connection, uploads: Iterable[bytes], pins: Iterable[bytes], *, now_ms: int
+) -> tuple[list[bytes], list[bytes]]:
+    """Prolong leases of uploads and pins of chunks. (uploads refused: lapsed or condemned, uploads renewed)."""
+    refused, renewed = [], []
+    c, t = schema.condemned_uploads, schema.upload_leases
+    for upload in sorted(set(uploads)):
+        is_condemned = connection.execute(sa.select(c.c.upload_id).where(c.c.upload_id == upload)).first() is not None
+        until = connection.execute(sa.select(t.c.until_ms).where(t.c.upload_id == upload)).scalar()
+        age_ms = now_ms - int.from_bytes(upload[:6], "big")
+        if is_condemned or (age_ms > UPLOAD_LIFE_MS and (until is None or until < now_ms)):
+            refused.append(upload)
+            continue
+        if until is None:
+            connection.execute(sa.insert(t).values(upload_id=upload, until_ms=now_ms + LEASE_MS))
+        else:
+            connection.execute(sa.update(t).where(t.c.upload_id == upload).values(until_ms=now_ms + LEASE_MS))
+        renewed.append(upload)
+    p = schema.pins
+    for chunk in sorted(set(pins)):
+        if not connection.execute(
+            sa.update(p).where(p.c.chunk_id == chunk).values(until_ms=now_ms + PIN_MS)
+        ).rowcount:
+            connection.execute(sa.insert(p).values(chunk_id=chunk, until_ms=now_ms + PIN_MS))
+    return refused, renewed
+
+
+def pinned(connection: sa.Connection, chunks: Iterable[bytes], *, now_ms: int) -> set[bytes]:
+    """Which of these chunks are being read under a pin."""
+    p, wanted = schema.pins.c, sorted(set(chunks))
+    found: set[bytes] = set()
+    for at in range(0, len(wanted), 500):
+        query = sa.select(p.chunk_id).where(p.chunk_id.in_(wanted[at : at + 500]), p.until_ms >= now_ms)
+        found.update(connection.execute(query).scalars())
+    return found
+
+
+def prune(connection: sa.Connection, *, now_ms: int) -> int:
+    """Forget what can no longer be repeated or renewed; how many rows."""
+    old = (now_ms - 2 * OPERATION_LIFE_MS).to_bytes(6, "big")
+    # A committed upload can only come again within its life (leases end with the commit), an operation within its own.
+    rows = 0
+    for table in (schema.operations, schema.committed_uploads):
+        rows += connection.execute(sa.delete(table).where(table.c.id < old)).rowcount
+    for lease in (schema.upload_leases, schema.pins):
+        rows += connection.execute(sa.delete(lease).where(lease.c.until_ms < now_ms - LEASE_MS)).rowcount
+    return rows
