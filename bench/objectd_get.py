@@ -1,0 +1,98 @@
+"""objectd GET with ticket, 4 KiB / 64 KiB / 1 MiB / 64 MiB, as a ratio to nginx with sendfile (one worker).
+
+`python -m bench.objectd_get [--rounds N] [--seconds S] [--sizes 4k,64k]`. Each request carries another of many tickets,
+signed as the metadata service does; sums travel with the data. Warm page cache, 16 connections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from bench import nginx, ratio
+from bench.objectd_server import StandaloneObjectd
+from tierstore.checksum import sums_of
+
+#: name -> (bytes, distinct chunks, must, aim)
+SIZES = {
+    "4k": (4 << 10, 256, 0.50, 0.65),
+    "64k": (64 << 10, 128, 0.60, 0.80),
+    "1m": (1 << 20, 32, 0.80, 0.95),
+    "64m": (64 << 20, 4, 0.70, 0.85),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="objectd GET against nginx")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--directory", default="", help="where the data lies; default: a temporary directory")
+    options = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="objectd-get-", dir=options.directory or None))
+    try:
+        run(root, options.sizes.split(","), rounds=options.rounds, seconds=options.seconds)
+    finally:
+        shutil.rmtree(root)
+
+
+def run(root: Path, sizes: list[str], *, rounds: int, seconds: float) -> dict[str, ratio.Ratio]:
+    """Measure and print the rows."""
+    httpload = ratio.build_httpload(root)
+    server = StandaloneObjectd(root / "objectd", devices=(("ssd", "ssd"),), cpu=ratio.SERVER_CPU)
+    server.prepare()
+    reference = nginx.Nginx(root / "nginx", cpu=ratio.SERVER_CPU)
+    server.start()
+    found: dict[str, ratio.Ratio] = {}
+    try:
+        reference.start()
+        assert server.process is not None and reference.process is not None
+        for name in sizes:
+            size, count, must, aim = SIZES[name]
+            targets = root / f"targets-{name}"
+            targets.write_bytes(b"\n".join(_store(server, reference.data, name, size, count)))
+            names = root / f"names-{name}"
+            names.write_text("\n".join(f"/{name}-{number}" for number in range(count)))
+            truncate = ["-t"] if size >= 1 << 20 else []
+            ours = ratio.Side(
+                "objectd", server.process.pid,
+                lambda targets=targets, truncate=truncate: ["-p", str(server.port), *truncate, "-T", str(targets)],
+            )  # fmt: skip
+            theirs = ratio.Side(
+                "nginx", reference.process.pid,
+                lambda names=names, truncate=truncate: ["-p", str(reference.port), *truncate, "-T", str(names)],
+            )  # fmt: skip
+            span = seconds * (3 if size >= 1 << 24 else 1)
+            found[name] = ratio.compare(httpload, ours, theirs, rounds=rounds, seconds=span)
+            print(ratio.row(f"objectd GET {name}", found[name], must=must, aim=aim), flush=True)
+    finally:
+        reference.stop()
+        server.stop()
+    return found
+
+
+def _store(server: StandaloneObjectd, files: Path, name: str, size: int, count: int) -> list[bytes]:
+    """Store `count` chunks and the same bytes as nginx's files; the targets to read them."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    upload = server.new_upload()
+    ticket = server.write_ticket(upload).decode()
+    targets = []
+    for number in range(count):
+        data = os.urandom(min(size, 1 << 20)) * max(1, size >> 20)
+        connection.request("PUT", f"/v1/chunks/{ticket}?index={number}", body=data + sums_of(data))
+        answer = connection.getresponse()
+        receipt = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"PUT answered {answer.status} {receipt[:200]!r}")
+        targets.append(b"/v1/chunks/" + server.ticket_of(receipt))
+        (files / f"{name}-{number}").write_bytes(data)
+    connection.close()
+    return targets
+
+
+if __name__ == "__main__":
+    main()
