@@ -58,6 +58,28 @@ def extents_from(connection: sa.Connection, body_id: int, first: int, limit: int
     return [Extent(*row) for row in rows]
 
 
+def chunks_of(connection: sa.Connection, ids: Iterable[bytes]) -> dict[bytes, PackedChunk]:
+    """The rows of these chunks, by id; length is the whole chunk."""
+    t, wanted = schema.chunks.c, sorted(set(ids))
+    found: dict[bytes, PackedChunk] = {}
+    for at in range(0, len(wanted), 500):
+        query = sa.select(t.id, t.chunk_bytes, t.crc32c, t.redundancy, t.replicas)
+        for i, chunk_bytes, crc, redundancy, replicas in connection.execute(query.where(t.id.in_(wanted[at : at + 500]))):
+            found[i] = PackedChunk(i, chunk_bytes, chunk_bytes, crc, redundancy, unpack_replicas(replicas))
+    return found
+
+
+def first_chunks(connection: sa.Connection, body_ids: Iterable[int]) -> dict[int, PackedChunk]:
+    """The first chunk of each of these bodies."""
+    e, wanted = schema.extents.c, sorted(set(body_ids))
+    firsts: dict[int, bytes] = {}
+    for at in range(0, len(wanted), 500):
+        query = sa.select(e.body_id, e.chunk_id).where(e.body_id.in_(wanted[at : at + 500]), e.start == 0)
+        firsts.update((int(body), bytes(chunk)) for body, chunk in connection.execute(query))
+    chunks = chunks_of(connection, firsts.values())
+    return {body: chunks[chunk] for body, chunk in firsts.items() if chunk in chunks}
+
+
 def all_extents(connection: sa.Connection, body_id: int) -> Iterable[list[Extent]]:
     """All extents of a body in pages of PAGE_ROWS."""
     first = 0

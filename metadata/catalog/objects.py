@@ -47,6 +47,26 @@ DELETE_VERSION: Final = BulkWrite(
 )
 
 
+def latest(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | None:
+    """The latest version as this snapshot has it, not locked."""
+    t = schema.objects.c
+    row = connection.execute(
+        sa.select(*(t[name] for name in COLUMNS)).where(t.bucket_id == bucket_id, t.key == key)
+    ).first()
+    return None if row is None else ObjectRow(*row)
+
+
+def version(connection: sa.Connection, bucket_id: int, key: str, version_id: int) -> ObjectRow | None:
+    """A version that is not the latest, not locked."""
+    t = schema.versions.c
+    row = connection.execute(
+        sa.select(*(t[name] for name in COLUMNS)).where(
+            t.bucket_id == bucket_id, t.key == key, t.version == version_id
+        )
+    ).first()
+    return None if row is None else ObjectRow(*row)
+
+
 def newest_version(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | None:
     """The newest row of `versions` of a key, locked: it becomes the latest when the latest is deleted for good."""
     t = schema.versions.c
@@ -60,26 +80,26 @@ def newest_version(connection: sa.Connection, bucket_id: int, key: str) -> Objec
     return None if row is None else ObjectRow(*row)
 
 
-def null_version(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | None:
-    """The key's "null" version among those that are not the latest (there is at most one), locked."""
+def null_version(connection: sa.Connection, bucket_id: int, key: str, *, lock: bool = True) -> ObjectRow | None:
+    """The key's "null" version among those that are not the latest (there is at most one)."""
     t = schema.versions.c
-    row = connection.execute(
+    query = (
         sa.select(*(t[name] for name in COLUMNS))
         .where(t.bucket_id == bucket_id, t.key == key, t.is_null == 1)
         .order_by(t.version.desc())
         .limit(1)
-        .with_for_update()
-    ).first()
+    )
+    row = connection.execute(query.with_for_update() if lock else query).first()
     return None if row is None else ObjectRow(*row)
 
 
-#: Columns of a listing, in this order; body only for the tier of the first chunk.
-LIST_COLUMNS: Final = ("key", "size", "etag", "version", "created_at_ms", "body")
+#: Columns of a listing, in this order; the last two only for tier and heat.
+LIST_COLUMNS: Final = ("key", "size", "etag", "version", "created_at_ms", "body", "ref")
 
 
 def _page(*, with_body: bool, from_inclusive: bool, has_end: bool) -> Any:
     t = schema.objects.c
-    names = LIST_COLUMNS if with_body else LIST_COLUMNS[:-1]
+    names = LIST_COLUMNS if with_body else LIST_COLUMNS[:-2]
     low = t.key >= sa.bindparam("low") if from_inclusive else t.key > sa.bindparam("low")
     query = sa.select(*(t[name] for name in names)).where(t.bucket_id == sa.bindparam("bucket_id"), low)
     if has_end:
