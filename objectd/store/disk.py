@@ -362,7 +362,7 @@ class DiskDevice:
         for item in group:
             outstanding.popleft()
             chunk = item.chunk
-            is_new = putting.pop(chunk, None) is not None   # a put's chunk was nowhere; a verdict's or a copy's is known
+            is_new = putting.pop(chunk, None) is not None   # was nowhere; a verdict's or a copy's chunk is known
             if item.value is not None:
                 index.apply(chunk, item.value, None if is_new else index.lookup(chunk))
             ends[item.segment] = item.end
@@ -387,7 +387,7 @@ class DiskDevice:
         entry = unpack(value)
         self._check_same(chunk, entry, count, crc)
         if not is_live(value):
-            return self._loop.create_task(self.restore(chunk))
+            return self._loop.create_task(self._accept_repeat(chunk, entry))
         future: asyncio.Future[Location] = self._loop.create_future()
         future.set_result(Location(entry.segment, entry.offset))
         return future
@@ -431,7 +431,10 @@ class DiskDevice:
         """The same bytes came again."""
         if entry.state == records.LIVE:
             return Location(entry.segment, entry.offset)
-        return await self.restore(chunk)
+        try:
+            return await self.restore(chunk)
+        except NotFound:    # it left the trash in this moment; the next attempt writes it anew
+            raise UnavailableError(f"chunk {chunk.hex()} is being changed", code="chunk-busy") from None
 
     def finished(self, writer: files.FileWriter, handle: Handle, data_crc: int) -> None:
         """For FileWriter: the file is whole and durable."""
