@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.policy.simulate import DELETE, GET, PUT, Trace
+from tierstore.policy.trace import DELETE, GET, PUT, Trace
 
 PRESETS: Final = ("steady", "drift", "scan", "flash", "all")
 HOUR: Final = 3600.0

@@ -11,10 +11,6 @@ bucket (the largest chunk that may move); a chunk is never displaced by one that
 two chunks cannot push each other out in turn; promotion is a copy, demotion a delete of an extra copy: nothing here
 touches a home copy.
 
-Why a heap with stale entries is exact: a score only rises (forward decay), so a recorded rank is never above the true
-one. The top is refreshed until the recorded rank is the true one: then it is the lowest resident. When all scores
-shift (heat.epoch) or a device's speed changes, the heaps are built anew.
-
 Cost of a tick: candidates x fast devices comparisons plus log(residents) for each copy that goes; at most
 `candidates_max` candidates and `displaced_max` displaced for each. About 5 us a candidate: 20 ms at 4,096.
 """
@@ -22,172 +18,22 @@ Cost of a tick: candidates x fast devices comparisons plus log(residents) for ea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, heapreplace
-from typing import Final, Literal
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from typing import Final
 
 from tierstore.names import TIERS
 from tierstore.policy.heat import COLD, HeatTable
-from tierstore.policy.rules import Mode, PromoterRules
+from tierstore.policy.plan import Candidate, Decision, Demotion, Plan, Promotion, Why
+from tierstore.policy.rules import PromoterRules
+from tierstore.policy.shelf import Device, Resident, Shelf, speed_changed
 
 #: A very hot chunk gets one fast copy for each share of a device's time that its reads take, ...
 SPREAD_BUSY_SHARE: Final = 0.25
 #: ... and one more when its server is this busy and the chunk makes up at least SPREAD_LOAD_PART of its reads.
 SPREAD_LOAD: Final = 0.7
 SPREAD_LOAD_PART: Final = 0.1
-#: Speeds that differ by less leave the ranks as they are (a rebuild of the heaps costs time).
-SPEED_CHANGE: Final = 0.2
 _DECISIONS_MAX: Final = 4096
-
-Why = Literal[
-    "promoted", "pinned", "spread", "displaced", "superseded", "never", "gone", "over-fill",
-    "rank-too-low", "no-room", "budget", "device-rate", "too-large", "too-few-reads", "not-faster", "no-device",
-    "paused",
-]  # fmt: skip
-
-
-@dataclass(slots=True)
-class Device:
-    """A device as the promoter sees it. Speeds are measured, else declared; fill counts what is not a cache copy."""
-
-    id: int
-    server: int
-    tier: str
-    capacity_bytes: int
-    seconds: float                # latency of a small read
-    bytes_per_second: float
-    other_bytes: int = 0          # home copies, trash, garbage: not ours to displace
-    load: float = 0.0             # 0..1, share of time its server is busy
-    is_usable: bool = True        # up, not draining, not failed, not read-only
-
-    def read_seconds(self, size: int) -> float:
-        return self.seconds + size / self.bytes_per_second
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A chunk that was read and may move: where its usable copies are, and what its rule says."""
-
-    chunk: bytes
-    size: int
-    score: float
-    devices: tuple[int, ...]      # of all its usable copies, home and cache
-    mode: Mode = "auto"
-    fast: tuple[str, ...] = ()    # tiers that it may be promoted to; () = any
-    server_reads: float = 0.0     # reads per second of the server that serves it, 0 = unknown
-
-
-@dataclass(frozen=True, slots=True)
-class Promotion:
-    """Copy `chunk` to `device`. Re-check with Planner.is_wanted when the copy is about to begin."""
-
-    chunk: bytes
-    size: int
-    device: int
-    rank: float
-    why: Why
-
-
-@dataclass(frozen=True, slots=True)
-class Demotion:
-    """Drop the cache copy of `chunk` on `device`; for `superseded`: after the promotion of this chunk is done."""
-
-    chunk: bytes
-    size: int
-    device: int
-    rank: float
-    why: Why
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What was decided about a chunk, for explain. lowest: rank it had to pass (COLD when there was room)."""
-
-    at: float
-    chunk: bytes
-    action: Literal["promote", "demote", "skip"]
-    device: int                   # 0: none
-    rank: float
-    lowest: float
-    why: Why
-
-
-@dataclass(slots=True)
-class Plan:
-    """The outcome of one tick, in the order in which it is to be carried out (demotions make the room)."""
-
-    at: float
-    demotions: list[Demotion] = field(default_factory=list)
-    promotions: list[Promotion] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
-    budget_bytes: float = 0.0     # left after it
-    grey_devices: tuple[int, ...] = ()  # fast devices that are slower than a slower tier: not preferred
-
-    @property
-    def bytes_moved(self) -> int:
-        return sum(p.size for p in self.promotions)
-
-
-@dataclass(slots=True)
-class _Resident:
-    size: int
-    slow_seconds: float           # a read of it without this copy
-    gain: float                   # log2(saved) - beta * log2(size)
-    is_pinned: bool = False
-    share: float = 1.0            # of the chunk's reads, when it has more than one fast copy
-
-
-class _Shelf:
-    """The cache copies on one fast device: how much they take, and which ranks lowest."""
-
-    def __init__(self, device: Device, fill: float) -> None:
-        self.device = device
-        self.residents: dict[bytes, _Resident] = {}
-        self.used_bytes = 0
-        self.heap: list[tuple[float, bytes]] = []
-        self.rate_tokens = 0.0
-        self.fill = fill
-
-    @property
-    def room_bytes(self) -> int:
-        return int(self.device.capacity_bytes * self.fill) - self.device.other_bytes - self.used_bytes
-
-    def put(self, chunk: bytes, resident: _Resident, rank: float) -> None:
-        self.drop(chunk)
-        self.residents[chunk] = resident
-        self.used_bytes += resident.size
-        heappush(self.heap, (rank, chunk))
-
-    def drop(self, chunk: bytes) -> _Resident | None:
-        """Its entry in the heap goes when it comes to the top, or at the next rebuild."""
-        resident = self.residents.pop(chunk, None)
-        if resident is not None:
-            self.used_bytes -= resident.size
-        return resident
-
-    def rebuild(self, rank: Callable[[bytes, _Resident], float]) -> None:
-        self.heap = [(rank(chunk, resident), chunk) for chunk, resident in self.residents.items()]
-        heapify(self.heap)
-
-    def lowest(self, rank: Callable[[bytes, _Resident], float]) -> tuple[float, bytes] | None:
-        """The resident of the lowest true rank (pinned ones left out), at the top of the heap; None when empty."""
-        heap = self.heap
-        if len(heap) > 2 * len(self.residents) + 64:
-            self.rebuild(rank)
-            heap = self.heap
-        while heap:
-            recorded, chunk = heap[0]
-            resident = self.residents.get(chunk)
-            if resident is None or resident.is_pinned:
-                heappop(heap)
-                continue
-            true = rank(chunk, resident)
-            if true == recorded:
-                return heap[0]
-            heapreplace(heap, (true, chunk))
-        return None
-
 
 class Planner:
     """Decides, tick by tick. Deterministic: same calls, same plans.
@@ -207,9 +53,9 @@ class Planner:
         self._displaced_max = displaced_max
         self._decisions_max = decisions_max
         self._devices: dict[int, Device] = {}
-        self._shelves: dict[int, _Shelf] = {}
-        self._tiers: list[tuple[str, list[_Shelf]]] = []  # fastest first, the slowest tier left out
-        self._pins_of: dict[bytes, list[int]] = {}        # chunk -> fast devices that hold a cache copy of it
+        self._shelves: dict[int, Shelf] = {}
+        self._tiers: list[tuple[str, list[Shelf]]] = []  # fastest first, the slowest tier left out
+        self._held: dict[bytes, list[int]] = {}        # chunk -> fast devices that hold a cache copy of it
         self._epoch = heat.epoch
         self._last_at: float | None = None
         self.set_devices(devices)
@@ -230,11 +76,11 @@ class Planner:
                 self.dropped(chunk, gone)
             del self._shelves[gone]
         self._tiers = []
-        is_changed = any(_speed_changed(old.get(d.id), d) for d in self._devices.values())
+        is_changed = any(speed_changed(old.get(d.id), d) for d in self._devices.values())
         for tier in tiers[:-1]:
             shelves = []
             for device in sorted((d for d in self._devices.values() if d.tier == tier), key=lambda d: d.id):
-                shelf = self._shelves.setdefault(device.id, _Shelf(device, self.rules.fill))
+                shelf = self._shelves.setdefault(device.id, Shelf(device, self.rules.fill))
                 shelf.device, shelf.fill = device, self.rules.fill
                 shelves.append(shelf)
             self._tiers.append((tier, shelves))
@@ -263,9 +109,9 @@ class Planner:
         shelf = self._shelves.get(device)
         if shelf is None or shelf.drop(chunk) is None:
             return
-        left = [d for d in self._pins_of.pop(chunk, []) if d != device]
+        left = [d for d in self._held.pop(chunk, []) if d != device]
         if left:
-            self._pins_of[chunk] = left
+            self._held[chunk] = left
         else:
             self.heat.release(chunk)
 
@@ -276,13 +122,21 @@ class Planner:
 
     def forget(self, chunk: bytes) -> None:
         """The chunk was deleted or replaced: all its copies and its heat go."""
-        for device in self._pins_of.get(chunk, [])[:]:
+        for device in self._held.get(chunk, [])[:]:
             self.dropped(chunk, device)
         self.heat.forget(chunk)
 
     def devices_of(self, chunk: bytes) -> tuple[int, ...]:
         """Fast devices that hold (or are about to hold) a cache copy of the chunk."""
-        return tuple(self._pins_of.get(chunk, ()))
+        return tuple(self._held.get(chunk, ()))
+
+    def roomiest(self, size: int) -> int:
+        """The usable device of the fastest tier that has room for `size` bytes, the emptiest first; 0 = none."""
+        for _, shelves in self._tiers:
+            fitting = [s for s in shelves if s.device.is_usable and s.room_bytes >= size]
+            if fitting:
+                return max(fitting, key=lambda s: (s.room_bytes / s.device.capacity_bytes, -s.device.id)).device.id
+        return 0
 
     def is_wanted(self, promotion: Promotion) -> bool:
         """Is the promotion still right now that its copy is about to begin?"""
@@ -370,7 +224,7 @@ class Planner:
         why: Why = "no-device"
         lowest = COLD
         reads = self.heat.reads(candidate.score, plan.at)
-        held = self._pins_of.get(candidate.chunk, ())
+        held = self._held.get(candidate.chunk, ())
         if candidate.size > self._chunk_max:
             why = "too-large"
         elif reads < self.rules.count_min and candidate.mode != "pin":
@@ -397,15 +251,15 @@ class Planner:
         self._note(plan, Decision(plan.at, candidate.chunk, "skip", 0, rank, lowest, why))
 
     def _try_tier(
-        self, plan: Plan, candidate: Candidate, shelves: list[_Shelf], *, is_spread: bool
+        self, plan: Plan, candidate: Candidate, shelves: list[Shelf], *, is_spread: bool
     ) -> tuple[Why, float, float]:
         """Find a device of one tier: the one with most free room, else the one whose lowest resident ranks lowest."""
         size, best = candidate.size, COLD
         why: Why = "no-device"
-        with_room: tuple[float, int, _Shelf] | None = None
-        others: list[tuple[float, int, _Shelf]] = []
+        with_room: tuple[float, int, Shelf] | None = None
+        others: list[tuple[float, int, Shelf]] = []
         # One more copy is to take load off a server: never a second one on the same server.
-        servers = {self._devices[d].server for d in self._pins_of.get(candidate.chunk, ())} if is_spread else ()
+        servers = {self._devices[d].server for d in self._held.get(candidate.chunk, ())} if is_spread else ()
         for shelf in shelves:
             device = shelf.device
             if not device.is_usable or device.id in candidate.devices or device.server in servers:
@@ -442,7 +296,7 @@ class Planner:
             lowest = COLD
         why = "spread" if is_spread else "pinned" if is_pinned else "promoted"
         slow = self._slow_seconds(size, candidate.devices, but=shelf.device.tier if is_spread else "")
-        share = 1.0 / (len(self._pins_of[candidate.chunk]) + 1) if is_spread else 1.0
+        share = 1.0 / (len(self._held[candidate.chunk]) + 1) if is_spread else 1.0
         self._place(shelf, candidate.chunk, size, slow, is_pinned=is_pinned, share=share)
         self._tokens -= size
         shelf.rate_tokens -= size
@@ -451,7 +305,7 @@ class Planner:
         self._note(plan, Decision(plan.at, candidate.chunk, "promote", shelf.device.id, rank, lowest, why))
         return why, rank, lowest
 
-    def _victims(self, shelf: _Shelf, size: int, rank: float) -> list[tuple[float, bytes]] | None:
+    def _victims(self, shelf: Shelf, size: int, rank: float) -> list[tuple[float, bytes]] | None:
         """The lowest residents that make room for `size` bytes, if all of them rank low enough; else None."""
         limit = rank - math.log2(1.0 + self.rules.hysteresis)
         room = shelf.room_bytes
@@ -475,30 +329,30 @@ class Planner:
     # -- copies come and go
 
     def _place(
-        self, shelf: _Shelf, chunk: bytes, size: int, slow: float, *, is_pinned: bool, share: float = 1.0
+        self, shelf: Shelf, chunk: bytes, size: int, slow: float, *, is_pinned: bool, share: float = 1.0
     ) -> None:
         gain = self._gain(size, (slow - shelf.device.read_seconds(size)) * share)
-        resident = _Resident(size, slow, gain, is_pinned, share)
+        resident = Resident(size, slow, gain, is_pinned, share)
         shelf.put(chunk, resident, self._rank(chunk, resident))
-        held = self._pins_of.setdefault(chunk, [])
+        held = self._held.setdefault(chunk, [])
         if shelf.device.id not in held:
             held.append(shelf.device.id)
         self.heat.keep(chunk, is_settled=shelf.device.tier == self._tiers[0][0])
 
-    def _demote(self, plan: Plan, shelf: _Shelf, chunk: bytes, rank: float, why: Why) -> None:
+    def _demote(self, plan: Plan, shelf: Shelf, chunk: bytes, rank: float, why: Why) -> None:
         size = shelf.residents[chunk].size
         self.dropped(chunk, shelf.device.id)
         plan.demotions.append(Demotion(chunk, size, shelf.device.id, rank, why))
         self._note(plan, Decision(plan.at, chunk, "demote", shelf.device.id, rank, COLD, why))
 
     def _drop_all(self, plan: Plan, chunk: bytes, why: Why) -> None:
-        for device in self._pins_of.get(chunk, [])[:]:
+        for device in self._held.get(chunk, [])[:]:
             self._demote(plan, self._shelves[device], chunk, COLD, why)
 
     def _supersede(self, plan: Plan, candidate: Candidate, tier: str) -> None:
         """Copies on the tiers between have done their work once a faster one is made."""
         order = self.fast_tiers
-        for device in self._pins_of.get(candidate.chunk, [])[:]:
+        for device in self._held.get(candidate.chunk, [])[:]:
             if order.index(self._devices[device].tier) > order.index(tier):
                 self._demote(plan, self._shelves[device], candidate.chunk, COLD, "superseded")
 
@@ -512,7 +366,7 @@ class Planner:
 
     # -- ranks
 
-    def _rank(self, chunk: bytes, resident: _Resident) -> float:
+    def _rank(self, chunk: bytes, resident: Resident) -> float:
         return self.heat.score(chunk) + resident.gain
 
     def _gain(self, size: int, saved: float) -> float:
@@ -556,7 +410,7 @@ class Planner:
     def _spread_gain(self, candidate: Candidate, device: Device) -> float:
         """Worth of one more fast copy: it takes its share of the reads off the others."""
         slow = self._slow_seconds(candidate.size, candidate.devices, but=device.tier)
-        copies = len(self._pins_of.get(candidate.chunk, ())) + 1
+        copies = len(self._held.get(candidate.chunk, ())) + 1
         return self._gain(candidate.size, (slow - device.read_seconds(candidate.size)) / copies)
 
     def _rerank(self) -> None:
@@ -585,13 +439,3 @@ class Planner:
     def _note(self, plan: Plan, decision: Decision) -> None:
         if len(plan.decisions) < self._decisions_max:
             plan.decisions.append(decision)
-
-
-def _speed_changed(old: Device | None, new: Device) -> bool:
-    """Whether the ranks of a device's residents must be computed anew."""
-    if old is None:
-        return True
-    return (
-        abs(new.seconds - old.seconds) > SPEED_CHANGE * old.seconds
-        or abs(new.bytes_per_second - old.bytes_per_second) > SPEED_CHANGE * old.bytes_per_second
-    )

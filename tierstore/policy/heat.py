@@ -255,7 +255,7 @@ class HeatTable:
         if not self._touched:
             return np.zeros(0, dtype=np.int64)
         slots = np.unique(np.concatenate(self._touched))
-        return slots[(self._flags[slots] & _TOUCHED) != 0]
+        return np.asarray(slots[(self._flags[slots] & _TOUCHED) != 0], dtype=np.int64)
 
     def _touch(self, slots: Slots) -> None:
         self._flags[slots] |= _TOUCHED

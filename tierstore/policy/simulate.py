@@ -11,30 +11,21 @@ Cost: 2-4 us a request without a tick, 8-20 us a candidate in a tick: about 10 s
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.policy.decide import Candidate, Device, Plan, Planner
-from tierstore.policy.heat import HeatTable
+from tierstore.policy.decide import Planner
+from tierstore.policy.heat import HeatTable, pack_delta
 from tierstore.policy.memcache import MemCache
+from tierstore.policy.plan import Candidate, Plan
 from tierstore.policy.rules import Policy, Rule
+from tierstore.policy.shelf import Device
+from tierstore.policy.trace import DELETE, GET, Ints, Trace, prefix_of
 
-GET: Final = 0
-PUT: Final = 1
-DELETE: Final = 2
 DAY_SECONDS: Final = 86_400.0
-#: Fast-tier sizes of the curve, as shares of the footprint.
-CURVE_SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-_PREFIXES_MAX: Final = 20
-_TICKS_SKIPPED_MAX: Final = 10_000_000
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,41 +42,6 @@ SPEEDS: Final = {
     "ssd": Speed(0.1e-3, 2e9),
     "hdd": Speed(8e-3, 160e6),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Requests in order of time. key: small integers; size: bytes, one value per key is usual; op: GET, PUT, DELETE.
-
-    names[key] is (bucket, object key), empty when unknown: then rules that match names do not apply and no prefixes are
-    reported. start_at: seconds since 1970 of time 0 (schedules).
-    """
-
-    time: Floats
-    key: Ints
-    size: Ints
-    op: npt.NDArray[np.uint8]
-    names: Sequence[tuple[str, str]] = ()
-    start_at: float = 0.0
-
-    def __len__(self) -> int:
-        return len(self.time)
-
-    @property
-    def footprint_bytes(self) -> int:
-        """Bytes of all keys that are read, each once at its largest size."""
-        is_read = self.op == GET
-        if not is_read.any():
-            return 0
-        largest = np.zeros(int(self.key.max()) + 1, dtype=np.int64)
-        np.maximum.at(largest, self.key[is_read], self.size[is_read])
-        return int(largest.sum())
-
-    def sampled(self, share: float) -> Trace:
-        """The requests of about `share` of the keys, chosen by a hash of the key (spatial sampling, SHARDS)."""
-        hashed = (self.key.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
-        is_in = hashed < int(share * (1 << 24))
-        return replace(self, time=self.time[is_in], key=self.key[is_in], size=self.size[is_in], op=self.op[is_in])
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +122,13 @@ class _Replay:
         self._tier_of_device = {device.id: device.tier for device in devices}
         self._planner = Planner(self._heat, rules, devices)
         self._mem: MemCache[int, bool] = MemCache(fleet.mem_bytes)
-        self._order = ("mem", *[tier for tier in fleet.fast], fleet.slow)
+        self._order = ("mem", *fleet.fast, fleet.slow)
         self._index = {tier: n for n, tier in enumerate(self._order)}
         keys = int(trace.key.max()) + 1 if len(trace) else 0
         self._where = np.full(keys, self._index[fleet.slow], dtype=np.uint8).tolist()  # fastest disk tier of a key
         self._unread: set[int] = set()       # promoted and not read since
         self._counts: dict[int, int] = {}    # GETs since the last tick
         self._sizes: dict[int, int] = {}
-        self._homes: dict[int, tuple[int, ...]] = {}
         self._served_by = np.full(len(trace), 255, dtype=np.uint8)
         self._promotions = self._demotions = self._wasted = self._landed_bytes = 0
         self._is_named = bool(trace.names)
@@ -232,23 +187,20 @@ class _Replay:
             self._heat.forget(chunk)
             self._counts.pop(key, None)
         elif self._planner.fast_tiers and self._rule(key, size, at).mode == "land-fast":
-            self._landed_bytes += size
-            self._land(key, chunk, size, at)
+            self._land(key, chunk, size)
 
-    def _land(self, key: int, chunk: bytes, size: int, at: float) -> None:
-        """A landed write stays on the fast tier as long as its rank holds it there, which its first read decides."""
-        self._heat.add([chunk], np.ones(1), at)
-        plan = self._planner.tick(at, [Candidate(chunk, size, self._heat.score(chunk), self._slow_ids)], size * 5)
-        self._apply(plan)
-        self._planner.moved_bytes -= plan.bytes_moved
+    def _land(self, key: int, chunk: bytes, size: int) -> None:
+        """The body lands on the fastest tier with room (else home), and stays as long as its rank holds it there."""
+        device = self._planner.roomiest(size)
+        if device:
+            self._planner.resident(chunk, size, device, self._slow_ids)
+            self._landed_bytes += size
+            self._locate(key, chunk)
 
     def _tick(self, at: float, served: int) -> None:
         counts = self._counts
-        pack = _ENTRY.pack
         if counts:
-            half = struct.Struct("<e").pack
-            delta = b"".join([pack(key, half(min(count, 65_504))) for key, count in counts.items()])
-            self._heat.merge(delta, at)
+            self._heat.merge(pack_delta([(_id(key), count) for key, count in counts.items()]), at)
             counts.clear()
         movable, settled = self._heat.take_touched(self._policy.promoter.candidates_max, 16)
         candidates = [self._candidate(chunk, score, at) for chunk, score in movable]
@@ -297,7 +249,8 @@ class _Replay:
         is_get = by != 255
         sizes, tier = trace.size[is_get].astype(np.float64), by[is_get]
         speeds = [self._fleet.speeds[name] for name in self._order]
-        seconds = np.array([s.seconds for s in speeds])[tier] + sizes / np.array([s.bytes_per_second for s in speeds])[tier]
+        rates = np.array([speed.bytes_per_second for speed in speeds])
+        seconds = np.array([speed.seconds for speed in speeds])[tier] + sizes / rates[tier]
         slow = speeds[-1]
         gets, total = max(len(tier), 1), max(float(sizes.sum()), 1.0)
         days = max(float(trace.time[-1] - trace.time[0]) if len(trace) else 0.0, 1.0) / DAY_SECONDS
@@ -336,17 +289,8 @@ class _Replay:
         return found
 
 
-_ENTRY: Final = struct.Struct(">8xQ2s")
-
-
 def _id(key: int) -> bytes:
     return key.to_bytes(16, "big")
-
-
-def prefix_of(bucket: str, key: str) -> str:
-    """What prefixes are reported by: the bucket and the key's first folder."""
-    folder, slash, _ = key.partition("/")
-    return f"{bucket}/{folder}/" if slash else f"{bucket}/"
 
 
 def _devices(fleet: Fleet) -> tuple[list[Device], tuple[int, ...]]:

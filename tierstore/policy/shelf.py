@@ -1,0 +1,106 @@
+"""One fast device as the promoter sees it: its speed and fill, the cache copies on it, and which of them ranks lowest.
+
+Owns the residents of a device and their heap. Invariant: what a heap records of a resident is never above its true
+rank, for scores only rise (heat.py). So the top, refreshed until the recorded rank is the true one, is the lowest.
+Whoever lowers ranks (a shifted landmark, a changed speed) rebuilds the heap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Final
+
+#: Speeds that differ by less leave the ranks as they are (a rebuild of the heaps costs time).
+SPEED_CHANGE: Final = 0.2
+
+
+@dataclass(slots=True)
+class Device:
+    """A device as the promoter sees it. Speeds are measured, else declared; fill counts what is not a cache copy."""
+
+    id: int
+    server: int
+    tier: str
+    capacity_bytes: int
+    seconds: float                # latency of a small read
+    bytes_per_second: float
+    other_bytes: int = 0          # home copies, trash, garbage: not ours to displace
+    load: float = 0.0             # 0..1, share of time its server is busy
+    is_usable: bool = True        # up, not draining, not failed, not read-only
+
+    def read_seconds(self, size: int) -> float:
+        return self.seconds + size / self.bytes_per_second
+
+
+@dataclass(slots=True)
+class Resident:
+    """A cache copy on a fast device."""
+
+    size: int
+    slow_seconds: float           # a read of it without this copy
+    gain: float                   # log2(saved) - beta * log2(size)
+    is_pinned: bool = False
+    share: float = 1.0            # of the chunk's reads, when it has more than one fast copy
+
+
+class Shelf:
+    """The cache copies on one fast device: how much they take, and which ranks lowest."""
+
+    def __init__(self, device: Device, fill: float) -> None:
+        self.device = device
+        self.residents: dict[bytes, Resident] = {}
+        self.used_bytes = 0
+        self.heap: list[tuple[float, bytes]] = []
+        self.rate_tokens = 0.0
+        self.fill = fill
+
+    @property
+    def room_bytes(self) -> int:
+        return int(self.device.capacity_bytes * self.fill) - self.device.other_bytes - self.used_bytes
+
+    def put(self, chunk: bytes, resident: Resident, rank: float) -> None:
+        self.drop(chunk)
+        self.residents[chunk] = resident
+        self.used_bytes += resident.size
+        heappush(self.heap, (rank, chunk))
+
+    def drop(self, chunk: bytes) -> Resident | None:
+        """Its entry in the heap goes when it comes to the top, or at the next rebuild."""
+        resident = self.residents.pop(chunk, None)
+        if resident is not None:
+            self.used_bytes -= resident.size
+        return resident
+
+    def rebuild(self, rank: Callable[[bytes, Resident], float]) -> None:
+        self.heap = [(rank(chunk, resident), chunk) for chunk, resident in self.residents.items()]
+        heapify(self.heap)
+
+    def lowest(self, rank: Callable[[bytes, Resident], float]) -> tuple[float, bytes] | None:
+        """The resident of the lowest true rank (pinned ones left out), at the top of the heap; None when empty."""
+        heap = self.heap
+        if len(heap) > 2 * len(self.residents) + 64:
+            self.rebuild(rank)
+            heap = self.heap
+        while heap:
+            recorded, chunk = heap[0]
+            resident = self.residents.get(chunk)
+            if resident is None or resident.is_pinned:
+                heappop(heap)
+                continue
+            true = rank(chunk, resident)
+            if true == recorded:
+                return heap[0]
+            heapreplace(heap, (true, chunk))
+        return None
+
+
+def speed_changed(old: Device | None, new: Device) -> bool:
+    """Whether the ranks of a device's residents must be computed anew."""
+    if old is None:
+        return True
+    return (
+        abs(new.seconds - old.seconds) > SPEED_CHANGE * old.seconds
+        or abs(new.bytes_per_second - old.bytes_per_second) > SPEED_CHANGE * old.bytes_per_second
+    )
