@@ -56,7 +56,7 @@ class AsgiExchange:
         self.request_id = str(scope.get("state", {}).get("request_id", "-"))
         self.route_arg = rest_of_path(self.target, route.prefix)
         self.phase = OPEN
-        self.body_ended = False
+        self.body_ended = not self.content_length and b"transfer-encoding" not in self._index
         self._receive = receive
         self._send = send
         self._sink: BodySink | None = None
@@ -87,7 +87,7 @@ class AsgiExchange:
             sink.aborted(ConnectionResetError("the exchange is over"))
             return
         self._sink = sink
-        if not self.content_length and b"transfer-encoding" not in self._index:
+        if self.body_ended:
             self._end_of_body()         # no body: complete at once, as in the protocol class
         else:
             self._body_wanted.set()
