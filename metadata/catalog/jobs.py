@@ -88,13 +88,14 @@ def _row(values: Sequence[object]) -> JobRow:
 
 def busy_chunks(connection: sa.Connection, pairs: Collection[tuple[bytes, int]]) -> set[tuple[bytes, int]]:
     """Those (chunk, device) that have an open job: at most one piece of work may concern them at a time."""
-    if not pairs:
-        return set()
-    chunks = {chunk for chunk, _ in pairs}
-    query = sa.select(_jobs.c.chunk_id, _jobs.c.device_id).where(
-        _jobs.c.chunk_id.in_(chunks), _jobs.c.state.in_(_OPEN)
-    )
-    return {(bytes(row.chunk_id), int(row.device_id)) for row in connection.execute(query)} & set(pairs)
+    found: set[tuple[bytes, int]] = set()
+    chunks = sorted({chunk for chunk, _ in pairs})
+    for at in range(0, len(chunks), 500):
+        query = sa.select(_jobs.c.chunk_id, _jobs.c.device_id).where(
+            _jobs.c.chunk_id.in_(chunks[at : at + 500]), _jobs.c.state.in_(_OPEN)
+        )
+        found.update((bytes(row.chunk_id), int(row.device_id)) for row in connection.execute(query))
+    return found & set(pairs)
 
 
 def open_kinds_of(connection: sa.Connection, chunks: Collection[bytes]) -> dict[bytes, list[tuple[str, int]]]:
@@ -290,4 +291,33 @@ def remove_open_of_device(connection: sa.Connection, device_id: int, kinds: Coll
 def forget_failed(connection: sa.Connection, *, before_ms: int) -> int:
     """Forget jobs given up before that time."""
     change = sa.delete(_jobs).where(_jobs.c.state == FAILED, _jobs.c.finished_at_ms < before_ms)
+    return int(connection.execute(change).rowcount)
+
+
+def remove_checks(connection: sa.Connection, chunks: Collection[bytes]) -> None:
+    """Drop waiting checks of chunks about which more is known now."""
+    ordered = sorted(set(chunks))
+    for at in range(0, len(ordered), 500):
+        connection.execute(
+            sa.delete(_jobs).where(
+                _jobs.c.chunk_id.in_(ordered[at : at + 500]), _jobs.c.kind == "verify", _jobs.c.state == WAITING
+            )
+        )
+
+
+def internal(connection: sa.Connection, *, limit: int, now_ms: int) -> list[JobRow]:
+    """The first waiting jobs that metadata does itself, their rows locked."""
+    query = (
+        sa.select(*_COLUMNS)
+        .where(_jobs.c.server_id == 0, _jobs.c.state == WAITING, _jobs.c.not_before_ms <= now_ms)
+        .order_by(_class, _jobs.c.heat.desc(), _jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return [_row(row) for row in connection.execute(query)]
+
+
+def remove_waiting(connection: sa.Connection, why: str) -> int:
+    """Drop what waits for one reason: the reason is gone."""
+    change = sa.delete(_jobs).where(_jobs.c.why == why, _jobs.c.state == WAITING)
     return int(connection.execute(change).rowcount)

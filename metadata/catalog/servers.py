@@ -190,8 +190,15 @@ def _reported(report: DeviceReport) -> dict[str, object]:
     }  # fmt: skip
 
 
-def note_seen(connection: sa.Connection, seen: Sequence[Seen], reports: Iterable[tuple[int, DeviceReport]]) -> None:
-    """Write what heartbeats brought since the last flush; times only rise (another process may have heard later)."""
+def note_seen(
+    connection: sa.Connection, seen: Sequence[Seen], reports: Iterable[tuple[int, DeviceReport]], *,
+    unreconciled: Iterable[int] = (),
+) -> None:  # fmt: skip
+    """Write what heartbeats brought since the last flush; times only rise (another process may have heard later).
+
+    unreconciled: devices that were away and count again only after an inventory."""
+    for device_id in unreconciled:
+        change_device(connection, device_id, reconciled_incarnation=0)
     for s in seen:
         connection.execute(
             sa.update(_servers)

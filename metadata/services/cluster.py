@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -86,6 +86,8 @@ class Cluster:
         self._rows: dict[int, ServerRow] = {}
         self._secrets: dict[int, bytes] = {}
         self._keys_created: dict[int, list[tuple[int, int]]] = {}
+        #: Servers that died or devices that failed since the last flush: to be reconciled before they count again.
+        self.unreconciled: set[int] = set()
         #: What operators wish of each server: up | draining | drained | removed.
         self.wishes: dict[int, str] = {}
         self.restart_until_ms: dict[int, int] = {}
@@ -162,6 +164,7 @@ class Cluster:
             )  # fmt: skip
             self.view.bump()
             return
+        counts = counts and row.id not in self.unreconciled
         if known.state != row.wish or known.counts_for_copies != counts:
             known.state, known.counts_for_copies = row.wish, counts
             self.view.bump()
@@ -212,12 +215,19 @@ class Cluster:
             if state != server.state or may_place != server.accepts_new:
                 if state == "dead" and server.state != "dead":
                     died.append(server.id)
+                    self._must_reconcile(d for d in self.view.devices.values() if d.server == server.id)
                     log.warning("server %s is dead: silent for %.1f s", server.name, judgement.silent_ms / 1000)
                 elif server.state == "dead":
                     log.info("server %s is back: %s", server.name, state)
                 server.state, server.accepts_new = state, may_place
                 self.view.bump()
         return died
+
+    def _must_reconcile(self, devices: Iterable[DeviceInfo]) -> None:
+        """While they were away their share of deletions and repairs was decided without them (rule 16)."""
+        for device in devices:
+            device.counts_for_copies = False
+            self.unreconciled.add(device.id)
 
     # -- who is it --------------------------------------------------------------------------------------------
     def authenticate(self, server_text: str, token: str) -> Principal:
@@ -371,6 +381,8 @@ class Cluster:
             return 0
         if device.health != report.state:
             self.view.bump()
+            if device.health == "failed":
+                self._must_reconcile([device])
         device.health, device.detail, device.path = report.state, report.detail, report.path
         device.capacity_bytes, device.used_bytes = report.capacity_bytes, report.used_bytes
         device.trash_bytes, device.garbage_bytes = report.trash_bytes, report.garbage_bytes

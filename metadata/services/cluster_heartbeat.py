@@ -128,6 +128,8 @@ class Heartbeats:
         """Write what was heard, read what other processes heard, and judge who is alive."""
         seen, self._seen = list(self._seen.values()), {}
         reports, self._reports = list(self._reports.items()), {}
-        if seen:
-            await self._database.write(lambda c: servers.note_seen(c, seen, reports))
+        stale = sorted(self._cluster.unreconciled)
+        if seen or stale:
+            await self._database.write(lambda c: servers.note_seen(c, seen, reports, unreconciled=stale))
+            self._cluster.unreconciled.difference_update(stale)
         await self._cluster.refresh()

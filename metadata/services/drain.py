@@ -1,0 +1,183 @@
+"""Draining: emptying a device or a server while it serves, and taking that back.
+
+A drained device goes ok -> draining -> drained. While it drains nothing new is allocated there, receipts of tickets
+already given are still good, and repair.evacuate copies its chunks away and lets its replicas go one by one.
+Completion is one transaction that locks commits out and the device's row, waits for the reverse table to have passed
+everything committed before, finds the device empty in it, and only then writes `drained`: a commit whose receipts name
+it came before and was seen, or comes after and is refused (rule 11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from metadata.catalog import garbage, jobs, servers
+from metadata.catalog.database import Database
+from metadata.catalog.leases import Connection, require_epoch
+from metadata.catalog.session import lock_out_commits
+from metadata.services.cluster import Cluster
+from metadata.services.duties import PROMOTER
+from metadata.services.jobs_work import ReplicaBook
+from metadata.services.repair import Repair
+from metadata.services.view import DeviceInfo
+from tierstore.errors import ConflictError, NotFound
+
+WHY: Final = "drain"
+
+
+@dataclass(slots=True)
+class DrainProgress:
+    """total: chunks when it began (as far as known); left: by the reverse table; stuck: with nowhere to go now."""
+
+    device: int
+    server: int
+    total_chunks: int
+    left_chunks: int
+    left_bytes: int
+    stuck: int = 0
+    state: str = "draining"
+    waits_for: str = ""
+
+
+class Drains:
+    """The operators' wishes and their fulfilment."""
+
+    def __init__(self, database: Database, cluster: Cluster, repair: Repair, book: ReplicaBook) -> None:
+        self._database = database
+        self._cluster = cluster
+        self._repair = repair
+        self._book = book
+        self.progress: dict[int, DrainProgress] = {}
+
+    # -- wishes -----------------------------------------------------------------------------------------------
+    async def drain(self, server_name: str, *, device: int = 0) -> list[int]:
+        """Empty a server, or one of its devices; the device ids that drain now. Durable when it returns.
+
+        Raises NotFound, ConflictError when the rest could not hold the promised copies."""
+        server = self._cluster.server_named(server_name)
+        devices = self._devices_of(server.id, device)
+        if not device:
+            self._check_enough_left(server.id)
+
+        def work(c: Connection) -> None:
+            lock_out_commits(c)
+            if not device:
+                servers.change_server(c, server.id, state="draining")
+            for d in devices:
+                if d.state == "ok":
+                    servers.change_device(c, d.id, state="draining")
+
+        await self._database.write(work)
+        await self._cluster.refresh()
+        self._cluster.judge_all()
+        return [d.id for d in devices]
+
+    async def undrain(self, server_name: str, *, device: int = 0) -> list[int]:
+        """Take it back: the server or device takes new chunks again; what was moved stays moved."""
+        server = self._cluster.server_named(server_name)
+        devices = self._devices_of(server.id, device)
+
+        def work(c: Connection) -> None:
+            if not device:
+                servers.change_server(c, server.id, state="up")
+            for d in devices:
+                if d.state in ("draining", "drained"):
+                    servers.change_device(c, d.id, state="ok")
+            jobs.remove_waiting(c, WHY)
+
+        await self._database.write(work)
+        for d in devices:
+            self._repair.forget_scan(d.id)
+            self.progress.pop(d.id, None)
+        await self._cluster.refresh()
+        self._cluster.judge_all()
+        return [d.id for d in devices]
+
+    def _devices_of(self, server: int, device: int) -> list[DeviceInfo]:
+        found = [
+            d for d in self._cluster.view.devices.values()
+            if d.server == server and d.state != "removed" and device in (0, d.id)
+        ]  # fmt: skip
+        if device and not found:
+            raise NotFound(f"the server has no device {device}", code="no-such-device")
+        return found
+
+    def _check_enough_left(self, server: int) -> None:
+        view, copies = self._cluster.view, self._cluster.settings.copies
+        left = [
+            s for s in view.servers.values()
+            if s.role == "objectd" and s.id != server and self._cluster.wishes.get(s.id) == "up"
+            and s.state not in ("dead", "removed")
+        ]  # fmt: skip
+        if len(left) < copies:
+            raise ConflictError(
+                f"{copies} copies need {copies} object servers and {len(left)} would be left: add a server first",
+                code="not-enough-servers",
+            )
+
+    # -- the duty ---------------------------------------------------------------------------------------------
+    async def step(self, epoch: int) -> tuple[int, bool]:
+        """Go on with everything that drains; (chunks acted on, more at once)."""
+        view = self._cluster.view
+        draining = [d for d in view.devices.values() if d.state == "draining"]
+        for gone in set(self.progress) - {d.id for d in draining}:
+            if self.progress[gone].state != "drained":
+                del self.progress[gone]
+        done, more = 0, False
+        for device in draining:
+            acted, is_unfinished = await self._repair.evacuate(device.id, WHY, epoch)
+            done += acted
+            more = more or is_unfinished
+            if not is_unfinished:
+                await self._finish(device, epoch)
+        await self._finish_servers(epoch)
+        return done, more
+
+    async def _finish(self, device: DeviceInfo, epoch: int) -> None:
+        def work(c: Connection) -> tuple[int, int, bool, str]:
+            require_epoch(c, PROMOTER, epoch)
+            chunks, size = garbage.count_on_device(c, device.id)
+            if chunks:
+                return chunks, size, False, ""
+            lock_out_commits(c)
+            row = servers.lock_device(c, device.id)
+            if row is None or row.wish != "draining":
+                return 0, 0, False, ""
+            if self._book.mark(c) < servers.feed_sequence(c):
+                return 0, 0, False, "the reverse table"
+            if garbage.placed_between(c, device.id, after=b"", last=None, limit=1):
+                return 1, 0, False, ""
+            if jobs.open_on_device(c, device.id, ["copy", "delete"]):
+                return 0, 0, False, "deletions under way"
+            servers.change_device(c, device.id, state="drained")
+            return 0, 0, True, ""
+
+        chunks, size, is_drained, waits_for = await self._database.write(work)
+        known = self.progress.get(device.id)
+        if known is None:
+            known = self.progress[device.id] = DrainProgress(device.id, device.server, chunks, chunks, size)
+        scan = self._repair.scan_of(device.id)
+        known.total_chunks = max(known.total_chunks, chunks)
+        known.left_chunks, known.left_bytes, known.waits_for = chunks, size, waits_for
+        known.stuck = scan.stuck if scan is not None else 0
+        if is_drained:
+            known.state = "drained"
+            self._repair.forget_scan(device.id)
+            await self._cluster.refresh()
+
+    async def _finish_servers(self, epoch: int) -> None:
+        """A server is drained when all its devices are."""
+        for server_id, wish in list(self._cluster.wishes.items()):
+            devices = [d for d in self._cluster.view.devices.values() if d.server == server_id]
+            if wish != "draining" or not all(d.state in ("drained", "removed") for d in devices):
+                continue
+
+            def work(c: Connection, server: int = server_id) -> None:
+                require_epoch(c, PROMOTER, epoch)
+                lock_out_commits(c)
+                servers.change_server(c, server, state="drained")
+
+            await self._database.write(work)
+            await self._cluster.refresh()
+            self._cluster.judge_all()
