@@ -3,8 +3,8 @@
     python docs/reference/generate.py            write docs/reference/*.md
     python docs/reference/generate.py --check    say which pages are out of date, exit 1 if any
 
-tests/docs runs the same functions, so `make check` fails when a page does not say what the code does. This script stands
-outside the packages because it alone may import all three.
+tests/docs runs the same functions, so `make check` fails when a page does not say what the code does. This script
+stands outside the packages because it alone may import all three.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def settings_page() -> str:
         f"{_HEAD}# Settings",
         "",
         "One TOML file per process (`--config`); `--set section.name=value` > environment > file > default. Sizes, "
-        'times and rates take units ("8MiB", "250ms", "50MiB/s"). A secret `x` may be given as `x_file`, the path of a file '
-        "that holds it. `tierstore config show DAEMON` prints what is in force.",
+        'times and rates take units ("8MiB", "250ms", "50MiB/s"). A secret `x` may be given as `x_file`, the path of a '
+        "file that holds it. `tierstore config show DAEMON` prints what is in force.",
         "",
     ]
     for daemon, kind in DAEMONS.items():

@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from tierstore.cli.admin import admin
 from tierstore.cli.bench import bench
 from tierstore.cli.daemons import gateway, metadata, objectd
 from tierstore.cli.objects import cat, ls, mb, mv, rb, rm, stat
@@ -30,6 +31,7 @@ for command in (mb, rb, ls, cp, mv, rm, cat, stat, sync, bench):
 app.add_typer(metadata, name="metadata")
 app.add_typer(objectd, name="objectd")
 app.add_typer(gateway, name="gateway")
+app.add_typer(admin, name="admin")
 app.add_typer(config, name="config")
 
 

@@ -19,6 +19,8 @@ import traceback
 from typing import Any, Final, TextIO
 
 ROOT: Final = "tierstore"
+#: Modules may also use logging.getLogger(__name__): the three packages have the same level and form.
+_OURS: Final = (ROOT, "metadata", "objectd")
 _MASK: Final = "***"
 _SECRET_NAME = re.compile(r"secret|token|password|authorization|credential", re.IGNORECASE)
 _TOKEN = re.compile(r"\bts[td]\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+")
@@ -80,7 +82,8 @@ def configure(*, level: str = "info", form: str = "keyvalue", role: str = "", st
             top.removeHandler(old)
     top.addHandler(handler)
     top.setLevel(logging.WARNING)
-    logging.getLogger(ROOT).setLevel(level.upper())
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level.upper())
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -1,0 +1,398 @@
+"""`tierstore admin ...`: what operators ask and do, over the gateway's /v1/admin.
+
+Answers are printed as the service gives them: a list becomes a table whose columns are its fields. So a new field
+of the service shows up here without a change, and --json is the service's own answer.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+import typer
+
+from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http, parse_place
+from tierstore.cli.output import notes, print_fields, print_json, print_table, say
+from tierstore.cli.roll import roll
+from tierstore.errors import ConfigError, RequestError
+from tierstore.units import format_seconds, format_size
+
+admin = typer.Typer(help="What operators ask and do.", no_args_is_help=True)
+policy = typer.Typer(help="The tiering policy: versioned documents.", no_args_is_help=True)
+keys = typer.Typer(help="Access keys and their rights.", no_args_is_help=True)
+admin.add_typer(policy, name="policy")
+admin.add_typer(keys, name="keys")
+admin.command("roll")(roll)
+
+_CELL_MAX: Final = 60
+#: Shown as 16 hex digits and the like elsewhere; too long for a table.
+_HIDDEN: Final = frozenset({"detail_json", "uuid"})
+
+
+class By(StrEnum):
+    object = "object"
+    prefix = "prefix"
+    bucket = "bucket"
+    tier = "tier"
+
+
+class Switch(StrEnum):
+    show = "show"
+    pause = "pause"
+    resume = "resume"
+
+
+Name = Annotated[str, typer.Argument(help="Name of the server, as `admin servers` shows it.")]
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    """The list in an answer: the answer itself, or its only list of objects."""
+    if isinstance(answer, dict):
+        lists = [value for value in answer.values() if isinstance(value, list)]
+        answer = lists[0] if len(lists) == 1 else [answer]
+    return [row for row in answer if isinstance(row, dict)]
+
+
+def show(answer: Any, as_json: bool, *, empty: str = "nothing") -> None:
+    """An answer of the service: JSON as it is, or a table (fields, when it is one object without lists)."""
+    if as_json:
+        print_json(answer)
+    elif isinstance(answer, dict) and not any(isinstance(value, list) for value in answer.values()):
+        print_fields({name: cell(name, value) for name, value in answer.items()})
+    elif rows := rows_of(answer):
+        columns = [name for name in rows[0] if name not in _HIDDEN]
+        numbers = [name for name in columns if isinstance(rows[0][name], int | float) and rows[0][name] is not True]
+        print_table(columns, [[cell(name, row.get(name)) for name in columns] for row in rows], right=numbers)
+    else:
+        say(empty)
+
+
+def cell(name: str, value: Any) -> str:
+    """A value as people read it; the unit is the last word of its name."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        if name == "bytes" or name.endswith(("_bytes", "bytes_moved")):
+            return format_size(value)
+        if name.endswith("bytes_per_second"):
+            return f"{format_size(value)}/s"
+        if name.endswith("seconds"):
+            return format_seconds(value)
+        return f"{value:,.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        inner = [str(part.get("name", part)) if isinstance(part, dict) else str(part) for part in value]
+        return ", ".join(inner)[:_CELL_MAX] or "-"
+    return json.dumps(value)[:_CELL_MAX] if isinstance(value, dict) else str(value)
+
+
+# -- state -------------------------------------------------------------------------------------------------------
+@admin.command()
+def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
+    """Servers, space, work under way, and whether the promises hold now."""
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = _status(http)
+    if as_json:
+        print_json(answer)
+        return
+    servers = [server for server in answer["servers"] if server.get("role", "objectd") == "objectd"]
+    up = [server for server in servers if server.get("state") == "up"]
+    say(f"{len(up)} of {len(servers)} object servers up, {answer['copies']} copies of every object")
+    say()
+    show(answer["servers"], False)
+    for title in ("tiers", "duties", "repair"):
+        if answer.get(title):
+            say()
+            say(title)
+            show(answer[title], False)
+    say()
+    say(f"{len(answer['jobs'])} jobs waiting or running")
+    for warning in answer["warnings"]:
+        notes.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _status(http: Http) -> dict[str, Any]:
+    cluster = http.get("/v1/cluster")
+    servers = rows_of(http.get("/v1/admin/servers"))
+    jobs = http.get("/v1/admin/jobs")
+    copies = int(cluster.get("copies", 2))
+    answer: dict[str, Any] = {
+        "copies": copies,
+        "servers": servers,
+        "tiers": rows_of(http.get("/v1/admin/tiers")),
+        "jobs": jobs.get("jobs", []) if isinstance(jobs, Mapping) else jobs,
+    }
+    if isinstance(jobs, Mapping):
+        answer |= {name: jobs[name] for name in ("duties", "repair") if name in jobs}
+    return {**answer, "warnings": warnings_of(servers, copies)}
+
+
+def warnings_of(servers: list[dict[str, Any]], copies: int) -> list[str]:
+    """What an operator must know: servers that are away, too few for the promise, devices that failed or are full."""
+    stores = [server for server in servers if server.get("role", "objectd") == "objectd"]
+    up = [server for server in stores if server.get("state") == "up"]
+    warnings = [
+        f"{server.get('name')} is {server.get('state')}" for server in servers if server.get("state") not in ("up", None)
+    ]
+    if len(up) < copies:
+        warnings.append(f"{len(up)} object servers for {copies} copies: writes are refused (not-enough-servers)")
+    elif len(up) < copies + 1:
+        warnings.append(f"{len(up)} object servers for {copies} copies: one more lost stops writes; add a server")
+    for server in stores:
+        for device in server.get("devices", []):
+            if isinstance(device, dict) and device.get("state", "ok") not in ("ok", "up"):
+                warnings.append(f"device {device.get('name') or device.get('path')} is {device['state']}")
+    return warnings
+
+
+@admin.command()
+def servers(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
+    """Every daemon of the site, its state, and the space of its devices."""
+    with open_http(find(endpoint, token, profile)) as http:
+        show(http.get("/v1/admin/servers"), as_json)
+
+
+@admin.command()
+def tiers(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
+    """Space and use of each tier."""
+    with open_http(find(endpoint, token, profile)) as http:
+        show(http.get("/v1/admin/tiers"), as_json)
+
+
+@admin.command()
+def heat(
+    by: Annotated[By, typer.Option(help="What to add up.")] = By.object,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The hottest so many.")] = 20,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """What is read most."""
+    with open_http(find(endpoint, token, profile)) as http:
+        show(http.get("/v1/admin/heat", by=by.value, limit=limit), as_json, empty="nothing was read yet")
+
+
+@admin.command()
+def explain(
+    target: Annotated[str, typer.Argument(help="ts://bucket/key")],
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Why an object is where it is, and what happens to it next."""
+    place = parse_place(target, needs_key=True)
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = http.get(f"/v1/explain/{quote(place.bucket, safe='')}/{quote(place.key)}")
+    if as_json:
+        print_json(answer)
+        return
+    print_fields({name: cell(name, value) for name, value in answer.items() if not isinstance(value, list)})
+    for chunk in answer.get("chunks", []):
+        say()
+        print_fields({name: cell(name, value) for name, value in chunk.items() if not isinstance(value, list)})
+        for part in ("replicas", "decisions"):
+            if chunk.get(part):
+                show(chunk[part], False)
+
+
+# -- actions -----------------------------------------------------------------------------------------------------
+@admin.command()
+def drain(name: Name, endpoint: Endpoint = None, token: Token = None, profile: Profile = None,
+          as_json: Json = False) -> None:  # fmt: skip
+    """Empty a server while it serves, so that it can be taken away."""
+    _act(f"/v1/admin/servers/{quote(name, safe='')}/drain", f"draining {name}; watch it with `tierstore admin status`",
+         endpoint, token, profile, as_json)  # fmt: skip
+
+
+@admin.command()
+def undrain(name: Name, endpoint: Endpoint = None, token: Token = None, profile: Profile = None,
+            as_json: Json = False) -> None:  # fmt: skip
+    """Use a drained server again."""
+    _act(f"/v1/admin/servers/{quote(name, safe='')}/undrain", f"{name} is in use again",
+         endpoint, token, profile, as_json)  # fmt: skip
+
+
+@admin.command()
+def jobs(
+    what: Annotated[Switch, typer.Argument(help="Show the jobs, or pause or resume background work.")] = Switch.show,
+    duty: Annotated[str, typer.Option(help="Only this duty (repair, collect, scrub, ...); nothing: all.")] = "",
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Background work: what is waiting and running; pause and resume it."""
+    _duty(what, duty, endpoint, token, profile, as_json)
+
+
+@admin.command()
+def scrub(
+    what: Annotated[Switch, typer.Argument(help="Show its progress, pause or resume it.")] = Switch.show,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """The scrub reads every chunk and finds the rotten ones that nobody reads."""
+    _duty(what, "scrub", endpoint, token, profile, as_json)
+
+
+@admin.command()
+def repair(
+    what: Annotated[Switch, typer.Argument(help="Show its progress, pause or resume it.")] = Switch.show,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Repair copies the chunks of lost servers and devices elsewhere."""
+    _duty(what, "repair", endpoint, token, profile, as_json)
+
+
+def _duty(
+    what: Switch, duty: str, endpoint: str | None, token: str | None, profile: Path | None, as_json: bool
+) -> None:
+    with open_http(find(endpoint, token, profile)) as http:
+        if what is Switch.show:
+            show(http.get("/v1/admin/jobs", duty=duty or None), as_json, empty="no jobs")
+            return
+        answer = http.call("POST", f"/v1/admin/jobs/{what.value}", body={"duty": duty})
+    print_json(answer or {}) if as_json else say(f"{duty or 'all background work'}: {what.value}d")
+
+
+def _act(
+    path: str, done: str, endpoint: str | None, token: str | None, profile: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = http.call("POST", path)
+    print_json(answer or {}) if as_json else say(done)
+
+
+# -- policy ------------------------------------------------------------------------------------------------------
+File = Annotated[Path, typer.Argument(help="Policy document, TOML or JSON.")]
+
+
+def read_policy(path: Path) -> dict[str, Any]:
+    """The tree of a policy file. Raises ConfigError; what it means is checked by the service."""
+    try:
+        text = path.read_text()
+        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is not a policy: it begins with version = 1 and [[rules]]")
+    return tree
+
+
+@policy.command("show")
+def policy_show(
+    revision: Annotated[int | None, typer.Option(help="An older revision.")] = None,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Print the policy in force."""
+    from tierstore.policy.document import toml_text
+
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = http.get("/v1/admin/policy", revision=revision)
+    if as_json:
+        print_json(answer)
+        return
+    say(f"# revision {answer.pop('revision', 0)}")
+    say(toml_text(answer).rstrip())
+
+
+@policy.command("set")
+def policy_set(
+    path: File,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Put a policy in force; the one before stays in the history."""
+    document = read_policy(path)
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = http.call("PUT", "/v1/admin/policy", body=document)
+    print_json(answer) if as_json else say(f"in force as revision {answer.get('revision')}")
+
+
+@policy.command("check")
+def policy_check(
+    path: File,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Say whether a policy would be accepted, without putting it in force."""
+    document = read_policy(path)
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = http.call("PUT", "/v1/admin/policy", params={"check": "true"}, body=document)
+    print_json(answer or {}) if as_json else say(f"{path}: no errors")
+
+
+@policy.command("history")
+def policy_history(
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False
+) -> None:
+    """Who put which revision in force, and when."""
+    with open_http(find(endpoint, token, profile)) as http:
+        show(http.get("/v1/admin/policy", history="true"), as_json, empty="the built-in policy was never changed")
+
+
+@policy.command("rollback")
+def policy_rollback(
+    revision: Annotated[int, typer.Argument(help="The revision to put in force again.")],
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Put an older revision in force again, as a new one."""
+    with open_http(find(endpoint, token, profile)) as http:
+        document = http.get("/v1/admin/policy", revision=revision)
+        document.pop("revision", None)
+        answer = http.call("PUT", "/v1/admin/policy", body=document)
+    print_json(answer) if as_json else say(f"revision {revision} is in force again, as {answer.get('revision')}")
+
+
+@policy.command("simulate")
+def policy_simulate(
+    path: File,
+    hours: Annotated[int, typer.Option(min=1, max=720, help="How much recorded history to replay.")] = 24,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """What a policy would have done on recorded history, beside the one in force."""
+    document = read_policy(path)
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = http.call("POST", "/v1/admin/policy/simulate", body={"policy": document, "hours": hours})
+    if as_json:
+        print_json(answer)
+        return
+    current, proposed = answer["current"], answer["proposed"]
+    names = [name for name in current if not isinstance(current[name], list)]
+    rows = [[name, cell(name, current[name]), cell(name, proposed.get(name))] for name in names]
+    print_table(["", "current", "proposed"], rows, right=["current", "proposed"])
+
+
+# -- keys --------------------------------------------------------------------------------------------------------
+@keys.command("list")
+def keys_list(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
+    """The access keys and what they may do; never their secrets."""
+    with open_http(find(endpoint, token, profile)) as http:
+        show(http.get("/v1/admin/keys"), as_json, empty="no keys")
+
+
+@keys.command("create")
+def keys_create(
+    user: Annotated[str, typer.Argument(help="Who it is for.")],
+    grant: Annotated[list[str], typer.Option(help="BUCKET=ROLE or *=ROLE (readonly, readwrite, admin); repeatable.")],
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make a key. Its secret and token are shown this once."""
+    grants: dict[str, str] = {}
+    for text in grant:
+        bucket, separator, role = text.partition("=")
+        if not separator or role not in ("readonly", "readwrite", "admin"):
+            raise RequestError(f"--grant {text}: write it like photos=readwrite or *=admin")
+        grants[bucket] = role
+    with open_http(find(endpoint, token, profile)) as http:
+        answer = http.call("POST", "/v1/admin/keys", body={"user": user, "grants": grants})
+    show(answer, as_json)
+
+
+@keys.command("delete")
+def keys_delete(
+    access_key: Annotated[str, typer.Argument(help="The access key.")],
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Take a key away, at once."""
+    with open_http(find(endpoint, token, profile)) as http:
+        http.call("DELETE", f"/v1/admin/keys/{quote(access_key, safe='')}")
+    print_json({"deleted": access_key}) if as_json else say(f"deleted {access_key}")
