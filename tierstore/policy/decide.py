@@ -58,6 +58,7 @@ class Planner:
         self._held: dict[bytes, list[int]] = {}        # chunk -> fast devices that hold a cache copy of it
         self._epoch = heat.epoch
         self._last_at: float | None = None
+        self._speeds: dict[int, tuple[float, float]] = {}  # with which the ranks were computed
         self.set_devices(devices)
         self._chunk_max = self.chunk_bytes_max()
         self._may_move = True
@@ -67,7 +68,6 @@ class Planner:
 
     def set_devices(self, devices: Iterable[Device]) -> None:
         """Take over today's devices with their measured speeds, fill, load and state; forget those that are gone."""
-        old = self._devices
         self._devices = {device.id: device for device in devices}
         order: dict[str, int] = {tier: n for n, tier in enumerate(TIERS)}
         tiers = sorted({d.tier for d in self._devices.values() if d.tier != "mem"}, key=lambda t: order.get(t, 99))
@@ -76,7 +76,7 @@ class Planner:
                 self.dropped(chunk, gone)
             del self._shelves[gone]
         self._tiers = []
-        is_changed = any(speed_changed(old.get(d.id), d) for d in self._devices.values())
+        is_changed = any(speed_changed(self._speeds.get(d.id), d) for d in self._devices.values())
         for tier in tiers[:-1]:
             shelves = []
             for device in sorted((d for d in self._devices.values() if d.tier == tier), key=lambda d: d.id):
@@ -96,13 +96,24 @@ class Planner:
         if is_reranked:
             self._rerank()
 
+    def unpin(self) -> None:
+        """The rules changed: no copy is pinned until a candidate under a pin rule says so again."""
+        for shelf in self._shelves.values():
+            for resident in shelf.residents.values():
+                resident.is_pinned = False
+            shelf.rebuild(self._rank)
+
+    def chunks(self) -> list[bytes]:
+        """All chunks with a cache copy, to be offered as candidates under changed rules (`never` drops the copies)."""
+        return sorted(self._held)
+
     def resident(
         self, chunk: bytes, size: int, device: int, homes: Sequence[int], *, is_pinned: bool = False
     ) -> None:
         """A cache copy that exists (at start, from the catalog). homes: devices of its home copies."""
         shelf = self._shelves.get(device)
         if shelf is not None:
-            self._place(shelf, chunk, size, self._slow_seconds(size, homes), is_pinned=is_pinned)
+            self._place(shelf, chunk, size, homes, is_pinned=is_pinned)
 
     def dropped(self, chunk: bytes, device: int) -> None:
         """A cache copy is gone (or its promotion failed). Unknown ones are ignored: may be repeated."""
@@ -112,13 +123,14 @@ class Planner:
         left = [d for d in self._held.pop(chunk, []) if d != device]
         if left:
             self._held[chunk] = left
-        else:
-            self.heat.release(chunk)
+        self._tell_heat(chunk)
 
     def failed(self, promotion: Promotion) -> None:
-        """The copy was not made: the room and the bytes of the budget are given back."""
-        self.dropped(promotion.chunk, promotion.device)
-        self._tokens += promotion.size
+        """The copy was not made: the room and the bytes of the budget are given back. May be repeated."""
+        if promotion.device in self._held.get(promotion.chunk, ()):
+            self.dropped(promotion.chunk, promotion.device)
+            self._tokens += promotion.size
+            self.moved_bytes -= promotion.size
 
     def forget(self, chunk: bytes) -> None:
         """The chunk was deleted or replaced: all its copies and its heat go."""
@@ -236,7 +248,9 @@ class Planner:
                 if candidate.fast and tier not in candidate.fast:
                     continue
                 on_tier = [d for d in held if self._devices[d].tier == tier]
-                is_served = any(self._gain_on(candidate, d) > COLD for d in on_tier)
+                is_served = any(self._is_faster(candidate, d) for d in on_tier)
+                if on_tier and candidate.mode == "pin":
+                    self._pin(candidate.chunk, on_tier)
                 if is_served and not self._wants_another(candidate, on_tier, reads):
                     return  # it has what it may have; a copy on a grey device does not count
                 if candidate.size > self._tokens:
@@ -295,9 +309,10 @@ class Planner:
         else:
             lowest = COLD
         why = "spread" if is_spread else "pinned" if is_pinned else "promoted"
-        slow = self._slow_seconds(size, candidate.devices, but=shelf.device.tier if is_spread else "")
-        share = 1.0 / (len(self._held[candidate.chunk]) + 1) if is_spread else 1.0
-        self._place(shelf, candidate.chunk, size, slow, is_pinned=is_pinned, share=share)
+        held = self._held.get(candidate.chunk, ())
+        share = 1.0 / (len(held) + 1) if is_spread else 1.0
+        homes = [d for d in candidate.devices if d not in held]
+        self._place(shelf, candidate.chunk, size, homes, is_pinned=is_pinned, share=share)
         self._tokens -= size
         shelf.rate_tokens -= size
         self.moved_bytes += size
@@ -329,15 +344,28 @@ class Planner:
     # -- copies come and go
 
     def _place(
-        self, shelf: Shelf, chunk: bytes, size: int, slow: float, *, is_pinned: bool, share: float = 1.0
+        self, shelf: Shelf, chunk: bytes, size: int, homes: Sequence[int], *, is_pinned: bool, share: float = 1.0
     ) -> None:
-        gain = self._gain(size, (slow - shelf.device.read_seconds(size)) * share)
-        resident = Resident(size, slow, gain, is_pinned, share)
+        resident = Resident(size, tuple(homes), COLD, is_pinned, share)
+        resident.gain = self._resident_gain(shelf, resident)
         shelf.put(chunk, resident, self._rank(chunk, resident))
         held = self._held.setdefault(chunk, [])
         if shelf.device.id not in held:
             held.append(shelf.device.id)
-        self.heat.keep(chunk, is_settled=shelf.device.tier == self._tiers[0][0])
+        self._tell_heat(chunk)
+
+    def _tell_heat(self, chunk: bytes) -> None:
+        """Scores of residents stay exact; those on the fastest tier are no candidates."""
+        held = self._held.get(chunk)
+        if not held:
+            self.heat.release(chunk)
+            return
+        tiers = {device.tier for d in held if (device := self._devices.get(d)) is not None}
+        self.heat.keep(chunk, is_settled=bool(self._tiers) and self._tiers[0][0] in tiers)
+
+    def _pin(self, chunk: bytes, devices: Sequence[int]) -> None:
+        for device in devices:
+            self._shelves[device].residents[chunk].is_pinned = True  # its entry in the heap goes at the top
 
     def _demote(self, plan: Plan, shelf: Shelf, chunk: bytes, rank: float, why: Why) -> None:
         size = shelf.residents[chunk].size
@@ -390,6 +418,11 @@ class Planner:
             return best
         return max((device.read_seconds(size) for device in self._devices.values()), default=0.0)
 
+    def _is_faster(self, candidate: Candidate, device: int) -> bool:
+        """Is its copy on `device` worth having beside those of other tiers? False for one on a grey device."""
+        slow = self._slow_seconds(candidate.size, candidate.devices, but=self._devices[device].tier)
+        return slow > self._devices[device].read_seconds(candidate.size)
+
     def _best_rank(self, candidate: Candidate) -> float:
         gains = [self._gain_on(candidate, s.device.id) for _, shelves in self._tiers for s in shelves[:1]]
         return candidate.score + max(gains, default=COLD)
@@ -413,12 +446,17 @@ class Planner:
         copies = len(self._held.get(candidate.chunk, ())) + 1
         return self._gain(candidate.size, (slow - device.read_seconds(candidate.size)) / copies)
 
+    def _resident_gain(self, shelf: Shelf, resident: Resident) -> float:
+        saved = self._slow_seconds(resident.size, resident.homes) - shelf.device.read_seconds(resident.size)
+        return self._gain(resident.size, saved * resident.share)
+
     def _rerank(self) -> None:
+        """Ranks may have fallen (a new landmark, a changed speed): compute all anew."""
         self._epoch = self.heat.epoch
+        self._speeds = {d.id: (d.seconds, d.bytes_per_second) for d in self._devices.values()}
         for shelf in self._shelves.values():
             for resident in shelf.residents.values():
-                saved = resident.slow_seconds - shelf.device.read_seconds(resident.size)
-                resident.gain = self._gain(resident.size, saved * resident.share)
+                resident.gain = self._resident_gain(shelf, resident)
             shelf.rebuild(self._rank)
 
     def _grey_devices(self) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class Resident:
     """A cache copy on a fast device."""
 
     size: int
-    slow_seconds: float           # a read of it without this copy
+    homes: tuple[int, ...]        # devices that a read would go to without this copy
     gain: float                   # log2(saved) - beta * log2(size)
     is_pinned: bool = False
     share: float = 1.0            # of the chunk's reads, when it has more than one fast copy
@@ -96,11 +96,12 @@ class Shelf:
         return None
 
 
-def speed_changed(old: Device | None, new: Device) -> bool:
-    """Whether the ranks of a device's residents must be computed anew."""
-    if old is None:
+def speed_changed(ranked_with: tuple[float, float] | None, device: Device) -> bool:
+    """Whether ranks computed with that latency and rate are too far from the device's speed of today."""
+    if ranked_with is None:
         return True
+    seconds, rate = ranked_with
     return (
-        abs(new.seconds - old.seconds) > SPEED_CHANGE * old.seconds
-        or abs(new.bytes_per_second - old.bytes_per_second) > SPEED_CHANGE * old.bytes_per_second
+        abs(device.seconds - seconds) > SPEED_CHANGE * seconds
+        or abs(device.bytes_per_second - rate) > SPEED_CHANGE * rate
     )
