@@ -68,3 +68,8 @@ def put_lines(version: int, etag: str, crc_text: str, tier: str, site_line: byte
         f'etag: "{etag}"\r\nx-tierstore-version: {version_text(version)}\r\n{tier_line}'
         f"x-tierstore-checksum-crc32c: {crc_text}\r\n"
     ).encode("ascii") + site_line
+
+
+def site_line(site: str) -> bytes:
+    """The line that names the site which answers."""
+    return f"x-tierstore-site: {site}\r\n".encode("ascii", "replace")

@@ -81,7 +81,9 @@ def parse_range(header: bytes | None) -> ByteRange | None:
     match = _RANGE.fullmatch(header.strip())
     first, last = (match[1], match[2]) if match else (b"", b"")
     if not (first or last) or len(first) > _DIGITS_MAX or len(last) > _DIGITS_MAX:
-        raise RequestError(f"Range: {_shown(header)} is not like bytes=0-99, bytes=100- or bytes=-100", code="bad-range")
+        raise RequestError(
+            f"Range: {_shown(header)} is not like bytes=0-99, bytes=100- or bytes=-100", code="bad-range"
+        )
     if not first:
         return ByteRange(None, int(last))
     if last and int(last) < int(first):
@@ -128,7 +130,7 @@ def parse_meta(headers: Iterable[tuple[bytes, bytes]]) -> ObjectMeta | None:
         elif name.startswith(META_PREFIX):
             short = name[len(META_PREFIX) :].decode("latin-1")
             if not short:
-                raise RequestError("a user metadata header has no name behind x-tierstore-meta-", code="bad-user-metadata")
+                raise RequestError("nothing stands behind x-tierstore-meta- in a header", code="bad-user-metadata")
             text = _text(name, value, KEPT_HEADER_BYTES_MAX * 2, "bad-user-metadata")
             # several headers of one name are one value, as RFC 9110 5.3 joins them
             user_meta[short] = f"{user_meta[short]}, {text}" if short in user_meta else text

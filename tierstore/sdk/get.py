@@ -245,8 +245,9 @@ class GetWalk:
         parts = self._parts
         started = parts.clock.monotonic()
         data = await parts.objects.read_chunk(
-            await parts.servers.url(replica.server), replica.ticket, chunk=ChunkId(chunk.id), chunk_bytes=chunk.chunk_bytes,
-            crc32c=chunk.crc32c, first=offset, length=length, seconds=parts.limits.stall_seconds,
+            await parts.servers.url(replica.server), replica.ticket, chunk=ChunkId(chunk.id),
+            chunk_bytes=chunk.chunk_bytes, crc32c=chunk.crc32c, first=offset, length=length,
+            seconds=parts.limits.stall_seconds,
         )  # fmt: skip
         parts.servers.note_first_byte(parts.clock.monotonic() - started)
         return data

@@ -10,6 +10,9 @@ from tierstore.units import KIB, MIB
 #: A chunk of up to this many bytes is read and written in one piece (it lies in a segment, not in a file of its own).
 SMALL_BYTES: Final = 256 * KIB
 
+#: Largest object, unless a door says less.
+OBJECT_BYTES_MAX: Final = 5 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:

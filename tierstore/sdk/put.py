@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tierstore.checksum import combine, encode_crc
-from tierstore.errors import ChecksumMismatch, RequestError
+from tierstore.errors import ChecksumMismatch, RequestError, TooLarge
 from tierstore.sdk.allocations import AllocationPool, PlacementClass, UploadRooms
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.fanout import ChunkFanout, name_hint
@@ -70,12 +70,13 @@ class PutWalk:
 
     def __init__(
         self, parts: PutParts, bucket: str, key: str, *, size: int | None, access: str = "",
-        condition: Condition | None = None,
+        size_max: int = OBJECT_BYTES_MAX,
     ) -> None:  # fmt: skip
         self._parts = parts
         self._bucket = bucket
         self._key = key
         self._declared = size
+        self._size_max = size_max
         self._access = access
         self._name = name_hint(bucket, key)
         self.size = 0
@@ -103,6 +104,8 @@ class PutWalk:
         self.size += len(view)
         if self._declared is not None and self.size > self._declared:
             raise RequestError(f"the body is longer than the {self._declared} bytes declared", code="body-length")
+        if self.size > self._size_max:
+            raise TooLarge(f"an object has at most {self._size_max} bytes")
         if not self._overflow:
             view = view[self._absorb(view) :]
         if len(view):

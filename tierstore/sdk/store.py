@@ -23,7 +23,7 @@ from tierstore.sdk.allocations import AllocationPool, PlacementClass
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.fanout import ChunkFanout, name_hint
 from tierstore.sdk.get import GetParts, GetWalk
-from tierstore.sdk.limits import SMALL_BYTES, StoreLimits
+from tierstore.sdk.limits import OBJECT_BYTES_MAX, SMALL_BYTES, StoreLimits
 from tierstore.sdk.placement import Placer
 from tierstore.sdk.put import Buffer, PutParts, PutWalk, etag_crc32c, native_etag
 from tierstore.sdk.servers import ServerBook
@@ -227,9 +227,13 @@ class Store:
             return PutInfo(result.version, result.etag or put.etag, len(body), whole, tier, result.created_at_ms)
         raise AssertionError("the loop returns or raises")
 
-    def put_walk(self, bucket: str, key: str, *, size: int | None, access: str = "") -> PutWalk:
+    def put_walk(
+        self, bucket: str, key: str, *, size: int | None, access: str = "", size_max: int = OBJECT_BYTES_MAX
+    ) -> PutWalk:
         """An upload into which bytes are pushed (see PutWalk); always finish() or abort() it."""
-        return PutWalk(self._put_parts_of(bucket, key, size), bucket, key, size=size, access=access)
+        return PutWalk(
+            self._put_parts_of(bucket, key, size), bucket, key, size=size, access=access, size_max=size_max
+        )
 
     def _put_parts_of(self, bucket: str, key: str, size: int | None) -> PutParts:
         placement = self._placer.class_of(bucket, key, size)

@@ -27,7 +27,7 @@ from tierstore.errors import TierstoreError, UnavailableError, from_answer, from
 from tierstore.names import OPERATION_ID_BYTES, operation_id
 from tierstore.transport.batches import BatchLane, Waiter
 from tierstore.transport.peer import PeerReply, PeerTransport
-from tierstore.wire.cluster import BadChunk, ClusterMap, Credential, Register, Registered
+from tierstore.wire.cluster import BadChunk, ClusterMap, Credential, Heartbeat, HeartbeatAnswer, Register, Registered
 from tierstore.wire.names import (
     AllocateBatch,
     AllocateItem,
@@ -113,9 +113,9 @@ class MetadataClient:
 
     def set_token(self, token: str) -> None:
         """The credential of every later call (a daemon gets its secret at registration)."""
-        auth = (b"authorization", b"Bearer " + token.encode("latin-1"))
-        self._headers = (auth, (b"content-type", wire.MEDIA_TYPE.encode()))
-        self._map_headers = (auth, (b"accept", wire.MEDIA_TYPE.encode()))
+        auth = ((b"authorization", b"Bearer " + token.encode("latin-1")),) if token else ()
+        self._headers = (*auth, (b"content-type", wire.MEDIA_TYPE.encode()))
+        self._map_headers = (*auth, (b"accept", wire.MEDIA_TYPE.encode()))
 
     # -- the batched three ----------------------------------------------------------------------------------
     async def lookup(self, item: LookupItem, *, seconds: float = 10.0) -> LookupResult:
@@ -221,6 +221,12 @@ class MetadataClient:
         self.set_token(registered.secret)
         self.note_catalog_ms(registered.now_ms)
         return registered
+
+    async def heartbeat(self, beat: Heartbeat, *, seconds: float = 5.0) -> HeartbeatAnswer:
+        """A gateway's sign of life (object servers have their own agent)."""
+        answer = await self._ask(b"/v1/internal/heartbeat", beat, HeartbeatAnswer, seconds)
+        self.note_catalog_ms(answer.now_ms)
+        return answer
 
     async def _ask(self, target: bytes, question: object, kind: type[T], seconds: float) -> T:
         until = asyncio.get_running_loop().time() + seconds

@@ -1,0 +1,148 @@
+"""The gateway, put together: the only place of the package that builds things, and their start and stop.
+
+Owns the order. Start: listen at once, join the cluster in the background (requests get 503 `not-ready` until then, so
+health pages answer while metadata is away). Stop: drained by serving -> heartbeat ends -> connections closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import random
+
+from fastapi import FastAPI, Request
+
+from tierstore.auth.access import authorize
+from tierstore.clock import Clock
+from tierstore.errors import NotFound
+from tierstore.gateway import routes
+from tierstore.gateway.config import GatewayConfig
+from tierstore.gateway.credentials import CredentialCache
+from tierstore.gateway.forward import Forwarder
+from tierstore.gateway.listing import ListingDoor
+from tierstore.gateway.membership import Membership
+from tierstore.gateway.metrics import watch
+from tierstore.gateway.objects import DoorLimits, ObjectDoor
+from tierstore.sdk.limits import StoreLimits
+from tierstore.sdk.store import Store
+from tierstore.serving import pages, problem
+from tierstore.serving.drain import Drain
+from tierstore.telemetry.log import get_logger
+from tierstore.telemetry.metrics import REGISTRY
+from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
+from tierstore.transport.object_client import ObjectClient
+from tierstore.transport.peer import PeerTransport
+
+log = get_logger("gateway")
+
+#: How long the start waits for the cluster before it serves 503 in the meantime.
+_JOIN_SECONDS = 5.0
+
+
+class Gateway:
+    """One gateway in this process (a simulation has several). token "": a credential comes by registration."""
+
+    def __init__(
+        self, config: GatewayConfig, *, clock: Clock, transport: PeerTransport, rng: random.Random,
+        membership_kept: bool = True,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.drain = Drain()
+        self._transport = transport
+        bounds = MetadataLimits(
+            items_max=config.limits.batch_items_max, waiting_max=config.limits.queue_items_max,
+            hold_seconds=config.timers.metadata_restart,
+        )  # fmt: skip
+        self.client = MetadataClient(
+            transport, config.membership.metadata, token="", clock=clock, rng=rng, limits=bounds
+        )
+        self.store = Store(self.client, ObjectClient(transport, clock), clock=clock, limits=store_limits(config))
+        self.credentials = CredentialCache(self.client, clock)
+        self.forwarder = Forwarder(
+            config.membership.metadata, self.credentials, clock, hold_seconds=config.timers.metadata_restart,
+            request_seconds=config.timers.request, body_bytes_max=config.limits.small_body_bytes_max,
+            connections_max=config.limits.peer_connections_max,
+        )  # fmt: skip
+        self.objects = ObjectDoor(
+            self.store, self.credentials,
+            limits=DoorLimits(config.limits.requests_in_flight_max, config.limits.object_bytes_max),
+        )  # fmt: skip
+        self.listing = ListingDoor(self.store, self.credentials)
+        self.routes = routes.hot_routes(self.objects, self.listing)
+        self.app = self._application()
+        self.membership = Membership(
+            self.client, directory=config.membership.data if membership_kept else "", name=config.name,
+            join_token=config.auth.join_token, heartbeat_seconds=config.timers.heartbeat,
+            on_secret=self.forwarder.set_secret, in_flight=lambda: self.objects.in_flight,
+            is_leaving=lambda: self.drain.is_stopping,
+        )  # fmt: skip
+        self._joining: asyncio.Task[None] | None = None
+        watch(self)
+
+    def _application(self) -> FastAPI:
+        app = FastAPI(
+            title="tierstore", version=importlib.metadata.version("tierstore"), openapi_url="/v1/openapi.json",
+            docs_url=None, redoc_url=None, description="A tiered caching object store: native REST.",
+            separate_input_output_schemas=False, redirect_slashes=False,
+        )  # fmt: skip
+        problem.install(app)
+        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard, registry=REGISTRY)
+        routes.declare_hot(app, self.routes)
+        routes.add_actions(app, self.store, self.credentials)
+        routes.add_forwarded(app, self.forwarder)
+        routes.add_route_page(app, self.store, self.credentials)
+        routes.add_schemas(app)
+        return app
+
+    async def _metrics_guard(self, request: Request) -> None:
+        if not self.config.telemetry.metrics:
+            raise NotFound("metrics are switched off here", code="no-such-route")
+        if not self.config.telemetry.metrics_public:
+            header = request.headers.get("authorization")
+            principal = await self.credentials.resolve(None if header is None else header.encode("latin-1"))
+            authorize(principal, "admin")
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why clients should use another gateway, for people; empty when they need not."""
+        reasons = []
+        if self.drain.is_announced:
+            reasons.append("a restart is announced")
+        if not self.objects.is_open:
+            reasons.append("it has not joined the cluster yet")
+        return reasons
+
+    async def start(self, url: str) -> None:
+        """Join the cluster as `url`; after a while without it, go on in the background."""
+        self._joining = asyncio.create_task(self._join(url), name="gateway-join")
+        await asyncio.wait({self._joining}, timeout=_JOIN_SECONDS)
+        if self._joining.done():
+            self._joining.result()
+        else:
+            log.warning("metadata is not there yet; requests get 503 meanwhile")
+
+    async def _join(self, url: str) -> None:
+        registered = await self.membership.join(url)
+        await self.store.open()
+        self.objects.open(registered.site)
+        self.listing.open(registered.site)
+        self.forwarder.open()
+        self.membership.start()
+        log.info("serving", url=url, server=registered.server, site=registered.site)
+
+    async def stop(self) -> None:
+        """End everything. The sockets are closed already."""
+        if self._joining is not None:
+            self._joining.cancel()
+            await asyncio.gather(self._joining, return_exceptions=True)
+        await self.membership.stop()
+        await self.forwarder.close()
+        await self.store.close()
+        await self._transport.close()
+
+
+def store_limits(config: GatewayConfig) -> StoreLimits:
+    """The bounds of the walks from the settings."""
+    return StoreLimits(
+        buffer_bytes_max=config.uploads.buffer_bytes_max, chunks_in_flight_max=config.uploads.chunks_in_flight_max,
+        straggler_seconds=config.uploads.straggler, hedge_seconds_min=config.uploads.hedge,
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""Settings of a gateway. Owns nothing; what all daemons share is tierstore.config.sections'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tierstore.config.load import Seconds, Size, section, setting
+from tierstore.config.sections import Auth, Limits, Listen, Log, Membership, Telemetry, Timers
+from tierstore.units import MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploads:
+    """Bodies on their way through the gateway, both ways."""
+
+    buffer_bytes_max: Size = setting(256 * MIB, "bodies of uploads held in memory, all together; further ones wait")
+    chunks_in_flight_max: int = setting(2, "whole chunks of one upload on their way while the next one fills")
+    straggler: Seconds = setting(1.5, "after the other copies are stored, before a spare server gets the chunk too")
+    hedge: Seconds = setting(0.05, "least time without a first byte before another replica is asked as well")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """All settings of `python -m tierstore.gateway`."""
+
+    listen: Listen = section(Listen, port=7480)
+    membership: Membership = section(Membership, data="data/gateway")
+    uploads: Uploads = section(Uploads)
+    auth: Auth = section(Auth)
+    limits: Limits = section(Limits)
+    timers: Timers = section(Timers)
+    log: Log = section(Log)
+    telemetry: Telemetry = section(Telemetry)
+
+    def __post_init__(self) -> None:
+        if not self.membership.metadata:
+            raise ValueError("membership.metadata needs at least one URL")
+
+    @property
+    def name(self) -> str:
+        """The gateway's name in the site."""
+        return self.membership.name or f"gateway-{self.listen.port}"

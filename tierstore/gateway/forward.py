@@ -1,0 +1,108 @@
+"""Passing name and admin requests on to metadata, for the user who asked.
+
+Owns one httpx client. The gateway shows its own secret and names the user in `x-tierstore-access`; whatever the client
+sent under that name is not passed on. Requests are held while metadata restarts: a connection that is refused is tried
+again for `hold_seconds`; one that broke after it was sent is repeated only when the method may be (GET, HEAD, PUT,
+DELETE: RFC 9110, 9.2.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import httpx
+from fastapi import Request, Response
+
+from tierstore.clock import Clock
+from tierstore.errors import NotAuthenticated, TooLarge, UnavailableError
+from tierstore.gateway.credentials import CredentialCache
+
+ACCESS_HEADER: Final = "x-tierstore-access"
+_REQUEST_HEADERS: Final = ("accept", "content-type", "if-match", "if-none-match")
+_ANSWER_HEADERS: Final = ("content-type", "retry-after", "www-authenticate", "etag", "location", "content-disposition")
+_REPEATABLE: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+_PAUSE_SECONDS: Final = 0.1
+
+
+class Forwarder:
+    """One per gateway process."""
+
+    def __init__(
+        self, urls: Sequence[str], credentials: CredentialCache, clock: Clock, *, hold_seconds: float = 10.0,
+        request_seconds: float = 30.0, body_bytes_max: int = 4 << 20, connections_max: int = 64,
+    ) -> None:  # fmt: skip
+        self._urls = list(urls)
+        self._at = 0
+        self._credentials = credentials
+        self._clock = clock
+        self._hold_seconds = hold_seconds
+        self._body_bytes_max = body_bytes_max
+        self._secret = ""
+        self._is_open = False
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(request_seconds, connect=2.0),
+            limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=16),
+            trust_env=False,
+        )
+
+    def set_secret(self, secret: str) -> None:
+        """The gateway's credential, from its registration."""
+        self._secret = secret
+
+    def open(self) -> None:
+        """Take requests: the gateway has joined the cluster."""
+        self._is_open = True
+
+    async def forward(self, request: Request) -> Response:
+        """Metadata's answer to this request, as it came. Raises NotAuthenticated, UnavailableError, TooLarge."""
+        if not self._is_open:
+            raise UnavailableError("this gateway has not joined the cluster yet", code="not-ready")
+        principal = await self._credentials.resolve(_authorization(request))
+        if not principal.access:
+            raise NotAuthenticated("send a token: Authorization: Bearer tst.<access>.<secret>")
+        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+        headers["authorization"] = f"Bearer {self._secret}"
+        headers[ACCESS_HEADER] = principal.access
+        # the raw path: a key in it must arrive with the escapes it came with
+        target = bytes(request.scope.get("raw_path") or request.scope["path"].encode())
+        if query := request.scope.get("query_string", b""):
+            target += b"?" + query
+        body = await read_body(request, self._body_bytes_max)
+        answer = await self._held(request.method, target, headers, body)
+        kept = {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers}
+        return Response(answer.content, status_code=answer.status_code, headers=kept)
+
+    async def _held(self, method: str, target: bytes, headers: dict[str, str], body: bytes) -> httpx.Response:
+        until = self._clock.monotonic() + self._hold_seconds
+        while True:
+            base = httpx.URL(self._urls[self._at])
+            try:
+                return await self._http.request(method, base.copy_with(raw_path=target), headers=headers, content=body)
+            except httpx.HTTPError as error:
+                may_repeat = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) or method in _REPEATABLE
+                if not may_repeat or self._clock.monotonic() + _PAUSE_SECONDS >= until:
+                    raise UnavailableError(
+                        f"metadata did not answer ({type(error).__name__}); try again", code="metadata-unreachable"
+                    ) from error
+            self._at = (self._at + 1) % len(self._urls)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body of a small request. Raises TooLarge before more than the limit is held."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit_bytes:
+            raise TooLarge(f"the body has more than {limit_bytes} bytes")
+    return bytes(body)
+
+
+def _authorization(request: Request) -> bytes | None:
+    value = request.headers.get("authorization")
+    return None if value is None else value.encode("latin-1")

@@ -1,0 +1,137 @@
+"""The gateway's place in the cluster: registration, its secret, a heartbeat.
+
+Owns one small file in the state directory (0600): the identity that makes metadata give the same server id and secret
+again. A gateway has no other state; two processes of one gateway may overlap during a restart, so the directory is
+not locked. Invariant: requests are taken only after the first registration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tierstore.errors import ConfigError, TierstoreError
+from tierstore.transport.metadata_client import MetadataClient
+from tierstore.wire.cluster import Heartbeat, Register, Registered
+
+FILE_NAME: Final = "gateway.json"
+_RETRY_SECONDS: Final = 0.25
+_log = logging.getLogger("tierstore.gateway")
+
+
+class _Identity(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    instance: bytes
+    incarnation: int = 0
+    secret: str = ""
+
+
+class Membership:
+    """One per process. `on_secret` hears of the credential each time it is given."""
+
+    def __init__(
+        self, client: MetadataClient, *, directory: str, name: str, join_token: str,
+        heartbeat_seconds: float, on_secret: Callable[[str], None], in_flight: Callable[[], int],
+        is_leaving: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._client = client
+        self._path = os.path.join(directory, FILE_NAME) if directory else ""
+        self._name = name
+        self._url = ""
+        self._join_token = join_token
+        self._heartbeat_seconds = heartbeat_seconds
+        self._on_secret = on_secret
+        self._in_flight = in_flight
+        self._is_leaving = is_leaving
+        self._identity = self._next_life(directory)
+        self._task: asyncio.Task[None] | None = None
+        self._sequence = 0
+        self.registered: Registered | None = None
+
+    def _next_life(self, directory: str) -> _Identity:
+        """The identity as kept, or a new one, with the incarnation raised and written down. directory "": nothing is
+        kept (simulation)."""
+        if not directory:
+            return _Identity(name=self._name, instance=secrets.token_bytes(16), incarnation=1)
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            with open(self._path, "rb") as file:
+                identity = msgspec.json.decode(file.read(), type=_Identity)
+        except FileNotFoundError:
+            identity = _Identity(name=self._name, instance=secrets.token_bytes(16))
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"membership.data: {self._path} cannot be read: {error}") from None
+        identity = msgspec.structs.replace(identity, name=self._name, incarnation=identity.incarnation + 1)
+        self._keep(identity)
+        return identity
+
+    def _keep(self, identity: _Identity) -> None:
+        self._identity = identity
+        if not self._path:
+            return
+        new = f"{self._path}.{os.getpid()}.new"
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(msgspec.json.encode(identity))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self._path)
+        except OSError as error:
+            raise ConfigError(f"membership.data: {self._path} cannot be written: {error.strerror}") from None
+
+    async def join(self, url: str = "") -> Registered:
+        """Register as `url`, however long metadata takes to come up. Raises the refusal of a wrong token or name."""
+        self._url = url or self._url
+        while True:
+            if self._identity.secret:
+                self._client.set_token(self._identity.secret)
+            message = Register(
+                "gateway", self._name, self._url, self._identity.instance, self._identity.incarnation,
+                self._join_token,
+            )  # fmt: skip
+            try:
+                registered = await self._client.register(message)
+            except TierstoreError as error:
+                if not error.retryable:
+                    raise
+                _log.info("metadata does not take the registration yet: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            self.registered = registered
+            self._keep(msgspec.structs.replace(self._identity, secret=registered.secret))
+            self._on_secret(registered.secret)
+            return registered
+
+    def start(self) -> None:
+        """Begin the heartbeats; stop() ends them."""
+        self._task = asyncio.get_running_loop().create_task(self._beat())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            assert self.registered is not None
+            self._sequence += 1
+            beat = Heartbeat(
+                self.registered.server, self._identity.incarnation, self._sequence, in_flight=self._in_flight(),
+                state="stopping" if self._is_leaving() else "up",
+            )  # fmt: skip
+            try:
+                answer = await self._client.heartbeat(beat)
+                if answer.reregister and not self._is_leaving():
+                    # metadata knows another life of this gateway: come back as the next one
+                    self._keep(msgspec.structs.replace(self._identity, incarnation=self._identity.incarnation + 1))
+                    await self.join()
+            except TierstoreError as error:
+                _log.warning("no heartbeat: %s", error)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
