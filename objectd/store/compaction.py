@@ -25,6 +25,7 @@ from objectd.store.layout import sync_directory
 from objectd.store.openfiles import Handle
 from objectd.store.records import Header
 from objectd.store.recovery import next_record
+from tierstore.errors import IntegrityError
 from tierstore.failpoints import hit
 from tierstore.names import ChunkId
 
@@ -104,7 +105,7 @@ class Compactor:
     async def _header(self, handle: Handle, number: int, offset: int) -> Header | None:
         try:
             raw = await self._device.read(number, offset, records.HEADER_BYTES, handle)
-        except OSError:
+        except (OSError, IntegrityError):
             return None     # an unreadable place: whatever lived there is found by scrub and stays in this segment
         return records.parse(raw, segment=number, offset=offset, seed=records.seed_of(self._device.uuid))
 
@@ -117,7 +118,7 @@ class Compactor:
             entry = unpack(value) if value else None
             if value is None or entry is None or (entry.segment, entry.offset) != (header.segment, header.offset):
                 return
-            raw = await device.read(header.segment, header.offset, header.record_bytes, handle)
+            raw = await self._record(handle, header)
             sums_end = records.HEADER_BYTES + header.sums_bytes
             data_end = sums_end + header.length
             sums, data = raw[records.HEADER_BYTES : sums_end], raw[sums_end:data_end]
@@ -127,11 +128,19 @@ class Compactor:
             else:
                 is_bad = True
         if is_bad:
-            await device.quarantine(chunk, "wrong checksum, found by compaction")
+            await device.quarantine(chunk, "unreadable or wrong checksum, found by compaction")
+
+    async def _record(self, handle: Handle, header: Header) -> bytes:
+        """The whole record; empty if the disk cannot read it: then it is as bad as wrong sums."""
+        try:
+            return await self._device.read(header.segment, header.offset, header.record_bytes, handle)
+        except (OSError, IntegrityError):
+            return b""
 
     async def _append(self, chunk: ChunkId, data: bytes, sums: bytes, hint: bytes, header: Header, *,
                       live: bool, wall_ms: int) -> None:
         device = self._device
+        device.check_writable()
         try:
             place = device.log.append_chunk(chunk, data, sums, hint, data_crc=header.data_crc, wall_ms=header.wall_ms)
             state = records.LIVE if live else records.IN_TRASH
@@ -163,6 +172,7 @@ class Compactor:
                 is_true = is_there and entry is not None and entry.wall_ms == header.wall_ms
             if not is_true:
                 return
+            device.check_writable()
             try:
                 place = device.log.append_verdict(header.kind, chunk, header.target, wall_ms=header.wall_ms)
             except OSError as error:

@@ -234,9 +234,13 @@ class DiskDevice:
         if self.state in ("ok", "full"):
             self.state, self.detail = ("ok", "") if self._room > 0 else ("full", "no space beyond the reserve")
 
-    def _admit(self, count: int) -> None:
+    def check_writable(self) -> None:
+        """Raises UnavailableError unless records may be appended: a full device still takes verdicts and copies."""
         if self.state not in ("ok", "full") or self._is_closed:
             raise UnavailableError(f"{self.path} is {self.state}: {self.detail}", code="device-failed")
+
+    def _admit(self, count: int) -> None:
+        self.check_writable()
         if self._room < count:
             self._refresh_room()
             if self._room < count:
@@ -564,8 +568,7 @@ class DiskDevice:
 
     async def _verdict(self, kind: int, chunk: ChunkId, entry: Entry, value: bytes, wall_ms: int) -> None:
         """Log what happened to a record and have it durable and indexed. Deletes go on when the disk is full."""
-        if self.state not in ("ok", "full") or self._is_closed:
-            raise UnavailableError(f"{self.path} is {self.state}: {self.detail}", code="device-failed")
+        self.check_writable()
         target = (entry.segment, entry.offset)
         try:
             try:
@@ -637,6 +640,7 @@ class DiskDevice:
             if entry.segment:
                 await self._verdict(records.FORGET, chunk, entry, b"", self._clock.now_ms())
             else:
+                self.check_writable()
                 try:
                     await self.run(files.discard, self._layout.trash_path(chunk, entry.wall_ms))
                 except OSError as error:
@@ -678,6 +682,7 @@ class DiskDevice:
             handle.release()
 
     async def _move(self, source: str, target: str) -> None:
+        self.check_writable()
         try:
             await self.run(files.move, source, target)
         except FileNotFoundError:
