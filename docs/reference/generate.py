@@ -25,11 +25,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 import click
-import tierstore.gateway.config
 import typer.main
 
 import metadata.config
 import objectd.config
+import tierstore.gateway.config
 from tierstore import errors
 from tierstore.cli.main import app
 from tierstore.config.load import Setting, describe

@@ -138,7 +138,7 @@ def warnings_of(servers: list[dict[str, Any]], copies: int) -> list[str]:
     stores = [server for server in servers if server.get("role", "objectd") == "objectd"]
     up = [server for server in stores if server.get("state") == "up"]
     warnings = [
-        f"{server.get('name')} is {server.get('state')}" for server in servers if server.get("state") not in ("up", None)
+        f"{server.get('name')} is {server['state']}" for server in servers if server.get("state", "up") != "up"
     ]
     if len(up) < copies:
         warnings.append(f"{len(up)} object servers for {copies} copies: writes are refused (not-enough-servers)")

@@ -18,18 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 M = TypeVar("M")
@@ -105,11 +96,9 @@ class _Watched(Collector):
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the output and say nothing
-REGISTRY: Final = CollectorRegistry(auto_describe=False)
+#: The library's own, which already tells of the process, the platform and the garbage collector.
+REGISTRY: Final = prometheus_client.REGISTRY
 REGISTRY.register(_Watched())
-ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
-GCCollector(registry=REGISTRY)
 
 
 def counter(name: str, description: str, labels: Iterable[str] = ()) -> Counter:
