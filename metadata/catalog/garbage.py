@@ -128,6 +128,12 @@ def count_on_device(connection: sa.Connection, device: int) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
+def count_after(connection: sa.Connection, device: int, *, after: bytes) -> int:
+    """Chunks that the reverse table has on a device behind an id."""
+    query = sa.select(sa.func.count()).where(_placements.c.device_id == device, _placements.c.chunk_id > after)
+    return int(connection.execute(query).scalar_one())
+
+
 def _delete_some(connection: sa.Connection, table: sa.Table, key: sa.Column[object], where: object, limit: int) -> int:
     victims = sa.select(key).where(where).order_by(key).limit(limit)  # type: ignore[arg-type]
     return int(connection.execute(sa.delete(table).where(key.in_(victims))).rowcount)
@@ -136,3 +142,21 @@ def _delete_some(connection: sa.Connection, table: sa.Table, key: sa.Column[obje
 def trim_condemned(connection: sa.Connection, *, before_ms: int, limit: int) -> int:
     """Forget uploads condemned before that time: by then their age alone refuses them."""
     return _delete_some(connection, _condemned, _condemned.c.upload_id, _condemned.c.at_ms < before_ms, limit)
+
+
+def last_change_before(connection: sa.Connection, *, at_ms: int, through: int) -> int:
+    """The newest feed sequence up to `through` that was written before that time; 0 for none."""
+    c = schema.changes.c
+    first = connection.execute(sa.select(c.sequence, c.at_ms).order_by(c.sequence).limit(1)).first()
+    if first is None or first.at_ms >= at_ms or first.sequence > through:
+        return 0
+    low, high = int(first.sequence), through
+    # Times rise with sequences (nearly: commits of a batch share one), so a search by halves needs no index on time.
+    while low < high:
+        middle = (low + high + 1) // 2
+        row = connection.execute(sa.select(c.at_ms).where(c.sequence >= middle).order_by(c.sequence).limit(1)).first()
+        if row is not None and row.at_ms < at_ms:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from metadata.catalog import garbage, jobs, servers
+from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import JobRow, NewJob
 from metadata.catalog.leases import Connection
@@ -34,7 +35,6 @@ from metadata.services.jobs_work import (
     CopyWork,
     DropWork,
     InventoryWork,
-    Located,
     MendWork,
     ReplicaBook,
     VerifyWork,

@@ -7,13 +7,13 @@ then heat, then age. `ReplicaBook` is what duties need of the catalog's bodies; 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
 
+from metadata.catalog.book import Located
 from metadata.catalog.leases import Connection
-from metadata.catalog.packed import LIVE, PackedChunk, Replica
+from metadata.catalog.packed import LIVE, Replica
 from metadata.services.view import ClusterView
 from tierstore.ticket import ROLE_HOME
 
@@ -70,14 +70,6 @@ class InventoryWork(msgspec.Struct, array_like=True, frozen=True):
     """Payload of an inventory job: the life of the server whose devices are to be reconciled."""
 
     incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A chunk as its row has it now. owner: (bucket id, key, version), None for a chunk with a row of its own."""
-
-    owner: tuple[int, str, int] | None
-    chunk: PackedChunk
 
 
 class ReplicaBook(Protocol):

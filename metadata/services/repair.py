@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from metadata.catalog import garbage, jobs
+from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection, require_epoch
@@ -33,7 +34,6 @@ from metadata.services.jobs import JobQueue
 from metadata.services.jobs_work import (
     CLASS_DRAIN,
     CopyWork,
-    Located,
     MendWork,
     ReplicaBook,
     counts,

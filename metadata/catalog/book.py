@@ -1,0 +1,117 @@
+"""Where one chunk lies: from the reverse table to the row that names it, and the change of its replicas.
+
+A chunk is named by exactly one row: the packed body of an inline version, or its own row in `chunks`. The reverse table
+says which (as of its mark); a row that moved since (renamed, copied, superseded) is found again by the same steps that
+moved it: latest -> older version -> `chunks`. Implements services.jobs_work.ReplicaBook.
+
+Invariant: `rewrite` changes only replicas, never which chunks a version has, and appends the change to the feed in the
+same transaction, so that the reverse table follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from metadata.catalog import feed, leases, schema
+from metadata.catalog.packed import PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
+
+_PLACEMENTS = schema.placements.c
+_CHUNKS = schema.chunks
+
+#: Setting that holds the reverse table's mark.
+MARK_SETTING = "placements_sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """owner: (bucket id, key, version) of an inline version, None for a chunk with a row of its own."""
+
+    owner: tuple[int, str, int] | None
+    chunk: PackedChunk
+
+
+class CatalogBook:
+    """ReplicaBook on the catalog's tables."""
+
+    def mark(self, connection: sa.Connection) -> int:
+        """The feed's sequence up to which the reverse table is complete."""
+        return int(leases.setting(connection, MARK_SETTING, "0"))
+
+    def locate(self, connection: sa.Connection, device: int, chunk: bytes) -> Located | None:
+        """The chunk that the reverse table has on the device, its row locked; None when nothing names it any more, or
+        the reverse table does not have it there."""
+        query = sa.select(_PLACEMENTS.bucket_id, _PLACEMENTS.key, _PLACEMENTS.version).where(
+            _PLACEMENTS.device_id == device, _PLACEMENTS.chunk_id == chunk
+        )
+        place = connection.execute(query).first()
+        if place is None:
+            return None
+        if place.bucket_id is not None:
+            for table in (schema.objects, schema.versions):
+                body = self._body(connection, table, place.bucket_id, place.key, place.version)
+                found = next((c for c in unpack(body) if c.id == chunk), None) if body else None
+                if found is not None:
+                    return Located((int(place.bucket_id), str(place.key), int(place.version)), found)
+        return self._own_row(connection, chunk)
+
+    def _body(
+        self, connection: sa.Connection, table: sa.Table, bucket_id: int, key: str, version: int
+    ) -> bytes | None:  # fmt: skip
+        t = table.c
+        query = sa.select(t.body).where(
+            t.bucket_id == bucket_id, t.key == key, t.version == version, t.kind == schema.KIND_INLINE
+        )
+        body = connection.execute(query.with_for_update()).scalar()
+        return None if body is None else bytes(body)
+
+    def _own_row(self, connection: sa.Connection, chunk: bytes) -> Located | None:
+        t = _CHUNKS.c
+        query = sa.select(t.chunk_bytes, t.crc32c, t.redundancy, t.replicas).where(t.id == chunk).with_for_update()
+        row = connection.execute(query).first()
+        if row is None:
+            return None
+        replicas = unpack_replicas(bytes(row.replicas))
+        return Located(None, PackedChunk(chunk, row.chunk_bytes, row.chunk_bytes, row.crc32c, row.redundancy, replicas))
+
+    def rewrite(
+        self, connection: sa.Connection, located: Located, replicas: Iterable[Replica], *, at_ms: int
+    ) -> None:
+        """Give a located chunk these replicas, in the transaction that located it."""
+        wanted = tuple(replicas)
+        chunk = located.chunk
+        if located.owner is None:
+            connection.execute(
+                sa.update(_CHUNKS).where(_CHUNKS.c.id == chunk.id).values(replicas=pack_replicas(wanted))
+            )
+            change = feed.NewChange(schema.CHANGE_CHUNK, 0, chunk.id.hex(), 0)
+        else:
+            bucket_id, key, version = located.owner
+            if not self._rewrite_inline(connection, located.owner, chunk.id, wanted):
+                # Cannot be: the row was locked when the chunk was found in it.
+                raise AssertionError(f"chunk {chunk.id.hex()} left its row under a lock")
+            change = feed.NewChange(schema.CHANGE_REPLICAS, bucket_id, key, version)
+        feed.append(connection, [change], at_ms=at_ms)
+
+    def _rewrite_inline(
+        self, connection: sa.Connection, owner: tuple[int, str, int], chunk: bytes, replicas: tuple[Replica, ...]
+    ) -> bool:
+        bucket_id, key, version = owner
+        for table in (schema.objects, schema.versions):
+            body = self._body(connection, table, bucket_id, key, version)
+            if not body:
+                continue
+            chunks = unpack(body)
+            if all(c.id != chunk for c in chunks):
+                continue
+            changed = [c.with_replicas(replicas) if c.id == chunk else c for c in chunks]
+            t = table.c
+            connection.execute(
+                sa.update(table)
+                .where(t.bucket_id == bucket_id, t.key == key, t.version == version)
+                .values(body=pack(changed))
+            )
+            return True
+        return False
