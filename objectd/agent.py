@@ -89,6 +89,11 @@ class Agent:
         self.heartbeats_total = 0
         self.failures_total = 0
 
+    @property
+    def secret(self) -> str:
+        """This server's bearer credential; "" before the first registration."""
+        return self._state.secret
+
     def adopt_kept(self) -> None:
         """Take up what an earlier life learned, so that reads are served before metadata answers."""
         state = self._state

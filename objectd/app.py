@@ -8,6 +8,7 @@ has this object as its owner and has ended when stop() returns.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from objectd import metrics
 from objectd.agent import Agent
@@ -41,10 +42,11 @@ from objectd.work.upkeep import Upkeep
 from objectd.work.verified import RunBlocking
 from objectd.work.verify import VerifyWork
 from tierstore.clock import Clock
-from tierstore.errors import ConfigError
+from tierstore.errors import ConfigError, NotAuthenticated, NotFound
 from tierstore.serving import pages, problem
 from tierstore.serving.drain import Drain
 from tierstore.telemetry.log import get_logger
+from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 from tierstore.wire.cluster import HeartbeatAnswer
@@ -127,9 +129,18 @@ class ObjectServer:
     def _application(self) -> FastAPI:
         app = FastAPI(title="tierstore object server", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         problem.install(app)
-        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=None)
+        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard, registry=REGISTRY)
         declare_routes(app, self.routes)
         return app
+
+    async def _metrics_guard(self, request: Request) -> None:
+        """Open, or only for who holds this server's own secret: an object server knows no users."""
+        if not self.config.telemetry.metrics:
+            raise NotFound("metrics are switched off here", code="no-such-route")
+        if not self.config.telemetry.metrics_public:
+            shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not self.agent.secret or not hmac.compare_digest(shown.encode(), self.agent.secret.encode()):
+                raise NotAuthenticated("metrics need this server's secret as bearer token")
 
     def reasons_not_ready(self) -> list[str]:
         """Why this server should get no new work, for people; empty when it should."""

@@ -6,11 +6,11 @@ is not reachable by tickets; the bad list is bounded and holds a (chunk, device)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from objectd.store.device import Device
+from objectd.store.device import Buffer, Device, Location
 from tierstore.errors import IntegrityError, NotFound
 from tierstore.names import ChunkId, DeviceId
 from tierstore.wire.cluster import BadChunk, DeviceGrant, DeviceReport
@@ -23,6 +23,9 @@ NOT_GRANTED: Final = DeviceId(0)
 def why_bad(error: IntegrityError) -> str:
     """How BadChunk names what an IntegrityError found: the framing, or the data."""
     return "bad-footer" if error.code in ("bad-footer", "bad-header", "bad-sums") else "bad-block"
+
+
+SmallReader = Callable[[ChunkId, Location, int], Buffer | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +42,13 @@ class Slot:
     waiting: int = 0
     _waiting_sum: int = 0
     _waiting_samples: int = 0
+    #: The device's way to a small chunk in one read, when it has one: (chunk, hint, bytes) -> sums and data, or None.
+    read_small_now: SmallReader | None = None
     #: Header lines of whole answers, by number of bytes of sums: formatting them costs more than finding them.
     lines: dict[int, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.read_small_now = getattr(self.device, "read_small_now", None)
 
     def answer_lines(self, sums_bytes: int) -> bytes:
         """The header lines of a chunk answer from this device. At most one entry per number of blocks is kept."""
