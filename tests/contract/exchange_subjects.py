@@ -28,6 +28,8 @@ from tierstore.transport.pool import PooledTransport
 T = TypeVar("T")
 KINDS = ("protocol", "asgi", "in-process")
 FILE_BYTES = 3_000_000
+#: Limits with short ends, so that a test does not wait for its own clients.
+QUICK = Limits(drain_idle_seconds=0, drain_seconds=1, linger_seconds=1)
 
 
 def run(main: Coroutine[Any, Any, T], seconds: float = 30) -> T:
@@ -245,7 +247,7 @@ async def subject(kind: str, limits: Limits | None = None) -> AsyncIterator[Subj
         return
     is_hot = kind == "protocol"
     app = application(routes, declares=not is_hot)
-    limits = limits or Limits(drain_idle_seconds=0)
+    limits = limits or QUICK
     serving = Serving(app, routes if is_hot else (), sock=listen("127.0.0.1", 0), limits=limits)
     task = asyncio.create_task(serving.run())
     transport = PooledTransport()
