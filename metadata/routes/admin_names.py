@@ -1,0 +1,234 @@
+"""/v1/admin/{keys,policy,audit} and /v1/internal/credential: HTTP of services/credentials and services/policies."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from metadata.routes.buckets import moment
+from metadata.routes.callers import Callers
+from metadata.services.audit import AuditService
+from metadata.services.credentials import AccountRow, Credentials
+from metadata.services.policies import Current, Policies
+from tierstore.errors import RequestError, TooLarge
+from tierstore.wire import MEDIA_TYPE, decode, encode
+
+QUESTION_BYTES_MAX = 4096
+
+
+class Key(BaseModel):
+    """An access key; its secrets are shown only when it is made."""
+
+    access_key: str
+    user: str
+    grants: dict[str, str] = Field(description='bucket or "*" -> admin, readwrite or readonly')
+    enabled: bool
+    created_at: str
+    expires_at: str | None
+
+
+class NewKey(Key):
+    token: str = Field(description="bearer token, shown only now")
+    secret_key: str = Field(description="for signed S3 requests, shown only now")
+
+
+class KeyList(BaseModel):
+    keys: list[Key]
+
+
+class KeyWish(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    user: str = ""
+    access_key: str = Field("", description="left out: one is made")
+    grants: dict[str, str]
+    expires_at_ms: int = Field(0, ge=0, description="ms since 1970; 0: never")
+
+
+class KeyChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool | None = None
+    grants: dict[str, str] | None = None
+
+
+class PolicyVersion(BaseModel):
+    revision: int
+    at: str
+    who: str
+    note: str
+    policy: dict[str, Any]
+
+
+class PolicyHistory(BaseModel):
+    revisions: list[PolicyVersion]
+
+
+class Rollback(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    revision: int = Field(ge=1)
+
+
+class AuditEntry(BaseModel):
+    id: int
+    at: str
+    who: str
+    action: str
+    target: str
+    detail: str
+
+
+class AuditPage(BaseModel):
+    entries: list[AuditEntry]
+
+
+def _key(account: AccountRow) -> dict[str, Any]:
+    return {
+        "access_key": account.access, "user": account.user, "grants": account.grants, "enabled": account.enabled,
+        "created_at": moment(account.created_at_ms),
+        "expires_at": moment(account.expires_at_ms) if account.expires_at_ms else None,
+    }  # fmt: skip
+
+
+def _policy(current: Current[Any]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(current.document)
+    return {**document, "revision": current.revision}
+
+
+def build(
+    credentials: Credentials, policies: Policies[Any], audit: AuditService, callers: Callers
+) -> APIRouter:
+    """The router."""
+    router = APIRouter(tags=["admin"])
+    _keys(router, credentials, callers)
+    _policies(router, policies, callers)
+
+    @router.get("/v1/admin/audit", response_model=AuditPage, summary="What operators did", operation_id="audit")
+    async def audit_page(
+        request: Request, before: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> dict[str, Any]:
+        await callers.admin(request)
+        rows = await audit.page(before=before, limit=limit)
+        return {
+            "entries": [
+                {"id": r.id, "at": moment(r.at_ms), "who": r.who, "action": r.action, "target": r.target,
+                 "detail": r.detail}
+                for r in rows
+            ]
+        }  # fmt: skip
+
+    return router
+
+
+def _keys(router: APIRouter, credentials: Credentials, callers: Callers) -> None:
+    @router.post(
+        "/v1/internal/credential", response_class=Response, tags=["internal"], operation_id="credential",
+        summary="A key by its name or by the hash of its token",
+        openapi_extra={"requestBody": {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}},
+        responses={200: {"content": {MEDIA_TYPE: {}}, "description": "wire.cluster.Credential"}},
+    )  # fmt: skip
+    async def credential(request: Request) -> Response:
+        await callers.daemon(request)
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > QUESTION_BYTES_MAX:
+                raise TooLarge(f"the question has more than {QUESTION_BYTES_MAX} bytes")
+        question = decode(bytes(body), dict)
+        access, digest = question.get("access", ""), question.get("token_sha256", b"")
+        if not isinstance(access, str) or not isinstance(digest, bytes) or bool(access) == bool(digest):
+            raise RequestError("ask by access or by token_sha256", code="bad-message")
+        found = await credentials.for_gateway(access=access, token_sha256=digest)
+        return Response(encode(found), media_type=MEDIA_TYPE)
+
+    @router.get("/v1/admin/keys", response_model=KeyList, summary="All access keys", operation_id="list_keys")
+    async def everyone(request: Request) -> dict[str, Any]:
+        await callers.admin(request)
+        return {"keys": [_key(account) for account in await credentials.everyone()]}
+
+    @router.post(
+        "/v1/admin/keys", response_model=NewKey, status_code=201, summary="Make an access key",
+        operation_id="create_key",
+    )  # fmt: skip
+    async def create(request: Request, wish: KeyWish) -> dict[str, Any]:
+        who = await callers.admin(request)
+        account, token = await credentials.create(
+            user=wish.user, grants=wish.grants, access=wish.access_key, expires_at_ms=wish.expires_at_ms,
+            who=who.access,
+        )  # fmt: skip
+        return {**_key(account), "token": token, "secret_key": account.secret}
+
+    @router.patch("/v1/admin/keys/{access_key}", response_model=Key, summary="Change a key", operation_id="change_key")
+    async def change(request: Request, access_key: str, wish: KeyChange) -> dict[str, Any]:
+        who = await callers.admin(request)
+        if (wish.enabled is None) == (wish.grants is None):
+            raise RequestError("exactly one of enabled and grants is needed", code="bad-json")
+        if wish.grants is not None:
+            return _key(await credentials.set_grants(access_key, wish.grants, who=who.access))
+        return _key(await credentials.set_enabled(access_key, enabled=bool(wish.enabled), who=who.access))
+
+    @router.delete(
+        "/v1/admin/keys/{access_key}", status_code=204, response_class=Response, summary="Revoke a key for good",
+        operation_id="revoke_key",
+    )  # fmt: skip
+    async def revoke(request: Request, access_key: str) -> Response:
+        who = await callers.admin(request)
+        await credentials.revoke(access_key, who=who.access)
+        return Response(status_code=204)
+
+
+def _policies(router: APIRouter, policies: Policies[Any], callers: Callers) -> None:
+    @router.get(
+        "/v1/admin/policy", response_model=dict[str, Any], summary="The policy, with its revision",
+        operation_id="get_policy",
+    )  # fmt: skip
+    async def show(request: Request) -> dict[str, Any]:
+        await callers.who(request)
+        return _policy(policies.current)
+
+    @router.put(
+        "/v1/admin/policy", response_model=dict[str, Any], summary="Replace the policy", operation_id="put_policy",
+        description="`revision`, when given, must be the one that is replaced; `note` goes into the history.",
+    )  # fmt: skip
+    async def put(request: Request, document: dict[str, Any], note: Annotated[str, Query()] = "") -> dict[str, Any]:
+        who = await callers.admin(request)
+        expected = document.pop("revision", None)
+        if expected is not None and not isinstance(expected, int):
+            raise RequestError("revision is a number", code="bad-policy")
+        return _policy(await policies.set(document, who=who.access, note=note[:500], expected=expected))
+
+    @router.post(
+        "/v1/admin/policy/check", response_model=dict[str, Any], summary="Check a policy without setting it",
+        operation_id="check_policy",
+    )  # fmt: skip
+    async def check(request: Request, document: dict[str, Any]) -> dict[str, Any]:
+        await callers.admin(request)
+        document.pop("revision", None)
+        return policies.check(document)
+
+    @router.get(
+        "/v1/admin/policy/history", response_model=PolicyHistory, summary="Earlier policies, the newest first",
+        operation_id="policy_history",
+    )  # fmt: skip
+    async def history(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+        await callers.admin(request)
+        rows = await policies.history(limit)
+        return {
+            "revisions": [
+                {"revision": r.revision, "at": moment(r.at_ms), "who": r.who, "note": r.note,
+                 "policy": json.loads(r.document)}
+                for r in rows
+            ]
+        }  # fmt: skip
+
+    @router.post(
+        "/v1/admin/policy/rollback", response_model=dict[str, Any], summary="Make an old policy the newest",
+        operation_id="rollback_policy",
+    )  # fmt: skip
+    async def rollback(request: Request, wish: Rollback) -> dict[str, Any]:
+        who = await callers.admin(request)
+        return _policy(await policies.rollback(wish.revision, who=who.access))

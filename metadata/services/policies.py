@@ -1,0 +1,96 @@
+"""The policy document of the cluster: its versions, who wrote them, and the one that holds now.
+
+What a document may say is tierstore/policy/rules' matter: it is handed in as a validator. A rollback is a new
+revision with an old text, so that history only grows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from metadata.catalog import accounts
+from metadata.catalog.accounts import PolicyRow
+from metadata.catalog.database import Database
+from metadata.catalog.queries import Connection
+from tierstore.clock import Clock
+from tierstore.errors import RequestError
+
+HISTORY_MAX = 1000
+DOCUMENT_BYTES_MAX = 1 << 20
+
+
+class ParsedPolicy(Protocol):
+    """What a validator returns."""
+
+    def document(self) -> dict[str, Any]: ...
+
+
+P = TypeVar("P", bound=ParsedPolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class Current(Generic[P]):
+    """What holds now. revision 0: nobody has set one, `policy` is the default."""
+
+    revision: int
+    policy: P
+    document: bytes
+
+
+class Policies(Generic[P]):
+    """One per process. `parse` raises RequestError or ConfigError for a document that may not be."""
+
+    def __init__(self, database: Database, clock: Clock, parse: Callable[[dict[str, Any]], P]) -> None:
+        self._database = database
+        self._clock = clock
+        self._parse = parse
+        default = parse({"version": 1})
+        self.current: Current[P] = Current(0, default, json.dumps(default.document()).encode())
+        #: Called after the policy changed, also by another process; must not raise or block.
+        self.listeners: list[Callable[[Current[P]], None]] = []
+
+    async def refresh(self) -> None:
+        """Notice changes that another process made."""
+        newest = await self._database.read(accounts.newest_policy)
+        if newest is not None and newest.revision != self.current.revision:
+            self._take(newest)
+
+    def _take(self, row: PolicyRow) -> None:
+        self.current = Current(row.revision, self._parse(json.loads(row.document)), row.document.encode())
+        for listener in self.listeners:
+            listener(self.current)
+
+    async def set(
+        self, document: dict[str, Any], *, who: str, note: str = "", expected: int | None = None
+    ) -> Current[P]:
+        """Check a document and make it the policy. Raises RequestError (what is wrong with it),
+        ConflictError(code="policy-changed") when `expected` is not the revision that it replaces."""
+        text = json.dumps(self._parse(document).document(), sort_keys=True)
+        if len(text) > DOCUMENT_BYTES_MAX:
+            raise RequestError(f"a policy has at most {DOCUMENT_BYTES_MAX} bytes", code="bad-policy")
+        at_ms = self._clock.now_ms()
+
+        def work(connection: Connection) -> PolicyRow:
+            row = accounts.add_policy(connection, text, at_ms=at_ms, who=who, note=note, expected=expected)
+            accounts.note(connection, at_ms=at_ms, who=who, action="policy.set", target=str(row.revision), detail=note)
+            return row
+
+        self._take(await self._database.write(work))
+        return self.current
+
+    def check(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The document as it would be kept. Raises RequestError."""
+        return self._parse(document).document()
+
+    async def history(self, limit: int = 100) -> list[PolicyRow]:
+        """The newest first."""
+        count = max(1, min(limit, HISTORY_MAX))
+        return await self._database.read(lambda connection: accounts.policy_history(connection, count))
+
+    async def rollback(self, revision: int, *, who: str) -> Current[P]:
+        """Make an old revision's document the newest. Raises NotFound(code="no-such-revision")."""
+        old = await self._database.read(lambda connection: accounts.policy(connection, revision))
+        return await self.set(json.loads(old.document), who=who, note=f"rollback to revision {revision}")
