@@ -169,7 +169,9 @@ class Compactor:
             if header.kind in (records.FORGET, records.REJECT):
                 is_true = not is_there
             else:
-                is_true = is_there and entry is not None and entry.wall_ms == header.wall_ms
+                state = records.IN_TRASH if header.kind == records.TRASH else records.LIVE
+                is_true = (is_there and entry is not None
+                           and (entry.state, entry.wall_ms) == (state, header.wall_ms))
             if not is_true:
                 return
             device.check_writable()
