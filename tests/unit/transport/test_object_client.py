@@ -1,0 +1,239 @@
+"""The object client against an object server that lies, over both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.contract.exchange_subjects import run, until
+from tierstore.checksum import BLOCK_BYTES, block_count, crc_of, sums_of
+from tierstore.clock import LoopClock
+from tierstore.errors import CapacityError, ChecksumMismatch, IntegrityError, NotFound, TicketRefused, UnavailableError
+from tierstore.names import ChunkId
+from tierstore.serving.exchange import Exchange
+from tierstore.serving.inprocess import InProcessServer
+from tierstore.serving.limits import Limits
+from tierstore.serving.run import Serving, listen
+from tierstore.serving.table import Route
+from tierstore.transport.inprocess import Network
+from tierstore.transport.object_client import PIECE_BYTES, ObjectClient
+from tierstore.transport.pool import PooledTransport
+
+CHUNK = ChunkId(b"c" * 16)
+
+
+class FakeObjectServer:
+    """Speaks the chunk routes over a dict; can be told to flip bits or refuse."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[bytes, bytes] = {}
+        self.flip_data_at: int | None = None
+        self.flip_sums_at: int | None = None
+        self.refuse: Exception | None = None
+        self.targets: list[bytes] = []
+
+    def routes(self) -> list[Route]:
+        return [Route(b"GET", b"/v1/chunks/", self.get), Route(b"PUT", b"/v1/chunks/", self.put)]
+
+    def get(self, exchange: Exchange) -> None:
+        self.targets.append(exchange.target)
+        if self.refuse is not None:
+            raise self.refuse
+        data = self.chunks[exchange.route_arg]
+        sums = bytearray(sums_of(data))
+        blocks = exchange.query(b"blocks")
+        first, last = map(int, blocks.split(b"-")) if blocks else (0, block_count(len(data)) - 1)
+        body = bytearray(data[first * BLOCK_BYTES : (last + 1) * BLOCK_BYTES])
+        if self.flip_data_at is not None:
+            body[self.flip_data_at] ^= 1
+        if self.flip_sums_at is not None:
+            sums[self.flip_sums_at] ^= 1
+        exchange.reply(200, bytes(sums + body), b"x-tierstore-sums: %d\r\nx-tierstore-tier: ssd\r\n" % len(sums))
+
+    def put(self, exchange: Exchange) -> None:
+        self.targets.append(exchange.target)
+        if self.refuse is not None:
+            raise self.refuse
+        exchange.collect(100 << 20, lambda body: self.store(exchange, body))
+
+    def store(self, exchange: Exchange, body: bytes) -> None:
+        size = len(body)
+        count = next(n for n in range(size // BLOCK_BYTES + 2) if n == block_count(size - 4 * n))
+        data, sums = body[: size - 4 * count], body[size - 4 * count :]
+        if sums_of(data) != sums:
+            raise ChecksumMismatch("the sums do not fit")
+        self.chunks[exchange.route_arg] = data
+        exchange.reply(200, b"receipt-of-" + exchange.route_arg)
+
+
+@asynccontextmanager
+async def client_of(server: FakeObjectServer, kind: str) -> AsyncIterator[tuple[ObjectClient, str]]:
+    if kind == "in-process":
+        host = InProcessServer(server.routes())
+        network = Network(random.Random(1))
+        network.register("http://o:1", host)
+        yield ObjectClient(network.transport("http://g:1"), LoopClock()), "http://o:1"
+        await host.close()
+        return
+    serving = Serving(
+        _nothing, server.routes(), sock=listen("127.0.0.1", 0), limits=Limits(drain_idle_seconds=0, drain_seconds=1)
+    )
+    task = asyncio.create_task(serving.run())
+    transport = PooledTransport()
+    try:
+        await until(lambda: serving.is_started)
+        yield ObjectClient(transport, LoopClock()), f"http://127.0.0.1:{serving.port}"
+    finally:
+        await transport.close()
+        serving.stop()
+        await task
+
+
+async def _nothing(scope: dict[str, object], receive: object, send: object) -> None:
+    raise AssertionError("no cold route is asked for here")
+
+
+kinds = pytest.mark.parametrize("kind", ["protocol", "in-process"])
+SIZES = [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 5 * BLOCK_BYTES + 17, 1 << 20]
+
+
+@kinds
+@pytest.mark.parametrize("size", SIZES)
+def test_ranges_are_widened_to_blocks_and_trimmed(kind: str, size: int) -> None:
+    """Every edge of a range against every edge of a block, read whole and as a stream."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        data = server.chunks[b"t"] = os.urandom(size)
+        edges = sorted({0, 1, size // 2, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, size - 1, size})
+        async with client_of(server, kind) as (client, url):
+            common = {"chunk": CHUNK, "chunk_bytes": size, "crc32c": crc_of(data), "seconds": 5.0}
+            for first in edges:
+                for last in edges:
+                    if not 0 <= first < last <= size:
+                        continue
+                    got = await client.read_chunk(url, b"t", first=first, length=last - first, **common)  # type: ignore[arg-type]
+                    assert got == data[first:last]
+                    stream = await client.open_chunk(url, b"t", first=first, length=last - first, **common)  # type: ignore[arg-type]
+                    pieces = bytearray()
+                    while piece := await stream.next_piece():
+                        assert len(piece) <= PIECE_BYTES
+                        pieces += piece
+                    stream.close()
+                    assert pieces == data[first:last] and stream.tier == "ssd" and stream.unread == 0
+
+    run(main())
+
+
+@kinds
+def test_no_byte_of_a_bad_block_is_released_but_good_ones_before_it_are(kind: str) -> None:
+    """Promise 4: a rotten replica costs a failover, never a wrong byte."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        size = 10 * BLOCK_BYTES
+        data = server.chunks[b"t"] = os.urandom(size)
+        server.flip_data_at = 5 * BLOCK_BYTES + 3       # in the second piece
+        async with client_of(server, kind) as (client, url):
+            with pytest.raises(IntegrityError) as caught:
+                await client.read_chunk(url, b"t", chunk=CHUNK, chunk_bytes=size, crc32c=crc_of(data), seconds=5)
+            assert caught.value.code == "bad-block"
+            stream = await client.open_chunk(url, b"t", chunk=CHUNK, chunk_bytes=size, crc32c=crc_of(data), seconds=5)
+            assert await stream.next_piece() == data[:PIECE_BYTES]
+            with pytest.raises(IntegrityError):
+                await stream.next_piece()
+            stream.close()
+
+    run(main())
+
+
+@kinds
+def test_sums_that_do_not_fit_the_catalog_are_a_bad_copy(kind: str) -> None:
+    """A whole other chunk with right sums of its own is still the wrong chunk."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        data = server.chunks[b"t"] = os.urandom(3 * BLOCK_BYTES)
+        async with client_of(server, kind) as (client, url):
+            for flip, crc in ((2, crc_of(data)), (None, crc_of(b"another"))):
+                server.flip_sums_at = flip
+                for step in (client.read_chunk, client.open_chunk):
+                    with pytest.raises(IntegrityError) as caught:
+                        await step(
+                            url, b"t", chunk=CHUNK, chunk_bytes=len(data), crc32c=crc, first=5, length=9, seconds=5
+                        )
+                    assert caught.value.code == "bad-block"
+            with pytest.raises(UnavailableError):
+                await client.read_chunk(
+                    url, b"t", chunk=CHUNK, chunk_bytes=len(data) + 1, crc32c=crc_of(data), seconds=5
+                )
+
+    run(main())
+
+
+@kinds
+@pytest.mark.parametrize("size", [0, 1, 4096, 200_000, 3_000_000])
+def test_chunks_are_stored_with_their_sums_and_name(kind: str, size: int) -> None:
+    """One call for small ones, a stream for large ones; the same bytes on the wire."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        data = os.urandom(size)
+        async with client_of(server, kind) as (client, url):
+            receipt = await client.put_chunk(
+                url, b"w", index=3, name="b/a key&x=ü", data=data, sums=sums_of(data), seconds=5
+            )
+            assert receipt == b"receipt-of-w" and server.chunks[b"w"] == data
+            assert server.targets == [b"/v1/chunks/w?index=3&name=b/a%20key%26x%3D%C3%BC"]
+            upload = await client.begin_chunk(url, b"v", index=0, chunk_bytes=size, seconds=5)
+            for at in range(0, size, 100_000):
+                await upload.write(memoryview(data)[at : at + 100_000])
+            assert await upload.finish(sums_of(data)) == b"receipt-of-v" and server.chunks[b"v"] == data
+
+    run(main())
+
+
+@kinds
+def test_errors_of_the_object_server_come_back_as_themselves(kind: str) -> None:
+    """The walks decide by class: another replica, a new ticket, a spare server."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        async with client_of(server, kind) as (client, url):
+            for error in (NotFound("x", code="no-such-chunk"), TicketRefused("late"), CapacityError("full")):
+                server.refuse = error
+                for step in (client.read_chunk, client.open_chunk):
+                    with pytest.raises(type(error)) as caught:
+                        await step(url, b"t", chunk=CHUNK, chunk_bytes=9, crc32c=0, seconds=5)
+                    assert caught.value.code == error.code
+                for size in (9, 20_000_000):
+                    data = bytes(size)
+                    with pytest.raises(type(error)) as caught:
+                        await client.put_chunk(url, b"t", index=0, data=data, sums=sums_of(data), seconds=5)
+                    assert caught.value.code == error.code
+            server.refuse = None
+            with pytest.raises(ChecksumMismatch):
+                await client.put_chunk(url, b"t", index=0, data=b"abc", sums=sums_of(b"abd"), seconds=5)
+
+    run(main())
+
+
+def test_an_aborted_upload_stores_nothing() -> None:
+    """A gateway that gives up must not leave half a chunk that looks whole."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        async with client_of(server, "protocol") as (client, url):
+            upload = await client.begin_chunk(url, b"v", index=0, chunk_bytes=1000, seconds=5)
+            await upload.write(b"x" * 500)
+            upload.abort()
+            upload.abort()
+            assert (await client.put_chunk(url, b"w", index=0, data=b"abc", sums=sums_of(b"abc"), seconds=5))
+            assert b"v" not in server.chunks
+
+    run(main())
