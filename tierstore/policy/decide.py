@@ -60,9 +60,9 @@ class Planner:
         self._last_at: float | None = None
         self._speeds: dict[int, tuple[float, float]] = {}  # with which the ranks were computed
         self.set_devices(devices)
-        self._chunk_max = self.chunk_bytes_max()
+        self._chunk_max: dict[str, int] = {}  # of each fast tier, for the tick under way
         self._may_move = True
-        self._tokens = float(self._chunk_max)
+        self._tokens = float(self.chunk_bytes_max())
 
     # -- the picture
 
@@ -155,13 +155,14 @@ class Planner:
         shelf = self._shelves.get(promotion.device)
         return shelf is not None and shelf.device.is_usable and promotion.chunk in shelf.residents
 
-    def chunk_bytes_max(self) -> int:
-        """The largest chunk that may move: a share of the fastest tier that is there, at most its largest device."""
-        for _, shelves in self._tiers:
-            if shelves:
+    def chunk_bytes_max(self, tier: str = "") -> int:
+        """The largest chunk that may move to a fast tier (to any, without one): a share of it, at most a device."""
+        largest = 0
+        for name, shelves in self._tiers:
+            if shelves and tier in ("", name):
                 share = self.rules.chunk_share_max * sum(s.device.capacity_bytes for s in shelves)
-                return int(min(share, max(s.device.capacity_bytes for s in shelves)))
-        return 0
+                largest = max(largest, int(min(share, max(s.device.capacity_bytes for s in shelves))))
+        return largest
 
     def lowest_rank(self, tier: str) -> float:
         """Rank of the lowest resident of a fast tier that can be displaced; COLD when there is none."""
@@ -217,10 +218,10 @@ class Planner:
 
     def _refill(self, at: float, served_bytes: int) -> None:
         self.served_bytes += served_bytes
-        self._chunk_max = self.chunk_bytes_max()
+        self._chunk_max = {tier: self.chunk_bytes_max(tier) for tier, _ in self._tiers}
         self._may_move = self.rules.may_move(at)
         # The bucket holds one of the largest chunks, else such a chunk could never move; what `failed` gave back stays.
-        bucket = max(float(self._chunk_max), self._tokens)
+        bucket = max(float(max(self._chunk_max.values(), default=0)), self._tokens)
         self._tokens = min(self._tokens + self.rules.budget * served_bytes, bucket)
         seconds = self.rules.tick_seconds if self._last_at is None else max(at - self._last_at, 0.0)
         self._last_at = at
@@ -237,8 +238,8 @@ class Planner:
         lowest = COLD
         reads = self.heat.reads(candidate.score, plan.at)
         held = self._held.get(candidate.chunk, ())
-        if candidate.size > self._chunk_max:
-            why = "too-large"
+        if candidate.size > max(self._chunk_max.values(), default=0):
+            why = "too-large" if self._tiers else "no-device"
         elif reads < self.rules.count_min and candidate.mode != "pin":
             why = "too-few-reads"
         elif not self._may_move:
@@ -253,6 +254,9 @@ class Planner:
                     self._pin(candidate.chunk, on_tier)
                 if is_served and not self._wants_another(candidate, on_tier, reads):
                     return  # it has what it may have; a copy on a grey device does not count
+                if candidate.size > self._chunk_max[tier]:
+                    why = "too-large"
+                    continue
                 if candidate.size > self._tokens:
                     why = "budget"
                     break
@@ -429,7 +433,8 @@ class Planner:
 
     def _wants_another(self, candidate: Candidate, held: Sequence[int], reads: float) -> bool:
         """More than one fast copy: when its reads alone, or its server as a whole, take too much of a device."""
-        per_second = self.heat.per_hour(candidate.score, self._last_at or 0.0) / 3600.0 if reads else 0.0
+        decayed = self.heat.per_hour(candidate.score, self._last_at or 0.0) / 3600.0 if reads else 0.0
+        per_second = max(decayed, candidate.reads_per_second)
         first = self._devices[held[0]]
         wanted = math.ceil(per_second * first.read_seconds(candidate.size) / SPREAD_BUSY_SHARE)
         if (

@@ -28,6 +28,7 @@ class Candidate:
     mode: Mode = "auto"
     fast: tuple[str, ...] = ()    # tiers that it may be promoted to; () = any
     server_reads: float = 0.0     # reads per second of the server that serves it, 0 = unknown
+    reads_per_second: float = 0.0  # of the last interval, when known: heat learns of a crowd only by its half-life
 
 
 @dataclass(frozen=True, slots=True)
