@@ -24,7 +24,7 @@ from tierstore.errors import ChecksumMismatch, RequestError, TooLarge
 from tierstore.sdk.allocations import AllocationPool, PlacementClass, UploadRooms
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.fanout import ChunkFanout, name_hint
-from tierstore.sdk.limits import StoreLimits
+from tierstore.sdk.limits import OBJECT_BYTES_MAX, StoreLimits
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient

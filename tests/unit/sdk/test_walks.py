@@ -1,0 +1,334 @@
+"""The PUT and GET walks over an in-process cluster with faults."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from tests.unit.sdk.fake_cluster import FakeCluster, full, hang
+from tierstore.checksum import crc_of
+from tierstore.errors import (
+    ChecksumMismatch,
+    NotFound,
+    PreconditionFailed,
+    RequestError,
+    UnavailableError,
+)
+from tierstore.sdk.store import Store
+from tierstore.wire.names import CommitResult, Condition
+
+MIB = 1 << 20
+
+
+def run(work: Callable[[FakeCluster, Store], Awaitable[None]], *, servers: int = 3, **limits: object) -> None:
+    async def main() -> None:
+        cluster = FakeCluster(servers=servers)
+        store = cluster.store(**limits)
+        async with asyncio.timeout(30):
+            await store.open()
+            try:
+                await work(cluster, store)
+            finally:
+                await store.close()
+                await cluster.close()
+
+    asyncio.run(main())
+
+
+async def body_of(store: Store, key: str, **how: int) -> bytes:
+    async with await store.get("bkt", key, **how) as reader:
+        return await reader.read()
+
+
+def holders(cluster: FakeCluster) -> list[int]:
+    return [len(server.chunks) for server in cluster.servers]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 65_536, 65_537, 262_144, 262_145, MIB, MIB + 1, 3 * MIB + 12_345])
+def test_bytes_come_back_as_they_were_put(size: int) -> None:
+    """The first promise of a store; sizes at each border of block, segment and chunk."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        data = random.Random(size).randbytes(size)
+        made = await store.put("bkt", "k", data)
+        assert made.crc32c == crc_of(data)
+        assert await body_of(store, "k") == data
+        info = await store.head("bkt", "k")
+        assert (info.size, info.etag) == (size, made.etag)
+        chunks = -(-size // MIB)
+        assert sum(holders(cluster)) == 2 * chunks
+
+    run(work)
+
+
+def test_a_stream_of_unknown_length_is_cut_into_chunks() -> None:
+    """Chunked uploads have no Content-Length; pieces never fit chunks."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        data = random.Random(5).randbytes(2 * MIB + 777)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, len(data), 70_001):
+                yield data[at : at + 70_001]
+
+        await store.put("bkt", "k", pieces())
+        assert await body_of(store, "k") == data
+        assert store.budget.held_bytes == 0
+
+    run(work)
+
+
+@pytest.mark.parametrize(("first", "length"), [(0, 1), (65_535, 2), (MIB - 1, 2), (MIB, MIB), (100, 2 * MIB), (5, -1)])
+def test_a_range_is_exactly_those_bytes(first: int, length: int) -> None:
+    """Ranges are widened to blocks on the wire and trimmed: an off-by-one here corrupts every player and database."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        data = random.Random(7).randbytes(3 * MIB + 5)
+        await store.put("bkt", "k", data)
+        end = len(data) if length < 0 else first + length
+        assert await body_of(store, "k", first=first, length=length) == data[first:end]
+
+    run(work)
+
+
+def test_a_refused_connection_makes_a_spare_take_the_chunk() -> None:
+    """One server is gone: every write must still succeed with two copies."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.remove(cluster.servers[0])
+        for number in range(8):
+            await store.put("bkt", f"k{number}", bytes([number]) * 5000)
+        assert holders(cluster) == [0, 8, 8]
+        assert await body_of(store, "k3") == bytes([3]) * 5000
+
+    run(work)
+
+
+def test_a_full_server_makes_a_spare_take_the_chunk() -> None:
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.servers[1].before_write = full
+        await store.put("bkt", "k", b"x" * (2 * MIB))
+        assert holders(cluster) == [2, 0, 2]
+
+    run(work)
+
+
+def test_a_hung_server_does_not_hold_up_a_put() -> None:
+    """A hung server accepts connections; the spare gets the chunk after the straggler's time."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.servers[0].before_write = hang
+        for number in range(4):
+            await store.put("bkt", f"k{number}", b"x" * 1000)
+        assert holders(cluster) == [0, 4, 4]
+
+    run(work, straggler_seconds=0.05)
+
+
+def test_fewer_servers_than_copies_is_an_error_and_nothing_is_visible() -> None:
+    """Never acknowledged with fewer copies than promised."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.remove(cluster.servers[0])
+        cluster.remove(cluster.servers[1])
+        with pytest.raises(UnavailableError) as caught:
+            await store.put("bkt", "k", b"x" * 1000)
+        assert caught.value.code == "not-enough-servers"
+        with pytest.raises(NotFound):
+            await store.head("bkt", "k")
+
+    run(work)
+
+
+def test_a_commit_refused_for_a_drained_device_is_stored_elsewhere() -> None:
+    """Rule 11: between store and commit a device may leave; the client must not see it."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        commit = cluster.metadata._put
+        refusals = [CommitResult("device-refused", "drained")]
+        cluster.metadata._put = lambda put: refusals.pop() if refusals else commit(put)  # type: ignore[method-assign]
+        await store.put("bkt", "k", b"y" * 1000)
+        assert await body_of(store, "k") == b"y" * 1000
+
+    run(work)
+
+
+def test_a_lost_answer_of_a_commit_is_repeated_and_applied_once() -> None:
+    """If-None-Match with a retry must not fail against its own first try (rule 12)."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.metadata.lose_answers = 2
+        made = await store.put("bkt", "k", b"once", condition=Condition(if_none_match=["*"]))
+        assert (await store.head("bkt", "k")).version == made.version
+        with pytest.raises(PreconditionFailed):
+            await store.put("bkt", "k", b"twice", condition=Condition(if_none_match=["*"]))
+
+    run(work)
+
+
+def test_a_wrong_checksum_stores_nothing() -> None:
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        for size in (1000, 2 * MIB):
+            with pytest.raises(ChecksumMismatch):
+                await store.put("bkt", "k", b"x" * size, crc32c=1)
+        with pytest.raises(NotFound):
+            await store.head("bkt", "k")
+
+    run(work)
+
+
+def test_a_body_shorter_or_longer_than_declared_is_refused() -> None:
+    """A truncated upload must never become an object."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"12345"
+
+        for size in (4, 6):
+            with pytest.raises(RequestError) as caught:
+                await store.put("bkt", "k", pieces(), size=size)
+            assert caught.value.code == "body-length"
+        assert store.budget.held_bytes == 0
+
+    run(work)
+
+
+def test_a_bad_block_is_read_from_another_replica_and_reported() -> None:
+    """Rot must neither reach a client nor stay unknown."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        small, large = random.Random(1).randbytes(5000), random.Random(2).randbytes(2 * MIB)
+        await store.put("bkt", "small", small)
+        await store.put("bkt", "large", large)
+        cluster.servers[0].flip = True
+        for _ in range(3):
+            assert await body_of(store, "small") == small
+            assert await body_of(store, "large") == large
+        async with asyncio.timeout(5):
+            while not cluster.metadata.bad:
+                await asyncio.sleep(0.01)
+        assert {bad.device for bad in cluster.metadata.bad} == {10}
+        assert {bad.why for bad in cluster.metadata.bad} == {"bad-block"}
+
+    run(work)
+
+
+def test_a_read_goes_on_at_the_same_byte_when_a_server_breaks_off() -> None:
+    """Servers are restarted and killed while large objects are read: the client must not notice."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        data = random.Random(3).randbytes(3 * MIB)
+        await store.put("bkt", "k", data)
+        for server in cluster.servers[:2]:
+            server.cut_after = 600_000
+        assert await body_of(store, "k", first=1000, length=2 * MIB) == data[1000 : 1000 + 2 * MIB]
+
+    run(work)
+
+
+def test_a_hung_server_is_hedged() -> None:
+    """R12: GET p99 <= 1 s while a server hangs."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        data = random.Random(4).randbytes(300_000)
+        await store.put("bkt", "k", data)
+        await store.put("bkt", "s", data[:1000])
+        cluster.servers[0].before_read = hang
+        loop = asyncio.get_running_loop()
+        for key, expected in (("k", data), ("s", data[:1000])):
+            began = loop.time()
+            assert await body_of(store, key) == expected
+            assert loop.time() - began < 1.0
+
+    run(work)
+
+
+def test_all_replicas_gone_is_unavailable_not_wrong() -> None:
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        await store.put("bkt", "k", b"z" * 1000)
+        for server in cluster.servers:
+            server.flip = True
+        with pytest.raises(UnavailableError) as caught:
+            await body_of(store, "k")
+        assert caught.value.code == "no-replica"
+
+    run(work)
+
+
+def test_a_long_object_is_read_window_by_window_of_one_version() -> None:
+    """More chunks than one lookup gives; the object is replaced while it is read."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.metadata.window = 2
+        data = random.Random(6).randbytes(7 * MIB + 3)
+        await store.put("bkt", "k", data)
+        async with await store.get("bkt", "k") as reader:
+            first = bytes(await reader.next_piece())
+            await store.put("bkt", "k", b"new")
+            assert first + await reader.read() == data
+        assert await body_of(store, "k") == b"new"
+
+    run(work)
+
+
+def test_a_slow_server_does_not_make_an_upload_buffer_more_than_its_share() -> None:
+    """Back-pressure: memory is bounded by the chunks in flight, whatever the client sends."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        gate = asyncio.Event()
+
+        async def wait() -> None:
+            await gate.wait()
+
+        for server in cluster.servers:
+            server.before_write = wait
+        walk = store.put_walk("bkt", "k", size=16 * MIB)
+        pushed = 0
+        piece = bytes(256 * 1024)
+        while walk.push(piece):
+            pushed += len(piece)
+            await asyncio.sleep(0)
+        assert pushed <= 3 * MIB
+        assert store.budget.held_bytes <= 3 * MIB
+        gate.set()
+        while walk.size < 16 * MIB:
+            await walk.has_room()
+            walk.push(piece)
+        await walk.finish()
+        assert store.budget.held_bytes == 0
+        assert (await store.head("bkt", "k")).size == 16 * MIB
+
+    run(work)
+
+
+def test_an_aborted_upload_leaves_nothing_visible_and_gives_its_memory_back() -> None:
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        walk = store.put_walk("bkt", "k", size=None)
+        for _ in range(6):
+            if not walk.push(bytes(400_000)):
+                await walk.has_room()
+        await walk.abort()
+        assert store.budget.held_bytes == 0
+        with pytest.raises(NotFound):
+            await store.head("bkt", "k")
+
+    run(work)
+
+
+def test_copy_rename_delete_list() -> None:
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        for key in ("a/1", "a/2", "b"):
+            await store.put("bkt", key, key.encode())
+        await store.copy("bkt", "a/1", "bkt", "c")
+        await store.rename("bkt", "b", "d")
+        keys = [entry.key async for entry in store.list("bkt", page=2)]
+        assert keys == ["a/1", "a/2", "c", "d"]
+        assert (await store.list_page("bkt", delimiter="/")).prefixes == ["a/"]
+        assert (await store.delete("bkt", "c")).existed
+        assert not (await store.delete("bkt", "c")).existed
+        assert await body_of(store, "d") == b"b"
+
+    run(work)
