@@ -6,9 +6,10 @@ is not reachable by tickets; the bad list is bounded and holds a (chunk, device)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from objectd.store.device import Buffer, Device, Location
 from tierstore.errors import IntegrityError, NotFound
@@ -28,6 +29,14 @@ def why_bad(error: IntegrityError) -> str:
 SmallReader = Callable[[ChunkId, Location, int], Buffer | None]
 
 
+class SmallWriter(Protocol):
+    """put_small without a coroutine: the bytes are taken when it returns, durable when the future is done."""
+
+    def __call__(
+        self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = ""
+    ) -> asyncio.Future[Location]: ...
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
     """One device in its place. id 0: not granted yet (it serves nothing)."""
@@ -44,11 +53,15 @@ class Slot:
     _waiting_samples: int = 0
     #: The device's way to a small chunk in one read, when it has one: (chunk, hint, bytes) -> sums and data, or None.
     read_small_now: SmallReader | None = None
+    #: The device's way to store a small chunk without a coroutine, when it has one; puts: how many were stored.
+    submit_small: SmallWriter | None = None
+    puts: int = 0
     #: Header lines of whole answers, by number of bytes of sums: formatting them costs more than finding them.
     lines: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.read_small_now = getattr(self.device, "read_small_now", None)
+        self.submit_small = getattr(self.device, "submit_small", None)
 
     def answer_lines(self, sums_bytes: int) -> bytes:
         """The header lines of a chunk answer from this device. At most one entry per number of blocks is kept."""

@@ -28,6 +28,7 @@ from tierstore.errors import (
     NotFound,
     RequestError,
     TicketRefused,
+    TierstoreError,
     TooLarge,
     UnavailableError,
 )
@@ -37,6 +38,8 @@ from tierstore.ticket import open_write
 
 #: A bucket, a slash and a key.
 NAME_BYTES_MAX: Final = KEY_BYTES_MAX + 64
+#: Every so many puts of a device go through put_small, which waits while the device's index is behind (its own bound).
+BACK_PRESSURE_EVERY: Final = 256
 _RECEIPT_LINES: Final = b"content-type: text/plain\r\n"
 _INDEX_MAX: Final = (1 << 32) - 1
 
@@ -130,7 +133,7 @@ class ChunkUploads:
 class _Small:
     """Collects one small chunk and stores it. Holds its bytes from the head on until the answer."""
 
-    __slots__ = ("_body", "_chunk", "_chunk_bytes", "_exchange", "_is_ended", "_name", "_slot", "_uploads")
+    __slots__ = ("_body", "_chunk", "_chunk_bytes", "_exchange", "_is_ended", "_name", "_slot", "_sums", "_uploads")
 
     def __init__(
         self, uploads: ChunkUploads, exchange: Exchange, slot: Slot, chunk: ChunkId, chunk_bytes: int, *, name: str
@@ -141,7 +144,8 @@ class _Small:
         self._chunk = chunk
         self._chunk_bytes = chunk_bytes
         self._name = name
-        self._body = bytearray()
+        self._body: bytes | bytearray = b""
+        self._sums = b""
         self._is_ended = False
         uploads.hold(chunk_bytes)
 
@@ -155,31 +159,61 @@ class _Small:
         self._end()
 
     def data(self, piece: memoryview) -> None:
-        self._body += piece
+        if self._body:
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += piece
+        else:
+            # most small bodies come in one piece; a bytes object cannot change after the call, so it needs no copy
+            whole = piece.obj
+            self._body = whole if type(whole) is bytes and len(whole) == piece.nbytes else bytes(piece)
 
     def complete(self) -> None:
-        size = self._chunk_bytes
+        """Store it: straight into the device's log when the device can, else by a task."""
+        size, slot = self._chunk_bytes, self._slot
         data = memoryview(self._body)[:size]
-        sums = bytes(self._body[size:])
-        if sums_of(data) != sums:
+        self._sums = bytes(self._body[size:])
+        if sums_of(data) != self._sums:
             self._end()
             self._exchange.fail(_mismatch(self._chunk))
             return
-        self._exchange.spawn(self._store(data, sums))
+        submit = slot.submit_small
+        slot.puts += 1
+        if submit is None or slot.puts % BACK_PRESSURE_EVERY == 0:
+            self._exchange.spawn(self._store(data))
+            return
+        future = submit(self._chunk, data, self._sums, name_hint=self._name)    # its errors become the answer
+        slot.waiting += 1
+        future.add_done_callback(self._stored)
 
     def aborted(self, error: BaseException) -> None:
         self._end()
 
-    async def _store(self, data: memoryview, sums: bytes) -> None:
-        uploads, slot = self._uploads, self._slot
-        slot.waiting += 1
+    def _stored(self, future: asyncio.Future[Location]) -> None:
+        self._slot.waiting -= 1
+        self._end()
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            self._answer(future.result())
+        else:
+            self._exchange.fail(error)
+
+    async def _store(self, data: memoryview) -> None:
+        self._slot.waiting += 1
         try:
-            at = await slot.device.put_small(self._chunk, data, sums, name_hint=self._name)
-            receipt = uploads.receipt(slot, self._chunk, self._chunk_bytes, sums, at)
+            at = await self._slot.device.put_small(self._chunk, data, self._sums, name_hint=self._name)
         finally:
-            slot.waiting -= 1
+            self._slot.waiting -= 1
             self._end()
-        self._exchange.reply(200, receipt, _RECEIPT_LINES)
+        self._answer(at)
+
+    def _answer(self, at: Location) -> None:
+        try:
+            receipt = self._uploads.receipt(self._slot, self._chunk, self._chunk_bytes, self._sums, at)
+        except TierstoreError as error:
+            self._exchange.fail(error)
+        else:
+            self._exchange.reply(200, receipt, _RECEIPT_LINES)
 
 
 class _Stream:
