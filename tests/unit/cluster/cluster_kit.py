@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
-from metadata.catalog import schema
+from metadata.catalog import feed, garbage, leases, schema, servers
+from metadata.catalog.book import MARK_SETTING, CatalogBook
 from metadata.catalog.database import Database, open_database
+from metadata.catalog.packed import LIVE, PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
 from metadata.services.cluster import Cluster, ClusterSettings
 from metadata.services.cluster_heartbeat import Heartbeats
 from metadata.services.cluster_liveness import Timers
-from metadata.services.duties import Holder, LeaseKeeper
+from metadata.services.collect import Collection, DeletionGuard
+from metadata.services.drain import Drains
+from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
+from metadata.services.jobs import JobQueue
+from metadata.services.repair import Repair
+from metadata.services.repair_inventory import Inventories
+from metadata.services.scrub import Scrub
 from metadata.services.view import ClusterView
 from tierstore.clock import ManualClock
-from tierstore.wire.cluster import DeviceReport, Heartbeat, HeartbeatAnswer, JobReport, Register, Registered
+from tierstore.names import ChunkId, DeviceId, ServerId, upload_id
+from tierstore.ticket import ROLE_HOME, Receipt, sign_receipt
+from tierstore.wire.cluster import (
+    BadChunk,
+    DeviceReport,
+    Heartbeat,
+    HeartbeatAnswer,
+    Inventory,
+    Job,
+    JobReport,
+    Register,
+    Registered,
+)
 
 JOIN = "join-token"
 TIMERS = Timers(repair_grace_seconds=20.0)
@@ -115,3 +135,221 @@ async def joined(world: World, name: str, *numbers: int) -> Server:
     server = Server(world, name, [report(n) for n in numbers])
     await server.join()
     return server
+
+
+# -- a cluster whose object servers keep chunks in memory ------------------------------------------------------
+
+
+def follow_feed(connection: sa.Connection) -> None:
+    """Make the reverse table anew from all rows and set its mark: what the catalog's own duty does in batches."""
+    connection.execute(sa.delete(schema.placements))
+    rows: dict[tuple[int, bytes], dict[str, object]] = {}
+    for table in (schema.objects, schema.versions):
+        for row in connection.execute(sa.select(table).where(table.c.kind == schema.KIND_INLINE)):
+            for chunk in unpack(row.body or b""):
+                for replica in chunk.replicas:
+                    rows[replica.device, chunk.id] = {
+                        "device_id": replica.device, "chunk_id": chunk.id, "bucket_id": row.bucket_id, "key": row.key,
+                        "version": row.version, "chunk_bytes": chunk.chunk_bytes,
+                    }  # fmt: skip
+    for row in connection.execute(sa.select(schema.chunks)):
+        for replica in unpack_replicas(row.replicas):
+            rows[replica.device, row.id] = {
+                "device_id": replica.device, "chunk_id": row.id, "bucket_id": None, "key": None, "version": None,
+                "chunk_bytes": row.chunk_bytes,
+            }  # fmt: skip
+    if rows:
+        connection.execute(sa.insert(schema.placements), list(rows.values()))
+    leases.set_setting(connection, MARK_SETTING, str(servers.feed_sequence(connection)))
+
+
+@dataclass
+class Store:
+    """An object server that does what jobs ask, at once."""
+
+    server: Server
+    held: dict[int, set[bytes]] = field(default_factory=dict)     # device -> chunks
+    bad: set[bytes] = field(default_factory=set)
+    found_bad: list[BadChunk] = field(default_factory=list)
+    refuse: str = ""                                              # every job fails with this code
+    jobs_seen: list[Job] = field(default_factory=list)
+    slots: int = 8
+
+    async def turn(self, cluster: MiniCluster) -> int:
+        """A heartbeat, the jobs of its answer, and the heartbeat that brings their results; how many jobs."""
+        found, self.found_bad = self.found_bad, []
+        answer = await self.server.beat(slots=self.slots, bad_chunks=found)
+        self.jobs_seen += answer.jobs
+        reports = [await self._do(cluster, job) for job in answer.jobs]
+        if reports:
+            await self.server.beat(reports=reports)
+        return len(reports) + len(found)
+
+    async def _do(self, cluster: MiniCluster, job: Job) -> JobReport:
+        if self.refuse:
+            return JobReport(job.id, job.token, True, code=self.refuse)
+        here = self.held.setdefault(job.device, set())
+        if job.kind == "copy":
+            assert self.server.registered is not None
+            assert any(job.chunk in cluster.held_on(source.device) for source in job.sources), "no source has it"
+            here.add(job.chunk)
+            key = self.server.registered.ticket_keys[-1]
+            receipt = Receipt(
+                ServerId(self.server.id), DeviceId(job.device), ChunkId(job.chunk), 0, 0, job.chunk_bytes, job.crc32c,
+                self.server.incarnation,
+            )  # fmt: skip
+            text = sign_receipt(receipt, key_id=key.id, key=key.key)
+            return JobReport(job.id, job.token, True, receipt=text, bytes_moved=job.chunk_bytes)
+        if job.kind == "delete":
+            for at in range(0, len(job.batch), 16):
+                here.discard(job.batch[at : at + 16])
+        if job.kind == "verify" and (job.chunk in self.bad or job.chunk not in here):
+            why = "bad-block" if job.chunk in here else "missing"
+            here.discard(job.chunk)
+            self.bad.discard(job.chunk)
+            self.found_bad.append(BadChunk(job.chunk, job.device, why))
+            return JobReport(job.id, job.token, True, code="bad-block" if why == "bad-block" else "no-such-chunk")
+        if job.kind == "inventory":
+            ids = sorted(here)
+            page = Inventory(
+                self.server.id, self.server.incarnation, job.device, b"", b"".join(ids), [100] * len(ids), True
+            )
+            answer = await cluster.inventories.page(page)
+            for orphan in answer.orphans:
+                here.discard(orphan)
+        return JobReport(job.id, job.token, True)
+
+
+@dataclass
+class MiniCluster:
+    """One metadata process with its duties, and object servers with one device each."""
+
+    world: World
+    queue: JobQueue
+    repair: Repair
+    drains: Drains
+    guard: DeletionGuard
+    collection: Collection
+    inventories: Inventories
+    scrub: Scrub
+    stores: dict[str, Store] = field(default_factory=dict)
+    copies: int = 2
+    next_chunk: int = 0
+
+    def held_on(self, device: int) -> set[bytes]:
+        for store in self.stores.values():
+            if device in store.held:
+                return store.held[device]
+        return set()
+
+    async def add_server(self, name: str, number: int) -> Store:
+        store = self.stores[name] = Store(await joined(self.world, name, number))
+        store.held[store.server.device()] = set()
+        return store
+
+    def device(self, name: str) -> int:
+        return self.stores[name].server.device()
+
+    async def put(self, key: str, *names: str, size: int = 100, shared: bool = False) -> bytes:
+        """An object of one chunk with home replicas on these servers; its chunk id."""
+        self.next_chunk += 1
+        chunk_id = upload_id(self.world.clock.now_ms(), self.next_chunk) + bytes(4)
+        replicas = tuple(Replica(self.device(n), ROLE_HOME, LIVE, 1, 0, 0) for n in names)
+        packed = PackedChunk(chunk_id, size, size, 7, 0, replicas)
+        for name in names:
+            self.stores[name].held[self.device(name)].add(chunk_id)
+
+        def write(c: sa.Connection) -> None:
+            if shared:
+                c.execute(sa.insert(schema.chunks).values(
+                    id=chunk_id, chunk_bytes=size, crc32c=7, refcount=1, replicas=pack_replicas(replicas)))  # fmt: skip
+            else:
+                c.execute(sa.insert(schema.objects).values(
+                    bucket_id=1, key=key, version=self.next_chunk, kind=schema.KIND_INLINE, is_null=1, size=size,
+                    etag="e", created_at_ms=0, body=pack([packed])))  # fmt: skip
+            change = feed.NewChange(schema.CHANGE_PUT, 1, key, self.next_chunk)
+            feed.append(c, [change], at_ms=self.world.clock.now_ms())
+            follow_feed(c)
+
+        await self.world.database.write(write)
+        await self.world.cluster.refresh()
+        return chunk_id
+
+    async def delete(self, key: str) -> None:
+        def write(c: sa.Connection) -> None:
+            body = c.execute(sa.select(schema.objects.c.body).where(schema.objects.c.key == key)).scalar_one()
+            c.execute(sa.delete(schema.objects).where(schema.objects.c.key == key))
+            garbage.add(c, unpack(body), at_ms=self.world.clock.now_ms())
+            feed.append(c, [feed.NewChange(schema.CHANGE_DELETE, 1, key, 0)], at_ms=0)
+            follow_feed(c)
+
+        await self.world.database.write(write)
+
+    async def replicas(self, chunk: bytes) -> dict[int, Replica]:
+        """Device -> replica, as the catalog has it now."""
+
+        def read(c: sa.Connection) -> dict[int, Replica]:
+            found: list[Replica] = []
+            for row in c.execute(sa.select(schema.objects.c.body)):
+                found += [r for p in unpack(row.body) if p.id == chunk for r in p.replicas]
+            for row in c.execute(sa.select(schema.chunks.c.replicas).where(schema.chunks.c.id == chunk)):
+                found += unpack_replicas(row.replicas)
+            return {r.device: r for r in found}
+
+        return await self.world.database.read(read)
+
+    async def homes(self, chunk: bytes) -> set[str]:
+        """Names of the servers that have a live home and hold the bytes."""
+        replicas = await self.replicas(chunk)
+        return {
+            name for name, store in self.stores.items()
+            if store.server.device() in replicas and replicas[store.server.device()].state == LIVE
+            and chunk in store.held[store.server.device()]
+        }  # fmt: skip
+
+    async def pass_time(self, seconds: float, *alive: str) -> None:
+        """Seconds go by while these servers send heartbeats and everybody else is silent."""
+        while seconds > 0:
+            self.world.clock.advance(min(1.0, seconds))
+            seconds -= 1.0
+            for name in alive:
+                await self.stores[name].server.beat()
+            self.world.cluster.judge_all()
+        await self.world.heartbeats.flush()
+
+    async def settle(self, *alive: str, rounds: int = 30) -> None:
+        """Duties and servers take turns until nothing happens any more."""
+        for _ in range(rounds):
+            await self.world.database.write(follow_feed)
+            done = (await self.repair.step(0))[0] + (await self.drains.step(0))[0]
+            done += (await self.collection.step(0))[0] + (await self.scrub.step(0))[0]
+            done += await self.inventories.schedule(every_ms=1 << 50)
+            await self.world.database.write(follow_feed)
+            for name in alive or tuple(self.stores):
+                done += await self.stores[name].turn(self)
+            await self.world.heartbeats.flush()
+            if not done:
+                return
+            self.world.clock.advance(0.5)
+            for name in alive or tuple(self.stores):
+                await self.stores[name].server.beat()
+        raise AssertionError(f"not settled after {rounds} rounds")
+
+
+async def new_cluster(*names: str, copies: int = 2) -> MiniCluster:
+    world = await new_world()
+    world.cluster.settings = replace(world.cluster.settings, copies=copies)
+    book, switches = CatalogBook(), DutySwitches(world.database)
+    queue = JobQueue(world.database, world.cluster, book, switches)
+    world.heartbeats._desk = queue
+    repair = Repair(world.database, world.cluster, queue, book, random.Random(3))
+    guard = DeletionGuard(world.database, world.cluster)
+    cluster = MiniCluster(
+        world, queue, repair, Drains(world.database, world.cluster, repair, book), guard,
+        Collection(world.database, world.cluster, guard),
+        Inventories(world.database, world.cluster, queue=queue, book=book, guard=guard, clock=world.clock),
+        Scrub(world.database, world.cluster, book), copies=copies,
+    )  # fmt: skip
+    for number, name in enumerate(names, 1):
+        await cluster.add_server(name, number)
+    return cluster
