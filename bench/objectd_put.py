@@ -1,5 +1,5 @@
-"""objectd PUT, as ratios: on tmpfs to nginx's DAV PUT, durable on the real disk to nginx without sync, and 64 MiB to one
-process that writes and syncs.
+"""objectd PUT, as ratios: on tmpfs to nginx's DAV PUT, durable on the real disk to nginx without sync, and 64 MiB to
+one process that writes and syncs.
 
 `python -m bench.objectd_put [--rounds N] [--seconds S] [--rows tmpfs-4k,durable-4k,durable-64m]`. Every chunk is new;
 its sums are sent, checked, and answered with a signed receipt. durable-4k uses 64 connections, the rest 16 (64 MiB: 1).
@@ -29,7 +29,7 @@ ROWS = {
 }
 LARGE = "durable-64m"
 LARGE_BYTES, LARGE_MUST, LARGE_AIM = 64 << 20, 0.70, 0.90
-#: Files that nginx's side overwrites in turn: a real upload has a new name each time, but the directory must stay small.
+#: Names that nginx's side uses in turn, so that its directory stays at a size.
 NAMES = 100_000
 
 

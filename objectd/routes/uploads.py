@@ -17,6 +17,7 @@ import asyncio
 from typing import Final
 
 from objectd.config import STREAM_WINDOW_BYTES, Chunks
+from objectd.finishing import finish
 from objectd.slots import Slot, Slots
 from objectd.standing import Standing
 from objectd.store.device import ChunkWriter, Location
@@ -290,8 +291,7 @@ class _Stream:
             sums = self._summer.sums()
             if sums != self._sent_sums:
                 raise _mismatch(self._chunk)
-            async with asyncio.timeout(timeout):
-                at = await self._writer.finish(sums)
+            at = await finish(self._writer, sums, seconds=timeout)
             receipt = uploads.receipt(slot, self._chunk, self._chunk_bytes, sums, at)
         except TimeoutError:
             raise UnavailableError(

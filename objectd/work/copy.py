@@ -15,9 +15,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
-from tierstore.transport.object_client import ObjectClient
-
 from objectd.config import STREAM_WINDOW_BYTES
+from objectd.finishing import finish
 from objectd.slots import Slot, Slots
 from objectd.standing import Standing
 from objectd.store.device import ChunkWriter, Location
@@ -34,6 +33,7 @@ from tierstore.errors import (
 )
 from tierstore.names import ChunkId, DeviceId
 from tierstore.telemetry.log import get_logger
+from tierstore.transport.object_client import ObjectClient
 from tierstore.wire.cluster import CopySource, Job
 
 log = get_logger("objectd.work.copy")
@@ -146,8 +146,7 @@ class CopyWork:
             sums = summer.sums()
             _check(job, sums, summer.size)
             lease.check()
-            async with asyncio.timeout(WRITE_SECONDS):
-                return await writer.finish(sums)
+            return await finish(writer, sums, seconds=WRITE_SECONDS)
         finally:
             writer.abort()      # no effect after finish
 
