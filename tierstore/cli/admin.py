@@ -19,7 +19,7 @@ import typer
 from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http, parse_place
 from tierstore.cli.output import notes, print_fields, print_json, print_table, say
 from tierstore.cli.roll import roll
-from tierstore.errors import ConfigError, RequestError
+from tierstore.errors import ConfigError, NotFound, RequestError
 from tierstore.units import format_seconds, format_size
 
 admin = typer.Typer(help="What operators ask and do.", no_args_is_help=True)
@@ -284,11 +284,11 @@ def policy_show(
     revision: Annotated[int | None, typer.Option(help="An older revision.")] = None,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Print the policy in force."""
+    """Print the policy in force, or an older one."""
     from tierstore.policy.document import toml_text
 
     with open_http(find(endpoint, token, profile)) as http:
-        answer = http.get("/v1/admin/policy", revision=revision)
+        answer = http.get("/v1/admin/policy") if revision is None else _revision(http, revision)
     if as_json:
         print_json(answer)
         return
@@ -296,15 +296,23 @@ def policy_show(
     say(toml_text(answer).rstrip())
 
 
+def _revision(http: Http, revision: int) -> dict[str, Any]:
+    for row in http.get("/v1/admin/policy/history", limit=1000)["revisions"]:
+        if row["revision"] == revision:
+            return {**row["policy"], "revision": revision}
+    raise NotFound(f"the history has no revision {revision}; see `tierstore admin policy history`")
+
+
 @policy.command("set")
 def policy_set(
     path: File,
+    note: Annotated[str, typer.Option(help="Why; stands in the history.")] = "",
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Put a policy in force; the one before stays in the history."""
     document = read_policy(path)
     with open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("PUT", "/v1/admin/policy", body=document)
+        answer = http.call("PUT", "/v1/admin/policy", params={"note": note}, body=document)
     print_json(answer) if as_json else say(f"in force as revision {answer.get('revision')}")
 
 
@@ -316,7 +324,7 @@ def policy_check(
     """Say whether a policy would be accepted, without putting it in force."""
     document = read_policy(path)
     with open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("PUT", "/v1/admin/policy", params={"check": "true"}, body=document)
+        answer = http.call("POST", "/v1/admin/policy/check", body=document)
     print_json(answer or {}) if as_json else say(f"{path}: no errors")
 
 
@@ -326,7 +334,12 @@ def policy_history(
 ) -> None:
     """Who put which revision in force, and when."""
     with open_http(find(endpoint, token, profile)) as http:
-        show(http.get("/v1/admin/policy", history="true"), as_json, empty="the built-in policy was never changed")
+        answer = http.get("/v1/admin/policy/history")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [[row["revision"], row["at"], row["who"], row["note"]] for row in answer["revisions"]]
+    print_table(["revision", "at", "who", "note"], rows) if rows else say("the built-in policy was never changed")
 
 
 @policy.command("rollback")
@@ -336,9 +349,7 @@ def policy_rollback(
 ) -> None:  # fmt: skip
     """Put an older revision in force again, as a new one."""
     with open_http(find(endpoint, token, profile)) as http:
-        document = http.get("/v1/admin/policy", revision=revision)
-        document.pop("revision", None)
-        answer = http.call("PUT", "/v1/admin/policy", body=document)
+        answer = http.call("POST", "/v1/admin/policy/rollback", body={"revision": revision})
     print_json(answer) if as_json else say(f"revision {revision} is in force again, as {answer.get('revision')}")
 
 

@@ -1,0 +1,173 @@
+"""The command line without a cluster: how it finds one, how it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tierstore.cli import admin, cluster, main, objects, transfer
+from tierstore.errors import ConfigError, ConflictError, NotFound, RequestError
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No cluster from the surroundings."""
+    for name in ("TIERSTORE_ENDPOINT", "TIERSTORE_TOKEN", "TIERSTORE_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_options_win_over_environment_over_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The published order."""
+    profile = tmp_path / "profile.toml"
+    profile.write_text('[cluster]\nendpoint = "http://p:1"\ntoken = "tst.p.x"\ndata = "/d"\n')
+    assert cluster.find(profile=profile) == cluster.Address("http://p:1", "tst.p.x", "/d")
+    monkeypatch.setenv("TIERSTORE_PROFILE", str(profile))
+    monkeypatch.setenv("TIERSTORE_ENDPOINT", "http://e:2/")
+    assert cluster.find() == cluster.Address("http://e:2", "tst.p.x", "/d")
+    assert cluster.find("http://o:3", "tst.o.x").endpoint == "http://o:3"
+    default = tmp_path / ".config/tierstore/profile.toml"
+    default.parent.mkdir(parents=True)
+    default.write_text('[cluster]\nendpoint = "http://d:4"\n')
+    monkeypatch.delenv("TIERSTORE_PROFILE")
+    monkeypatch.delenv("TIERSTORE_ENDPOINT")
+    assert cluster.find().endpoint == "http://d:4"
+
+
+def test_no_cluster_wrong_endpoint_and_missing_profile_say_what_to_do(tmp_path: Path) -> None:
+    """The first error everybody meets."""
+    with pytest.raises(ConfigError, match="TIERSTORE_ENDPOINT"):
+        cluster.find()
+    with pytest.raises(ConfigError, match="write it like http://"):
+        cluster.find("localhost:7480")
+    with pytest.raises(ConfigError, match="does not exist"):
+        cluster.find(profile=tmp_path / "none.toml")
+    assert "tst.a.secret" not in repr(cluster.find("http://x:1", "tst.a.secret"))
+
+
+@pytest.mark.parametrize("text", ["photos", "s3://photos/x", "ts://P/x", "ts://v1/x", "ts:///x"])
+def test_what_is_not_a_place_in_the_store_is_refused(text: str) -> None:
+    """A typo must not become a local file."""
+    with pytest.raises(RequestError):
+        cluster.parse_place(text)
+
+
+def test_places_are_buckets_with_keys() -> None:
+    """Keys may hold anything, also further slashes."""
+    assert cluster.parse_place("ts://photos/a/b c/ä") == cluster.Place("photos", "a/b c/ä")
+    assert str(cluster.Place("photos", "a/b")) == "ts://photos/a/b"
+    with pytest.raises(RequestError, match="add a key"):
+        cluster.parse_place("ts://photos", needs_key=True)
+    assert objects.below(cluster.Place("b", "dir/"), "f") == cluster.Place("b", "dir/f")
+    assert objects.below(cluster.Place("b"), "f") == cluster.Place("b", "f")
+    assert objects.below(cluster.Place("b", "name"), "f") == cluster.Place("b", "name")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a//b", "./a", "."])
+def test_a_key_cannot_leave_the_directory_that_is_copied_to(name: str, tmp_path: Path) -> None:
+    """Somebody else may have chosen the keys."""
+    with pytest.raises(RequestError, match="cannot be a file name"):
+        transfer._safe(tmp_path, name)
+
+
+def test_a_tree_is_its_regular_files_with_links_left_out(tmp_path: Path) -> None:
+    """A link could point out of the tree, or round in circles."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/f").write_text("x")
+    (tmp_path / "g").write_text("y")
+    (tmp_path / "a/link").symlink_to(tmp_path / "g")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
+    assert [name for _, name in transfer._tree(tmp_path)] == ["g", "a/b/f"]
+
+
+def test_values_are_shown_with_the_unit_of_their_name() -> None:
+    """One rule in place of a layout per command."""
+    assert admin.cell("free_bytes", 1536) == "1.5 KiB" and admin.cell("oldest_seconds", 75.0) == "1 min 15 s"
+    assert admin.cell("rate_bytes_per_second", 1 << 20) == "1.0 MiB/s" and admin.cell("is_full", False) == "no"
+    assert admin.cell("devices", [{"name": "d1"}, {"name": "d2"}]) == "d1, d2" and admin.cell("x", None) == "-"
+
+
+def test_status_warns_when_the_promise_is_thin_or_broken() -> None:
+    """Fewer than copies + 1 servers is the state in which the next fault hurts."""
+
+    def up(*states: str) -> list[dict[str, Any]]:
+        return [{"name": f"s{n}", "role": "objectd", "state": s, "devices": []} for n, s in enumerate(states)]
+
+    assert admin.warnings_of(up("up", "up", "up"), 2) == []
+    thin = admin.warnings_of(up("up", "up", "dead"), 2)
+    assert "s2 is dead" in thin and any("one more lost stops writes" in line for line in thin)
+    assert any("not-enough-servers" in line for line in admin.warnings_of(up("up", "dead", "dead"), 2))
+    servers = up("up", "up", "up")
+    servers[0]["devices"] = [{"path": "/d", "state": "failed"}]
+    assert admin.warnings_of(servers, 2) == ["device /d is failed"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ({"jobs": [{"id": 1, "kind": "copy"}]}, "copy"),
+        ([{"name": "s1", "free_bytes": 1024}], "1.0 KiB"),
+        ({"token": "t", "user": "u"}, "user"),
+        ({"jobs": []}, "nothing"),
+    ],
+)
+def test_answers_become_tables_or_json(answer: Any, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json is the service's own answer; the table shows the same fields."""
+    admin.show(answer, False)
+    assert shown in capsys.readouterr().out
+    admin.show(answer, True)
+    assert json.loads(capsys.readouterr().out) == answer
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["ls"], "TIERSTORE_ENDPOINT", 2),
+        (["cp", "a", "b"], "must be in the store", 2),
+        (["sync", "a", "b"], "sync is between", 2),
+        (["mv", "a", "ts://bucket/b"], "use cp", 2),
+        (["mb", "ts://NO"], "is not a bucket name", 2),
+        (["admin", "keys", "create", "u", "--grant", "x=owner"], "write it like", 2),
+        (["admin", "policy", "set", "/no/such.toml"], "does not exist", 2),
+        (["up", "--sites", "2"], "--sites 1", 2),
+        (["admin", "status", "--endpoint", "http://127.0.0.1:1"], "is the cluster up?", 6),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(words: list[str], message: str, code: int) -> None:
+    """Scripts match on exit codes, people read the line; nobody wants a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tierstore.cli.main", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1 and done.stdout == ""
+
+
+def test_the_first_reason_is_found_in_a_group_of_errors() -> None:
+    """Work done side by side fails as a group; the exit code is that of the reason."""
+    group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [NotFound("gone"), ConflictError("no")])])
+    found = main._first(group)
+    assert isinstance(found, NotFound)
+    assert main._first(BaseExceptionGroup("", [ValueError()])) is None
+
+
+def test_every_command_of_the_contract_is_there() -> None:
+    """Scripts of others depend on the names."""
+    for words in (
+        "up",
+        "metadata serve", "metadata rebuild", "metadata backup", "objectd serve", "gateway serve", "mb", "rb", "ls", "cp",
+        "mv", "rm", "cat", "stat", "sync", "bench", "config show", "config check", "admin status", "admin servers",
+        "admin drain", "admin undrain", "admin roll", "admin tiers", "admin heat", "admin explain", "admin policy show",
+        "admin policy set", "admin policy check", "admin policy history", "admin policy rollback",
+        "admin policy simulate",
+        "admin jobs", "admin scrub", "admin repair", "admin keys list", "admin keys create", "admin keys delete",
+    ):  # fmt: skip
+        result = runner.invoke(main.app, [*words.split(), "--help"])
+        assert result.exit_code == 0 and "Usage" in result.output, words
