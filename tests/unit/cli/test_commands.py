@@ -162,7 +162,8 @@ def test_every_command_of_the_contract_is_there() -> None:
     """Scripts of others depend on the names."""
     for words in (
         "up",
-        "metadata serve", "metadata rebuild", "metadata backup", "objectd serve", "gateway serve", "mb", "rb", "ls", "cp",
+        "metadata serve", "metadata rebuild", "metadata backup", "objectd serve", "gateway serve",
+        "mb", "rb", "ls", "cp",
         "mv", "rm", "cat", "stat", "sync", "bench", "config show", "config check", "admin status", "admin servers",
         "admin drain", "admin undrain", "admin roll", "admin tiers", "admin heat", "admin explain", "admin policy show",
         "admin policy set", "admin policy check", "admin policy history", "admin policy rollback",
