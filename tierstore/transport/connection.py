@@ -186,20 +186,20 @@ class Connection(asyncio.BufferedProtocol):
             self._stop_sending()
 
     # -- one request ------------------------------------------------------------------------------------------
-    def start(self, *, is_stream: bool, is_head: bool, unsent: int, deadline: float) -> None:
-        """Begin a request on an idle connection."""
+    def start(self, *, is_stream: bool, is_head: bool, unsent: int, deadline: float) -> asyncio.Future[None]:
+        """Begin a request on an idle connection. The future ends with the answer (of a stream: with its head)."""
         self.phase = WAITING
         self.deadline = deadline
         self._is_stream = is_stream
         self._is_head_request = is_head
         self._is_direct = False
         self._unsent = unsent
-        self._pieces = []
+        if self._pieces:
+            self._pieces = []
         self._pieces_bytes = 0
         self.error = None
-
-    def write(self, data: Buffer) -> None:
-        self.transport.write(data)
+        self._waiter = waiter = self.loop.create_future()
+        return waiter
 
     async def write_body(self, piece: Buffer) -> None:
         """A piece of an upload's body. Returns when it is in the kernel. Raises when the peer answered or is gone."""
@@ -240,14 +240,15 @@ class Connection(asyncio.BufferedProtocol):
             raise self.error
         if self.phase >= COMPLETE or (self.phase == BODY and self._is_direct):
             return
-        self._waiter = waiter = self.loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        if self._waiter is None or self._waiter.done():
+            self._waiter = self.loop.create_future()
+        await self._waiter
 
     def take_body(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        self._pieces = []
         self._pieces_bytes = 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -321,6 +322,7 @@ class Connection(asyncio.BufferedProtocol):
             self.error = error
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
+            self._waiter.exception()        # an upload may end without awaiting it: not worth a warning
         if self._drain is not None and not self._drain.done():
             self._drain.set_exception(error)
         self.drop()
