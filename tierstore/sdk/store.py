@@ -17,9 +17,17 @@ from typing import Final
 
 from tierstore.checksum import crc_of, encode_crc
 from tierstore.clock import Clock
-from tierstore.errors import ChecksumMismatch, ConflictError, PreconditionFailed, RangeNotSatisfiable, RequestError
+from tierstore.errors import (
+    ChecksumMismatch,
+    ConfigError,
+    ConflictError,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    RequestError,
+)
 from tierstore.names import check_bucket_name, check_key, check_user_meta
 from tierstore.sdk.allocations import AllocationPool, PlacementClass
+from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.fanout import ChunkFanout, name_hint
 from tierstore.sdk.get import GetParts, GetWalk
@@ -29,6 +37,7 @@ from tierstore.sdk.put import Buffer, PutParts, PutWalk, etag_crc32c, native_eta
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
+from tierstore.transport.peer import PeerTransport
 from tierstore.wire.names import (
     AllocateItem,
     CommitChunk,
@@ -120,7 +129,11 @@ class Store:
 
     def __init__(
         self, client: MetadataClient, objects: ObjectClient, *, clock: Clock, limits: StoreLimits | None = None,
+        buckets: Buckets | None = None, owned: PeerTransport | None = None,
     ) -> None:  # fmt: skip
+        """buckets: for clients that make and remove them here; owned: a transport that is closed with this Store."""
+        self._buckets = buckets
+        self._owned = owned
         self.limits = limits or StoreLimits()
         self.client = client
         self._objects = objects
@@ -140,6 +153,15 @@ class Store:
     async def close(self) -> None:
         await self._allocations.close()
         await self.client.close()
+        if self._owned is not None:
+            await self._owned.close()
+
+    @property
+    def buckets(self) -> Buckets:
+        """Calls about buckets. Raises ConfigError for a Store without them (a gateway's: it forwards them)."""
+        if self._buckets is None:
+            raise ConfigError("this store was built without an endpoint for bucket calls")
+        return self._buckets
 
     async def __aenter__(self) -> Store:
         return await self.open()
