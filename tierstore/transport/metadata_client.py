@@ -278,15 +278,18 @@ class MetadataClient:
         self._catalog_ahead_ms = now_ms - self._clock.now_ms()
 
     def _note(self, reply: LookupReply | AllocateReply | CommitReply) -> None:
-        if reply.auth_revision != self.auth_revision:
-            self.auth_revision = reply.auth_revision
-            for on_auth in self.on_auth_change:
-                on_auth()
+        self._note_auth(reply.auth_revision)
         # remembered apart from the map held, so that a metadata process that is behind does not cause a fetch per reply
         if (reply.map_revision, reply.policy_revision) != self._revisions_seen:
             self._revisions_seen = (reply.map_revision, reply.policy_revision)
             if not self._map_is_current():
                 self.refresh_map()
+
+    def _note_auth(self, revision: int) -> None:
+        if revision != self.auth_revision:
+            self.auth_revision = revision
+            for on_auth in self.on_auth_change:
+                on_auth()
 
     def _map_is_current(self) -> bool:
         held = self._map
@@ -315,6 +318,7 @@ class MetadataClient:
             reply = await self._held(b"GET", b"/v1/cluster", b"", until, headers=self._map_headers)
             fresh = wire.decode(reply.body, ClusterMap)
             self._map = fresh
+            self._note_auth(fresh.auth_revision)
             for on_map in self.on_map_change:
                 on_map(fresh)
             if seen == self._revisions_seen or self._map_is_current():
