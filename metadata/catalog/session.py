@@ -61,10 +61,12 @@ class BulkRead:
 
 @dataclass(frozen=True)
 class BulkWrite:
-    """insert: new rows (`columns`); update: sets `columns`[len(by):] where the first ones, `by`, match; delete: `by`.
-    Rows are tuples in the order of `columns`. exact: every row must take effect."""
+    """insert: new rows (`columns`); update: sets the columns that are not in `by` where those in `by` match; upsert:
+    insert, or update where a row with the same `by` (the primary key) stands; delete: where `by` matches.
+    Rows are tuples in the order of `columns`; for deletes `columns` is `by`. exact: every row must take effect.
+    Rows of one upsert must be distinct in `by`."""
 
-    act: Literal["insert", "update", "delete"]
+    act: Literal["insert", "update", "upsert", "delete"]
     table: sa.Table
     columns: tuple[str, ...]
     by: tuple[str, ...] = ()
@@ -77,6 +79,10 @@ class BulkWrite:
             marks = ", ".join("?" * len(self.columns))
             names = ", ".join(f'"{n}"' for n in self.columns)
             return f"INSERT INTO {self.table.name} ({names}) VALUES ({marks})"
+        if self.act == "upsert":
+            marks = ", ".join("?" * len(self.columns))
+            names = ", ".join(f'"{n}"' for n in self.columns)
+            return f"INSERT OR REPLACE INTO {self.table.name} ({names}) VALUES ({marks})"
         # `by` columns are numbered so that one tuple serves both the SET and the WHERE part.
         numbered = {name: f"?{i + 1}" for i, name in enumerate(self.columns)}
         where = " AND ".join(f'"{b}" = {numbered[b]}' for b in self.by)
@@ -94,6 +100,10 @@ class BulkWrite:
         where = " AND ".join(f'{name}."{b}" = q."{b}"' for b in self.by)
         if self.act == "insert":
             return f"INSERT INTO {name} ({names}) SELECT {names} FROM {source} ON CONFLICT DO NOTHING"
+        if self.act == "upsert":
+            key = ", ".join(f'"{b}"' for b in self.by)
+            sets = ", ".join(f'"{n}" = excluded."{n}"' for n in self.columns if n not in self.by)
+            return f"INSERT INTO {name} ({names}) SELECT {names} FROM {source} ON CONFLICT ({key}) DO UPDATE SET {sets}"
         if self.act == "delete":
             return f"DELETE FROM {name} USING {source} WHERE {where}"
         sets = ", ".join(f'"{n}" = q."{n}"' for n in self.columns if n not in self.by)

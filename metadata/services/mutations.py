@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from metadata.catalog import bodies, objects, operations, schema
+from metadata.catalog import bodies, objects, operations, placements, schema
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
@@ -203,6 +203,8 @@ class Mutator:
         if m.rename and not source_bucket.versioning:
             kind, body, ref = source.kind, source.body, source.ref
             writes.deleted.append((source.bucket_id, source.key))
+            if body:
+                placements.move(session, unpack(body), (bucket.id, m.key, version))
             self._note(writes, schema.CHANGE_DELETE, source_bucket, source, None)
         else:
             shared, ref = self._share(session, writes, source_bucket, source, is_latest=source is source_latest)
