@@ -18,7 +18,8 @@ from metadata.services.cluster import Cluster
 from metadata.services.cluster_heartbeat import Heartbeats
 from tierstore.auth.access import DAEMON_TOKEN, Principal, parse_bearer
 from tierstore.errors import AccessDenied, NotAuthenticated, TooLarge
-from tierstore.serving.exchange import Exchange, Handler
+from tierstore.serving.exchange import Exchange
+from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
 from tierstore.wire.cluster import Heartbeat, Inventory, InventoryAnswer, Register
 
@@ -64,10 +65,10 @@ class ClusterModel(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ClusterRoutes:
-    """The hot rows of the table: (method, target, handler)."""
+    """The FastAPI part and the hot rows of the table."""
 
     router: APIRouter
-    hot: list[tuple[bytes, bytes, Handler]]
+    hot: list[Route]
 
 
 def daemon_of(cluster: Cluster, authorization: bytes | str | None) -> Principal:
@@ -150,9 +151,9 @@ def build(
 
         exchange.collect(INVENTORY_BYTES_MAX, lambda body: exchange.spawn(work(body)))
 
-    hot: list[tuple[bytes, bytes, Handler]] = [
-        (b"POST", b"/v1/internal/heartbeat", heartbeat),
-        (b"POST", b"/v1/internal/inventory", take_inventory),
+    hot = [
+        Route(b"POST", b"/v1/internal/heartbeat", heartbeat),
+        Route(b"POST", b"/v1/internal/inventory", take_inventory),
     ]
     return ClusterRoutes(router, hot)
 

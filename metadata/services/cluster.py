@@ -413,6 +413,18 @@ class Cluster:
             await self.refresh()
         return len(due)
 
+    # -- planned restarts -------------------------------------------------------------------------------------
+    async def announce_restart(self, name: str) -> float:
+        """An operator will restart a server: nothing new is placed there from now on, and it is not dead before the
+        answered seconds have passed. Its registration ends it. Durable when it returns."""
+        server = self.server_named(name)
+        seconds = self.settings.timers.restart_seconds
+        until_ms = self.now_ms() + int(seconds * 1000)
+        await self._database.write(lambda c: servers.change_server(c, server.id, restart_until_ms=until_ms))
+        self.restart_until_ms[server.id] = until_ms
+        self.judge_all()
+        return seconds
+
     # -- the map ----------------------------------------------------------------------------------------------
     def server_named(self, name: str) -> ServerInfo:
         """Raises NotFound(code="no-such-server")."""

@@ -11,6 +11,7 @@ Cost: one transaction per heartbeat that brings results, one per heartbeat that 
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -73,15 +74,39 @@ class JobRates:
     total: int = 0
 
 
+#: Rates are means over this long; what is older counts ever less.
+RATE_SECONDS: Final = 30.0
+
+
 @dataclass(slots=True)
 class Tally:
-    """What jobs of one reason came to since this process started, for rates and ETAs."""
+    """What jobs of one reason came to since this process started, with decaying rates."""
 
     done: int = 0
     bytes_moved: int = 0
     failed: int = 0
-    first_at_ms: int = 0
     last_at_ms: int = 0
+    _recent_bytes: float = 0.0
+    _recent_jobs: float = 0.0
+
+    def add(self, size: int, *, now_ms: int) -> None:
+        fade = self._fade(now_ms)
+        self._recent_bytes = self._recent_bytes * fade + size
+        self._recent_jobs = self._recent_jobs * fade + 1
+        self.last_at_ms = now_ms
+        self.done += 1
+        self.bytes_moved += size
+
+    def _fade(self, now_ms: int) -> float:
+        return math.exp(-max(0, now_ms - self.last_at_ms) / 1000 / RATE_SECONDS)
+
+    def rate(self, now_ms: int) -> float:
+        """Bytes per second lately."""
+        return self._recent_bytes * self._fade(now_ms) / RATE_SECONDS
+
+    def jobs_rate(self, now_ms: int) -> float:
+        """Jobs per second lately."""
+        return self._recent_jobs * self._fade(now_ms) / RATE_SECONDS
 
 
 class JobQueue:
@@ -231,13 +256,10 @@ class JobQueue:
         )
         for row, report in ended:
             tally = self.tallies[row.why]
-            tally.first_at_ms = tally.first_at_ms or now_ms
-            tally.last_at_ms = now_ms
-            if report.code:
+            if report.code and not (row.kind == "verify" and report.code in FOUND_BAD):
                 tally.failed += 1
             else:
-                tally.done += 1
-                tally.bytes_moved += report.bytes_moved
+                tally.add(report.bytes_moved, now_ms=now_ms)
             if row.kind == "inventory" and not report.code:
                 await self._cluster.refresh()
         for why in {row.why for row, _ in ended}:
@@ -403,6 +425,11 @@ class JobQueue:
                 payload = msgspec.msgpack.encode(VerifyWork(0, 0))
                 new.append(NewJob("verify", "repair", CLASS_CHECK, device.server, b.device, b.chunk, payload))
         return await self._database.write(lambda c: jobs.add(c, new, now_ms=now_ms)) if new else 0
+
+    # -- operators ----------------------------------------------------------------------------------------------
+    async def retry_failed(self, why: str = "") -> int:
+        """Queue jobs again that were given up; how many."""
+        return await self._database.write(lambda c: jobs.retry_failed(c, why))
 
     # -- upkeep -----------------------------------------------------------------------------------------------
     async def upkeep(self) -> int:
