@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from objectd.store.disk import DiskDevice
 from tests.unit.store.place import SETTINGS, Place, body, chunk, content, put
 from tierstore.clock import ManualClock
 from tierstore.errors import NotFound
@@ -168,5 +170,62 @@ def test_compaction_is_bounded(place: Place) -> None:
             before = len(place.segments())
             await device.compact(garbage_ratio=0.3, bytes_max=150_000)
             assert before - len(place.segments()) <= 2
+
+    asyncio.run(walk())
+
+
+async def fill(device: DiskDevice, names: Iterator[int]) -> list[int]:
+    """Put chunks until a new segment has begun; their numbers."""
+    used = []
+    start = device.log.number
+    while device.log.number == start:
+        n = next(names)
+        await put(device, chunk(n), body(n, 9000))
+        used.append(n)
+    return used
+
+
+def test_verdicts_outlive_the_segment_they_stand_in(tmp_path: Path) -> None:
+    """A deletion whose record was compacted away must still hold when only the log is left; one that was taken back
+    must not come again."""
+    clock = ManualClock()
+    place = Place(tmp_path, clock=clock)
+
+    async def walk() -> None:
+        async with place.open() as device:
+            names = iter(range(1000, 2000))
+            first = [(await put(device, chunk(n), body(n, 9000))).segment for n in (1, 2, 3)]
+            await fill(device, names)
+            verdicts = device.log.number
+            await device.trash(chunk(1))            # taken back later
+            await device.trash(chunk(2))            # forgotten
+            clock.advance(1)
+            await device.empty_trash(clock.now_ms())
+            await put(device, chunk(1), body(1, 9000))
+            await device.trash(chunk(1))
+            clock.advance(1)
+            await device.trash(chunk(3))            # stays in the trash
+            garbage = await fill(device, names)
+            await device.restore(chunk(3))
+            clock.advance(1)
+            await device.trash(chunk(3))
+            clock.advance(1)
+            await device.restore(chunk(3))
+            await fill(device, names)
+            for n in garbage:
+                await device.trash(chunk(n))
+            clock.advance(1)
+            await device.empty_trash(clock.now_ms())
+            await device.compact(garbage_ratio=0.5, bytes_max=1 << 30)
+            assert verdicts not in place.segments() and first[0] in place.segments()
+            expected = [c for c, _, _ in device.chunks()]
+            uuid = device.uuid
+        place.lose_index()
+        async with place.open(uuid=uuid) as device:
+            assert [c for c, _, _ in device.chunks()] == expected
+            assert await content(device, chunk(3)) == body(3, 9000)
+            for gone in (1, 2):
+                with pytest.raises(NotFound):
+                    await device.find(chunk(gone))
 
     asyncio.run(walk())

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -396,5 +396,63 @@ def test_the_clock_is_the_one_passed_in(tmp_path: Path) -> None:
             await device.restore(chunk(2))
             with pytest.raises(NotFound):
                 await device.restore(chunk(1))
+
+    asyncio.run(walk())
+
+
+def test_nothing_is_acknowledged_before_its_sync(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The promise itself: bytes, and for a file also its name, are synced before the answer."""
+    synced: dict[str, int] = {}
+
+    def record(real: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(fd: int) -> None:
+            path, size = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd).st_size
+            real(fd)
+            synced[path] = size
+        return sync
+
+    monkeypatch.setattr(os, "fdatasync", record(os.fdatasync))
+    monkeypatch.setattr(os, "fsync", record(os.fsync))
+
+    async def walk() -> None:
+        async with place.open() as device:
+            for n in range(40):
+                where = await put(device, chunk(n), body(n, 9000))
+                path = place.segments()[where.segment]
+                assert synced[path] >= where.offset + 9000
+                assert os.path.join(place.path, "segments") in synced
+            synced.clear()
+            await device.trash(chunk(1))
+            assert [p for p in synced if p.endswith(".seg")]
+            await put_large(device, chunk(90), body(90, 100_000))
+            path = place.file_of(chunk(90))
+            assert synced[path] == os.path.getsize(path)
+            assert os.path.dirname(path) in synced
+            synced.clear()
+            await device.trash(chunk(90))
+            assert {os.path.dirname(path), os.path.join(place.path, "trash")} <= set(synced)
+
+    asyncio.run(walk())
+
+
+def test_the_applied_mark_is_never_ahead_of_what_was_acknowledged(place: Place) -> None:
+    """A put that was appended but not settled when the index was flushed, acknowledged later, then a kill: a mark that
+    counted its bytes already would hide it for ever."""
+
+    async def walk() -> None:
+        async with place.open() as device:
+            failpoints.arm("store.segment.after_sync=sleep:0.2@2")
+            await put(device, chunk(1), body(1, 1000))
+            first = device.submit_small(chunk(2), body(2, 1000), sums_of(body(2, 1000)))
+            while not device._committer._items.empty():     # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+            second = device.submit_small(chunk(3), body(3, 1000), sums_of(body(3, 1000)))
+            await first
+            await device.flush()
+            await second
+            place.kill()
+        async with place.open() as device:
+            for n in (1, 2, 3):
+                assert await content(device, chunk(n)) == body(n, 1000)
 
     asyncio.run(walk())
