@@ -22,7 +22,8 @@ def test_put_then_get_and_head(size: int, chunked: bool) -> None:
     async def work(door: Door) -> None:
         data = random.Random(size).randbytes(size)
         body = [data[at : at + 50_000] for at in range(0, size, 50_000)] if chunked else data
-        put = await door.send("PUT", URL + "k", body, headers=[("content-type", "text/x"), ("x-tierstore-meta-a", "ä b")])
+        headers = [("content-type", "text/x"), ("x-tierstore-meta-a", "ä b")]
+        put = await door.send("PUT", URL + "k", body, headers=headers)
         assert (put.status, put.body) == (200, b"")
         crc = encode_crc(crc_of(data))
         assert put.headers["x-tierstore-checksum-crc32c"] == crc
@@ -144,7 +145,8 @@ def test_if_range_with_an_old_etag_gives_the_whole() -> None:
 
 
 @pytest.mark.parametrize("key", [
-    "a b", "..", "../../etc/passwd", "a//b", "/", "//x", "a/", "ä/ö", "%2F", "x?y", "#", "+", ".", "./a", "\x01", "k" * 1024,
+    "a b", "..", "../../etc/passwd", "a//b", "/", "//x", "a/", "ä/ö", "%2F", "x?y", "#", "+", ".", "./a", "\x01",
+    "k" * 1024,
 ])  # fmt: skip
 def test_ordinary_and_strange_keys_round_trip(key: str) -> None:
     """A key is bytes with a name, not a path: nothing is normalised."""
@@ -162,7 +164,8 @@ def test_ordinary_and_strange_keys_round_trip(key: str) -> None:
 
 @pytest.mark.parametrize("target", [
     URL, URL + "%00", URL + "a%00b", URL + "%ff%fe", URL + "%ed%a0%80", URL + "%zz", URL + "%", URL + "k" * 1025,
-    "/v1/objects/B/k", "/v1/objects/v1/k", "/v1/objects/-/k", "/v1/objects//k", "/v1/objects/%00/k", "/v1/objects/a..b/k",
+    "/v1/objects/B/k", "/v1/objects/v1/k", "/v1/objects/-/k", "/v1/objects//k", "/v1/objects/%00/k",
+    "/v1/objects/a..b/k",
 ])  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "POST"])
 def test_bad_names_are_refused_with_a_reason(method: str, target: str) -> None:
@@ -215,7 +218,8 @@ def test_nobody_gets_in_without_a_key(token: str | None) -> None:
 
     async def work(door: Door) -> None:
         for method, target, body in (
-            ("GET", URL + "k", None), ("HEAD", URL + "k", None), ("PUT", URL + "k", b"x"), ("PUT", URL + "k", bytes(MIB)),
+            ("GET", URL + "k", None), ("HEAD", URL + "k", None), ("PUT", URL + "k", b"x"),
+            ("PUT", URL + "k", bytes(MIB)),
             ("DELETE", URL + "k", None), ("GET", "/v1/objects/bkt", None), ("POST", URL + "k", b'{"rename_to":"x"}'),
             ("GET", "/v1/buckets", None), ("GET", "/v1/admin/servers", None), ("GET", "/v1/route", None),
             ("GET", "/v1/cluster", None), ("GET", "/v1/explain/bkt/k", None),
@@ -264,8 +268,10 @@ def test_rename_and_copy() -> None:
         assert (made.status, made.json["key"], made.json["size"]) == (200, "c/d", 1)
         assert (await door.send("POST", URL + "a", b'{"rename_to":"e"}')).status == 200
         assert [(await door.send("GET", URL + key)).status for key in ("a", "c/d", "e")] == [404, 200, 200]
-        for body in (b"", b"{", b"[]", b"{}", b'{"rename_to":1}', b'{"rename_to":"a","copy_to":"b/c"}', b'{"x":1}',
-                     b'{"rename_to":""}', b'{"copy_to":"bkt"}', b'{"copy_to":"B/k"}', b"\xff", b'{"rename_to":"\\ud800"}'):  # fmt: skip
+        for body in (
+            b"", b"{", b"[]", b"{}", b'{"rename_to":1}', b'{"rename_to":"a","copy_to":"b/c"}', b'{"x":1}', b"\xff",
+            b'{"rename_to":""}', b'{"copy_to":"bkt"}', b'{"copy_to":"B/k"}', b'{"rename_to":"\\ud800"}',
+        ):  # fmt: skip
             got = await door.send("POST", URL + "e", body)
             assert got.status == 400, (body, got)
 
