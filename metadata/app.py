@@ -1,1 +1,327 @@
-"""The metadata service, put together: the only place of the package that builds things."""
+"""The metadata service, put together: the only place of the package that builds things.
+
+Owns the order. Start: catalog opened and upgraded -> membership, keys and policy read -> routes -> serving ->
+background. Stop: background ended -> commits under way finished -> catalog closed. Invariant: every task has the
+server as its owner and has ended when stop() returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvloop
+from fastapi import FastAPI, Request
+
+from metadata.catalog.book import CatalogBook
+from metadata.catalog.database import Database, open_database
+from metadata.catalog.setup import prepare
+from metadata.config import Settings
+from metadata.promoter.liveness import KeyDuty, LivenessDuty
+from metadata.promoter.runner import Duty, DutyRunner, Promoter
+from metadata.routes import admin_names, buckets, cluster, hot
+from metadata.routes.callers import Callers
+from metadata.services.allocate import AllocateService
+from metadata.services.audit import AuditService
+from metadata.services.bucket_names import BucketNames
+from metadata.services.bucket_service import BucketService
+from metadata.services.cluster import Cluster, ClusterSettings
+from metadata.services.cluster_heartbeat import Heartbeats
+from metadata.services.cluster_liveness import Timers
+from metadata.services.commit import CommitService
+from metadata.services.credentials import Credentials
+from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
+from metadata.services.jobs import JobQueue
+from metadata.services.listing import ListingService
+from metadata.services.lookup import LookupService
+from metadata.services.placements import PlacementIndexer
+from metadata.services.policies import Policies
+from metadata.services.replicas_view import ReplicaOrder
+from metadata.services.uploads import UploadService
+from metadata.services.view import ClusterView
+from tierstore.auth.access import Principal
+from tierstore.clock import Clock, HybridClock, SystemClock
+from tierstore.errors import TierstoreError, UnavailableError
+from tierstore.names import SiteId
+from tierstore.policy import rules
+from tierstore.serving import pages, problem
+from tierstore.serving.drain import Drain
+from tierstore.serving.limits import Limits
+from tierstore.serving.run import Serving, inherited, listen
+from tierstore.serving.table import Route
+from tierstore.telemetry.log import get_logger
+from tierstore.telemetry.metrics import REGISTRY
+from tierstore.wire.cluster import BadChunk, Inventory, InventoryAnswer
+
+log = get_logger("metadata")
+
+#: Between two looks at what other processes on the same database changed.
+REFRESH_SECONDS: Final = 1.0
+#: For the catalog to finish what it has when the process stops.
+STOP_SECONDS_MAX: Final = 20.0
+
+RandomBytes = Callable[[int], bytes]
+
+
+class CatalogClock:
+    """Catalog time for everything that judges ages and deadlines: this machine's clock plus the measured difference to
+    the database's, as the cluster keeps it."""
+
+    def __init__(self, clock: Clock, cluster_of: Callable[[], Cluster | None]) -> None:
+        self._clock = clock
+        self._cluster_of = cluster_of
+
+    def now_ms(self) -> int:
+        known = self._cluster_of()
+        return known.now_ms() if known is not None else self._clock.now_ms()
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a metadata process gets from outside (the simulation passes its own)."""
+
+    clock: Clock
+    rng: random.Random
+    random_bytes: RandomBytes
+    advertise: str
+    instance: str            # names this process in leases; unique per start
+
+
+class MetadataServer:
+    """One metadata process (a simulation may have several in one). Built by `open`."""
+
+    def __init__(self, settings: Settings, around: Surroundings, database: Database) -> None:
+        self.settings = settings
+        self.around = around
+        self.database = database
+        self.drain = Drain()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_started = False
+
+    @classmethod
+    async def open(cls, settings: Settings, around: Surroundings, database: Database) -> MetadataServer:
+        """Upgrade the catalog, read what it holds, build the services and the routes. Serves nothing yet."""
+        server = cls(settings, around, database)
+        start = await prepare(
+            database, new_cluster_id=around.random_bytes(16).hex(), site=settings.placement.site
+        )
+        server._build_cluster()
+        await server.cluster.load()
+        server._build_names(start.site_id, start.version_floor)
+        await server.switches.load()
+        root = settings.root
+        await server.credentials.refresh()
+        await server.credentials.bootstrap(access=root.access_key, secret=root.secret_key, token=root.token)
+        await server.policies.refresh()
+        server._build_routes()
+        return server
+
+    # -- building -------------------------------------------------------------------------------------------
+    def _build_cluster(self) -> None:
+        """Membership and background work: services first, then the duties over them."""
+        settings, around, database = self.settings, self.around, self.database
+        timers = settings.timers
+        self.view = ClusterView(site=settings.placement.site)
+        self.cluster = Cluster(
+            database, self.view, around.clock,
+            ClusterSettings(
+                join_token=settings.auth.join_token, copies=settings.placement.copies,
+                chunk_bytes=settings.placement.chunk_bytes, trash_seconds=int(settings.duties.trash),
+                timers=Timers(
+                    heartbeat_seconds=timers.heartbeat, suspect_seconds=timers.suspect,
+                    no_placement_seconds=timers.no_placement, dead_seconds=timers.dead,
+                    repair_grace_seconds=timers.repair_grace, restart_seconds=timers.announced_restart,
+                ),
+            ),
+            around.random_bytes,
+        )  # fmt: skip
+        self.clock: Clock = CatalogClock(around.clock, lambda: self.cluster)
+        self.lease = LeaseKeeper(database, around.clock, Holder(around.instance, around.advertise))
+        self.switches = DutySwitches(database)
+        self.book = CatalogBook()
+        self.jobs = JobQueue(database, self.cluster, self.book, self.switches)
+        self.heartbeats = Heartbeats(database, self.cluster, self.lease, desk=self.jobs)
+        duties: list[Duty] = [
+            LivenessDuty(self.cluster, self.heartbeats, self.switches), KeyDuty(self.cluster),
+        ]  # fmt: skip
+        runners = [DutyRunner(duty, around.clock, self.lease, self.switches) for duty in duties]
+        self.promoter = Promoter(runners, self.lease, around.clock)
+
+    def _build_names(self, site_id: int, version_floor: int) -> None:
+        """The name service: lookups, allocations, commits, listings, buckets, keys, policy."""
+        database, clock, rng = self.database, self.clock, self.around.rng
+        self.versions = HybridClock(clock, SiteId(site_id), floor=version_floor)
+        self.credentials = Credentials(
+            database, clock, daemon=self.cluster.authenticate, random_bytes=self.around.random_bytes
+        )
+        self.policies = Policies(database, clock, rules.parse)
+        self.names = BucketNames(database)
+        order = ReplicaOrder(self.view, rng)
+        self.lookups = LookupService(database, self.names, order, clock)
+        self.allocations = AllocateService(self.view, clock, rng)
+        self.commits = CommitService(
+            database, self.view, clock, self.versions, rng=rng, copies_for=self._copies_for
+        )
+        self.listings = ListingService(database, self.names, order, heat_of=self.heat_of)
+        self.uploads = UploadService(database, clock)
+        self.buckets = BucketService(database, self.names, clock, sites=self._other_sites)
+        self.audit = AuditService(database, clock)
+        self.indexer = PlacementIndexer(
+            database, self.around.clock, interval_seconds=self.settings.duties.placements_interval
+        )
+        self.cluster.policy = lambda: (self.policies.current.revision, self.policies.current.document)
+        self.cluster.auth_revision = lambda: self.credentials.revision
+
+    def _copies_for(self, bucket: str, key: str, size: int) -> int:
+        """Home copies that the policy asks for; the cluster's default where it says nothing."""
+        rule = self.policies.current.policy.rule_for(bucket, key, size, self.clock.now_ms() / 1000)
+        return rule.copies or self.settings.placement.copies
+
+    def _other_sites(self) -> list[str]:
+        own = self.view.site
+        return [site.name for site in self.cluster.cluster_map(metadata_urls=[]).sites if site.name != own]
+
+    def heat_of(self, chunk: bytes) -> float:
+        """Reads per hour of a chunk, as far as this process has gathered them."""
+        return self.jobs.heat_of(chunk)
+
+    def _build_routes(self) -> None:
+        callers = Callers(self.credentials)
+        self.callers = callers
+        handlers = hot.HotRoutes(
+            credentials=self.credentials, lookups=self.lookups, allocations=self.allocations, commits=self.commits,
+            listings=self.listings, uploads=self.uploads, clock=self.clock, report_bad=self._report_bad,
+            revisions=hot.Revisions(
+                map=lambda: self.view.revision, auth=lambda: self.credentials.revision,
+                policy=lambda: self.policies.current.revision,
+            ),
+        )  # fmt: skip
+        names = handlers.routes()
+        members = cluster.build(
+            self.cluster, self.heartbeats, metadata_urls=lambda: [self.around.advertise], any_key=callers.caller,
+            inventory=self._inventory,
+        )  # fmt: skip
+        self.routes: list[Route] = [*names, *members.hot]
+        app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
+        problem.install(app)
+        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard, registry=REGISTRY)
+        hot.declare_routes(app, names)
+        app.include_router(members.router)
+        app.include_router(buckets.build(self.buckets, callers))
+        app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))
+        self.app = app
+
+    async def _report_bad(self, bad: Sequence[BadChunk], caller: Principal) -> None:
+        """Daemons are believed (they quarantined the copy); a user's report is a suspicion that is checked."""
+        if caller.is_daemon:
+            await self.jobs.report_bad(bad)
+        else:
+            await self.jobs.report_suspect(bad)
+
+    async def _inventory(self, page: Inventory) -> InventoryAnswer:
+        raise UnavailableError("inventories are not taken yet", code="starting")
+
+    async def _metrics_guard(self, request: Request) -> None:
+        if not self.settings.telemetry.metrics_public:
+            await self.callers.caller(request)
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why this process should get no requests now, for people."""
+        reasons = ["a restart is announced"] if self.drain.is_announced else []
+        return reasons if self._is_started else [*reasons, "the catalog is being opened"]
+
+    # -- life -----------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Begin the background work."""
+        self.promoter.start()
+        self._begin("placements", self.indexer.run())
+        self._begin("refresh", self._refresh())
+        self._is_started = True
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"metadata {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _refresh(self) -> None:
+        """Follow what other processes on the same database changed; on SQLite there are none."""
+        while self.database.dialect != "sqlite":
+            await self.around.clock.sleep(REFRESH_SECONDS)
+            try:
+                await self.credentials.refresh()
+                await self.policies.refresh()
+                await self.cluster.refresh()
+            except TierstoreError as error:
+                log.warning("refresh failed", error=str(error))
+
+    async def stop(self) -> None:
+        """End the background work, finish commits under way, close the catalog. Safe to repeat."""
+        await self.promoter.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        for task in list(self._tasks):
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS_MAX):
+                await self.commits.close()
+        await self.database.close()
+
+
+def database_url(settings: Settings) -> str:
+    """The configured database, or the embedded one in the data directory (made when it is missing)."""
+    if settings.catalog.url:
+        return settings.catalog.url
+    os.makedirs(settings.catalog.data, mode=0o700, exist_ok=True)
+    return f"sqlite:///{os.path.abspath(settings.catalog.data)}/catalog.db"
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The bounds of the HTTP edge from the shared settings."""
+    return Limits(
+        header_bytes_max=settings.limits.header_bytes_max,
+        header_seconds=int(settings.timers.header),
+        idle_seconds=int(settings.timers.idle),
+        body_seconds=int(settings.timers.body_stall),
+        connections_max=settings.limits.connections_max,
+        # gateways and object servers are few and trusted with many connections each
+        connections_per_address=settings.limits.connections_max,
+        drain_seconds=int(settings.timers.drain),
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; blocks."""
+
+    async def main() -> None:
+        at = settings.listen
+        sock = inherited(at.fd) if at.fd >= 0 else listen(at.host, at.port)
+        host = "127.0.0.1" if at.host == "0.0.0.0" else at.host
+        advertise = at.advertise.rstrip("/") or f"http://{host}:{sock.getsockname()[1]}"
+        database = await open_database(database_url(settings))
+        around = Surroundings(
+            clock=SystemClock(), rng=random.Random(secrets.randbits(64)), random_bytes=secrets.token_bytes,
+            advertise=advertise, instance=secrets.token_hex(8),
+        )  # fmt: skip
+        server = await MetadataServer.open(settings, around, database)
+        serving = Serving(server.app, server.routes, sock=sock, limits=limits_of(settings), drain=server.drain)
+        try:
+            await server.start()
+            log.info("serving", url=advertise, cluster=server.view.cluster_id, database=database.dialect)
+            await serving.run()
+        finally:
+            await server.stop()
+
+    uvloop.run(main())

@@ -6,7 +6,6 @@ do. Bound: it lets writers go first for IDLE_WAIT_SECONDS at most, then takes a 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from metadata.catalog import placements
@@ -57,8 +56,9 @@ class PlacementIndexer:
 
     async def catch_up(self) -> int:
         """Everything that is in the feed now; the mark."""
-        while await self.step():
-            await asyncio.sleep(0)
+        more = True
+        while more:
+            more = await self.step()
         return self.mark
 
     async def _let_writers_go_first(self) -> None:
