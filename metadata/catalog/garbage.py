@@ -71,12 +71,18 @@ def waiting(connection: sa.Connection) -> tuple[int, int]:
     return int(row[0]), int(row[1] or 0)
 
 
-def in_garbage(connection: sa.Connection, chunks: Collection[bytes], *, rows_max: int) -> set[bytes]:
-    """Those chunks that stand in one of the newest rows_max garbage rows: a collection of their own is under way."""
+def in_garbage(
+    connection: sa.Connection, chunks: Collection[bytes], *, since_ms: int, rows_max: int
+) -> set[bytes] | None:
+    """Those chunks that became garbage since then; None when there are more than rows_max such rows to look at."""
     wanted = set(chunks)
     found: set[bytes] = set()
-    query = sa.select(_garbage.c.body).order_by(_garbage.c.id.desc()).limit(rows_max)
-    for row in connection.execute(query):
+    query = sa.select(_garbage.c.at_ms, _garbage.c.body).order_by(_garbage.c.id.desc()).limit(rows_max + 1)
+    for number, row in enumerate(connection.execute(query)):
+        if row.at_ms < since_ms:
+            return found
+        if number == rows_max:
+            return None
         found.update(chunk.id for chunk in unpack(row.body) if chunk.id in wanted)
     return found
 

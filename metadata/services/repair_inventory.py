@@ -41,7 +41,7 @@ PAGE_CHUNKS_MAX: Final = 16_384
 #: How long a page may wait for the reverse table.
 MARK_WAIT_SECONDS: Final = 10.0
 MARK_POLL_SECONDS: Final = 0.1
-GARBAGE_ROWS_LOOKED_AT: Final = 5000
+GARBAGE_ROWS_LOOKED_AT: Final = 20_000
 
 
 @dataclass(slots=True)
@@ -179,7 +179,11 @@ class Inventories:
         placed = garbage.placed(c, chunks, list(self._cluster.view.devices))
         busy = jobs.open_kinds_of(c, chunks)
         held = operations.pinned(c, chunks, now_ms=now_ms)
-        collecting = garbage.in_garbage(c, chunks, rows_max=GARBAGE_ROWS_LOOKED_AT)
+        collecting = garbage.in_garbage(
+            c, chunks, since_ms=now_ms - UPLOAD_OVER_MS, rows_max=GARBAGE_ROWS_LOOKED_AT
+        )
+        if collecting is None:
+            return [], 0    # so much is being deleted just now that readers' grace cannot be checked: ask later
         orphans: list[bytes] = []
         strays = 0
         for chunk in chunks:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
-from metadata.catalog import feed, garbage, leases, schema, servers
-from metadata.catalog.book import MARK_SETTING, CatalogBook
+from metadata.catalog import feed, garbage, schema
+from metadata.catalog.book import CatalogBook
 from metadata.catalog.database import Database, open_database
 from metadata.catalog.packed import LIVE, PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
 from metadata.services.cluster import Cluster, ClusterSettings
@@ -18,6 +18,7 @@ from metadata.services.collect import Collection, DeletionGuard
 from metadata.services.drain import Drains
 from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
 from metadata.services.jobs import JobQueue
+from metadata.services.placements import PlacementIndexer
 from metadata.services.repair import Repair
 from metadata.services.repair_inventory import Inventories
 from metadata.services.scrub import Scrub
@@ -140,27 +141,9 @@ async def joined(world: World, name: str, *numbers: int) -> Server:
 # -- a cluster whose object servers keep chunks in memory ------------------------------------------------------
 
 
-def follow_feed(connection: sa.Connection) -> None:
-    """Make the reverse table anew from all rows and set its mark: what the catalog's own duty does in batches."""
-    connection.execute(sa.delete(schema.placements))
-    rows: dict[tuple[int, bytes], dict[str, object]] = {}
-    for table in (schema.objects, schema.versions):
-        for row in connection.execute(sa.select(table).where(table.c.kind == schema.KIND_INLINE)):
-            for chunk in unpack(row.body or b""):
-                for replica in chunk.replicas:
-                    rows[replica.device, chunk.id] = {
-                        "device_id": replica.device, "chunk_id": chunk.id, "bucket_id": row.bucket_id, "key": row.key,
-                        "version": row.version, "chunk_bytes": chunk.chunk_bytes,
-                    }  # fmt: skip
-    for row in connection.execute(sa.select(schema.chunks)):
-        for replica in unpack_replicas(row.replicas):
-            rows[replica.device, row.id] = {
-                "device_id": replica.device, "chunk_id": row.id, "bucket_id": None, "key": None, "version": None,
-                "chunk_bytes": row.chunk_bytes,
-            }  # fmt: skip
-    if rows:
-        connection.execute(sa.insert(schema.placements), list(rows.values()))
-    leases.set_setting(connection, MARK_SETTING, str(servers.feed_sequence(connection)))
+async def follow_feed(world: World) -> None:
+    """Bring the reverse table up to the feed's head."""
+    await PlacementIndexer(world.database, world.clock).catch_up()
 
 
 @dataclass
@@ -267,11 +250,12 @@ class MiniCluster:
                 c.execute(sa.insert(schema.objects).values(
                     bucket_id=1, key=key, version=self.next_chunk, kind=schema.KIND_INLINE, is_null=1, size=size,
                     etag="e", created_at_ms=0, body=pack([packed])))  # fmt: skip
-            change = feed.NewChange(schema.CHANGE_PUT, 1, key, self.next_chunk)
+            kind, name = (schema.CHANGE_CHUNK, chunk_id.hex()) if shared else (schema.CHANGE_PUT, key)
+            change = feed.NewChange(kind, 1, name, self.next_chunk)
             feed.append(c, [change], at_ms=self.world.clock.now_ms())
-            follow_feed(c)
 
         await self.world.database.write(write)
+        await follow_feed(self.world)
         await self.world.cluster.refresh()
         return chunk_id
 
@@ -281,9 +265,9 @@ class MiniCluster:
             c.execute(sa.delete(schema.objects).where(schema.objects.c.key == key))
             garbage.add(c, unpack(body), at_ms=self.world.clock.now_ms())
             feed.append(c, [feed.NewChange(schema.CHANGE_DELETE, 1, key, 0)], at_ms=0)
-            follow_feed(c)
 
         await self.world.database.write(write)
+        await follow_feed(self.world)
 
     async def replicas(self, chunk: bytes) -> dict[int, Replica]:
         """Device -> replica, as the catalog has it now."""
@@ -320,11 +304,11 @@ class MiniCluster:
     async def settle(self, *alive: str, rounds: int = 30) -> None:
         """Duties and servers take turns until nothing happens any more."""
         for _ in range(rounds):
-            await self.world.database.write(follow_feed)
+            await follow_feed(self.world)
             done = (await self.repair.step(0))[0] + (await self.drains.step(0))[0]
             done += (await self.collection.step(0))[0] + (await self.scrub.step(0))[0]
             done += await self.inventories.schedule(every_ms=1 << 50)
-            await self.world.database.write(follow_feed)
+            await follow_feed(self.world)
             for name in alive or tuple(self.stores):
                 done += await self.stores[name].turn(self)
             await self.world.heartbeats.flush()

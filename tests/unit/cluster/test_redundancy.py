@@ -127,7 +127,7 @@ async def test_a_report_ahead_of_the_reverse_table_waits() -> None:
     await c.world.database.write(lambda k: k.execute(sa.delete(schema.placements)))
     await c.queue.report_bad([BadChunk(chunk, c.device("a"), "missing")])
     assert (await c.repair.mend(0))[0] == 0
-    await c.world.database.write(follow_feed)
+    await follow_feed(c.world)
     await c.pass_time(3, "a", "b", "c")
     assert (await c.repair.mend(0))[0] == 1
     c.stores["a"].held[c.device("a")].discard(chunk)
@@ -288,7 +288,7 @@ async def test_chunks_of_an_upload_that_never_committed_are_orphans_only_after_i
     await c.put("k", "a", "b")
     orphan = c.world.clock.now_ms().to_bytes(6, "big") + b"orphan" + bytes(4)
     c.stores["a"].held[c.device("a")].add(orphan)
-    await c.world.database.write(follow_feed)
+    await follow_feed(c.world)
     await c.inventories.schedule(every_ms=0)
     await c.stores["a"].turn(c)
     assert orphan in c.held_on(c.device("a")) and c.inventories.done.later == 1
