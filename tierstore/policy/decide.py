@@ -177,6 +177,25 @@ class Planner:
         slow = self._slow_seconds(size, devices, without=device)
         return self.heat.score(chunk) + self._gain(size, slow - self._devices[device].read_seconds(size))
 
+    def best_rank(self, candidate: Candidate, tier: str) -> float:
+        """Highest rank that the chunk has, or would have, on a usable device of a tier; COLD when it saves nothing."""
+        gains = [
+            self._gain_on(candidate, s.device.id)
+            for name, shelves in self._tiers if name == tier for s in shelves if s.device.is_usable
+        ]  # fmt: skip
+        return candidate.score + max(gains, default=COLD)
+
+    def has_room(self, size: int, tier: str) -> bool:
+        """Whether a usable device of a fast tier takes `size` bytes without displacing anything."""
+        return any(
+            s.room_bytes >= size and s.device.is_usable
+            for name, shelves in self._tiers if name == tier for s in shelves
+        )  # fmt: skip
+
+    def held_tiers(self, chunk: bytes) -> set[str]:
+        """Fast tiers that hold (or are about to hold) a cache copy of the chunk."""
+        return {self._devices[d].tier for d in self._held.get(chunk, ())}
+
     def used_bytes(self, tier: str) -> int:
         """Bytes of cache copies on a fast tier, those under way included."""
         return sum(shelf.used_bytes for name, shelves in self._tiers if name == tier for shelf in shelves)

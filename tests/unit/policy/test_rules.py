@@ -71,7 +71,8 @@ def test_the_first_rule_that_matches_wins() -> None:
 def test_a_rule_for_any_bucket_keeps_its_place_among_the_others() -> None:
     """The index by bucket must not change who comes first."""
     policy = Policy((
-        Rule("a", Match("one", "x/")), Rule("b", Match("", "x/")), Rule("c", Match("one")), Rule("d", Match("two", "x/")),
+        Rule("a", Match("one", "x/")), Rule("b", Match("", "x/")), Rule("c", Match("one")),
+        Rule("d", Match("two", "x/")),
     ))  # fmt: skip
     assert [policy.rule_for(b, k, 1, 0).name for b, k in (("one", "x/1"), ("two", "x/1"), ("three", "x/1"),
             ("one", "y"), ("two", "y"))] == ["a", "b", "b", "c", "default"]  # fmt: skip
