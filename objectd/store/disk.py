@@ -185,7 +185,10 @@ class DiskDevice:
     async def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run a blocking call in the device's threads, within its deadline. The call itself is not interrupted: a disk
         that hangs fails the device (UnavailableError), the thread stays until the kernel lets go."""
-        future = self.submit(call, *arguments)
+        return await self.settled(self.submit(call, *arguments))
+
+    async def settled(self, future: asyncio.Future[Any]) -> Any:
+        """The result of what was handed to the threads, within the deadline."""
         done, _ = await asyncio.wait({future}, timeout=self.settings.io_deadline_seconds)
         if not done:
             future.add_done_callback(_look_at)

@@ -46,6 +46,7 @@ class Owner(Protocol):
 
     def run(self, call: Callable[..., Any], *arguments: Any) -> Awaitable[Any]: ...
     def submit(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]: ...
+    def settled(self, future: asyncio.Future[Any]) -> Awaitable[Any]: ...
     def write_failed(self, error: OSError) -> Exception: ...
     def finished(self, writer: FileWriter, handle: Handle, data_crc: int) -> None: ...
     def given_up(self, writer: FileWriter) -> None: ...
@@ -70,6 +71,7 @@ class FileWriter:
         self._path = layout.file_path(chunk)
         self._written = 0
         self._asked = 0         # up to here the disk was asked to take the data
+        self._taking_to = 0     # up to there it is at work
         self._taken = 0         # up to here it has
         self._behind: asyncio.Future[Any] | None = None
         self._is_over = False
@@ -80,6 +82,7 @@ class FileWriter:
 
     @property
     def pending_bytes(self) -> int:
+        self._look_behind()
         return self._written - self._taken
 
     def write(self, piece: Buffer) -> None:
@@ -100,27 +103,33 @@ class FileWriter:
         if self._written - self._asked >= self._behind_bytes:
             self._start_behind()
 
+    def _look_behind(self) -> None:
+        """Take note of what the disk has taken since."""
+        if self._behind is not None and self._behind.done():
+            self._taken = self._taking_to
+
     def _start_behind(self) -> None:
+        """Have the disk begin with what came since it was last asked, unless it is still at that."""
         if self._behind is not None and not self._behind.done():
+            return
+        self._look_behind()
+        if self._asked == self._written:
             return
         start, count = self._asked, self._written - self._asked
         self._asked = self._written
         self._behind = self._owner.submit(self._take, start, count)
-        self._behind.add_done_callback(lambda _: self._have_taken(start + count))
+        self._taking_to = self._written
 
     def _take(self, start: int, count: int) -> None:
         if self._spindle is not None:
             self._spindle.transfer(self.chunk, start, count)
         _write_behind(self._fd, start, count)
 
-    def _have_taken(self, end: int) -> None:
-        self._taken = max(self._taken, end)
-        if not self._is_over and self._written - self._asked >= self._behind_bytes:
-            self._start_behind()
-
     async def drained(self) -> None:
-        while self.pending_bytes > self._pending_max and self._behind is not None:
-            await self._owner.run(_nothing) if self._behind.done() else await asyncio.wait({self._behind})
+        while self.pending_bytes > self._pending_max and not self._is_over:
+            self._start_behind()
+            assert self._behind is not None
+            await self._owner.settled(self._behind)
 
     async def finish(self, sums: bytes) -> Location:
         self._check_open()
@@ -132,10 +141,10 @@ class FileWriter:
                                                   wall_ms=self.wall_ms, data_crc=data_crc)
         self._is_over = True
         try:
-            if self._behind is not None and not self._behind.done():
-                await asyncio.wait({self._behind})
+            if self._behind is not None:
+                await self._owner.settled(self._behind)
             await self._owner.run(self._complete, tail)
-            await self._named
+            await self._owner.settled(self._named)
         except BaseException as error:  # cancelled or failed alike: the file must not stay
             self._drop()
             if isinstance(error, OSError):
