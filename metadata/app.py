@@ -14,18 +14,28 @@ import random
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 from fastapi import FastAPI, Request
 
-from metadata.catalog.book import CatalogBook
+from metadata.catalog.book import CatalogBook, Located
 from metadata.catalog.database import Database, open_database
+from metadata.catalog.packed import DELETING
 from metadata.catalog.setup import prepare
 from metadata.config import Settings
+from metadata.promoter.collect import CollectDuty
+from metadata.promoter.drain import DrainDuty
+from metadata.promoter.heat import HeatGatherer
 from metadata.promoter.liveness import KeyDuty, LivenessDuty
+from metadata.promoter.reconcile import ReconcileDuty
+from metadata.promoter.repair import AuditDuty, RepairDuty
+from metadata.promoter.retention import QueueDuty, RetentionDuty
 from metadata.promoter.runner import Duty, DutyRunner, Promoter
-from metadata.routes import admin_names, buckets, cluster, hot
+from metadata.promoter.scrub import ScrubDuty
+from metadata.routes import admin_cluster, admin_names, buckets, cluster, hot
+from metadata.routes import jobs as job_routes
 from metadata.routes.callers import Callers
 from metadata.services.allocate import AllocateService
 from metadata.services.audit import AuditService
@@ -34,20 +44,27 @@ from metadata.services.bucket_service import BucketService
 from metadata.services.cluster import Cluster, ClusterSettings
 from metadata.services.cluster_heartbeat import Heartbeats
 from metadata.services.cluster_liveness import Timers
+from metadata.services.cluster_status import Status
+from metadata.services.collect import Collection, DeletionGuard
 from metadata.services.commit import CommitService
 from metadata.services.credentials import Credentials
+from metadata.services.drain import Drains
 from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
+from metadata.services.duties_retention import Retention
 from metadata.services.jobs import JobQueue
 from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
 from metadata.services.placements import PlacementIndexer
 from metadata.services.policies import Policies
+from metadata.services.repair import Repair
+from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
+from metadata.services.scrub import Scrub
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, SystemClock
-from tierstore.errors import TierstoreError, UnavailableError
+from tierstore.errors import TierstoreError
 from tierstore.names import SiteId
 from tierstore.policy import rules
 from tierstore.serving import pages, problem
@@ -57,7 +74,8 @@ from tierstore.serving.run import Serving, inherited, listen
 from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
-from tierstore.wire.cluster import BadChunk, Inventory, InventoryAnswer
+from tierstore.ticket import ROLE_HOME
+from tierstore.wire.cluster import BadChunk
 
 log = get_logger("metadata")
 
@@ -121,6 +139,8 @@ class MetadataServer:
         await server.cluster.load()
         server._build_names(start.site_id, start.version_floor)
         await server.switches.load()
+        await server.scrub.load()
+        await server.heat.load()
         root = settings.root
         await server.credentials.refresh()
         await server.credentials.bootstrap(access=root.access_key, secret=root.secret_key, token=root.token)
@@ -151,13 +171,44 @@ class MetadataServer:
         self.lease = LeaseKeeper(database, around.clock, Holder(around.instance, around.advertise))
         self.switches = DutySwitches(database)
         self.book = CatalogBook()
-        self.jobs = JobQueue(database, self.cluster, self.book, self.switches)
-        self.heartbeats = Heartbeats(database, self.cluster, self.lease, desk=self.jobs)
+        self.heat = HeatGatherer(around.clock, self._heat_file())
+        self.jobs = JobQueue(
+            database, self.cluster, self.book, self.switches, copies_of=self._copies_of, heat_of=self.heat.heat_per_hour
+        )
+        self.scrub = Scrub(database, self.cluster, self.book, pace_default=settings.background.scrub_rate)
+        self.heartbeats = Heartbeats(
+            database, self.cluster, self.lease, desk=self.jobs, heat=self.heat.merge,
+            scrub_bytes_per_second=lambda: self.scrub.bytes_per_second,
+        )  # fmt: skip
+        self.guard = DeletionGuard(database, self.cluster, orphan_share=settings.duties.deleted_share_max)
+        self.repair = Repair(database, self.cluster, self.jobs, self.book, around.rng)
+        self.drains = Drains(database, self.cluster, self.repair, self.book)
+        self.collection = Collection(
+            database, self.cluster, self.guard, keep_ms=int(settings.duties.collect_after * 1000)
+        )
+        self.inventories = Inventories(
+            database, self.cluster, queue=self.jobs, book=self.book, guard=self.guard, clock=around.clock
+        )
+        retention = Retention(
+            database, self.cluster, self.book, feed_kept_ms=int(settings.catalog.feed_retention * 1000)
+        )
+        self.status = Status(
+            database, self.cluster, self.jobs, repair=self.repair, drains=self.drains, guard=self.guard,
+            scrub=self.scrub, is_paused=self.switches.is_paused,
+        )  # fmt: skip
         duties: list[Duty] = [
-            LivenessDuty(self.cluster, self.heartbeats, self.switches), KeyDuty(self.cluster),
+            LivenessDuty(self.cluster, self.heartbeats, self.switches), KeyDuty(self.cluster), QueueDuty(self.jobs),
+            RepairDuty(self.repair), AuditDuty(self.repair), DrainDuty(self.drains), CollectDuty(self.collection),
+            ReconcileDuty(self.inventories), ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
         ]  # fmt: skip
         runners = [DutyRunner(duty, around.clock, self.lease, self.switches) for duty in duties]
         self.promoter = Promoter(runners, self.lease, around.clock)
+        self.jobs.on_done = self.promoter.kick
+
+    def _heat_file(self) -> Path | None:
+        """Beside the embedded catalog; with another database each process keeps its own, if it has a directory."""
+        directory = Path(self.settings.catalog.data)
+        return directory / "heat.bin" if directory.is_dir() else None
 
     def _build_names(self, site_id: int, version_floor: int) -> None:
         """The name service: lookups, allocations, commits, listings, buckets, keys, policy."""
@@ -189,13 +240,21 @@ class MetadataServer:
         rule = self.policies.current.policy.rule_for(bucket, key, size, self.clock.now_ms() / 1000)
         return rule.copies or self.settings.placement.copies
 
+    def _copies_of(self, located: Located) -> int:
+        """Home copies that a chunk is to have now. One that several versions may share keeps as many as it was given:
+        no single rule speaks for it."""
+        if located.owner is not None and located.bucket:
+            return self._copies_for(located.bucket, located.owner[1], located.size)
+        homes = sum(r.role == ROLE_HOME and r.state != DELETING for r in located.chunk.replicas)
+        return max(self.settings.placement.copies, homes)
+
     def _other_sites(self) -> list[str]:
         own = self.view.site
         return [site.name for site in self.cluster.cluster_map(metadata_urls=[]).sites if site.name != own]
 
     def heat_of(self, chunk: bytes) -> float:
         """Reads per hour of a chunk, as far as this process has gathered them."""
-        return self.jobs.heat_of(chunk)
+        return self.heat.heat_per_hour(chunk)
 
     def _build_routes(self) -> None:
         callers = Callers(self.credentials)
@@ -211,27 +270,34 @@ class MetadataServer:
         names = handlers.routes()
         members = cluster.build(
             self.cluster, self.heartbeats, metadata_urls=lambda: [self.around.advertise], any_key=callers.caller,
-            inventory=self._inventory,
+            inventory=self.inventories.page,
         )  # fmt: skip
         self.routes: list[Route] = [*names, *members.hot]
         app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         problem.install(app)
         pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard, registry=REGISTRY)
         hot.declare_routes(app, names)
+        cluster.declare_routes(app, members.hot)
         app.include_router(members.router)
+        app.include_router(
+            admin_cluster.build(
+                callers, self.audit, self.status, cluster=self.cluster, drains=self.drains, repair=self.repair,
+                scrub=self.scrub, guard=self.guard,
+            )
+        )  # fmt: skip
+        app.include_router(
+            job_routes.build(
+                callers, self.audit, self.status, queue=self.jobs, switches=self.switches, duties=self.promoter.statuses
+            )
+        )
         app.include_router(buckets.build(self.buckets, callers))
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))
         self.app = app
 
     async def _report_bad(self, bad: Sequence[BadChunk], caller: Principal) -> None:
-        """Daemons are believed (they quarantined the copy); a user's report is a suspicion that is checked."""
-        if caller.is_daemon:
-            await self.jobs.report_bad(bad)
-        else:
-            await self.jobs.report_suspect(bad)
-
-    async def _inventory(self, page: Inventory) -> InventoryAnswer:
-        raise UnavailableError("inventories are not taken yet", code="starting")
+        """A reader's report is a suspicion: the object server that holds the copy checks it, and is believed (its own
+        findings come with its heartbeats). A gateway is a reader too."""
+        await self.jobs.report_suspect(bad)
 
     async def _metrics_guard(self, request: Request) -> None:
         if not self.settings.telemetry.metrics_public:
@@ -269,6 +335,8 @@ class MetadataServer:
     async def stop(self) -> None:
         """End the background work, finish commits under way, close the catalog. Safe to repeat."""
         await self.promoter.stop()
+        if self._is_started:
+            await self.heat.save()
         for task in list(self._tasks):
             task.cancel()
         for task in list(self._tasks):

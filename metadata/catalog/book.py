@@ -15,30 +15,39 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from metadata.catalog import feed, leases, schema
+from metadata.catalog import buckets, feed, placements, schema
 from metadata.catalog.packed import PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
 
 _PLACEMENTS = schema.placements.c
 _CHUNKS = schema.chunks
 
-#: Setting that holds the reverse table's mark.
-MARK_SETTING = "placements_sequence"
-
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """owner: (bucket id, key, version) of an inline version, None for a chunk with a row of its own."""
+    """owner: (bucket id, key, version) of an inline version, None for a chunk with a row of its own. bucket and size
+    (bytes of that version) are what a policy judges by; "" and 0 without an owner."""
 
     owner: tuple[int, str, int] | None
     chunk: PackedChunk
+    bucket: str = ""
+    size: int = 0
 
 
 class CatalogBook:
     """ReplicaBook on the catalog's tables."""
 
+    def __init__(self) -> None:
+        #: Ids of buckets are never reused and names never change, so what was read once stays true.
+        self._bucket_names: dict[int, str] = {}
+
+    def _bucket(self, connection: sa.Connection, bucket_id: int) -> str:
+        if bucket_id not in self._bucket_names:
+            self._bucket_names = buckets.names(connection)
+        return self._bucket_names.get(bucket_id, "")
+
     def mark(self, connection: sa.Connection) -> int:
         """The feed's sequence up to which the reverse table is complete."""
-        return int(leases.setting(connection, MARK_SETTING, "0"))
+        return placements.mark(connection)
 
     def locate(self, connection: sa.Connection, device: int, chunk: bytes) -> Located | None:
         """The chunk that the reverse table has on the device, its row locked; None when nothing names it any more, or
@@ -52,9 +61,12 @@ class CatalogBook:
         if place.bucket_id is not None:
             for table in (schema.objects, schema.versions):
                 body = self._body(connection, table, place.bucket_id, place.key, place.version)
-                found = next((c for c in unpack(body) if c.id == chunk), None) if body else None
+                chunks = unpack(body) if body else []
+                found = next((c for c in chunks if c.id == chunk), None)
                 if found is not None:
-                    return Located((int(place.bucket_id), str(place.key), int(place.version)), found)
+                    owner = (int(place.bucket_id), str(place.key), int(place.version))
+                    bucket = self._bucket(connection, owner[0])
+                    return Located(owner, found, bucket, sum(c.length for c in chunks))
         return self._own_row(connection, chunk)
 
     def _body(

@@ -52,9 +52,12 @@ class DeletionGuard:
 
     SETTING: Final = "deletion-barred"
 
-    def __init__(self, database: Database, cluster: Cluster) -> None:
+    def __init__(
+        self, database: Database, cluster: Cluster, *, orphan_share: float = ORPHAN_SHARE_PER_DAY
+    ) -> None:
         self._database = database
         self._cluster = cluster
+        self._orphan_share = orphan_share
         self.barred = ""
         self._spent: dict[int, Spent] = defaultdict(Spent)
         self._agreed_until_ms = 0
@@ -107,7 +110,7 @@ class DeletionGuard:
             spent.chunks += len(orphans)
             return orphans
         info = self._cluster.view.devices[device]
-        allowed = max(ORPHANS_FREE, int(info.chunks * ORPHAN_SHARE_PER_DAY))
+        allowed = max(ORPHANS_FREE, int(info.chunks * self._orphan_share))
         take = orphans[: max(0, allowed - spent.chunks)]
         spent.chunks += len(take)
         if len(take) < len(orphans):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -301,7 +301,7 @@ class Repair:
             self._book.rewrite(c, located, rest, at_ms=now_ms)    # a cache copy is extra: it just goes
             return None
         bad = Replica(victim.device, victim.role, BAD, victim.generation, victim.segment, victim.offset)
-        marked = Located(located.owner, chunk.with_replicas([*rest, bad]))
+        marked = replace(located, chunk=chunk.with_replicas([*rest, bad]))
         if victim.state != BAD:
             self._book.rewrite(c, located, marked.chunk.replicas, at_ms=now_ms)
         return self.plan(marked, why="repair", drop=device)

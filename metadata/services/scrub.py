@@ -59,11 +59,13 @@ class Scrub:
 
     SETTING: Final = "scrub"
 
-    def __init__(self, database: Database, cluster: Cluster, book: ReplicaBook) -> None:
+    def __init__(
+        self, database: Database, cluster: Cluster, book: ReplicaBook, *, pace_default: int = PACE_DEFAULT
+    ) -> None:
         self._database = database
         self._cluster = cluster
         self._book = book
-        self._state = ScrubState()
+        self._state = ScrubState(bytes_per_second=pace_default)
 
     @property
     def bytes_per_second(self) -> int:
