@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,7 +19,7 @@ from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, op
 from tierstore.cli.output import notes, print_fields, print_json, print_table, say
 from tierstore.cli.roll import roll
 from tierstore.errors import ConfigError, NotFound, RequestError
-from tierstore.units import format_seconds, format_size
+from tierstore.units import format_seconds, format_size, parse_rate
 
 admin = typer.Typer(help="What operators ask and do.", no_args_is_help=True)
 policy = typer.Typer(help="The tiering policy: versioned documents.", no_args_is_help=True)
@@ -41,10 +40,25 @@ class By(StrEnum):
     tier = "tier"
 
 
-class Switch(StrEnum):
+class JobsAction(StrEnum):
     show = "show"
     pause = "pause"
     resume = "resume"
+    retry = "retry"
+
+
+class ScrubAction(StrEnum):
+    show = "show"
+    start = "start"
+    pause = "pause"
+    resume = "resume"
+
+
+class RepairAction(StrEnum):
+    show = "show"
+    pause = "pause"
+    resume = "resume"
+    go_on = "go-on"
 
 
 Name = Annotated[str, typer.Argument(help="Name of the server, as `admin servers` shows it.")]
@@ -105,32 +119,30 @@ def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = No
     up = [server for server in servers if server.get("state") == "up"]
     say(f"{len(up)} of {len(servers)} object servers up, {answer['copies']} copies of every object")
     say()
-    show(answer["servers"], False)
-    for title in ("tiers", "duties", "repair"):
-        if answer.get(title):
-            say()
-            say(title)
-            show(answer[title], False)
+    show([{name: server.get(name) for name in _SERVER_COLUMNS} for server in answer["servers"]], False)
     say()
-    say(f"{len(answer['jobs'])} jobs waiting or running")
+    show([{name: tier.get(name) for name in _TIER_COLUMNS} for tier in answer["tiers"]], False)
+    busy = [row for row in answer["work"] if row.get("state") != "idle" or row.get("failed")]
+    if busy:
+        say()
+        show(busy, False)
     for warning in answer["warnings"]:
         notes.print(f"warning: {warning}", style="yellow", markup=False)
 
 
+_SERVER_COLUMNS: Final = ("name", "role", "state", "url", "used_bytes", "capacity_bytes", "load")
+_TIER_COLUMNS: Final = ("tier", "devices", "used_bytes", "free_bytes", "capacity_bytes", "chunks")
+
+
 def _status(http: Http) -> dict[str, Any]:
-    cluster = http.get("/v1/cluster")
-    servers = rows_of(http.get("/v1/admin/servers"))
-    jobs = http.get("/v1/admin/jobs")
-    copies = int(cluster.get("copies", 2))
-    answer: dict[str, Any] = {
-        "copies": copies,
-        "servers": servers,
-        "tiers": rows_of(http.get("/v1/admin/tiers")),
-        "jobs": jobs.get("jobs", []) if isinstance(jobs, Mapping) else jobs,
-    }
-    if isinstance(jobs, Mapping):
-        answer |= {name: jobs[name] for name in ("duties", "repair") if name in jobs}
-    return {**answer, "warnings": warnings_of(servers, copies)}
+    """The service's status with its servers, tiers and work, and our warnings beside its own."""
+    answer: dict[str, Any] = http.get("/v1/admin/status")
+    servers = http.get("/v1/admin/servers")["servers"]
+    warnings = [*answer.get("warnings", [])]
+    warnings += [text for text in warnings_of(servers, int(answer["copies"])) if text not in warnings]
+    work = http.get("/v1/admin/jobs", limit=1)["work"]
+    tiers = http.get("/v1/admin/tiers")["tiers"]
+    return {**answer, "servers": servers, "tiers": tiers, "work": work, "warnings": warnings}
 
 
 def warnings_of(servers: list[dict[str, Any]], copies: int) -> list[str]:
@@ -216,41 +228,79 @@ def undrain(name: Name, endpoint: Endpoint = None, token: Token = None, profile:
 
 @admin.command()
 def jobs(
-    what: Annotated[Switch, typer.Argument(help="Show the jobs, or pause or resume background work.")] = Switch.show,
+    what: Annotated[JobsAction, typer.Argument(help="Show, pause, resume; retry what was given up.")] = JobsAction.show,
     duty: Annotated[str, typer.Option(help="Only this duty (repair, collect, scrub, ...); nothing: all.")] = "",
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Background work: what is waiting and running; pause and resume it."""
-    _duty(what, duty, endpoint, token, profile, as_json)
+    with open_http(find(endpoint, token, profile)) as http:
+        if what is not JobsAction.show:
+            _switch(http, what.value, duty, as_json)
+            return
+        answer = http.get("/v1/admin/jobs", duty=duty or None)
+    if as_json:
+        print_json(answer)
+        return
+    for part in ("work", "duties", "jobs"):
+        rows = [{name: row[name] for name in row if name not in ("detail", "chunk")} for row in answer[part]]
+        show(rows, False, empty=f"no {part}")
+        say()
 
 
 @admin.command()
 def scrub(
-    what: Annotated[Switch, typer.Argument(help="Show its progress, pause or resume it.")] = Switch.show,
+    what: Annotated[ScrubAction, typer.Argument(help="Show, start a pass now, pause, resume.")] = ScrubAction.show,
+    rate: Annotated[str, typer.Option(help="Steady pace of each device, like 20MiB/s.")] = "",
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """The scrub reads every chunk and finds the rotten ones that nobody reads."""
-    _duty(what, "scrub", endpoint, token, profile, as_json)
+    with open_http(find(endpoint, token, profile)) as http:
+        if what in (ScrubAction.pause, ScrubAction.resume):
+            _switch(http, what.value, "scrub", as_json)
+            return
+        wish: dict[str, Any] = {"start": True} if what is ScrubAction.start else {}
+        if rate:
+            wish["bytes_per_second"] = parse_rate(rate)
+        show(http.call("POST", "/v1/admin/scrub", body=wish) if wish else http.get("/v1/admin/scrub"), as_json)
 
 
 @admin.command()
 def repair(
-    what: Annotated[Switch, typer.Argument(help="Show its progress, pause or resume it.")] = Switch.show,
+    what: Annotated[RepairAction, typer.Argument(help="Show, pause, resume, go-on (many are gone).")] = RepairAction.show,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Repair copies the chunks of lost servers and devices elsewhere."""
-    _duty(what, "repair", endpoint, token, profile, as_json)
-
-
-def _duty(
-    what: Switch, duty: str, endpoint: str | None, token: str | None, profile: Path | None, as_json: bool
-) -> None:
     with open_http(find(endpoint, token, profile)) as http:
-        if what is Switch.show:
-            show(http.get("/v1/admin/jobs", duty=duty or None), as_json, empty="no jobs")
-            return
-        answer = http.call("POST", f"/v1/admin/jobs/{what.value}", body={"duty": duty})
-    print_json(answer or {}) if as_json else say(f"{duty or 'all background work'}: {what.value}d")
+        if what in (RepairAction.pause, RepairAction.resume):
+            _switch(http, what.value, "repair", as_json)
+        elif what is RepairAction.go_on:
+            answer = http.call("POST", "/v1/admin/repair/continue")
+            print_json(answer) if as_json else say("the servers that vanished are taken as gone; repair goes on")
+        else:
+            work = http.get("/v1/admin/jobs", duty="repair", limit=1)["work"]
+            status = http.get("/v1/admin/status")
+            state = {name: status.get(name) for name in ("stuck_chunks", "repair_halted")}
+            show({**state, **(work[0] if work else {})}, as_json)
+
+
+@admin.command()
+def collect(
+    agree: Annotated[bool, typer.Option("--agree", help="Orphans may be deleted for a day, however many.")] = False,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Deletion of what nothing refers to: how much waits, and whether it waits for an operator's word."""
+    with open_http(find(endpoint, token, profile)) as http:
+        if agree:
+            http.call("POST", "/v1/admin/collect/agree")
+        status = http.get("/v1/admin/status")
+    show({name: status.get(name) for name in ("garbage_rows", "garbage_oldest_seconds", "deletion_barred")}, as_json)
+
+
+def _switch(http: Http, action: str, duty: str, as_json: bool) -> None:
+    """Pause, resume or retry a duty, or all of them."""
+    answer = http.call("POST", f"/v1/admin/jobs/{action}", body={"duty": duty})
+    done = {"pause": "paused", "resume": "resumed", "retry": "tried again"}[action]
+    print_json(answer) if as_json else say(f"{duty or 'all background work'}: {done}")
 
 
 def _act(

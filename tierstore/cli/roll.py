@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
 
@@ -22,6 +23,7 @@ from tierstore.up import control
 RESTART_SECONDS_MAX: Final = 120.0
 RETURN_SECONDS_MAX: Final = 120.0
 _POLL_SECONDS: Final = 0.2
+_AWAY: Final = frozenset({"suspect", "dead", "stopping"})
 _ORDER: Final = ("objectd", "metadata", "gateway")
 
 
@@ -38,6 +40,8 @@ def roll(
     for _ in range(rounds):
         for process in _chosen(directory, names or []):
             _wait_whole(address)
+            if process["role"] == "objectd":
+                _announce(address, process["name"])
             request = {"command": "restart", "name": process["name"]}
             answer = control.ask(directory, request, seconds=RESTART_SECONDS_MAX)
             done.append(answer)
@@ -58,6 +62,12 @@ def _chosen(directory: Path, names: list[str]) -> list[dict[str, Any]]:
     return sorted(chosen, key=lambda process: _ORDER.index(process["role"]))
 
 
+def _announce(address: Address, name: str) -> None:
+    """Tell the cluster, so that nobody begins to repair what is only away for a moment."""
+    with open_http(address) as http:
+        http.call("POST", f"/v1/admin/servers/{quote(name, safe='')}/restart")
+
+
 def _wait_whole(address: Address) -> None:
     """Until the cluster sees every object server as up. Raises UnavailableError after RETURN_SECONDS_MAX."""
     deadline = time.monotonic() + RETURN_SECONDS_MAX
@@ -73,9 +83,13 @@ def _away(http: Http) -> list[str]:
         answer = http.get("/v1/admin/servers")
     except UnavailableError as error:
         return [f"the cluster ({error.detail or error.code})"]
-    servers = answer if isinstance(answer, list) else answer["servers"]
     return [
         str(server["name"])
-        for server in servers
-        if server.get("role", "objectd") == "objectd" and server.get("state") in ("suspect", "dead", "stopping")
+        for server in answer["servers"]
+        if server["role"] == "objectd" and (server["state"] in _AWAY or not _is_settled(server))
     ]
+
+
+def _is_settled(server: dict[str, Any]) -> bool:
+    """Whether a server that came back counts for N+1 again: its announced restart is over, its devices reconciled."""
+    return not server["restart_seconds_left"] and all(device["is_reconciled"] for device in server["devices"])
