@@ -22,19 +22,21 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import lmdb
 
-from objectd.store import files, quarantine, records, segments
+from objectd.store import files, records, segments
 from objectd.store.committer import Appended, Committer, InlineCommitter, ThreadCommitter
 from objectd.store.compaction import Compactor
 from objectd.store.device import Buffer, ChunkWriter, DeviceUsage, Location, OpenChunk
 from objectd.store.index import Entry, Index, is_live, pack, unpack
 from objectd.store.layout import Layout
 from objectd.store.openfiles import Handle, OpenFiles
+from objectd.store.opening import open_directory
 from objectd.store.reading import MemoryChunk, PageCache, StoredChunk, is_memory, read_fully
-from objectd.store.recovery import Recovery, Report
+from objectd.store.recovery import Report
+from objectd.store.removal import NO_SPACE, Removal
 from objectd.store.repeat import RepeatedWriter
 from objectd.store.settings import StoreSettings
 from objectd.store.slow import Spindle
@@ -43,9 +45,6 @@ from tierstore.clock import Clock
 from tierstore.errors import CapacityError, ConflictError, IntegrityError, NotFound, UnavailableError
 from tierstore.failpoints import hit
 from tierstore.names import ChunkId, Tier
-
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
-TRASH_BATCH: Final = 1000
 
 
 class DiskDevice:
@@ -90,6 +89,7 @@ class DiskDevice:
         self._log: segments.SegmentLog
         self._committer: Committer
         self._compactor = Compactor(self)
+        self._removal = Removal(self)
         self._tick: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
@@ -106,7 +106,7 @@ class DiskDevice:
         pool = ThreadPoolExecutor(settings.io_threads, thread_name_prefix=f"io-{os.path.basename(path)}")
         try:
             layout, index, report = await loop.run_in_executor(
-                pool, _open_blocking, path, tier, expected_uuid, settings, clock)
+                pool, open_directory, path, tier, expected_uuid, settings, clock)
         except BaseException:   # whatever it was, the threads must not stay
             pool.shutdown(wait=False)
             raise
@@ -128,7 +128,7 @@ class DiskDevice:
         if known is not None and known.end < self.settings.segment_bytes_max * 3 // 4:
             self._log.resume(last, known.end)
         self._committer = self._new_committer()
-        self._refresh_room()
+        self.refresh_room()
         self._tick = self._loop.create_task(self._keep_index(), name=f"index of {self.path}")
 
     def _new_committer(self) -> Committer:
@@ -225,7 +225,7 @@ class DiskDevice:
                            trash_bytes=figures.trash_bytes, garbage_bytes=figures.garbage_bytes,
                            free_bytes=max(0, self._room), chunks=figures.chunks)
 
-    def _refresh_room(self) -> None:
+    def refresh_room(self) -> None:
         figures = self._index.figures
         occupied = figures.live_bytes + figures.trash_bytes + figures.garbage_bytes
         reserve = self.settings.reserve_of(self._capacity)
@@ -245,14 +245,14 @@ class DiskDevice:
     def _admit(self, count: int) -> None:
         self.check_writable()
         if self._room < count:
-            self._refresh_room()
+            self.refresh_room()
             if self._room < count:
                 raise CapacityError(f"{self.path} has {max(0, self._room)} bytes left for new chunks, {count} are "
                                     "asked for")
 
     def write_failed(self, error: OSError) -> Exception:
         """Take note of a failed write; the error to raise instead."""
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             self._room = 0
             self.state, self.detail = "full", os.strerror(error.errno or 0)
             return CapacityError(f"{self.path}: {error.strerror}")
@@ -286,7 +286,7 @@ class DiskDevice:
             self._committer = self._new_committer()
             self.state, self.detail = "ok", ""
             self.submit(old.close)
-        self._refresh_room()
+        self.refresh_room()
 
     def _probe(self) -> None:
         path = os.path.join(self.path, "probe")
@@ -569,136 +569,24 @@ class DiskDevice:
             del self._changing[chunk]
             mine.set_result(None)
 
-    async def _verdict(self, kind: int, chunk: ChunkId, entry: Entry, value: bytes, wall_ms: int) -> None:
-        """Log what happened to a record and have it durable and indexed. Deletes go on when the disk is full."""
-        self.check_writable()
-        target = (entry.segment, entry.offset)
-        try:
-            try:
-                place = self._log.append_verdict(kind, chunk, target, wall_ms=wall_ms)
-            except OSError as error:
-                if error.errno not in _NO_SPACE or not self._layout.release_ballast():
-                    raise
-                place = self._log.append_verdict(kind, chunk, target, wall_ms=wall_ms)
-        except OSError as error:
-            raise self.write_failed(error) from error
-        await self.log_appended(place, chunk, value).future
-        state = {records.TRASH: records.IN_TRASH, records.RESTORE: records.LIVE}.get(kind, records.REJECTED)
-        handle = await self.segment_handle(entry.segment)
-        handle.acquire()
-        future = self.submit(os.pwrite, handle.fd, bytes((state,)), records.state_offset(entry.offset))
-        future.add_done_callback(lambda _: handle.release())
-        try:
-            await asyncio.wait_for(asyncio.shield(future), self.settings.io_deadline_seconds)
-        except (OSError, TimeoutError):
-            pass    # only advice for readers with a hint; log and index are right already
-
-    async def trash(self, chunk: ChunkId) -> bool:
-        async with self.exclusive(chunk):
-            value = await self._current(chunk)
-            if value is None or not is_live(value):
-                return False
-            entry, wall_ms = unpack(value), self._clock.now_ms()
-            trashed = pack(*entry[:5], records.IN_TRASH, wall_ms)
-            if entry.segment:
-                await self._verdict(records.TRASH, chunk, entry, trashed, wall_ms)
-            else:
-                self._open_files.drop(bytes(chunk))
-                await self._move(self._layout.file_path(chunk), self._layout.trash_path(chunk, wall_ms))
-                self._index.apply(chunk, trashed, value)
-            return True
-
-    async def restore(self, chunk: ChunkId) -> Location:
-        async with self.exclusive(chunk):
-            value = await self._current(chunk)
-            if value is None or is_live(value):
-                raise NotFound(f"chunk {chunk.hex()} is not in the trash", code="not-in-trash")
-            entry, wall_ms = unpack(value), self._clock.now_ms()
-            restored = pack(*entry[:5], records.LIVE, wall_ms)
-            if entry.segment:
-                await self._verdict(records.RESTORE, chunk, entry, restored, wall_ms)
-            else:
-                await self._move(self._layout.trash_path(chunk, entry.wall_ms), self._layout.file_path(chunk))
-                self._index.apply(chunk, restored, value)
-            return Location(entry.segment, entry.offset)
-
-    async def empty_trash(self, older_than_ms: int) -> int:
-        await self.flush()
-        freed = 0
-        while True:
-            batch: list[bytes] = await self.run(self._index.trashed_before, older_than_ms, TRASH_BATCH)
-            for chunk in batch:
-                freed += await self._forget(ChunkId(chunk), older_than_ms)
-            if len(batch) < TRASH_BATCH:
-                self._refresh_room()
-                return freed
-            await self.flush()
-
-    async def _forget(self, chunk: ChunkId, older_than_ms: int) -> int:
-        async with self.exclusive(chunk):
-            value = await self._current(chunk)
-            if value is None or is_live(value) or unpack(value).wall_ms >= older_than_ms:
-                return 0
-            entry = unpack(value)
-            if entry.segment:
-                await self._verdict(records.FORGET, chunk, entry, b"", self._clock.now_ms())
-            else:
-                self.check_writable()
-                try:
-                    await self.run(files.discard, self._layout.trash_path(chunk, entry.wall_ms))
-                except OSError as error:
-                    raise self.write_failed(error) from error
-                self._index.apply(chunk, b"", value)
-            return entry.stored_bytes
-
-    async def quarantine(self, chunk: ChunkId, why: str) -> bool:
-        async with self.exclusive(chunk):
-            value = await self._current(chunk)
-            if value is None:
-                return False
-            entry, wall_ms = unpack(value), self._clock.now_ms()
-            name = f"{chunk.hex()}.{wall_ms}"
-            if entry.segment:
-                await self._put_aside(chunk, entry, name, why)
-                await self._verdict(records.REJECT, chunk, entry, b"", wall_ms)
-            else:
-                self._open_files.drop(bytes(chunk))
-                source = self._layout.file_path(chunk) if is_live(value) else self._layout.trash_path(
-                    chunk, entry.wall_ms)
-                await self._move(source, os.path.join(self._layout.quarantine, name))
-                await self.run(lambda: quarantine.describe(self._layout.quarantine, name=name, wall_ms=wall_ms,
-                                                           why=why, chunk=chunk, count=entry.stored_bytes))
-                self._index.apply(chunk, b"", value)
-            return True
-
-    async def _put_aside(self, chunk: ChunkId, entry: Entry, name: str, why: str) -> None:
-        handle = await self.segment_handle(entry.segment)
-        handle.acquire()
-        try:
-            await self.run(lambda: quarantine.keep_range(
-                self._layout.quarantine, name=name, fd=handle.fd, offset=entry.offset, count=entry.stored_bytes,
-                wall_ms=self._clock.now_ms(), why=why, chunk=chunk))
-        except OSError as error:
-            if error.errno not in _NO_SPACE:    # without room for the copy the bad record is still taken out of service
-                raise self.write_failed(error) from error
-        finally:
-            handle.release()
-
-    async def _move(self, source: str, target: str) -> None:
-        self.check_writable()
-        try:
-            await self.run(files.move, source, target)
-        except FileNotFoundError:
-            pass    # gone from the directory: the index follows
-        except OSError as error:
-            raise self.write_failed(error) from error
-
-    async def _current(self, chunk: bytes) -> bytes | None:
+    async def current(self, chunk: bytes) -> bytes | None:
         """The packed entry, waiting for the disk if the index is too large to stay in memory."""
         value = self._index.fresh.get(chunk)
         if value is None:
             value = await self.run(self._index.lookup_in_thread, chunk)
         return value or None
+
+    async def trash(self, chunk: ChunkId) -> bool:
+        return await self._removal.trash(chunk)
+
+    async def restore(self, chunk: ChunkId) -> Location:
+        return await self._removal.restore(chunk)
+
+    async def empty_trash(self, older_than_ms: int) -> int:
+        return await self._removal.empty_trash(older_than_ms)
+
+    async def quarantine(self, chunk: ChunkId, why: str) -> bool:
+        return await self._removal.quarantine(chunk, why)
 
     # enumeration, compaction, identity
 
@@ -730,7 +618,7 @@ class DiskDevice:
             self._wake.clear()
             if self.state in ("ok", "full"):
                 await self.flush()
-                self._refresh_room()
+                self.refresh_room()
                 if self.state == "ok":
                     await self.run(self._layout.fill_ballast, self.settings.ballast_bytes)
 
@@ -755,7 +643,7 @@ class DiskDevice:
             done, self._flushed = self._flushed, None
             done.set_result(None)
 
-    # for the compactor
+    # for compactor and removal
 
     @property
     def layout(self) -> Layout:
@@ -768,6 +656,10 @@ class DiskDevice:
     @property
     def log(self) -> segments.SegmentLog:
         return self._log
+
+    @property
+    def open_files(self) -> OpenFiles:
+        return self._open_files
 
     @property
     def clock(self) -> Clock:
@@ -792,26 +684,3 @@ def _as_os_error(error: Exception) -> OSError:
         return error
     text = str(error)
     return OSError(errno.ENOSPC if "No space" in text or isinstance(error, lmdb.MapFullError) else errno.EIO, text)
-
-
-def _open_blocking(path: str, tier: Tier, expected_uuid: bytes | None, settings: StoreSettings,
-                   clock: Clock) -> tuple[Layout, Index, Report]:
-    layout = Layout.open(path, tier=tier, expected_uuid=expected_uuid)
-    try:
-        layout.fill_ballast(settings.ballast_bytes)
-        uuid = bytes.fromhex(layout.identity.uuid)
-        notes: list[str] = []
-        try:
-            index = Index.open(layout.index, uuid=uuid, map_bytes=settings.index_map_bytes)
-        except IntegrityError as error:
-            aside = os.path.join(layout.quarantine, f"index.{clock.now_ms()}")
-            os.rename(layout.index, aside)
-            notes.append(f"{error}; it was put into {aside} and is rebuilt from segments and files")
-            index = Index.open(layout.index, uuid=uuid, map_bytes=settings.index_map_bytes)
-        report = Recovery(layout, index, seed=records.seed_of(uuid), now_ms=clock.now_ms).run()
-        report.notes[:0] = notes
-        index.mark_clean(False)
-    except BaseException:   # whatever it was, the lock must not stay
-        layout.close()
-        raise
-    return layout, index, report
