@@ -1,0 +1,146 @@
+"""A real object server process on a real directory: the paths that in-memory devices cannot show.
+
+sendfile and cold reads, recovery after kill -9, keys kept over a restart without metadata, rot on the disk under a warm
+page cache, privacy of the state.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.objectd_server import StandaloneObjectd
+from objectd.residency import Residency
+from objectd.work.diskread import PIECE_BYTES, DiskReader
+from tierstore.checksum import BLOCK_BYTES, sums_of
+from tierstore.errors import IntegrityError
+
+SIZES = (1, 4096, 65_536, 65_537, 200_000, 262_145, 5 << 20)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[StandaloneObjectd]:
+    alone = StandaloneObjectd(tmp_path)
+    alone.prepare()
+    alone.start()
+    yield alone
+    alone.stop()
+
+
+def body(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+def put(server: StandaloneObjectd, data: bytes, *, device: int = 1) -> bytes:
+    """The receipt."""
+    ticket = server.write_ticket(server.new_upload(), device=device).decode()
+    status, receipt = request(server, "PUT", f"/v1/chunks/{ticket}?index=0&name=b/k", data + sums_of(data))
+    assert status == 200, receipt
+    return receipt
+
+
+def get(server: StandaloneObjectd, receipt: bytes) -> tuple[int, bytes]:
+    return request(server, "GET", "/v1/chunks/" + server.ticket_of(receipt).decode())
+
+
+def request(server: StandaloneObjectd, method: str, target: str, data: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    try:
+        connection.request(method, target, body=data)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_acknowledged_chunks_survive_kill_9_and_a_start_without_metadata(server: StandaloneObjectd) -> None:
+    """R1 for one server: what it signed for is there after the kill, with the keys it kept, in a new incarnation."""
+    stored = [(put(server, body(size), device=device), body(size)) for size in SIZES for device in (1, 2)]
+    lives = {server.receipt(receipt).incarnation for receipt, _ in stored}
+    server.stop(signal.SIGKILL)
+    server.start()
+    for receipt, data in stored:
+        assert get(server, receipt) == (200, sums_of(data) + data)
+    assert len(lives) == 1 and server.receipt(put(server, b"x")).incarnation == lives.pop() + 1
+
+
+def test_cold_and_warm_reads_give_the_same_bytes(server: StandaloneObjectd, tmp_path: Path) -> None:
+    """One comes from a thread, the other by sendfile: the answers must not differ."""
+    stored = [(put(server, body(size)), body(size)) for size in SIZES]
+    for path in (tmp_path / "ssd").rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.fdatasync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+    for receipt, data in stored * 2:
+        assert get(server, receipt) == (200, sums_of(data) + data)
+
+
+def test_a_sigterm_ends_it_cleanly_and_the_state_is_private(server: StandaloneObjectd, tmp_path: Path) -> None:
+    """Restarts are routine; the state file holds the server's secret and keys."""
+    put(server, body(4096))
+    assert server.stop() == 0
+    for name in ("objectd.json", "objectd.lock"):
+        assert stat.S_IMODE((tmp_path / "state" / name).stat().st_mode) == 0o600
+    kept = json.loads((tmp_path / "state" / "objectd.json").read_text())
+    assert kept["incarnation"] == 2 and kept["ticket_keys"]
+
+
+def test_pages_and_openapi_are_there(server: StandaloneObjectd) -> None:
+    """Operators and the supervisor steer by them."""
+    assert request(server, "GET", "/-/readyz") == (200, b'{"status":"ready"}')
+    status, text = request(server, "GET", "/v1/openapi.json")
+    paths = json.loads(text)["paths"]
+    assert status == 200 and set(paths["/v1/chunks/{ticket}"]) == {"get", "put"}
+    assert b"tierstore_chunk_reads_total" in request(server, "GET", "/-/metrics")[1]
+    status, text = request(server, "GET", "/v1/chunks/x")
+    assert status == 403 and json.loads(text)["code"] == "ticket-refused"
+
+
+def test_a_second_process_on_the_same_state_is_refused(server: StandaloneObjectd) -> None:
+    """Two lives at once would sign for the same devices."""
+    other = StandaloneObjectd(server.directory, key=server.key)
+    with pytest.raises(RuntimeError, match="did not start"):
+        other.start()
+    assert other.process is not None and other.process.returncode == 2
+
+
+def test_the_disk_reader_sees_the_disk_and_not_the_cache(tmp_path: Path) -> None:
+    """Rot under a warm page cache is what a scrub is for."""
+    path = tmp_path / "data"
+    data = body(3 * PIECE_BYTES + 777)
+    path.write_bytes(data)
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    reader = DiskReader(fd)
+    os.close(fd)
+    for offset, count in ((0, 1), (4095, 2), (5000, PIECE_BYTES), (3 * PIECE_BYTES, 777)):
+        assert reader.read(offset, count) == data[offset : offset + count]
+    with pytest.raises(IntegrityError):
+        reader.read(3 * PIECE_BYTES, 778)
+    reader.close()
+    with pytest.raises(OSError, match="closed"):
+        reader.read(0, 1)
+
+
+def test_residency_is_known_both_ways(tmp_path: Path) -> None:
+    """sendfile of a cold range would stop the loop for a disk."""
+    path = tmp_path / "data"
+    path.write_bytes(body(8 * BLOCK_BYTES))
+    fd = os.open(path, os.O_RDWR)
+    os.fsync(fd)
+    for residency in (Residency(), Residency(can_cachestat=False)):
+        os.pread(fd, 8 * BLOCK_BYTES, 0)
+        assert residency.is_resident(fd, 100, 8 * BLOCK_BYTES - 100)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert not residency.is_resident(fd, 0, 8 * BLOCK_BYTES)
+    os.close(fd)
