@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -111,7 +112,7 @@ def test_what_is_not_clean_http_is_refused_and_the_connection_closed(running: Cl
     """Two servers that read one byte stream differently are a way past the first one's checks."""
     got = asyncio.run(raw(running.gateway, data))
     assert got == b"" or got.startswith(b"HTTP/1.1 4"), got[:300]
-    assert got.count(b"HTTP/1.1 ") <= 1, got[:600]
+    assert len(re.findall(rb"HTTP/1\.1 [0-9]{3} ", got)) <= 1, got[:600]
 
 
 def test_unfinished_heads_are_closed_while_others_are_served(running: Cluster) -> None:
