@@ -82,6 +82,7 @@ class DiskDevice:
         self._outstanding: deque[Appended] = deque()
         self._changing: dict[bytes, asyncio.Future[None]] = {}
         self._watch: asyncio.TimerHandle | None = None
+        self.ballast_is_out = False     # given back for a delete; filled again when there is room
         self._room = 0
         self._generation = 0
         self._flushed: asyncio.Future[None] | None = None
@@ -226,10 +227,16 @@ class DiskDevice:
                            free_bytes=max(0, self._room), chunks=figures.chunks)
 
     def refresh_room(self) -> None:
+        """Look at the space again; opens a full device when there is some, fails one whose directory is gone."""
         figures = self._index.figures
         occupied = figures.live_bytes + figures.trash_bytes + figures.garbage_bytes
         reserve = self.settings.reserve_of(self._capacity)
-        fs = os.statvfs(self.path)
+        try:
+            fs = os.statvfs(self.path)
+        except OSError as error:    # unmounted or gone
+            self._room = 0
+            self.write_failed(error)
+            return
         promised = sum(self._writing.values())
         self._room = min(self._capacity - occupied, fs.f_bavail * fs.f_frsize) - reserve - promised
         if fs.f_files and fs.f_favail < 8:
@@ -619,8 +626,17 @@ class DiskDevice:
             if self.state in ("ok", "full"):
                 await self.flush()
                 self.refresh_room()
-                if self.state == "ok":
-                    await self.run(self._layout.fill_ballast, self.settings.ballast_bytes)
+                if self.ballast_is_out and self.state == "ok":
+                    await self._refill_ballast()
+
+    async def _refill_ballast(self) -> None:
+        self.ballast_is_out = False
+        try:
+            await self.run(self._layout.fill_ballast, self.settings.ballast_bytes)
+        except OSError as error:
+            self.write_failed(error)
+        except UnavailableError:
+            pass    # the disk hangs; run() has failed the device
 
     async def flush(self) -> None:
         """Write all fresh entries; returns when they are in LMDB. A failure is a state of the device, not raised."""

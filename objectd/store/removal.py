@@ -153,6 +153,7 @@ class Removal:
             except OSError as error:
                 if error.errno not in NO_SPACE or not device.layout.release_ballast():
                     raise
+                device.ballast_is_out = True
                 place = device.log.append_verdict(kind, chunk, target, wall_ms=wall_ms)
         except OSError as error:
             raise device.write_failed(error) from error
