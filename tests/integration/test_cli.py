@@ -141,7 +141,7 @@ def test_operators_see_servers_tiers_and_jobs(tierstore: Shell) -> None:
         ["jobs"],
         ["scrub"],
         ["repair"],
-        ["heat"],
+        ["collect"],
         ["policy", "show"],
         ["keys", "list"],
     ):

@@ -266,7 +266,7 @@ def scrub(
 
 @admin.command()
 def repair(
-    what: Annotated[RepairAction, typer.Argument(help="Show, pause, resume, go-on (many are gone).")] = RepairAction.show,
+    what: Annotated[RepairAction, typer.Argument(help="Show, pause, resume, go-on.")] = RepairAction.show,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Repair copies the chunks of lost servers and devices elsewhere."""
