@@ -6,12 +6,11 @@ is not reachable by tickets; the bad list is bounded and holds a (chunk, device)
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
-from objectd.store.device import Buffer, Device, Location
+from objectd.store.device import Device
 from tierstore.errors import IntegrityError, NotFound
 from tierstore.names import ChunkId, DeviceId
 from tierstore.wire.cluster import BadChunk, DeviceGrant, DeviceReport
@@ -24,17 +23,6 @@ NOT_GRANTED: Final = DeviceId(0)
 def why_bad(error: IntegrityError) -> str:
     """How BadChunk names what an IntegrityError found: the framing, or the data."""
     return "bad-footer" if error.code in ("bad-footer", "bad-header", "bad-sums") else "bad-block"
-
-
-SmallReader = Callable[[ChunkId, Location, int], Buffer | None]
-
-
-class SmallWriter(Protocol):
-    """put_small without a coroutine: the bytes are taken when it returns, durable when the future is done."""
-
-    def __call__(
-        self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = ""
-    ) -> asyncio.Future[Location]: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -51,17 +39,10 @@ class Slot:
     waiting: int = 0
     _waiting_sum: int = 0
     _waiting_samples: int = 0
-    #: The device's way to a small chunk in one read, when it has one: (chunk, hint, bytes) -> sums and data, or None.
-    read_small_now: SmallReader | None = None
-    #: The device's way to store a small chunk without a coroutine, when it has one; puts: how many were stored.
-    submit_small: SmallWriter | None = None
+    #: Small chunks stored so far; see routes.uploads.BACK_PRESSURE_EVERY.
     puts: int = 0
     #: Header lines of whole answers, by number of bytes of sums: formatting them costs more than finding them.
     lines: dict[int, bytes] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.read_small_now = getattr(self.device, "read_small_now", None)
-        self.submit_small = getattr(self.device, "submit_small", None)
 
     def answer_lines(self, sums_bytes: int) -> bytes:
         """The header lines of a chunk answer from this device. At most one entry per number of blocks is kept."""

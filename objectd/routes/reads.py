@@ -83,8 +83,8 @@ class ChunkReads:
         if not flags & NO_HEAT:
             self._heat.count(chunk, 1.0 if count == chunk_bytes else count / chunk_bytes)
         hint = Location(segment, offset)
-        if count == chunk_bytes <= self._sendfile_bytes_min and segment and slot.read_small_now is not None:
-            raw = slot.read_small_now(chunk, hint, chunk_bytes)
+        if count == chunk_bytes <= self._sendfile_bytes_min and segment:
+            raw = slot.device.read_small_now(chunk, hint, chunk_bytes)
             if raw is not None:
                 exchange.reply(200, raw, slot.answer_lines(len(raw) - chunk_bytes))
                 return

@@ -170,7 +170,7 @@ class _Small:
             self._body = whole if type(whole) is bytes and len(whole) == piece.nbytes else bytes(piece)
 
     def complete(self) -> None:
-        """Store it: straight into the device's log when the device can, else by a task."""
+        """Check it and put it into the device's log; the answer follows when that is synced."""
         size, slot = self._chunk_bytes, self._slot
         data = memoryview(self._body)[:size]
         self._sums = bytes(self._body[size:])
@@ -178,12 +178,12 @@ class _Small:
             self._end()
             self._exchange.fail(_mismatch(self._chunk))
             return
-        submit = slot.submit_small
         slot.puts += 1
-        if submit is None or slot.puts % BACK_PRESSURE_EVERY == 0:
+        if slot.puts % BACK_PRESSURE_EVERY == 0:
             self._exchange.spawn(self._store(data))
             return
-        future = submit(self._chunk, data, self._sums, name_hint=self._name)    # its errors become the answer
+        # its errors become the answer
+        future = slot.device.submit_small(self._chunk, data, self._sums, name_hint=self._name)
         slot.waiting += 1
         future.add_done_callback(self._stored)
 

@@ -45,6 +45,8 @@ class VerifyWork:
         except NotFound:
             self._slots.note_bad(chunk, slot.id, "missing")
             raise
+        except IntegrityError as error:
+            raise IntegrityError(error.detail, code=why_bad(error)) from error     # the codes metadata knows
         return Outcome()
 
     async def check(
