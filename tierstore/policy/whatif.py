@@ -4,7 +4,7 @@ Owns the comparison and the hit-ratio curve; one replay is simulate.py's. Both p
 is replayed on a sample of the keys (SHARDS, Waldspurger et al., FAST 2015: sizes scaled by the same share), and its
 error is stated: what the sample gets wrong at the fleet's own size, where the exact answer is known.
 
-Cost: 1 M requests of 24 h, current and proposed exact: about 35 s of one core; the curve about 1 s a point.
+Cost: 1 M requests of 24 h, current and proposed exact: about 40 s of one core; the curve about 1 s a point.
 """
 
 from __future__ import annotations
