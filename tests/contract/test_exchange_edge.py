@@ -390,6 +390,34 @@ def test_a_reader_that_stops_reading_is_given_up_and_costs_no_memory() -> None:
     run(main())
 
 
+def test_a_slow_but_steady_reader_gets_the_whole_last_answer() -> None:
+    """Limits are about progress: a long request, then a close, must not cut an answer that is being taken."""
+
+    async def main() -> None:
+        async with subject("protocol", replace(QUICK, send_seconds=1)) as s:
+            assert s.serving is not None
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            sock.connect(("127.0.0.1", s.serving.port))
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            with closing(sock):
+                await loop.sock_sendall(sock, b"GET /hot/waits HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                await until(lambda: s.serving.state.tick >= 2)
+                assert s.seen.open_exchange is not None
+                size = 12_000_000
+                s.seen.open_exchange.reply(200, bytes(size))
+                got = 0
+                tick = s.serving.state.tick
+                while piece := await loop.sock_recv(sock, 64 * 1024):
+                    got += len(piece)
+                    if got < size // 2 and s.serving.state.tick < tick + 3:
+                        await asyncio.sleep(0.02)      # the reader's pace is the subject here
+                assert got > size and s.serving.state.tick >= tick + 2
+
+    run(main())
+
+
 def test_two_thousand_odd_heads_never_cost_a_500_or_the_server() -> None:
     """A short fuzz of request heads by mutation; the long one is S1's."""
 

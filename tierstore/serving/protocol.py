@@ -430,6 +430,7 @@ class HotProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.since = self.state.tick
+        self._moved_mark = -1
         if self._file is not None:
             job, self._file = self._file, None
             self.send_file(*job)
@@ -454,8 +455,7 @@ class HotProtocol(HttpToolsProtocol):
         if not exchange.keep_alive:
             self._no_more = True
             if exchange.body_ended:
-                self._phase = CLOSED
-                self.transport.close()
+                self.close_idle()
             else:
                 self._linger()
             return
@@ -473,10 +473,11 @@ class HotProtocol(HttpToolsProtocol):
         """From uvicorn's cycle: an ASGI answer is complete. Replaces its keep-alive timer by the sweep."""
         self.server_state.total_requests += 1
         running, self._running = self._running, None
+        self.since = self.state.tick
         if self.transport.is_closing():
             self._phase = CLOSED
+            self._moved_mark = -1
             return
-        self.since = self.state.tick
         if self.pipeline:
             self.flow.resume_reading()
             cycle, app = self.pipeline.pop()
@@ -514,7 +515,10 @@ class HotProtocol(HttpToolsProtocol):
         return self._phase == IDLE and not self.transport.is_closing()
 
     def close_idle(self) -> None:
+        """Close after what is still in the write buffer; the sweep watches that the client takes it."""
         self._phase = CLOSED
+        self.since = self.state.tick
+        self._moved_mark = -1
         self.transport.close()
 
     def shutdown(self) -> None:
@@ -542,18 +546,23 @@ class HotProtocol(HttpToolsProtocol):
                 self.drop()
         elif phase in (BODY, BUSY):
             self._sweep_busy(phase, tick, age)
-        elif phase == CLOSED and age > limits.send_seconds:
+        elif phase == CLOSED and self._is_stalled(tick, age):
             self.drop()                     # closing, but the client does not take the rest
+
+    def _is_stalled(self, tick: int, age: int) -> bool:
+        """Whether the client took no byte of what is ready for it in send_seconds."""
+        moved = self.transport.get_write_buffer_size()
+        if self._sender is not None:
+            moved += self._sender.moved << 32
+        if moved != self._moved_mark:
+            self._moved_mark = moved
+            self.since = tick
+            return False
+        return age > self.state.limits.send_seconds
 
     def _sweep_busy(self, phase: int, tick: int, age: int) -> None:
         if self.is_sending_file or self.flow.write_paused:
-            moved = self.transport.get_write_buffer_size()
-            if self._sender is not None:
-                moved += self._sender.moved << 32
-            if moved != self._moved_mark:
-                self._moved_mark = moved
-                self.since = tick
-            elif age > self.state.limits.send_seconds:
+            if self._is_stalled(tick, age):
                 self.drop()
         elif phase == BODY and not self.flow.read_paused and age > self.state.limits.body_seconds:
             exchange = self.exchange
