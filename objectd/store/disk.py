@@ -32,15 +32,16 @@ from objectd.store.compaction import Compactor
 from objectd.store.device import Buffer, ChunkWriter, DeviceUsage, Location, OpenChunk
 from objectd.store.index import Entry, Index, is_live, pack, unpack
 from objectd.store.layout import Layout
+from objectd.store.lookup import Lookup
 from objectd.store.openfiles import Handle, OpenFiles
 from objectd.store.opening import open_directory
-from objectd.store.reading import MemoryChunk, PageCache, StoredChunk, is_memory, read_fully
+from objectd.store.reading import PageCache, is_memory, read_fully
 from objectd.store.recovery import Report
 from objectd.store.removal import NO_SPACE, Removal
 from objectd.store.repeat import RepeatedWriter
 from objectd.store.settings import StoreSettings
 from objectd.store.slow import Spindle
-from tierstore.checksum import SUM_BYTES, block_count, combine_sums
+from tierstore.checksum import SUM_BYTES, combine_sums
 from tierstore.clock import Clock
 from tierstore.errors import CapacityError, ConflictError, IntegrityError, NotFound, UnavailableError
 from tierstore.failpoints import hit
@@ -72,9 +73,8 @@ class DiskDevice:
         self._spindle = Spindle(seek_ms=settings.simulate_seek_ms,
                                 bytes_per_second=settings.simulate_bytes_per_second) if settings.is_simulated else None
         self._in_memory = is_memory(layout.root)
-        self._cache = PageCache(os.path.join(layout.root, "device.json"), is_memory=self._in_memory,
-                                is_bypassed=settings.is_simulated)
-        self._sums_bytes_max = SUM_BYTES * block_count(settings.segment_chunk_bytes_max)
+        cache = PageCache(os.path.join(layout.root, "device.json"), is_memory=self._in_memory,
+                          is_bypassed=settings.is_simulated)
         self._open_segments = OpenFiles(settings.open_files_max)
         self._open_files = OpenFiles(settings.open_files_max)
         self._putting: dict[bytes, Appended] = {}
@@ -89,6 +89,7 @@ class DiskDevice:
         self._is_closed = False
         self._log: segments.SegmentLog
         self._committer: Committer
+        self._lookup = Lookup(self, cache, self._open_segments, self._open_files)
         self._compactor = Compactor(self)
         self._removal = Removal(self)
         self._tick: asyncio.Task[None] | None = None
@@ -464,103 +465,17 @@ class DiskDevice:
     # reading
 
     def read_small_now(self, chunk: ChunkId, hint: Location, chunk_bytes: int) -> memoryview | None:
-        """Block sums, then data, of a chunk that lies at the hint and in memory: one preadv. None: use open_chunk."""
-        handle = self._open_segments.get(hint.segment)
-        if handle is None:
-            return None
-        raw = self._cache.read(handle.fd, records.HEADER_BYTES + chunk_bytes + SUM_BYTES * block_count(chunk_bytes),
-                               hint.offset)
-        if raw is None or not raw.startswith(records.prefix_of(chunk, chunk_bytes)):
-            return None
-        return memoryview(raw)[records.HEADER_BYTES :]
+        return self._lookup.read_small_now(chunk, hint, chunk_bytes)
 
     def open_chunk(self, chunk: ChunkId, hint: Location | None = None) -> OpenChunk | None:
-        if hint is not None:
-            found = self._open_at(chunk, hint.segment, hint.offset)
-            if found is not None:
-                return found
-        value = self._index.fresh.get(chunk)
-        if value is None:
-            if self._index.file_bytes > self.settings.index_inline_bytes:
-                return None
-            value = self._index.lookup(chunk)
-        if not value or not is_live(value):
-            raise _not_here(chunk)
-        entry = unpack(value)
-        return self._open_at(chunk, entry.segment, entry.offset)
-
-    def _open_at(self, chunk: ChunkId, segment: int, offset: int) -> OpenChunk | None:
-        if segment == 0:
-            handle = self._open_files.get(bytes(chunk))
-            if handle is None:
-                return None
-            return StoredChunk(handle, sums=handle.sums, chunk_bytes=handle.chunk_bytes, data_offset=0,
-                               cache=self._cache, pool=self, where=chunk)
-        handle = self._open_segments.get(segment)
-        if handle is None:
-            return None
-        # with room for the sums of the largest small chunk, so that one read brings both
-        raw = self._cache.read(handle.fd, records.HEADER_BYTES + self._sums_bytes_max, offset)
-        if raw is None:
-            return None
-        length = records.live_length(raw, chunk, segment=segment, offset=offset, seed=self._seed)
-        data_offset = records.HEADER_BYTES + SUM_BYTES * block_count(length)
-        if length < 0 or data_offset > len(raw):
-            return None
-        return StoredChunk(handle, sums=bytes(raw[records.HEADER_BYTES : data_offset]), chunk_bytes=length,
-                           data_offset=offset + data_offset, cache=self._cache, pool=self, where=segment)
+        return self._lookup.open_chunk(chunk, hint)
 
     async def find(self, chunk: ChunkId) -> OpenChunk:
-        value = self._index.fresh.get(chunk)
-        if value is None:
-            value = await self.run(self._index.lookup_in_thread, chunk)
-        if not value or not is_live(value):
-            raise _not_here(chunk)
-        entry = unpack(value)
-        if entry.segment == 0:
-            return await self._find_file(chunk)
-        handle = await self.segment_handle(entry.segment)
-        # header, sums and data in one read: a small chunk costs a slow disk one seek
-        raw = await self.read(entry.segment, entry.offset, records.aligned(
-            records.HEADER_BYTES + SUM_BYTES * block_count(entry.chunk_bytes) + entry.chunk_bytes), handle)
-        header = records.parse(raw[: records.HEADER_BYTES], segment=entry.segment, offset=entry.offset, seed=self._seed)
-        if header is None or header.chunk != chunk or header.length != entry.chunk_bytes:
-            raise IntegrityError(f"chunk {chunk.hex()}: its record's header is damaged", code="bad-header")
-        at = records.HEADER_BYTES + header.sums_bytes
-        return MemoryChunk(raw[records.HEADER_BYTES : at], raw[at : at + header.length])
+        return await self._lookup.find(chunk)
 
     async def segment_handle(self, number: int) -> Handle:
         """A handle of the segment; acquire it before the next await. Raises IntegrityError when its file is gone."""
-        handle = self._open_segments.get(number)
-        if handle is None:
-            try:
-                fd = await self.run(os.open, self._layout.segment_path(number), os.O_RDWR | os.O_CLOEXEC)
-            except OSError as error:
-                if error.errno == errno.EROFS:
-                    fd = await self.run(os.open, self._layout.segment_path(number), os.O_RDONLY | os.O_CLOEXEC)
-                elif error.errno == errno.ENOENT:
-                    raise IntegrityError(f"segment {number} is missing", code="bad-header") from None
-                else:
-                    raise
-            handle = self._open_segments.add(number, Handle(fd))
-        return handle
-
-    async def _find_file(self, chunk: ChunkId) -> OpenChunk:
-        handle = self._open_files.get(bytes(chunk))
-        if handle is None:
-            try:
-                fd, footer, sums = await self.run(self._open_file_blocking, chunk)
-            except FileNotFoundError:
-                raise IntegrityError(f"the file of chunk {chunk.hex()} is missing", code="bad-footer") from None
-            handle = self._open_files.add(bytes(chunk), Handle(fd, chunk_bytes=footer.length, sums=sums))
-        return StoredChunk(handle, sums=handle.sums, chunk_bytes=handle.chunk_bytes, data_offset=0,
-                           cache=self._cache, pool=self, where=chunk)
-
-    def _open_file_blocking(self, chunk: bytes) -> tuple[int, records.Header, bytes]:
-        opened = files.open_file(self._layout.file_path(chunk), chunk, self._seed)
-        if self._spindle is not None:
-            self._spindle.transfer(chunk, opened[1].length, len(opened[2]) + records.HEADER_BYTES)
-        return opened
+        return await self._lookup.segment_handle(number)
 
     # deleting
 
@@ -659,7 +574,7 @@ class DiskDevice:
             done, self._flushed = self._flushed, None
             done.set_result(None)
 
-    # for compactor and removal
+    # for look-ups, compactor and removal
 
     @property
     def layout(self) -> Layout:
@@ -678,16 +593,16 @@ class DiskDevice:
         return self._open_files
 
     @property
+    def spindle(self) -> Spindle | None:
+        return self._spindle
+
+    @property
     def clock(self) -> Clock:
         return self._clock
 
     def forget_segment(self, number: int) -> None:
         self._open_segments.drop(number)
         self._index.drop_segment(number)
-
-
-def _not_here(chunk: ChunkId) -> NotFound:
-    return NotFound(f"chunk {chunk.hex()} is not on this device", code="no-such-chunk")
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:
