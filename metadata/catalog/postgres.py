@@ -114,6 +114,7 @@ class PostgresDatabase:
         self._writing = 0
         self._selects: dict[BulkRead, list[tuple[list[Row], asyncio.Future[list[Row]]]]] = {}
         self._selecting: set[asyncio.Task[None]] = set()
+        self._selectors = 0     # tasks that will look at the queue once more; lowered in the step that saw it empty
 
     @classmethod
     async def open(cls, url: str) -> PostgresDatabase:
@@ -143,7 +144,8 @@ class PostgresDatabase:
             raise UnavailableError("too many lookups wait for the catalog")
         future: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
         queue.append((keys, future))
-        if len(self._selecting) < SELECTS_UNDER_WAY_MAX:
+        if self._selectors < SELECTS_UNDER_WAY_MAX:
+            self._selectors += 1
             task = asyncio.get_running_loop().create_task(self._run_selects(), name="catalog-selects")
             self._selecting.add(task)
             task.add_done_callback(self._selecting.discard)
@@ -151,6 +153,12 @@ class PostgresDatabase:
 
     async def _run_selects(self) -> None:
         """Statements, each for all that wait when it starts, until nobody waits."""
+        try:
+            await self._select_all()
+        finally:
+            self._selectors -= 1
+
+    async def _select_all(self) -> None:
         await asyncio.sleep(0)
         while self._selects:
             read = next(iter(self._selects))

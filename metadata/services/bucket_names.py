@@ -28,7 +28,9 @@ class BucketNames:
         bucket = self._known.get(name)
         if bucket is not None:
             return bucket
-        rows = self._database.select_now(BY_NAME, [(name,)]) if "\x00" not in name else []
+        if "\x00" in name:       # PostgreSQL takes no NUL in a text
+            raise _missing(name)
+        rows = self._database.select_now(BY_NAME, [(name,)])
         if rows is None:
             return None
         if not rows:

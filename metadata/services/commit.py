@@ -67,6 +67,7 @@ class CommitService:
         self._waiting: list[_Pending] = []
         self._busy: set[object] = set()          # marks of the batches under way
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0       # tasks that will look at the queue once more; lowered in the step that saw it empty
         #: Called with what a batch changed, after it is durable; must not raise or block.
         self.listeners: list[Callable[[list[Committed]], None]] = []
         #: Set while the catalog's disk is full: only what frees space is let through (rule 19).
@@ -88,13 +89,20 @@ class CommitService:
         return list(await asyncio.gather(*(entry.done for entry in entries)))
 
     def _wake(self) -> None:
-        if len(self._tasks) < self._database.batches_under_way_max:
+        if self._running < self._database.batches_under_way_max:
+            self._running += 1
             task = asyncio.get_running_loop().create_task(self._run(), name="commits")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
         """Batch after batch until nobody waits who may go."""
+        try:
+            await self._run_batches()
+        finally:
+            self._running -= 1
+
+    async def _run_batches(self) -> None:
         await asyncio.sleep(0)
         while batch := self._take():
             self.batches += 1

@@ -115,12 +115,8 @@ class PostgresServer:
         return self._process.pid
 
     def stop(self) -> None:
-        """Fast shutdown: connections are cut. Safe to repeat."""
+        """Immediate shutdown: nothing is flushed, because the directory goes with it. Safe to repeat."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.send_signal(signal.SIGQUIT)
-                self._process.wait(STOP_SECONDS)
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(STOP_SECONDS)
         shutil.rmtree(self.directory, ignore_errors=True)
