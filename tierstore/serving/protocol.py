@@ -80,7 +80,8 @@ class HotProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # 0: "not paused" means that every byte written is in the kernel; sendfile and reused buffers rely on it
-        transport.set_write_buffer_limits(high=0)
+        # (uvloop's TLS pauses at size >= mark, so 0 would pause for ever there; TLS copies, 1 is as good)
+        transport.set_write_buffer_limits(high=1 if self.scheme == "https" else 0)
         self.address = self.client[0] if self.client else ""
         state = self.state
         self.since = state.tick

@@ -72,7 +72,8 @@ class Connection(asyncio.BufferedProtocol):
     # -- asyncio ----------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
-        transport.set_write_buffer_limits(high=0)
+        # uvloop's TLS pauses at size >= mark, so 0 would pause for ever there; TLS copies, 1 is as good
+        transport.set_write_buffer_limits(high=1 if self.origin.is_tls else 0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.phase in (HEAD, BODY) and not self._is_direct and self.content_length < 0 and exc is None:
