@@ -34,6 +34,7 @@ from metadata.promoter.repair import AuditDuty, RepairDuty
 from metadata.promoter.retention import QueueDuty, RetentionDuty
 from metadata.promoter.runner import Duty, DutyRunner, Promoter
 from metadata.promoter.scrub import ScrubDuty
+from metadata.promoter.snapshot import SnapshotDuty
 from metadata.routes import admin_cluster, admin_names, buckets, cluster, hot
 from metadata.routes import jobs as job_routes
 from metadata.routes.callers import Callers
@@ -60,6 +61,7 @@ from metadata.services.repair import Repair
 from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
 from metadata.services.scrub import Scrub
+from metadata.services.snapshot import Snapshots
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView
 from tierstore.auth.access import Principal
@@ -75,6 +77,9 @@ from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
 from tierstore.ticket import ROLE_HOME
+from tierstore.transport.object_client import ObjectClient
+from tierstore.transport.peer import PeerTransport
+from tierstore.transport.pool import PooledTransport
 from tierstore.wire.cluster import BadChunk
 
 log = get_logger("metadata")
@@ -115,6 +120,7 @@ class Surroundings:
     random_bytes: RandomBytes
     advertise: str
     instance: str            # names this process in leases; unique per start
+    transport: PeerTransport
 
 
 class MetadataServer:
@@ -201,14 +207,24 @@ class MetadataServer:
             RepairDuty(self.repair), AuditDuty(self.repair), DrainDuty(self.drains), CollectDuty(self.collection),
             ReconcileDuty(self.inventories), ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
         ]  # fmt: skip
+        if settings.catalog.snapshot_interval > 0:
+            self.snapshots = Snapshots(
+                database, self.cluster, ObjectClient(around.transport, around.clock), self.guard, rng=around.rng,
+                directory=self._own_directory, snapshot_seconds=settings.catalog.snapshot_interval,
+            )  # fmt: skip
+            duties.append(SnapshotDuty(self.snapshots, interval_seconds=settings.catalog.journal_interval))
         runners = [DutyRunner(duty, around.clock, self.lease, self.switches) for duty in duties]
         self.promoter = Promoter(runners, self.lease, around.clock)
         self.jobs.on_done = self.promoter.kick
 
-    def _heat_file(self) -> Path | None:
-        """Beside the embedded catalog; with another database each process keeps its own, if it has a directory."""
+    def _own_directory(self) -> Path | None:
+        """Where this process may keep files of its own; None without one (the catalog is elsewhere)."""
         directory = Path(self.settings.catalog.data)
-        return directory / "heat.bin" if directory.is_dir() else None
+        return directory if directory.is_dir() else None
+
+    def _heat_file(self) -> Path | None:
+        directory = self._own_directory()
+        return directory / "heat.bin" if directory is not None else None
 
     def _build_names(self, site_id: int, version_floor: int) -> None:
         """The name service: lookups, allocations, commits, listings, buckets, keys, policy."""
@@ -379,9 +395,10 @@ def serve(settings: Settings) -> None:
         host = "127.0.0.1" if at.host == "0.0.0.0" else at.host
         advertise = at.advertise.rstrip("/") or f"http://{host}:{sock.getsockname()[1]}"
         database = await open_database(database_url(settings))
+        transport = PooledTransport()
         around = Surroundings(
             clock=SystemClock(), rng=random.Random(secrets.randbits(64)), random_bytes=secrets.token_bytes,
-            advertise=advertise, instance=secrets.token_hex(8),
+            advertise=advertise, instance=secrets.token_hex(8), transport=transport,
         )  # fmt: skip
         server = await MetadataServer.open(settings, around, database)
         serving = Serving(server.app, server.routes, sock=sock, limits=limits_of(settings), drain=server.drain)
@@ -391,5 +408,6 @@ def serve(settings: Settings) -> None:
             await serving.run()
         finally:
             await server.stop()
+            await transport.close()
 
     uvloop.run(main())

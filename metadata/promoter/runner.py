@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: A step that takes longer is cancelled and counted as failed; steps are bounded far below it.
 STEP_SECONDS_MAX = 60.0
+#: How soon a duty that is paused or without the lease looks whether that has changed.
+LOOK_AGAIN_SECONDS = 2.0
 #: After failures the wait doubles up to this.
 BACKOFF_SECONDS_MAX = 60.0
 
@@ -99,7 +101,7 @@ class DutyRunner:
         epoch = self.lease.epoch if self.duty.is_single else 0
         status.is_waiting_for_lease = self.duty.is_single and epoch == 0
         if status.is_paused or status.is_waiting_for_lease:
-            return self.duty.interval_seconds
+            return min(self.duty.interval_seconds, LOOK_AGAIN_SECONDS)
         began = self.clock.monotonic()
         try:
             async with asyncio.timeout(STEP_SECONDS_MAX):

@@ -32,7 +32,7 @@ from metadata.services.jobs_work import CLASS_CHECK, CLASS_INVENTORY, InventoryW
 from metadata.services.snapshot_ids import is_reserved
 from tierstore.clock import Clock
 from tierstore.errors import ConflictError, RequestError
-from tierstore.names import CHUNK_ID_BYTES, UPLOAD_ID_BYTES, allocated_at_ms
+from tierstore.names import CHUNK_ID_BYTES, UPLOAD_ID_BYTES, UploadId, allocated_at_ms
 from tierstore.wire.cluster import Inventory, InventoryAnswer
 
 #: An upload that is neither leased nor committed this long after its allocation is over (it lapses after 10 min).
@@ -69,6 +69,8 @@ class Inventories:
         self._guard = guard
         self._clock = clock
         self._listed_at_ms: dict[int, int] = {}
+        #: When to list a device again because something on it was too young to be judged.
+        self._again_at_ms: dict[int, int] = {}
         self.done = Reconciled()
 
     # -- scheduling -------------------------------------------------------------------------------------------
@@ -84,7 +86,8 @@ class Inventories:
             if device.state == "removed":
                 continue
             listed = self._listed_at_ms.setdefault(device.id, now_ms)
-            if device.counts_for_copies and now_ms - listed < every_ms:
+            is_again = now_ms >= self._again_at_ms.get(device.id, now_ms + 1)
+            if device.counts_for_copies and now_ms - listed < every_ms and not is_again:
                 continue
             payload = msgspec.msgpack.encode(InventoryWork(server.incarnation))
             wanted.append(NewJob("inventory", "reconcile", CLASS_INVENTORY, device.server, device.id, payload=payload))
@@ -121,9 +124,14 @@ class Inventories:
         here, named = set(ids), {chunk for chunk, _ in rows}
         await self._check_missing(message.device, [(chunk, size) for chunk, size in rows if chunk not in here])
         unnamed = [chunk for chunk in ids if chunk not in named and not is_reserved(chunk)]
+        if not message.after:
+            self._again_at_ms.pop(message.device, None)
         answer = await self._judge(message.device, unnamed) if unnamed else InventoryAnswer()
+        now_ms = self._cluster.now_ms()
+        if answer.later:
+            self._again_at_ms[message.device] = now_ms + UPLOAD_OVER_MS
         if message.is_last:
-            self._listed_at_ms[message.device] = self._cluster.now_ms()
+            self._listed_at_ms[message.device] = now_ms
         return answer
 
     async def _check_missing(self, device: int, missing: list[tuple[bytes, int]]) -> None:
@@ -137,7 +145,13 @@ class Inventories:
 
     async def _judge(self, device: int, unnamed: list[bytes]) -> InventoryAnswer:
         now_ms = self._cluster.now_ms()
-        old = [chunk for chunk in unnamed if now_ms - allocated_at_ms(chunk[:UPLOAD_ID_BYTES]) > UPLOAD_OVER_MS]  # type: ignore[arg-type]
+        devices = list(self._cluster.view.devices)
+        placed = await self._database.scan(lambda c: garbage.placed(c, unnamed, devices))
+        # What a row names on another device was committed, so its age says nothing: it is a stray.
+        old = [
+            chunk for chunk in unnamed
+            if chunk in placed or now_ms - allocated_at_ms(UploadId(chunk[:UPLOAD_ID_BYTES])) > UPLOAD_OVER_MS
+        ]  # fmt: skip
         later = len(unnamed) - len(old)
         why_not = self._guard.why_not(device)
         if not old or why_not:
@@ -164,7 +178,8 @@ class Inventories:
         over = {chunk[:UPLOAD_ID_BYTES] for chunk in chunks if chunk not in placed} - alive
         if over:
             operations.condemn(c, over, at_ms=now_ms)
-        return [chunk for chunk in chunks if chunk[:UPLOAD_ID_BYTES] not in alive], servers.feed_sequence(c)
+        judged = [chunk for chunk in chunks if chunk in placed or chunk[:UPLOAD_ID_BYTES] not in alive]
+        return judged, servers.feed_sequence(c)
 
     async def _mark_passes(self, sequence: int) -> bool:
         until = self._clock.monotonic() + MARK_WAIT_SECONDS

@@ -1,0 +1,357 @@
+"""The catalog as a stream of bytes and back: the dump that backups and snapshots are made of, and the journal of what
+changed behind one. Independent of the engine (a dump of SQLite loads into PostgreSQL).
+
+    dump    = magic "TSCAT1\\n\\0", then frames; the last frame is the end frame with the totals
+    frame   = u32 length, u32 CRC32C, payload (zlib of MessagePack: [table, columns, rows])
+    journal = the same frames: rows as they are after the changes, keys of rows that are gone, the changes themselves
+
+What is derived or short-lived is left out: placements (made anew by `reindex`), jobs, leases, pins. Applying the same
+journal twice gives the same rows; journals are applied in order, each whole.
+
+Cost: about 3 us a row to dump, 10 us to load; a page of PAGE_ROWS rows in memory.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from crc32c import crc32c
+
+from metadata.catalog import feed, schema
+from metadata.catalog.leases import upsert
+from metadata.catalog.packed import unpack, unpack_replicas
+from tierstore.errors import IntegrityError
+
+MAGIC: Final = b"TSCAT1\n\0"
+FRAME: Final = struct.Struct("<II")
+PAGE_ROWS: Final = 1000
+FRAME_BYTES_MAX: Final = 256 << 20
+END: Final = ""
+GONE: Final = "-objects"          # frames of a journal: keys (bucket id, key) without a latest row
+GONE_VERSIONS: Final = "-versions"
+CHANGES: Final = "+changes"       # the feed's entries, for the tombstones among them
+#: Feed entries younger than this go into a dump, so that a rebuild knows what was deleted just before.
+CHANGES_MS: Final = 3_600_000
+
+#: In the order in which they are loaded.
+TABLES: Final[tuple[sa.Table, ...]] = (
+    schema.settings, schema.feed_head, schema.sites, schema.servers, schema.devices, schema.ticket_keys,
+    schema.buckets, schema.credentials, schema.policies, schema.objects, schema.versions, schema.extents,
+    schema.chunks, schema.inodes, schema.directories, schema.garbage, schema.condemned_uploads, schema.upload_leases,
+    schema.multipart_uploads, schema.multipart_parts, schema.operations, schema.audit, schema.replication_queue,
+)  # fmt: skip
+#: Small tables that a journal carries whole when they changed.
+SMALL: Final[tuple[sa.Table, ...]] = (
+    schema.sites, schema.servers, schema.devices, schema.ticket_keys, schema.buckets, schema.credentials,
+    schema.policies,
+)  # fmt: skip
+#: Columns that change with every heartbeat: no reason to journal a table.
+_VOLATILE: Final = frozenset({
+    "seen_at_ms", "load", "in_flight", "used_bytes", "trash_bytes", "garbage_bytes", "chunks", "seen_sequence",
+    "read_ms", "read_bytes_per_second", "capacity_bytes",
+})  # fmt: skip
+#: Settings that belong to one catalog's life, not to its content.
+_OWN_SETTINGS: Final = frozenset({"placements_sequence", "placements_garbage_id"})
+_BY_NAME: Final = {table.name: table for table in TABLES}
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a dump or journal held. sequence: the feed's, up to which it goes; at_ms: when it was made."""
+
+    sequence: int = 0
+    at_ms: int = 0
+    cluster_id: str = ""
+    rows: dict[str, int] = field(default_factory=dict)
+    tombstones: set[tuple[int, str]] = field(default_factory=set)
+
+
+def _frame(table: str, columns: list[str], rows: list[Any]) -> bytes:
+    payload = zlib.compress(msgspec.msgpack.encode([table, columns, rows]), 1)
+    return FRAME.pack(len(payload), crc32c(payload)) + payload
+
+
+def _pages(connection: sa.Connection, table: sa.Table) -> Iterator[list[list[Any]]]:
+    """All rows in pages, by primary key: each page is a range, so no long cursor holds the catalog."""
+    keys = list(table.primary_key.columns)
+    last: list[Any] | None = None
+    while True:
+        query = sa.select(table).order_by(*keys).limit(PAGE_ROWS)
+        if last is not None:
+            bound = [sa.literal(value, key.type) for value, key in zip(last, keys, strict=True)]
+            query = query.where(sa.tuple_(*keys) > sa.tuple_(*bound))
+        rows = [list(row) for row in connection.execute(query)]
+        if not rows:
+            return
+        yield rows
+        names = [column.name for column in table.columns]
+        last = [rows[-1][names.index(key.name)] for key in keys]
+
+
+def dump(connection: sa.Connection, *, at_ms: int) -> Iterator[bytes]:
+    """The whole catalog as this transaction sees it."""
+    yield MAGIC
+    sequence, _ = feed.head(connection)
+    totals: dict[str, int] = {}
+    for table in TABLES:
+        columns = [column.name for column in table.columns]
+        for rows in _pages(connection, table):
+            totals[table.name] = totals.get(table.name, 0) + len(rows)
+            yield _frame(table.name, columns, rows)
+    recent = sa.select(schema.changes).where(schema.changes.c.at_ms >= at_ms - CHANGES_MS).limit(1_000_000)
+    yield _frame(CHANGES, [], [list(row) for row in connection.execute(recent)])
+    yield _end(connection, sequence, at_ms, totals)
+
+
+def _end(connection: sa.Connection, sequence: int, at_ms: int, totals: dict[str, int]) -> bytes:
+    query = sa.select(schema.settings.c.value).where(schema.settings.c.name == "cluster_id")
+    cluster_id = connection.execute(query).scalar()
+    return _frame(END, ["sequence", "at_ms", "cluster_id", "totals"], [sequence, at_ms, cluster_id or "", totals])
+
+
+def small_digest(connection: sa.Connection) -> int:
+    """Changes when a small table changed in more than what heartbeats bring."""
+    digest = 0
+    for table in SMALL:
+        steady = [column for column in table.columns if column.name not in _VOLATILE]
+        for row in connection.execute(sa.select(*steady).order_by(*table.primary_key.columns)):
+            digest = zlib.crc32(msgspec.msgpack.encode([table.name, list(row)]), digest)
+    return digest
+
+
+def journal(
+    connection: sa.Connection, *, after: int, limit: int, at_ms: int, with_small: bool
+) -> tuple[int, bool, Iterator[bytes]]:
+    """(sequence reached, whether more changes wait, frames) of the changes behind a sequence."""
+    changes = feed.read(connection, after, limit)
+    reached = changes[-1].sequence if changes else after
+    return reached, len(changes) == limit, _journal(connection, changes, reached, at_ms, with_small)
+
+
+def _journal(
+    connection: sa.Connection, changes: list[feed.Change], reached: int, at_ms: int, with_small: bool
+) -> Iterator[bytes]:
+    yield MAGIC
+    totals: dict[str, int] = {}
+
+    def frame(table: sa.Table, rows: list[list[Any]]) -> bytes:
+        totals[table.name] = totals.get(table.name, 0) + len(rows)
+        return _frame(table.name, [column.name for column in table.columns], rows)
+
+    small_changes = (schema.CHANGE_BUCKET, schema.CHANGE_CREDENTIAL, schema.CHANGE_POLICY)
+    if with_small or any(c.kind in small_changes for c in changes):
+        for table in SMALL:
+            yield frame(table, [list(row) for row in connection.execute(sa.select(table))])
+    named: dict[tuple[int, str], set[int]] = {}
+    shared: set[bytes] = set()
+    for c in changes:
+        if c.kind <= schema.CHANGE_SHARED:
+            named.setdefault((c.bucket_id, c.key), set()).add(c.version)
+        elif c.kind == schema.CHANGE_CHUNK:
+            shared.add(bytes.fromhex(c.key))
+    latest, older, gone, gone_versions, bodies = _images(connection, named)
+    yield frame(schema.objects, latest)
+    yield frame(schema.versions, older)
+    yield _frame(GONE, ["bucket_id", "key"], gone)
+    yield _frame(GONE_VERSIONS, ["bucket_id", "key", "version"], gone_versions)
+    e, k = schema.extents, schema.chunks
+    for body in sorted(bodies):
+        rows = [list(row) for row in connection.execute(sa.select(e).where(e.c.body_id == body))]
+        shared.update(bytes(row[2]) for row in rows)
+        yield frame(e, rows)
+    wanted = sorted(shared)
+    for at in range(0, len(wanted), 500):
+        yield frame(k, [list(r) for r in connection.execute(sa.select(k).where(k.c.id.in_(wanted[at : at + 500])))])
+    yield _frame(CHANGES, [], [[c.sequence, c.at_ms, c.kind, c.bucket_id, c.key, c.version] for c in changes])
+    yield _end(connection, reached, at_ms, totals)
+
+
+def _images(
+    connection: sa.Connection, named: dict[tuple[int, str], set[int]]
+) -> tuple[list[list[Any]], list[list[Any]], list[list[Any]], list[list[Any]], set[int]]:
+    """The rows of changed keys as they are now, and what is gone of them."""
+    latest: list[list[Any]] = []
+    older: list[list[Any]] = []
+    gone: list[list[Any]] = []
+    gone_versions: list[list[Any]] = []
+    bodies: set[int] = set()
+    o, v = schema.objects, schema.versions
+    for (bucket_id, key), version_ids in named.items():
+        row = connection.execute(sa.select(o).where(o.c.bucket_id == bucket_id, o.c.key == key)).first()
+        found = [row] if row is not None else []
+        if row is None:
+            gone.append([bucket_id, key])
+        else:
+            latest.append(list(row))
+        # Every put moves the version before it: as many as were named, and the one that was the latest before.
+        newest = (
+            sa.select(v).where(v.c.bucket_id == bucket_id, v.c.key == key).order_by(v.c.version.desc())
+            .limit(len(version_ids) + 2)
+        )  # fmt: skip
+        rows = list(connection.execute(newest))
+        absent = version_ids - {r.version for r in rows} - ({row.version} if row is not None else set())
+        if absent:
+            query = sa.select(v).where(v.c.bucket_id == bucket_id, v.c.key == key, v.c.version.in_(sorted(absent)))
+            more = list(connection.execute(query))
+            rows += more
+            gone_versions += [[bucket_id, key, i] for i in sorted(absent - {r.version for r in more})]
+        older += [list(r) for r in rows]
+        bodies.update(int(r.ref) for r in [*found, *rows] if r.kind == schema.KIND_ROWS and r.ref is not None)
+    return latest, older, gone, gone_versions, bodies
+
+
+def frames_of(data: bytes | memoryview) -> Iterator[tuple[str, list[str], list[Any]]]:
+    """The frames of a dump or journal. Raises IntegrityError(code="bad-snapshot") for anything torn or changed."""
+    view = memoryview(data)
+    if bytes(view[: len(MAGIC)]) != MAGIC:
+        raise IntegrityError("this is no dump of a catalog", code="bad-snapshot")
+    at = len(MAGIC)
+    is_ended = False
+    while at < len(view):
+        if is_ended or at + FRAME.size > len(view):
+            raise IntegrityError(f"the dump is torn at byte {at}", code="bad-snapshot")
+        size, crc = FRAME.unpack_from(view, at)
+        payload = view[at + FRAME.size : at + FRAME.size + size]
+        if len(payload) != size or size > FRAME_BYTES_MAX or crc32c(payload) != crc:
+            raise IntegrityError(f"the dump is torn or changed at byte {at}", code="bad-snapshot")
+        table, columns, rows = msgspec.msgpack.decode(zlib.decompress(payload), type=tuple[str, list[str], list[Any]])
+        is_ended = table == END
+        yield table, columns, rows
+        at += FRAME.size + size
+    if not is_ended:
+        raise IntegrityError("the dump has no end", code="bad-snapshot")
+
+
+def load(connection: sa.Connection, data: bytes | memoryview) -> Loaded:
+    """Replace the whole catalog by a dump. The caller reindexes afterwards. Raises IntegrityError."""
+    for table in reversed(TABLES):
+        connection.execute(sa.delete(table))
+    for table in (schema.placements, schema.jobs, schema.pins, schema.changes):
+        connection.execute(sa.delete(table))
+    loaded = Loaded()
+    for name, columns, rows in frames_of(data):
+        if not _note(loaded, name, rows) and rows:
+            connection.execute(sa.insert(_BY_NAME[name]), [dict(zip(columns, row, strict=True)) for row in rows])
+            loaded.rows[name] = loaded.rows.get(name, 0) + len(rows)
+    return loaded
+
+
+def apply(connection: sa.Connection, data: bytes | memoryview) -> Loaded:
+    """Bring a loaded catalog forward by one journal. Raises IntegrityError."""
+    loaded = Loaded()
+    for name, columns, rows in frames_of(data):
+        if name == GONE:
+            _delete_rows(connection, schema.objects, columns, rows)
+        elif name == GONE_VERSIONS:
+            _delete_rows(connection, schema.versions, columns, rows)
+        elif not _note(loaded, name, rows):
+            table = _BY_NAME[name]
+            if table in SMALL:
+                connection.execute(sa.delete(table))
+            keys = [column.name for column in table.primary_key.columns]
+            if table is schema.objects:
+                # A version that is the latest again, or was moved, must not stand in both tables.
+                moved = [[row[columns.index(k)] for k in ("bucket_id", "key", "version")] for row in rows]
+                _delete_rows(connection, schema.versions, ["bucket_id", "key", "version"], moved)
+            for row in rows:
+                upsert(connection, table, keys, dict(zip(columns, row, strict=True)))
+            loaded.rows[name] = loaded.rows.get(name, 0) + len(rows)
+    return loaded
+
+
+def _note(loaded: Loaded, name: str, rows: list[Any]) -> bool:
+    """Take what is no table's; True when it was."""
+    if name == END:
+        loaded.sequence, loaded.at_ms, loaded.cluster_id = int(rows[0]), int(rows[1]), str(rows[2])
+        return True
+    if name == CHANGES:
+        deletions = (schema.CHANGE_DELETE, schema.CHANGE_MARKER)
+        loaded.tombstones.update((int(row[3]), str(row[4])) for row in rows if row[2] in deletions)
+        return True
+    return False
+
+
+def _delete_rows(connection: sa.Connection, table: sa.Table, columns: list[str], rows: Iterable[list[Any]]) -> None:
+    for row in rows:
+        same = [table.c[name] == value for name, value in zip(columns, row, strict=True)]
+        connection.execute(sa.delete(table).where(*same))
+
+
+def settle(connection: sa.Connection, *, sequence: int, version: int) -> None:
+    """Make a loaded catalog ready: counts of shared chunks from their extents, the reverse table anew, the feed and
+    the version clock above everything that was seen anywhere."""
+    e, k = schema.extents.c, schema.chunks
+    bodies = sa.union(
+        *(sa.select(t.c.ref).where(t.c.kind == schema.KIND_ROWS, t.c.ref.is_not(None))
+          for t in (schema.objects, schema.versions)),
+        sa.select(schema.inodes.c.body_id).where(schema.inodes.c.body_id.is_not(None)),
+    )  # fmt: skip
+    connection.execute(sa.delete(schema.extents).where(e.body_id.not_in(bodies)))
+    count = sa.select(sa.func.count()).where(e.chunk_id == k.c.id).scalar_subquery()
+    connection.execute(sa.update(k).values(refcount=count))
+    # What nothing names is left to the inventories: they condemn before they delete.
+    connection.execute(sa.delete(k).where(k.c.refcount == 0))
+    h = schema.feed_head
+    connection.execute(
+        sa.update(h).values(
+            sequence=sa.case((h.c.sequence < sequence, sequence), else_=h.c.sequence),
+            version=sa.case((h.c.version < version, version), else_=h.c.version),
+        )
+    )
+    connection.execute(sa.delete(schema.settings).where(schema.settings.c.name.in_(_OWN_SETTINGS)))
+    reindex(connection)
+    connection.execute(sa.update(schema.devices).values(reconciled_incarnation=0))
+
+
+def reindex(connection: sa.Connection) -> int:
+    """Make the reverse table anew from all rows and set its mark to the feed's head; how many entries."""
+    p = schema.placements
+    connection.execute(sa.delete(p))
+    total = 0
+    for table in (schema.objects, schema.versions):
+        names = [column.name for column in table.columns]
+        owner = ("bucket_id", "key", "version")
+        at = {name: names.index(name) for name in (*owner, "kind", "body")}
+        for rows in _pages(connection, table):
+            found: dict[tuple[int, bytes], tuple[Any, ...]] = {
+                (replica.device, chunk.id): (*(row[at[name]] for name in owner), chunk.chunk_bytes)
+                for row in rows if row[at["kind"]] == schema.KIND_INLINE and row[at["body"]]
+                for chunk in unpack(row[at["body"]])
+                for replica in chunk.replicas
+            }  # fmt: skip
+            total += _place(connection, found)
+    for rows in _pages(connection, schema.chunks):
+        found_chunks: dict[tuple[int, bytes], tuple[Any, ...]] = {
+            (replica.device, bytes(row[0])): (None, None, None, row[1])
+            for row in rows for replica in unpack_replicas(row[5])
+        }  # fmt: skip
+        total += _place(connection, found_chunks)
+    sequence, _ = feed.head(connection)
+    upsert(connection, schema.settings, ["name"], {"name": "placements_sequence", "value": str(sequence)})
+    return total
+
+
+def _place(connection: sa.Connection, found: dict[tuple[int, bytes], tuple[Any, ...]]) -> int:
+    if found:
+        connection.execute(
+            sa.insert(schema.placements),
+            [
+                {"device_id": device, "chunk_id": chunk, "bucket_id": b, "key": key, "version": v, "chunk_bytes": size}
+                for (device, chunk), (b, key, v, size) in found.items()
+            ],
+        )
+    return len(found)
+
+
+def is_empty(connection: sa.Connection) -> bool:
+    """Whether the catalog names no object and no bucket: it may be replaced."""
+    return all(
+        connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first() is None
+        for table in (schema.objects, schema.versions, schema.buckets)
+    )
