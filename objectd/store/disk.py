@@ -30,7 +30,7 @@ from objectd.store import files, records, segments
 from objectd.store.committer import Appended, Committer, InlineCommitter, ThreadCommitter
 from objectd.store.compaction import Compactor
 from objectd.store.device import Buffer, ChunkWriter, DeviceUsage, Location, OpenChunk
-from objectd.store.index import Entry, Index, is_live, pack, unpack
+from objectd.store.index import Entry, Flush, Index, is_live, pack, unpack
 from objectd.store.layout import Layout
 from objectd.store.lookup import Lookup
 from objectd.store.openfiles import Handle, OpenFiles
@@ -232,6 +232,8 @@ class DiskDevice:
         figures = self._index.figures
         occupied = figures.live_bytes + figures.trash_bytes + figures.garbage_bytes
         reserve = self.settings.reserve_of(self._capacity)
+        if self.ballast_is_out:
+            reserve += self.settings.ballast_bytes      # what was given back is for deletes and the index, not for puts
         try:
             fs = os.statvfs(self.path)
         except OSError as error:    # unmounted or gone
@@ -541,7 +543,7 @@ class DiskDevice:
             if self.state in ("ok", "full"):
                 await self.flush()
                 self.refresh_room()
-                if self.ballast_is_out and self.state == "ok":
+                if self.ballast_is_out and self._room > self.settings.ballast_bytes:
                     await self._refill_ballast()
 
     async def _refill_ballast(self) -> None:
@@ -561,9 +563,9 @@ class DiskDevice:
         if flush is None:
             return
         self._flushed = self._loop.create_future()
-        future = self.submit(self._index.write, flush)
         try:
-            await asyncio.wait({future})    # not bounded: LMDB must not be left in a transaction; puts have the bound
+            # not bounded: LMDB must not be left in a transaction; puts have the bound
+            await asyncio.wait({future := self.submit(self._write_index, flush)})
             try:
                 future.result()
                 self._index.done()
@@ -574,7 +576,21 @@ class DiskDevice:
             done, self._flushed = self._flushed, None
             done.set_result(None)
 
+    def _write_index(self, flush: Flush) -> None:
+        try:
+            self._index.write(flush)
+        except (OSError, lmdb.Error) as error:
+            if _as_os_error(error).errno not in NO_SPACE or not self.release_ballast():
+                raise
+            self._index.write(flush)    # a transaction that was given up left nothing behind
+
     # for look-ups, compactor and removal
+
+    def release_ballast(self) -> bool:
+        """Give the ballast back to a full disk, for a delete or the index; False if it is out already."""
+        is_released = self._layout.release_ballast()
+        self.ballast_is_out = self.ballast_is_out or is_released
+        return is_released
 
     @property
     def layout(self) -> Layout:

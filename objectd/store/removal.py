@@ -151,9 +151,8 @@ class Removal:
             try:
                 place = device.log.append_verdict(kind, chunk, target, wall_ms=wall_ms)
             except OSError as error:
-                if error.errno not in NO_SPACE or not device.layout.release_ballast():
+                if error.errno not in NO_SPACE or not device.release_ballast():
                     raise
-                device.ballast_is_out = True
                 place = device.log.append_verdict(kind, chunk, target, wall_ms=wall_ms)
         except OSError as error:
             raise device.write_failed(error) from error

@@ -145,6 +145,24 @@ def test_the_ballast_is_given_back_for_a_delete(tmp_path: Path) -> None:
     asyncio.run(walk())
 
 
+def test_the_ballast_is_given_back_for_the_index_and_puts_do_not_eat_it(tmp_path: Path) -> None:
+    """Emptying the trash needs the index; on a full disk it could otherwise free nothing, for ever."""
+    place = Place(tmp_path, settings=replace(SETTINGS, ballast_bytes=1 << 20))
+
+    async def walk() -> None:
+        async with place.open() as device:
+            await put(device, chunk(1), body(1, 1000))
+            free = device.usage().free_bytes
+            await device.trash(chunk(1))
+            failpoints.arm("store.index.before_commit=error:ENOSPC@1")
+            assert await device.empty_trash(1 << 60) > 0
+            assert os.path.getsize(os.path.join(place.path, "reserve")) == 0
+            assert device.usage().free_bytes <= free - (1 << 20) + 4096
+            assert device.state == "ok"
+
+    asyncio.run(walk())
+
+
 def test_a_read_only_disk_is_named_so(place: Place) -> None:
     """A file system remounted read-only after errors: reads go on, writes go elsewhere."""
 
