@@ -25,6 +25,7 @@ from tierstore.serving import problem
 from tierstore.serving.asgi import hot_application
 from tierstore.serving.body_receiver import BodyReceiver
 from tierstore.serving.file_sender import Buffer, Done, FileSender
+from tierstore.serving.framing import check_expectation, check_framing, check_size, first_values
 from tierstore.serving.heads import CLOSE_LINE, STATUS_LINES
 from tierstore.serving.hot_exchange import OPEN, STREAMING, HotExchange
 from tierstore.serving.problem import EdgeError
@@ -37,9 +38,6 @@ BODY: Final = 2      # a body is coming
 BUSY: Final = 3      # request complete, answer under way
 LINGER: Final = 4    # answered early, reading the rest away before the close
 CLOSED: Final = 5
-
-#: A request may have one of each of these; two of them are how requests are smuggled.
-_SINGLE: Final = (b"host", b"content-length", b"transfer-encoding")
 
 
 class _AfterClose(Exception):
@@ -174,17 +172,13 @@ class HotProtocol(HttpToolsProtocol):
         headers = self.headers
         index = dict(headers)
         if self._is_suspect:
-            self._check_size()
+            check_size(self.url, headers, self.state.limits.header_bytes_max)
         if len(index) != len(headers):
-            index = self._check_repeated()
+            index = first_values(headers)
         parser = self.parser
-        if b"host" not in index and parser.get_http_version() != "1.0":
-            raise EdgeError(400, "the Host header is missing", code="no-host")
-        length, is_chunked = self._framing(index)
-        expect = index.get(b"expect")
-        if expect is not None:
-            if expect.lower() != b"100-continue":
-                raise EdgeError(417, "only 100-continue can be expected", code="bad-expectation")
+        length, is_chunked = check_framing(index, parser)
+        if b"expect" in index:
+            check_expectation(index[b"expect"])
             self.expect_100_continue = True
         keep_alive = parser.should_keep_alive()
         if parser.should_upgrade():
@@ -282,36 +276,7 @@ class HotProtocol(HttpToolsProtocol):
         except Exception as error:  # the seam's promise: an error that leaves a handler becomes the answer
             exchange.fail(error)
 
-    # -- checks of the head -----------------------------------------------------------------------------------
-    def _check_size(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.state.limits.header_bytes_max:
-            raise EdgeError(431, f"the request line and headers have {size} bytes")
-
-    def _check_repeated(self) -> dict[bytes, bytes]:
-        index: dict[bytes, bytes] = {}
-        for name, value in self.headers:
-            if name in index:
-                if name in _SINGLE:
-                    raise EdgeError(400, f"the header {name.decode('latin-1')} is there twice", code="bad-framing")
-            else:
-                index[name] = value
-        return index
-
-    def _framing(self, index: dict[bytes, bytes]) -> tuple[int | None, bool]:
-        """Content-Length and whether the body is chunked; what is ambiguous is refused (request smuggling)."""
-        length = index.get(b"content-length")
-        coding = index.get(b"transfer-encoding")
-        if coding is not None:
-            if length is not None or coding.lower() != b"chunked" or self.parser.get_http_version() == "1.0":
-                raise EdgeError(400, "the body's framing is ambiguous or unknown", code="bad-framing")
-            return None, True
-        if length is None:
-            return None, False
-        if not length.isdigit():
-            raise EdgeError(400, "Content-Length is not a number", code="bad-framing")
-        return int(length), False
-
+    # -- what is broken --------------------------------------------------------------------------------------
     def _broken(self, error: Exception) -> None:
         """The bytes are no request that we take: answer 4xx if it is the turn of an answer, then close."""
         cause: BaseException = error
