@@ -56,7 +56,7 @@ class Agent:
         self, *, clock: Clock, transport: PeerTransport, metadata_urls: tuple[str, ...], advertise: str,
         failure_domain: str, join_token: str, heartbeat_seconds: float, state: AgentState,
         state_file: AgentStateFile | None, standing: Standing, slots: Slots, heat: HeatCounter, jobs: JobRunner,
-        on_answer: Callable[[HeartbeatAnswer], None], in_flight: Callable[[], int],
+        on_answer: Callable[[HeartbeatAnswer], None], in_flight: Callable[[], int], is_draining: Callable[[], bool],
         cpu_seconds: Callable[[], float] = time.thread_time,
     ) -> None:  # fmt: skip
         self._clock = clock
@@ -74,6 +74,7 @@ class Agent:
         self._jobs = jobs
         self._on_answer = on_answer
         self._in_flight = in_flight
+        self._is_draining = is_draining
         self._cpu_seconds = cpu_seconds
         self._last_cpu = cpu_seconds()
         self._last_beat = clock.monotonic()
@@ -81,8 +82,7 @@ class Agent:
         self._sequence = 0
         self._wish = asyncio.Event()
         self._one_beat = asyncio.Lock()
-        #: up | draining (announced restart) | stopping; told with the next heartbeat.
-        self.announced = "up"
+        self._is_stopping = False
         self.is_registered = False     # in this life
         self.answered_at = clock.monotonic()
         self.map_revision = 0
@@ -112,6 +112,8 @@ class Agent:
                 await self._until_next_beat()
             except TierstoreError as error:
                 self.failures_total += 1
+                if isinstance(error, NotAuthenticated | AccessDenied):
+                    self.is_registered = False      # another catalog: come back by secret or by join token
                 log.warning("metadata did not take a heartbeat", code=error.code, detail=error.detail)
                 # reads go on with the keys at hand; what was to be told is kept and told later
                 await self._clock.sleep(pause)
@@ -121,9 +123,14 @@ class Agent:
         """Do not wait for the interval: a job is done, or the state changed."""
         self._wish.set()
 
-    async def announce(self, state: str) -> None:
-        """Tell metadata now that this server drains or stops. Best effort: it is found out anyway."""
-        self.announced = state
+    @property
+    def announced(self) -> str:
+        """up | draining (a restart is announced) | stopping, as each heartbeat tells it."""
+        return "stopping" if self._is_stopping else "draining" if self._is_draining() else "up"
+
+    async def say_goodbye(self) -> None:
+        """Tell metadata now that this server stops. Best effort: it is found out anyway."""
+        self._is_stopping = True
         if self.is_registered:
             with contextlib.suppress(TierstoreError):
                 await self.beat()
@@ -206,6 +213,11 @@ class Agent:
             in_flight=self._in_flight(), state=self.announced,
         )  # fmt: skip
         answer = await self._post("heartbeat", message, HeartbeatAnswer, HEARTBEAT_SECONDS)
+        if answer.reregister:
+            # nothing of this heartbeat was taken: all of it is told again under the new registration
+            self.is_registered = False
+            log.warning("metadata asks this server to register again")
+            return
         self.heartbeats_total += 1
         self.answered_at = clock.monotonic()
         if heat and answer.heat_acknowledged >= heat.sequence:
@@ -215,10 +227,6 @@ class Agent:
         await self._obey(answer)
 
     async def _obey(self, answer: HeartbeatAnswer) -> None:
-        if answer.reregister:
-            self.is_registered = False
-            log.warning("metadata asks this server to register again")
-            return
         standing = self._standing
         standing.set_catalog_time(answer.now_ms)
         standing.sequence = answer.sequence

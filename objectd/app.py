@@ -96,6 +96,7 @@ class ObjectServer:
             heartbeat_seconds=config.timers.heartbeat, state=state, state_file=state_file, standing=self.standing,
             slots=self.slots, heat=self.heat, jobs=self.jobs, on_answer=self._follow,
             in_flight=lambda: self.uploads.uploads + self.reads.cold_reads,
+            is_draining=lambda: self.drain.is_announced,
         )  # fmt: skip
         self.verify = VerifyWork(slots=self.slots, run_blocking=run_blocking)
         self.remove = RemoveWork(slots=self.slots, may_delete=self.agent.may_delete, note=self.agent.note)
@@ -108,7 +109,7 @@ class ObjectServer:
         self.routes = routes(self.reads, self.uploads)
         self.app = self._application()
         self._duties: set[asyncio.Task[None]] = set()
-        self.drain.on_announce(self._announced)
+        self.drain.on_announce(self.agent.beat_soon)
         metrics.watch(self)
 
     def _add_works(self) -> None:
@@ -175,7 +176,7 @@ class ObjectServer:
         await self.jobs.close()
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
-                await self.agent.announce("stopping")
+                await self.agent.say_goodbye()
         except TimeoutError:
             log.warning("metadata could not be told of the stop")
         for slot in self.slots:
@@ -230,10 +231,6 @@ class ObjectServer:
     def advertise(self, url: str) -> None:
         """The address others reach this server under, once the port is known. Before start()."""
         self.agent.advertise = url
-
-    def _announced(self) -> None:
-        self.agent.announced = "draining"
-        self.agent.beat_soon()
 
 
 async def open_disks(config: ObjectdConfig, clock: Clock) -> list[Device]:

@@ -252,11 +252,17 @@ class _Stream:
         self._end()
 
     def data(self, piece: memoryview) -> None:
+        if self._error is not None:
+            return      # already lost; the answer is on its way
         left = self._chunk_bytes - self._summer.size
         if left > 0:
             body = piece[:left]
             self._summer.update(body)
-            self._writer.write(body)
+            try:
+                self._writer.write(body)
+            except (TierstoreError, OSError) as error:
+                self.aborted(error)     # raised again by run(), which owns the answer
+                return
             if self._writer.pending_bytes >= STREAM_WINDOW_BYTES and not self._is_paused:
                 self._is_paused = True
                 self._exchange.pause_body()
@@ -282,12 +288,14 @@ class _Stream:
                 await self._wake.wait()
                 self._wake.clear()
                 if self._error is not None:
-                    return
+                    raise self._error
                 if self._is_paused:
                     async with asyncio.timeout(timeout):
                         await self._writer.drained()
                     self._is_paused = False
                     self._exchange.resume_body()
+            if self._error is not None:
+                raise self._error
             sums = self._summer.sums()
             if sums != self._sent_sums:
                 raise _mismatch(self._chunk)

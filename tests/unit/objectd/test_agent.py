@@ -12,7 +12,7 @@ import pytest
 from objectd.agent_state import FILE_NAME, AgentState, AgentStateFile
 from objectd.heat import COUNT_MAX, HeatCounter, unpack_entries
 from tests.unit.objectd.world import CLUSTER, METADATA, World, play
-from tierstore.errors import ConfigError, TicketRefused, UnavailableError
+from tierstore.errors import ConfigError, NotAuthenticated, TicketRefused, UnavailableError
 from tierstore.names import ChunkId
 from tierstore.wire.cluster import DeviceGrant, TicketKey
 
@@ -123,6 +123,50 @@ def test_asked_to_register_again_it_does() -> None:
         world.metadata.reregister.add(server.standing.server)
         await world.until(lambda: len(world.metadata.registrations) == 2)
         await world.until(lambda: server.agent.is_registered)
+
+    play(test)
+
+
+def test_what_a_refused_heartbeat_carried_is_told_again() -> None:
+    """Asked to register again, metadata took nothing of that heartbeat: results and findings must not be lost."""
+
+    async def test(world: World) -> None:
+        server = await world.start("one", world.device(1))
+        job = world.job(server, "dance", 1)
+        await world.until(lambda: server.jobs.failed_total == 1)
+        server.slots.note_bad(ChunkId(bytes(16)), server.slots.slot(1).id, "bad-block")
+        world.metadata.reports.clear()
+        world.metadata.reregister.add(server.standing.server)
+        await world.until(lambda: world.metadata.bad)
+        assert len(world.metadata.registrations) == 2
+        assert job in world.metadata.reports or not server.jobs.reports()
+
+    play(test)
+
+
+def test_a_secret_refused_in_a_heartbeat_leads_to_a_new_registration() -> None:
+    """The catalog was rebuilt while the server ran: it comes back by its join token, without a restart."""
+
+    async def test(world: World) -> None:
+        server = await world.start("one", world.device(1))
+        world.metadata.error = NotAuthenticated("who?")
+        await world.until(lambda: not server.agent.is_registered)
+        world.metadata.error = None
+        await world.until(lambda: server.agent.is_registered)
+        assert len(world.metadata.registrations) == 2
+
+    play(test)
+
+
+def test_a_withdrawn_restart_is_told_too() -> None:
+    """An operator changed his mind: the server must get chunks again."""
+
+    async def test(world: World) -> None:
+        server = await world.start("one", world.device(1))
+        server.drain.announce()
+        await world.until(lambda: world.metadata.heartbeats[-1].state == "draining")
+        server.drain.withdraw()
+        await world.until(lambda: world.metadata.heartbeats[-1].state == "up")
 
     play(test)
 

@@ -27,7 +27,7 @@ from tierstore.errors import (
     TooLarge,
     UnavailableError,
 )
-from tierstore.names import chunk_id
+from tierstore.names import ChunkId, chunk_id
 from tierstore.ticket import NO_HEAT
 
 SIZES = (1, 4096, BLOCK_BYTES, BLOCK_BYTES + 1, 256 * 1024, 256 * 1024 + 1, 3 * 1024 * 1024 + 7)
@@ -224,6 +224,41 @@ def test_a_device_out_of_space_or_failed_refuses_before_the_body() -> None:
         assert "failed" in " ".join(server.reasons_not_ready())
 
     play(test)
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_stream_ends_it_with_507() -> None:
+    """The gateway must hear why, at once, and send the chunk elsewhere; nothing may hang or stay."""
+
+    async def test(world: World) -> None:
+        device = FillingDevice(world.device(1))
+        server = await world.start("one", device)
+        error = await refused(world, server, world.write_ticket(server, 1, world.upload()), data=body(3 << 20))
+        assert isinstance(error, CapacityError)
+        await world.until(lambda: server.uploads.uploads == 0)
+        assert server.uploads.upload_bytes == 0 and device.usage().used_bytes == 0
+        device.is_filling = False
+        await world.put(server, 1, body(3 << 20))
+
+    play(test)
+
+
+class FillingDevice(FaultyDevice):
+    """Its disk turns out to be full while a large chunk is written."""
+
+    is_filling = True
+
+    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> Any:
+        writer = super().begin(chunk, chunk_bytes, name_hint=name_hint)
+        plain = writer.write
+
+        def write(piece: Any) -> None:
+            if self.is_filling:
+                writer.abort()
+                raise CapacityError("the disk is full")
+            plain(piece)
+
+        writer.write = write  # type: ignore[method-assign]
+        return writer
 
 
 def test_uploads_are_bounded_in_bytes_and_number() -> None:
