@@ -73,7 +73,8 @@ class Loaded:
 
 
 def _frame(table: str, columns: list[str], rows: list[Any]) -> bytes:
-    payload = zlib.compress(msgspec.msgpack.encode([table, columns, rows]), 1)
+    # SQLAlchemy's names may be a subclass of str, which MessagePack does not take.
+    payload = zlib.compress(msgspec.msgpack.encode([str(table), [str(c) for c in columns], rows]), 1)
     return FRAME.pack(len(payload), crc32c(payload)) + payload
 
 
@@ -121,7 +122,7 @@ def small_digest(connection: sa.Connection) -> int:
     for table in SMALL:
         steady = [column for column in table.columns if column.name not in _VOLATILE]
         for row in connection.execute(sa.select(*steady).order_by(*table.primary_key.columns)):
-            digest = zlib.crc32(msgspec.msgpack.encode([table.name, list(row)]), digest)
+            digest = zlib.crc32(msgspec.msgpack.encode([str(table.name), list(row)]), digest)
     return digest
 
 

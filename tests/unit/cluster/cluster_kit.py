@@ -264,7 +264,7 @@ class MiniCluster:
             body = c.execute(sa.select(schema.objects.c.body).where(schema.objects.c.key == key)).scalar_one()
             c.execute(sa.delete(schema.objects).where(schema.objects.c.key == key))
             garbage.add(c, unpack(body), at_ms=self.world.clock.now_ms())
-            feed.append(c, [feed.NewChange(schema.CHANGE_DELETE, 1, key, 0)], at_ms=0)
+            feed.append(c, [feed.NewChange(schema.CHANGE_DELETE, 1, key, 0)], at_ms=self.world.clock.now_ms())
 
         await self.world.database.write(write)
         await follow_feed(self.world)
