@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from metadata.catalog.members import REFUSED_STATES
 from metadata.catalog.packed import pack_new
 from tierstore.errors import ConflictError, RequestError, TicketRefused, UnavailableError
-from tierstore.ticket import ROLE_CACHE, ROLE_HOME, Receipt, open_receipt, receipt_server
+from tierstore.ticket import ROLE_CACHE, ROLE_HOME, Receipt, open_receipt_of
 from tierstore.wire.names import CommitChunk
 
 #: Receipts that one chunk may come with (copies and cache copies).
@@ -37,7 +37,7 @@ def open_all(chunks: Sequence[CommitChunk], keys: Mapping[int, Mapping[int, byte
         of_chunk = []
         for role, texts in ((ROLE_HOME, chunk.receipts), (ROLE_CACHE, chunk.cache_receipts)):
             for text in texts:
-                receipt = open_receipt(text, keys.get(receipt_server(text), {}))
+                receipt = open_receipt_of(text, keys)
                 if (
                     receipt.chunk != chunk.id
                     or receipt.chunk_bytes != chunk.chunk_bytes

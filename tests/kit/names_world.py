@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -27,7 +28,7 @@ from metadata.services.replicas_view import ReplicaOrder
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView, DeviceInfo, ServerInfo
 from tierstore.auth.access import Principal
-from tierstore.clock import HybridClock, ManualClock
+from tierstore.clock import Clock, HybridClock, ManualClock
 from tierstore.names import ChunkId, DeviceId, ServerId, SiteId, UploadId, chunk_id, operation_id, upload_id
 from tierstore.ticket import Receipt, sign_receipt
 from tierstore.wire.names import (
@@ -57,7 +58,7 @@ class NamesWorld:
 
     database: Database
     view: ClusterView
-    clock: ManualClock
+    clock: Any      # a ManualClock unless the caller passed another Clock
     rng: random.Random
     names: BucketNames
     commits: CommitService
@@ -70,7 +71,7 @@ class NamesWorld:
 
     @classmethod
     async def open(
-        cls, url: str, *, threads: bool = True, seed: int = 1, clock: ManualClock | None = None, copies: int = 2
+        cls, url: str, *, threads: bool = True, seed: int = 1, clock: Clock | None = None, copies: int = 2
     ) -> NamesWorld:
         database = await open_database(url, threads=threads)
         clock = clock or ManualClock()

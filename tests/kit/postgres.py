@@ -37,7 +37,9 @@ class PostgresServer:
         self._bin = _binaries()
         self._user = "nobody" if os.geteuid() == 0 else None
         # A short path: a Unix socket's has at most 107 bytes.
-        self.directory = Path(tempfile.mkdtemp(prefix="tspg-", dir="/tmp"))
+        # In memory where there is some: making and removing databases is nothing but small files.
+        place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
+        self.directory = Path(tempfile.mkdtemp(prefix="tspg-", dir=place))
         self._data = self.directory / "data"
         if self._user is not None:
             account = pwd.getpwnam(self._user)
