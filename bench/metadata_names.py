@@ -50,7 +50,7 @@ class Plain:
         count, begun = 0, time.perf_counter()
         while (spent := time.perf_counter() - begun) < seconds:
             rows = [
-                (1, f"k{self.made + i:012}", 1 << 40, 0, 1, 4096, "ts-0123456789abcdef", 1_800_000_000_000, body, None, None)
+                (1, f"k{self.made + i:012}", 1 << 40, 0, 1, 4096, "ts-0123456789abcdef", 1 << 40, body, None, None)
                 for i in range(GROUP)
             ]  # fmt: skip
             self.raw.execute("BEGIN IMMEDIATE")
