@@ -93,6 +93,12 @@ class AllocationPool:
         )  # fmt: skip
         return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations
 
+    def drop(self, placement: PlacementClass) -> None:
+        """Forget what is held ahead: its tickets are refused."""
+        stock = self._stocks.get(placement)
+        if stock is not None:
+            stock.ready.clear()
+
     def is_stale(self, allocation: Allocation) -> bool:
         return allocation.expires_at_ms <= self._client.catalog_ms() + EXPIRY_MARGIN_MS
 

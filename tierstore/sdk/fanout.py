@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tierstore.checksum import combine_sums, sums_of
-from tierstore.errors import CapacityError, TierstoreError, UnavailableError
+from tierstore.errors import CapacityError, TicketRefused, TierstoreError, UnavailableError
 from tierstore.names import UploadId, chunk_id
 from tierstore.wire.names import Allocation, CommitChunk, Target
 
@@ -53,6 +53,7 @@ class ChunkFanout:
         self._receipts: list[bytes] = []
         self._failures: list[TierstoreError] = []
         self._asking: asyncio.Task[None] | None = None
+        self._asks = 0
         self._timer: asyncio.TimerHandle | None = None
         #: True when no send was cut off: nobody looks at `data` any more.
         self.is_quiet = True
@@ -69,8 +70,7 @@ class ChunkFanout:
     async def run(self) -> CommitChunk:
         """Send, and return what the commit needs. Raises UnavailableError(not-enough-servers), CapacityError."""
         try:
-            for _ in range(self._copies):
-                self._start_next()
+            self._fill()
             await self._settled
         finally:
             self._stop()
@@ -79,8 +79,22 @@ class ChunkFanout:
             chunk_bytes=len(self._data), crc32c=self.crc32c, receipts=self._receipts,
         )  # fmt: skip
 
-    def _start_next(self) -> None:
-        """Give the chunk to one more server: a candidate, else one that metadata still finds."""
+    def _fill(self) -> None:
+        """See to it that as many servers as are still needed have the chunk on its way."""
+        while not self._settled.done() and len(self._receipts) + len(self._running) < self._copies:
+            if self._start_candidate():
+                continue
+            if self._asking is None:
+                if self._asks < self._limits.chunk_attempts_max:
+                    self._asks += 1
+                    self._asking = self._loop.create_task(self._ask_for_more())
+                    self._asking.add_done_callback(self._asked)
+                else:
+                    self._give_up()
+            return
+
+    def _start_candidate(self) -> bool:
+        """Give the chunk to the next candidate that has not had it. False: none is left."""
         while self._candidates:
             target = self._candidates.popleft()
             if target.server not in self._used:
@@ -88,11 +102,8 @@ class ChunkFanout:
                 task = self._loop.create_task(self._send(target))
                 self._running[task] = target
                 task.add_done_callback(self._sent)
-                return
-        if self._asking is None and len(self._failures) <= self._limits.chunk_attempts_max:
-            self._asking = self._loop.create_task(self._ask_for_more())
-        elif self._asking is None:
-            self._settle_if_hopeless()
+                return True
+        return False
 
     async def _send(self, target: Target) -> bytes:
         limits = self._limits
@@ -123,7 +134,12 @@ class ChunkFanout:
             if isinstance(error, UnavailableError):
                 self._parts.servers.note_failure(target.server)
             self._failures.append(error)
-            self._start_next()
+            if isinstance(error, TicketRefused):
+                # expired or of another key: the server itself may take the chunk under a new ticket, and what is
+                # held ahead is as old as this one
+                self._used.discard(target.server)
+                self._parts.allocations.drop(self._parts.placement)
+            self._fill()
         else:
             self._settled.set_exception(error)
 
@@ -132,33 +148,35 @@ class ChunkFanout:
         if not self._settled.done() and self._running and self._candidates:
             for target in self._running.values():
                 self._parts.servers.note_failure(target.server)
-            self._start_next()
+            self._start_candidate()
 
     async def _ask_for_more(self) -> None:
         """The spares are used up: ask metadata for other servers, for the same chunk id."""
         a = self._allocation
-        missing = self._copies - len(self._receipts) - len(self._running)
+        missing = max(self._copies - len(self._receipts) - len(self._running), 1)
         try:
             more = await self._parts.allocations.take_more(
-                self._parts.placement, a.upload, a.index, 1, copies=max(missing, 1), exclude=sorted(self._used)
+                self._parts.placement, a.upload, a.index, 1, copies=missing, exclude=sorted(self._used)
             )
-            for allocation in more:
-                self._candidates.extend([*allocation.targets, *allocation.spares])
         except TierstoreError as error:
-            self._failures.append(error)
+            if not self._failures:      # else what the servers said tells more
+                self._failures.append(error)
+            more = []
         self._asking = None
-        if self._settled.done():
-            return
+        for allocation in more:
+            self._candidates.extend([*allocation.targets, *allocation.spares])
         if self._candidates:
-            for _ in range(max(missing, 1)):
-                self._start_next()
-        else:
-            self._settle_if_hopeless()
+            self._fill()
+        elif not self._settled.done() and len(self._receipts) + len(self._running) < self._copies:
+            self._give_up()
 
-    def _settle_if_hopeless(self) -> None:
-        """Raise when what runs cannot make up the copies any more and nobody else can be asked."""
-        if self._settled.done() or len(self._receipts) + len(self._running) >= self._copies:
-            return
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        """An unexpected fault of the asking must end the fan-out, not leave it waiting."""
+        if not task.cancelled() and (error := task.exception()) is not None and not self._settled.done():
+            self._settled.set_exception(error)
+
+    def _give_up(self) -> None:
+        """What runs cannot make up the copies any more and nobody else can be asked."""
         if self._failures and all(isinstance(failure, CapacityError) for failure in self._failures):
             self._settled.set_exception(CapacityError(self._failures[-1].detail, code=self._failures[-1].code))
             return

@@ -47,6 +47,12 @@ class Race(Generic[Candidate, Result]):
         self._start()
         try:
             return await self._outcome
+        except asyncio.CancelledError:
+            # an answer that came in the same moment has no taker any more
+            outcome = self._outcome
+            if outcome.done() and not outcome.cancelled() and outcome.exception() is None and self._discard is not None:
+                self._discard(outcome.result()[1])
+            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()

@@ -7,6 +7,8 @@ metadata's liveness stays the authority. The first-byte estimate follows the 95t
 
 from __future__ import annotations
 
+import asyncio
+
 from tierstore.clock import Clock
 from tierstore.errors import UnavailableError
 from tierstore.sdk.limits import StoreLimits
@@ -37,7 +39,8 @@ class ServerBook:
         """The address of an object server; fetches the map again for one that is not known. Raises UnavailableError."""
         found = self._urls.get(server)
         if found is None:
-            await self._client.refresh_map()
+            # shared with others: a caller that is cancelled must not cancel the fetch
+            await asyncio.shield(self._client.refresh_map())
             found = self._urls.get(server)
             if found is None:
                 raise UnavailableError(f"server {server} is not in the cluster map", code="no-replica")

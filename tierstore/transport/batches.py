@@ -92,10 +92,12 @@ class BatchLane(Generic[Item, Result]):
                 if not waiter.future.done():
                     waiter.future.set_exception(error)
             return
-        except BaseException:
-            # a bug or cancellation must not leave callers waiting for ever
+        except BaseException as error:
+            # a bug or a cancellation must not leave callers waiting for ever
+            why = UnavailableError(f"the {self.name} batch was given up ({type(error).__name__})", code="metadata-busy")
             for waiter in batch:
-                waiter.future.cancel()
+                if not waiter.future.done():
+                    waiter.future.set_exception(why)
             raise
         for waiter, result in zip(batch, results, strict=True):
             if not waiter.future.done():

@@ -23,7 +23,7 @@ import msgspec
 
 from tierstore import wire
 from tierstore.clock import Clock
-from tierstore.errors import TierstoreError, UnavailableError, from_answer, from_code
+from tierstore.errors import RequestError, TierstoreError, UnavailableError, from_answer, from_code
 from tierstore.names import OPERATION_ID_BYTES, operation_id
 from tierstore.transport.batches import BatchLane, Waiter
 from tierstore.transport.peer import PeerReply, PeerTransport
@@ -193,7 +193,7 @@ class MetadataClient:
         reply = await self._held(
             b"POST", target, body, until, is_pointless=lambda: all(waiter.future.done() for waiter in batch)
         )
-        return wire.decode(reply.body, kind)
+        return _decoded(reply.body, kind)
 
     # -- one by one -----------------------------------------------------------------------------------------
     async def list(self, item: ListItem, *, seconds: float = 10.0) -> ListResult:
@@ -231,7 +231,7 @@ class MetadataClient:
     async def _ask(self, target: bytes, question: object, kind: type[T], seconds: float) -> T:
         until = asyncio.get_running_loop().time() + seconds
         reply = await self._held(b"POST", target, wire.encode(question), until)
-        return wire.decode(reply.body, kind)
+        return _decoded(reply.body, kind)
 
     # -- retries --------------------------------------------------------------------------------------------
     async def _held(
@@ -316,7 +316,7 @@ class MetadataClient:
         while True:
             seen = self._revisions_seen
             reply = await self._held(b"GET", b"/v1/cluster", b"", until, headers=self._map_headers)
-            fresh = wire.decode(reply.body, ClusterMap)
+            fresh = _decoded(reply.body, ClusterMap)
             self._map = fresh
             self._note_auth(fresh.auth_revision)
             for on_map in self.on_map_change:
@@ -355,6 +355,14 @@ def error_of(reply: PeerReply) -> TierstoreError:
         members = {}
     code = str(members.get("code") or ("unavailable" if reply.status >= 502 or reply.status == 503 else "internal"))
     return from_answer(reply.status, code, str(members.get("detail") or f"status {reply.status}"))
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    """An answer of metadata. One that cannot be read is metadata's fault, not the caller's: UnavailableError."""
+    try:
+        return wire.decode(body, kind)
+    except RequestError as error:
+        raise UnavailableError(f"metadata's answer cannot be read: {error.detail}", code="broken-answer") from error
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

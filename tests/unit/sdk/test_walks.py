@@ -15,6 +15,7 @@ from tierstore.errors import (
     NotFound,
     PreconditionFailed,
     RequestError,
+    TicketRefused,
     UnavailableError,
 )
 from tierstore.sdk.store import Store
@@ -103,6 +104,27 @@ def test_a_refused_connection_makes_a_spare_take_the_chunk() -> None:
             await store.put("bkt", f"k{number}", bytes([number]) * 5000)
         assert holders(cluster) == [0, 8, 8]
         assert await body_of(store, "k3") == bytes([3]) * 5000
+
+    run(work)
+
+
+def test_refused_tickets_are_replaced_by_fresh_ones_for_the_same_servers() -> None:
+    """Keys rotate and tickets expire: allocations held ahead must not make every server look unusable."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        await store.put("bkt", "first", b"x")
+        refusals = 4
+
+        async def refuse() -> None:
+            nonlocal refusals
+            if refusals:
+                refusals -= 1
+                raise TicketRefused("the ticket's key is not known")
+
+        for server in cluster.servers:
+            server.before_write = refuse
+        await store.put("bkt", "k", b"y" * 1000)
+        assert await body_of(store, "k") == b"y" * 1000
 
     run(work)
 
