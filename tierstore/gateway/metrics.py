@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 def watch(gateway: Gateway) -> None:
     """Show one gateway's figures for as long as its parts live."""
     objects, budget = weakref.ref(gateway.objects), weakref.ref(gateway.store.budget)
+    servers = weakref.ref(gateway.store.servers)
+    watched(
+        "tierstore_read_failures_total", "counter", "reads of a chunk's copy that failed and went to another copy",
+        gateway.store.servers, lambda: book.read_failures_total if (book := servers()) else 0,
+    )  # fmt: skip
+    watched(
+        "tierstore_write_failures_total", "counter", "servers that failed to store a chunk, which another one then got",
+        gateway.store.servers, lambda: book.write_failures_total if (book := servers()) else 0,
+    )  # fmt: skip
+    watched(
+        "tierstore_hedges_total", "counter", "slow first bytes for which a second replica was asked",
+        gateway.store.servers, lambda: book.hedges_total if (book := servers()) else 0,
+    )  # fmt: skip
     watched(
         "tierstore_gateway_requests", "gauge", "object requests under way", gateway.objects,
         lambda: door.in_flight if (door := objects()) else 0,

@@ -131,6 +131,7 @@ class ChunkFanout:
             elif self._timer is None and len(self._receipts) + 1 == self._copies:
                 self._timer = self._loop.call_later(self._limits.straggler_seconds, self._help_straggler)
         elif isinstance(error, TierstoreError):
+            self._parts.servers.write_failures_total += 1
             if isinstance(error, UnavailableError):
                 self._parts.servers.note_failure(target.server)
             self._failures.append(error)

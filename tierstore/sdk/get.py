@@ -272,7 +272,7 @@ class GetWalk:
             race: Race[ReplicaView, Any] = Race(
                 replicas, attempt, hedge_seconds=servers.hedge_seconds, seconds=until - loop.time(),
                 failed=lambda replica, error, of=current: self._note_failure(replica, of, error),  # type: ignore[misc]
-                discard=_discard,
+                discard=_discard, hedged=servers.note_hedge,
             )  # fmt: skip
             try:
                 return await race.run()
@@ -292,6 +292,7 @@ class GetWalk:
 
     def _note_failure(self, replica: ReplicaView, chunk: ChunkView, error: Exception) -> None:
         """Remember who failed, and tell metadata about a copy that is bad or missing."""
+        self._parts.servers.read_failures_total += 1
         if isinstance(error, IntegrityError):
             self._parts.client.report_bad(BadChunk(chunk.id, replica.device, error.code))
         elif isinstance(error, NotFound):

@@ -18,7 +18,8 @@ Result = TypeVar("Result")
 
 
 class Race(Generic[Candidate, Result]):
-    """`attempt` asks one candidate; `failed` hears of every failure; `discard` disposes of an answer that came second.
+    """`attempt` asks one candidate; `failed` hears of every failure, `hedged` of
+    every second replica asked because the first was slow; `discard` disposes of an answer that came second.
 
     An error is passed over as long as a candidate is left or running; when none is, the last one is raised.
     """
@@ -27,6 +28,7 @@ class Race(Generic[Candidate, Result]):
         self, candidates: Sequence[Candidate], attempt: Callable[[Candidate], Coroutine[object, object, Result]], *,
         hedge_seconds: float, seconds: float,
         failed: Callable[[Candidate, Exception], None], discard: Callable[[Result], None] | None = None,
+        hedged: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         self._candidates = candidates
         self._attempt = attempt
@@ -34,6 +36,7 @@ class Race(Generic[Candidate, Result]):
         self._seconds = seconds
         self._failed = failed
         self._discard = discard
+        self._hedged = hedged
         self._next = 0
         self._running: dict[asyncio.Task[Result], Candidate] = {}
         self._loop = asyncio.get_running_loop()
@@ -77,6 +80,8 @@ class Race(Generic[Candidate, Result]):
         if self._outcome.done():
             return
         if self._next < len(self._candidates) and self._loop.time() < self._until:
+            if self._hedged is not None:
+                self._hedged()
             self._start()
         elif self._loop.time() >= self._until:
             self._outcome.set_exception(UnavailableError("no replica answered in time", code="deadline"))

@@ -27,6 +27,11 @@ class ServerBook:
         self._not_up: frozenset[int] = frozenset()
         self._suspects: dict[int, float] = {}
         self._first_byte_seconds = limits.hedge_seconds_min
+        #: What did not go the straight way, for metrics: copies that failed a read, servers that failed a chunk, first
+        #: bytes for which a second replica was asked.
+        self.read_failures_total = 0
+        self.write_failures_total = 0
+        self.hedges_total = 0
         client.on_map_change.append(self._learn)
         if client.map is not None:
             self._learn(client.map)
@@ -64,6 +69,9 @@ class ServerBook:
 
     def note_failure(self, server: int) -> None:
         self._suspects[server] = self._clock.monotonic() + self._limits.suspect_seconds
+
+    def note_hedge(self) -> None:
+        self.hedges_total += 1
 
     def note_first_byte(self, seconds: float) -> None:
         estimate = self._first_byte_seconds

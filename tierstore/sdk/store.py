@@ -138,11 +138,11 @@ class Store:
         self.client = client
         self._objects = objects
         self._clock = clock
-        self._servers = ServerBook(client, clock, self.limits)
+        self.servers = ServerBook(client, clock, self.limits)
         self._allocations = AllocationPool(client, self.limits)
         self._placer = Placer(client, clock)
         self.budget = BufferBudget(self.limits.buffer_bytes_max)
-        self._get_parts = GetParts(client, objects, self._servers, self.limits, clock)
+        self._get_parts = GetParts(client, objects, self.servers, self.limits, clock)
         self._put_parts: dict[PlacementClass, PutParts] = {}
 
     async def open(self) -> Store:
@@ -262,7 +262,7 @@ class Store:
         parts = self._put_parts.get(placement)
         if parts is None:
             parts = self._put_parts[placement] = PutParts(
-                self.client, self._objects, self._servers, self._allocations, self.budget, self.limits, placement
+                self.client, self._objects, self.servers, self._allocations, self.budget, self.limits, placement
             )
         return parts
 

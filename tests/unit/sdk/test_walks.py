@@ -256,14 +256,17 @@ def test_a_hung_server_is_hedged() -> None:
 
     async def work(cluster: FakeCluster, store: Store) -> None:
         data = random.Random(4).randbytes(300_000)
-        await store.put("bkt", "k", data)
-        await store.put("bkt", "s", data[:1000])
+        bodies = {f"k{size}-{number}": data[:size] for size in (1000, 300_000) for number in range(4)}
+        for key, body in bodies.items():
+            await store.put("bkt", key, body)
         cluster.servers[0].before_read = hang
         loop = asyncio.get_running_loop()
-        for key, expected in (("k", data), ("s", data[:1000])):
+        for key, body in bodies.items():
             began = loop.time()
-            assert await body_of(store, key) == expected
+            assert await body_of(store, key) == body
             assert loop.time() - began < 1.0
+        # the fake names server 1 first wherever it holds a copy
+        assert store.servers.hedges_total == len(cluster.servers[0].chunks) > 0
 
     run(work)
 
