@@ -12,7 +12,7 @@ import contextlib
 import os
 import random
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from typing import Any, Final
 import uvloop
 from fastapi import FastAPI, Request
 
+from metadata.catalog import snapshots
 from metadata.catalog.book import CatalogBook, Located
 from metadata.catalog.database import Database, open_database
 from metadata.catalog.packed import DELETING
@@ -57,6 +58,7 @@ from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
 from metadata.services.placements import PlacementIndexer
 from metadata.services.policies import Policies
+from metadata.services.rebuild import Rebuild
 from metadata.services.repair import Repair
 from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
@@ -80,7 +82,7 @@ from tierstore.ticket import ROLE_HOME
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport
-from tierstore.wire.cluster import BadChunk
+from tierstore.wire.cluster import BadChunk, Inventory, InventoryAnswer
 
 log = get_logger("metadata")
 
@@ -88,6 +90,8 @@ log = get_logger("metadata")
 REFRESH_SECONDS: Final = 1.0
 #: For the catalog to finish what it has when the process stops.
 STOP_SECONDS_MAX: Final = 20.0
+#: For a dump or the loading of one.
+BACKUP_SECONDS: Final = 3600.0
 
 RandomBytes = Callable[[int], bytes]
 
@@ -195,6 +199,8 @@ class MetadataServer:
         self.inventories = Inventories(
             database, self.cluster, queue=self.jobs, book=self.book, guard=self.guard, clock=around.clock
         )
+        #: Who judges inventory pages; a rebuild takes them itself.
+        self.take_inventory: Callable[[Inventory], Awaitable[InventoryAnswer]] = self.inventories.page
         retention = Retention(
             database, self.cluster, self.book, feed_kept_ms=int(settings.catalog.feed_retention * 1000)
         )
@@ -286,7 +292,7 @@ class MetadataServer:
         names = handlers.routes()
         members = cluster.build(
             self.cluster, self.heartbeats, metadata_urls=lambda: [self.around.advertise], any_key=callers.caller,
-            inventory=self.inventories.page,
+            inventory=self._inventory,
         )  # fmt: skip
         self.routes: list[Route] = [*names, *members.hot]
         app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
@@ -314,6 +320,9 @@ class MetadataServer:
         """A reader's report is a suspicion: the object server that holds the copy checks it, and is believed (its own
         findings come with its heartbeats). A gateway is a reader too."""
         await self.jobs.report_suspect(bad)
+
+    async def _inventory(self, page: Inventory) -> InventoryAnswer:
+        return await self.take_inventory(page)
 
     async def _metrics_guard(self, request: Request) -> None:
         if not self.settings.telemetry.metrics_public:
@@ -386,28 +395,89 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[tuple[MetadataServer, Serving]]:
+    """The service and its edge, built and closed again; nothing runs yet inside."""
+    at = settings.listen
+    sock = inherited(at.fd) if at.fd >= 0 else listen(at.host, at.port)
+    host = "127.0.0.1" if at.host == "0.0.0.0" else at.host
+    advertise = at.advertise.rstrip("/") or f"http://{host}:{sock.getsockname()[1]}"
+    database = await open_database(database_url(settings))
+    transport = PooledTransport()
+    around = Surroundings(
+        clock=SystemClock(), rng=random.Random(secrets.randbits(64)), random_bytes=secrets.token_bytes,
+        advertise=advertise, instance=secrets.token_hex(8), transport=transport,
+    )  # fmt: skip
+    server = await MetadataServer.open(settings, around, database)
+    try:
+        yield server, Serving(server.app, server.routes, sock=sock, limits=limits_of(settings), drain=server.drain)
+    finally:
+        await server.stop()
+        await transport.close()
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; blocks."""
 
     async def main() -> None:
-        at = settings.listen
-        sock = inherited(at.fd) if at.fd >= 0 else listen(at.host, at.port)
-        host = "127.0.0.1" if at.host == "0.0.0.0" else at.host
-        advertise = at.advertise.rstrip("/") or f"http://{host}:{sock.getsockname()[1]}"
-        database = await open_database(database_url(settings))
-        transport = PooledTransport()
-        around = Surroundings(
-            clock=SystemClock(), rng=random.Random(secrets.randbits(64)), random_bytes=secrets.token_bytes,
-            advertise=advertise, instance=secrets.token_hex(8), transport=transport,
-        )  # fmt: skip
-        server = await MetadataServer.open(settings, around, database)
-        serving = Serving(server.app, server.routes, sock=sock, limits=limits_of(settings), drain=server.drain)
-        try:
+        async with opened(settings) as (server, serving):
             await server.start()
-            log.info("serving", url=advertise, cluster=server.view.cluster_id, database=database.dialect)
+            log.info(
+                "serving", url=server.around.advertise, cluster=server.view.cluster_id,
+                database=server.database.dialect,
+            )  # fmt: skip
             await serving.run()
-        finally:
-            await server.stop()
-            await transport.close()
 
     uvloop.run(main())
+
+
+def rebuild(settings: Settings) -> list[str]:
+    """Make a lost catalog again from what the object servers hold; the lines of the report. Blocks, serving them
+    meanwhile. Raises ConflictError when the catalog is not empty, UnavailableError when nothing whole is left."""
+
+    async def main() -> list[str]:
+        async with opened(settings) as (server, serving):
+            work = Rebuild(server.database, server.cluster, server.guard, server.around.transport, server.around.clock)
+            server.take_inventory = work.page
+            edge = asyncio.create_task(serving.run(), name="metadata edge")
+            try:
+                return await work.run(server.heartbeats.flush)
+            finally:
+                edge.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await edge
+
+    return uvloop.run(main())
+
+
+def backup(settings: Settings, target: Path) -> list[str]:
+    """Write one consistent dump of the catalog to a new file, synced; the lines of the report. The service may run."""
+
+    async def main() -> list[str]:
+        database = await open_database(database_url(settings))
+        try:
+            at_ms = SystemClock().now_ms()
+            count = await database.scan(lambda c: snapshots.dump_to(c, target, at_ms=at_ms), seconds=BACKUP_SECONDS)
+        finally:
+            await database.close()
+        return [f"{target}: {count} objects, {target.stat().st_size} bytes"]
+
+    return uvloop.run(main())
+
+
+def restore(settings: Settings, source: Path) -> list[str]:
+    """Load a backup into an empty catalog; the lines of the report. No service may run on it. What was written since
+    the backup is not known then: the devices have seen higher sequences, so nothing is deleted until an operator
+    looked. Raises ConflictError when the catalog is not empty, IntegrityError when the file is damaged."""
+
+    async def main() -> list[str]:
+        database = await open_database(database_url(settings))
+        try:
+            await prepare(database, new_cluster_id=secrets.token_hex(16), site=settings.placement.site)
+            data = await asyncio.to_thread(source.read_bytes)
+            count = await database.write(lambda c: snapshots.restore(c, data), seconds=BACKUP_SECONDS)
+        finally:
+            await database.close()
+        return [f"{source}: {count} objects restored"]
+
+    return uvloop.run(main())

@@ -13,10 +13,12 @@ Cost: about 3 us a row to dump, 10 us to load; a page of PAGE_ROWS rows in memor
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +28,7 @@ from crc32c import crc32c
 from metadata.catalog import feed, schema
 from metadata.catalog.leases import upsert
 from metadata.catalog.packed import unpack, unpack_replicas
-from tierstore.errors import IntegrityError
+from tierstore.errors import ConflictError, IntegrityError
 
 MAGIC: Final = b"TSCAT1\n\0"
 FRAME: Final = struct.Struct("<II")
@@ -108,6 +110,35 @@ def dump(connection: sa.Connection, *, at_ms: int) -> Iterator[bytes]:
     recent = sa.select(schema.changes).where(schema.changes.c.at_ms >= at_ms - CHANGES_MS).limit(1_000_000)
     yield _frame(CHANGES, [], [list(row) for row in connection.execute(recent)])
     yield _end(connection, sequence, at_ms, totals)
+
+
+def dump_to(connection: sa.Connection, target: Path, *, at_ms: int) -> int:
+    """Dump into a new file, synced with its directory; the number of objects. Raises ConflictError if it exists."""
+    try:
+        with open(target, "xb") as file:
+            for frame in dump(connection, at_ms=at_ms):
+                file.write(frame)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ConflictError(f"{target} exists already", code="file-exists") from None
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return count_objects(connection)
+
+
+def restore(connection: sa.Connection, data: bytes) -> int:
+    """Load a dump into an empty catalog and make it ready; the number of objects.
+
+    The feed goes on where the dump ended: devices that saw more bar every deletion (rule 1)."""
+    if not is_empty(connection):
+        raise ConflictError("this catalog has buckets or objects; restore into an empty one", code="catalog-not-empty")
+    loaded = load(connection, data)
+    settle(connection, sequence=loaded.sequence, version=0)
+    return count_objects(connection)
 
 
 def _end(connection: sa.Connection, sequence: int, at_ms: int, totals: dict[str, int]) -> bytes:
@@ -356,3 +387,19 @@ def is_empty(connection: sa.Connection) -> bool:
         connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first() is None
         for table in (schema.objects, schema.versions, schema.buckets)
     )
+
+
+def count_objects(connection: sa.Connection) -> int:
+    """How many keys have a latest version."""
+    return int(connection.execute(sa.select(sa.func.count()).select_from(schema.objects)).scalar_one())
+
+
+def named_chunks(connection: sa.Connection, chunks: Iterable[bytes]) -> set[bytes]:
+    """Those chunks that the reverse table knows on any device."""
+    p, wanted = schema.placements.c, sorted(set(chunks))
+    devices = [int(i) for i in connection.execute(sa.select(schema.devices.c.id)).scalars()]
+    found: set[bytes] = set()
+    for at in range(0, len(wanted), 500):
+        query = sa.select(p.chunk_id).where(p.device_id.in_(devices), p.chunk_id.in_(wanted[at : at + 500]))
+        found.update(bytes(chunk) for chunk in connection.execute(query).scalars())
+    return found

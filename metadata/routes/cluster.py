@@ -22,7 +22,7 @@ from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
-from tierstore.wire.cluster import Heartbeat, Inventory, InventoryAnswer, Register
+from tierstore.wire.cluster import Heartbeat, HeartbeatAnswer, Inventory, InventoryAnswer, Register
 
 T = TypeVar("T")
 
@@ -133,7 +133,16 @@ def build(
         return Response(model.model_dump_json(), media_type="application/json")
 
     def heartbeat(exchange: Exchange) -> None:
-        server = daemon_of(cluster, exchange.header(b"authorization")).server
+        header = exchange.header(b"authorization") or b""
+        try:
+            server = daemon_of(cluster, header).server
+        except NotAuthenticated:
+            if not header.startswith(b"Bearer " + DAEMON_TOKEN.encode() + b"."):
+                raise
+            # Its secret is of a catalog that was lost or restored: it may join again if it has the join token.
+            again = HeartbeatAnswer(now_ms=cluster.now_ms(), sequence=0, map_revision=0, reregister=True)
+            exchange.collect(HEARTBEAT_BYTES_MAX, lambda body: exchange.reply(200, encode(again), _LINES))
+            return
 
         async def work(body: bytes) -> None:
             answer = await heartbeats.beat(decode(body, Heartbeat), server=server)

@@ -86,6 +86,8 @@ class Cluster:
         self._rows: dict[int, ServerRow] = {}
         self._secrets: dict[int, bytes] = {}
         self._keys_created: dict[int, list[tuple[int, int]]] = {}
+        #: A rebuild: the catalog is empty and takes the cluster id that stands on the devices.
+        self.adopts_cluster_id = False
         #: Servers that died or devices that failed since the last flush: to be reconciled before they count again.
         self.unreconciled: set[int] = set()
         #: What operators wish of each server: up | draining | drained | removed.
@@ -338,6 +340,10 @@ class Cluster:
         return secret
 
     def _grant(self, c: Connection, server_id: int, incarnation: int, report: DeviceReport) -> DeviceGrant:
+        if report.cluster_id and report.cluster_id != self.view.cluster_id and self.adopts_cluster_id:
+            leases.set_setting(c, "cluster_id", report.cluster_id)
+            self.view.cluster_id = report.cluster_id
+            self.adopts_cluster_id = False      # the first one decides; devices of yet others are refused
         if report.cluster_id and report.cluster_id != self.view.cluster_id:
             raise ConflictError(
                 f"the device at {report.path} belongs to cluster {report.cluster_id}, this is {self.view.cluster_id}: "

@@ -26,6 +26,7 @@ from metadata.services.cluster import Cluster
 from metadata.services.duties import PROMOTER
 from metadata.services.jobs import delete_batches
 from metadata.services.jobs_work import is_alive
+from tierstore.names import UPLOAD_ID_BYTES, UploadId, allocated_at_ms
 
 #: Unreferenced chunks live at least this long, for readers that looked them up before (rule 14).
 KEEP_MS: Final = 15 * 60_000
@@ -51,6 +52,8 @@ class DeletionGuard:
     """Says whether anything may be deleted. Its barrier is durable: a restart does not forget it."""
 
     SETTING: Final = "deletion-barred"
+    #: Setting "from,to" in ms: chunks of uploads that began between them were lost to a rebuild and are spared.
+    REBUILT_WINDOW: Final = "rebuilt-window"
 
     def __init__(
         self, database: Database, cluster: Cluster, *, orphan_share: float = ORPHAN_SHARE_PER_DAY
@@ -116,6 +119,20 @@ class DeletionGuard:
         if len(take) < len(orphans):
             self.asking[device] = self.asking.get(device, 0) + len(orphans) - len(take)
         return take
+
+    async def spare_rebuilt(self, orphans: list[bytes]) -> list[bytes]:
+        """Orphans without those that a rebuild could not know: written behind the last journal piece. They wait for
+        an operator's word."""
+        if not orphans or self._cluster.now_ms() < self._agreed_until_ms:
+            return orphans
+        text = await self._database.read(lambda c: leases.setting(c, self.REBUILT_WINDOW))
+        if not text:
+            return orphans
+        first_ms, last_ms = (int(part) for part in text.split(","))
+        return [
+            chunk for chunk in orphans
+            if not first_ms <= allocated_at_ms(UploadId(chunk[:UPLOAD_ID_BYTES])) <= last_ms
+        ]  # fmt: skip
 
     def agree(self) -> None:
         """An operator's word: for a day orphans may go without a bound."""

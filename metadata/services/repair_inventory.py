@@ -162,6 +162,7 @@ class Inventories:
         if condemned and not await self._mark_passes(asked_at):
             return InventoryAnswer(later=later + len(condemned))
         orphans, strays = await self._database.write(lambda c: self._verdict(c, device, condemned, now_ms))
+        orphans = await self._guard.spare_rebuilt(orphans)
         allowed = await self._guard.spend(device, orphans)
         later += len(condemned) - len(orphans) - strays + len(orphans) - len(allowed)
         self.done.orphans += len(allowed)
