@@ -5,6 +5,7 @@ Owns the process: settings, logs, signals (through serving), exit code.
 
 from __future__ import annotations
 
+import gc
 import random
 import secrets
 import sys
@@ -47,6 +48,9 @@ def run(config: ObjectdConfig) -> None:
         server.advertise(advertise)
         await server.start()
         started.append(server)
+        # what was built at start lives as long as the process: full collections need not look at it (15 ms each)
+        gc.collect()
+        gc.freeze()
         log.info("serving", url=advertise, devices=len(server.slots), incarnation=state.incarnation)
 
     async def on_stop() -> None:

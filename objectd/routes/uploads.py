@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from objectd.config import STREAM_WINDOW_BYTES, Chunks
 from objectd.finishing import finish
@@ -64,7 +65,8 @@ class ChunkUploads:
         ticket = open_write(
             exchange.route_arg, standing.keys, server=standing.server, now_seconds=standing.now_seconds()
         )
-        index = _index(exchange.query(b"index"))
+        index_text, name_text = _parameters(exchange.target)
+        index = _index(index_text)
         if not ticket.covers(index):
             raise TicketRefused(
                 f"the ticket is for chunks {ticket.first_index} to {ticket.first_index + ticket.index_count - 1}"
@@ -78,7 +80,7 @@ class ChunkUploads:
         slot = self._slots.slot(ticket.device)
         _check_writable(slot)
         chunk = chunk_id(ticket.upload, index)
-        name = (exchange.query(b"name") or b"")[:NAME_BYTES_MAX].decode("utf-8", "replace")
+        name = name_text[:NAME_BYTES_MAX].decode("utf-8", "replace")
         held = min(chunk_bytes, STREAM_WINDOW_BYTES)
         settings = self._settings
         if self.uploads >= settings.uploads_max or self.upload_bytes + held > settings.upload_bytes_max:
@@ -358,8 +360,21 @@ def data_bytes(body_bytes: int) -> int:
     return size
 
 
-def _index(text: bytes | None) -> int:
-    if text is None or not text.isdigit() or len(text) > 10 or int(text) > _INDEX_MAX:
+def _parameters(target: bytes) -> tuple[bytes, bytes]:
+    """index and name (percent-decoded) of the query in one pass, half the time of two look-ups; b"" when missing."""
+    index = name = b""
+    for pair in target.partition(b"?")[2].split(b"&"):
+        if pair.startswith(b"index="):
+            index = pair[6:]
+        elif pair.startswith(b"name="):
+            name = pair[5:]
+            if b"%" in name or b"+" in name:
+                name = unquote_to_bytes(name.replace(b"+", b" "))
+    return index, name
+
+
+def _index(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 10 or int(text) > _INDEX_MAX:
         raise RequestError("index=I, the number of the chunk in its upload, is missing or wrong", code="bad-index")
     return int(text)
 
