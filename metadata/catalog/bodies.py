@@ -64,7 +64,8 @@ def chunks_of(connection: sa.Connection, ids: Iterable[bytes]) -> dict[bytes, Pa
     found: dict[bytes, PackedChunk] = {}
     for at in range(0, len(wanted), 500):
         query = sa.select(t.id, t.chunk_bytes, t.crc32c, t.redundancy, t.replicas)
-        for i, chunk_bytes, crc, redundancy, replicas in connection.execute(query.where(t.id.in_(wanted[at : at + 500]))):
+        rows = connection.execute(query.where(t.id.in_(wanted[at : at + 500])))
+        for i, chunk_bytes, crc, redundancy, replicas in rows:
             found[i] = PackedChunk(i, chunk_bytes, chunk_bytes, crc, redundancy, unpack_replicas(replicas))
     return found
 

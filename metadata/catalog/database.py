@@ -49,6 +49,11 @@ class Database(Protocol):
         ...
 
     @property
+    def is_full(self) -> bool:
+        """The disk has only the room that was kept for deletes and checkpoints (rule 19)."""
+        ...
+
+    @property
     def is_idle(self) -> bool:
         """Nothing waits to be written: background duties may write now."""
         ...

@@ -192,6 +192,11 @@ class PostgresDatabase:
 
     # -- writes ---------------------------------------------------------------------------------------------
     @property
+    def is_full(self) -> bool:
+        """Not known beforehand: PostgreSQL says so when it happens."""
+        return False
+
+    @property
     def is_idle(self) -> bool:
         return self._writing == 0
 

@@ -303,6 +303,21 @@ class SqliteDatabase:
             with contextlib.suppress(OSError):
                 os.unlink(name)
 
+    @property
+    def is_full(self) -> bool:
+        """The ballast was given up and there is no room yet to keep it again. Looked at anew at every question: it is
+        asked only once per batch, and one statvfs costs 2 us."""
+        if self.has_ballast or not self.path:
+            return False
+        try:
+            free = os.statvfs(os.path.dirname(self.path) or ".")
+        except OSError:
+            return True
+        if free.f_bavail * free.f_frsize < 2 * BALLAST_BYTES:
+            return True
+        self._keep_ballast()
+        return not self.has_ballast
+
     def release_ballast(self) -> None:
         """Give the kept room back; from now on only deletes should be let through until there is space again."""
         if self.path:

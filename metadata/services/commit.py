@@ -70,8 +70,6 @@ class CommitService:
         self._running = 0       # tasks that will look at the queue once more; lowered in the step that saw it empty
         #: Called with what a batch changed, after it is durable; must not raise or block.
         self.listeners: list[Callable[[list[Committed]], None]] = []
-        #: Set while the catalog's disk is full: only what frees space is let through (rule 19).
-        self.is_full = False
         self.batches = 0
         self.items = 0
 
@@ -181,6 +179,7 @@ class CommitService:
         session.guard()
         now_ms = self._clock.now_ms()
         facts = self._load(session, [entry.item for entry in batch], now_ms, checked=checked)
+        is_full = self._database.is_full     # then only what frees space is let through (rule 19)
         writes = WriteSet(at_ms=now_ms, wants_events=bool(self.listeners))
         results = []
         for entry in batch:
@@ -190,7 +189,7 @@ class CommitService:
                 results.append(decode(repeat, CommitResult))
                 continue
             try:
-                if self.is_full and isinstance(item.mutation, Put):
+                if is_full and isinstance(item.mutation, Put):
                     raise _full()
                 result = self._mutator.apply(session, facts, writes, item, entry.principal)
                 writes.results.append((item.operation, encode(result)))

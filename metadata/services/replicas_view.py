@@ -30,6 +30,11 @@ class ReplicaOrder:
         self._view = view
         self._rng = rng
 
+    @property
+    def revision(self) -> int:
+        """Of the view that orders go by."""
+        return self._view.revision
+
     def chunk_view(
         self, chunk: PackedChunk, *, start: int, chunk_offset: int, length: int, now_ms: int, flags: int = 0
     ) -> ChunkView:

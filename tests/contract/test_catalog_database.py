@@ -1,0 +1,172 @@
+"""Transactions: what is shared, what is not, and what one failure may do to others. Every engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from metadata.catalog import feed, schema
+from metadata.catalog.database import open_database
+from metadata.catalog.queries import Connection
+from metadata.catalog.sqlite import SqliteDatabase
+from tests.contract.catalog_subjects import Run, postgres, run, url_of
+from tests.kit.names_world import ADMIN, NamesWorld
+from tests.kit.postgres import PostgresServer
+from tierstore.clock import ManualClock
+from tierstore.errors import ConfigError, UnavailableError
+from tierstore.wire.names import Condition
+
+__all__ = ["postgres", "run", "url_of"]
+
+
+def _insert(name: str, *, fail: bool = False) -> object:
+    def work(c: Connection) -> str:
+        c.execute(sa.insert(schema.settings).values(name=name, value="x"))
+        if fail:
+            raise ValueError(name)
+        return name
+
+    return work
+
+
+def test_a_failing_write_undoes_only_itself(run: Run) -> None:
+    """Writers of different duties share a transaction."""
+
+    async def check(w: NamesWorld) -> None:
+        works = [w.database.write(_insert(f"n{i}", fail=i % 3 == 0)) for i in range(12)]  # type: ignore[arg-type]
+        results = await asyncio.gather(*works, return_exceptions=True)
+        assert [isinstance(r, ValueError) for r in results] == [i % 3 == 0 for i in range(12)]
+        names = {row.name for row in await w.rows(schema.settings)}
+        assert {f"n{i}" for i in range(12) if i % 3} <= names
+        assert not {f"n{i}" for i in range(0, 12, 3)} & names
+
+    run(check)
+
+
+def test_a_write_is_seen_by_every_read_that_starts_after_it(run: Run) -> None:
+    """Read-after-write within a site."""
+
+    async def check(w: NamesWorld) -> None:
+        for i in range(20):
+            done = await w.put("k", etag=f"e{i}")
+            assert (await w.look("k")).version == done.version
+            assert (await w.page()).objects[0].version == done.version
+
+    run(check)
+
+
+def test_a_read_sees_one_snapshot(run: Run) -> None:
+    """A lookup of a large body reads three tables; they must fit together."""
+
+    async def check(w: NamesWorld) -> None:
+        def twice(c: Connection) -> tuple[int, int]:
+            count = sa.select(sa.func.count()).select_from(schema.changes)
+            return int(c.execute(count).scalar_one()), int(c.execute(count).scalar_one())
+
+        writing = [asyncio.ensure_future(w.put(f"k{i}")) for i in range(50)]
+        for _ in range(20):
+            first, second = await w.database.read(twice)
+            assert first == second
+            await asyncio.sleep(0)
+        assert all(not r.code for r in await asyncio.gather(*writing))
+
+    run(check)
+
+
+def test_sixty_four_waiting_writers_share_their_commits(tmp_path: object) -> None:
+    """On a slow disk the number of commits decides; the bar is 40 times one writer."""
+
+    async def main() -> None:
+        w = await NamesWorld.open(f"sqlite:///{tmp_path}/c.db")
+        database = w.database
+        assert isinstance(database, SqliteDatabase)
+        await w.buckets.create("bbb", ADMIN)
+        database.commit_delay_seconds = 0.008
+
+        async def rate(waiting: int, each: int) -> float:
+            begun = time.perf_counter()
+
+            async def writer(name: int) -> None:
+                for i in range(each):
+                    assert not (await w.put(f"{waiting}/{name}/{i}")).code
+
+            await asyncio.gather(*(writer(n) for n in range(waiting)))
+            return waiting * each / (time.perf_counter() - begun)
+
+        before = database.commits
+        await rate(64, 10)
+        assert database.commits - before <= 12
+        await w.close()
+
+    asyncio.run(main())
+
+
+def test_two_processes_on_one_postgres_agree(postgres: PostgresServer) -> None:
+    """Several metadata processes share a database: one winner per conditional create, one order, no gap in the feed."""
+
+    async def main() -> None:
+        url = await postgres.create_database()
+        clock = ManualClock()
+        behind = ManualClock(now_ms=clock.now_ms() - 2000)      # its own clock is two seconds late
+        one = await NamesWorld.open(url, seed=1, clock=clock)
+        two = await NamesWorld.open(url, seed=2, clock=behind)
+        await one.buckets.create("bbb", ADMIN)
+        works = []
+        for i in range(40):
+            for w in (one, two):
+                works.append(w.put(f"c{i % 10}", condition=Condition(if_none_match=["*"]), etag=f"{id(w)}-{i}"))
+                works.append(w.put("shared"))
+                works.append(w.copy("shared", f"copy{i}-{w is one}"))
+        results = await asyncio.gather(*works)
+        assert {r.code for r in results} <= {"", "precondition-failed", "no-such-key"}
+        created = [r for r in results[0::3] if not r.code]
+        assert len(created) == 10
+        changes = await one.database.read(lambda c: feed.read(c, 0, 10_000))
+        assert [c.sequence for c in changes] == list(range(1, len(changes) + 1))
+        shared = [c.version for c in changes if c.key == "shared" and c.kind == schema.CHANGE_PUT]
+        assert shared == sorted(shared) and len(set(shared)) == 80
+        assert (await two.look("shared")).version == shared[-1] == (await one.look("shared")).version
+        await one.close()
+        await two.close()
+
+    asyncio.run(main())
+
+
+def test_a_postgres_that_may_forget_commits_is_refused() -> None:
+    """synchronous_commit = off acknowledges what a power cut takes back."""
+    server = PostgresServer(synchronous_commit="off")
+    try:
+        with pytest.raises(ConfigError, match="synchronous_commit"):
+            asyncio.run(open_database(server.url()))  # type: ignore[arg-type]
+    finally:
+        server.stop()
+
+
+def test_a_database_that_is_away_is_said_so() -> None:
+    """Not a traceback."""
+    with pytest.raises(UnavailableError, match="cannot be reached"):
+        asyncio.run(open_database("postgresql://postgres@/x?host=/nonexistent"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="sqlite"):
+        asyncio.run(open_database("mysql://x"))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_lets_deletes_through_and_refuses_puts(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 19: a full catalog must still be able to free space."""
+
+    async def main() -> None:
+        w = await NamesWorld.open(f"sqlite:///{tmp_path}/c.db")
+        await w.buckets.create("bbb", ADMIN)
+        await w.put("k")
+        assert isinstance(w.database, SqliteDatabase) and w.database.has_ballast
+        w.database.release_ballast()
+        monkeypatch.setattr("metadata.catalog.sqlite.BALLAST_BYTES", 1 << 60)
+        assert (await w.put("more")).code == "catalog-full"
+        assert (await w.delete("k")).existed
+        monkeypatch.undo()
+        assert (await w.put("more")).code == "" and w.database.has_ballast
+        await w.close()
+
+    asyncio.run(main())
