@@ -144,5 +144,5 @@ def store_limits(config: GatewayConfig) -> StoreLimits:
     """The bounds of the walks from the settings."""
     return StoreLimits(
         buffer_bytes_max=config.uploads.buffer_bytes_max, chunks_in_flight_max=config.uploads.chunks_in_flight_max,
-        straggler_seconds=config.uploads.straggler, hedge_seconds_min=config.uploads.hedge,
+        straggler_seconds=config.uploads.straggler, hedge_seconds_min=config.timers.hedge,
     )  # fmt: skip

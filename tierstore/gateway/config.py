@@ -11,12 +11,11 @@ from tierstore.units import MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploads:
-    """Bodies on their way through the gateway, both ways."""
+    """Bodies on their way through the gateway."""
 
     buffer_bytes_max: Size = setting(256 * MIB, "bodies of uploads held in memory, all together; further ones wait")
     chunks_in_flight_max: int = setting(2, "whole chunks of one upload on their way while the next one fills")
     straggler: Seconds = setting(1.5, "after the other copies are stored, before a spare server gets the chunk too")
-    hedge: Seconds = setting(0.05, "least time without a first byte before another replica is asked as well")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +27,7 @@ class GatewayConfig:
     uploads: Uploads = section(Uploads)
     auth: Auth = section(Auth)
     limits: Limits = section(Limits)
-    timers: Timers = section(Timers)
+    timers: Timers = section(Timers, hedge=0.05)
     log: Log = section(Log)
     telemetry: Telemetry = section(Telemetry)
 

@@ -16,12 +16,14 @@ from typing import Final
 
 import msgspec
 
+from tierstore import statefile
 from tierstore.errors import ConfigError, TierstoreError
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.wire.cluster import Heartbeat, Register, Registered
 
 FILE_NAME: Final = "gateway.json"
 _RETRY_SECONDS: Final = 0.25
+_NAME_TAKEN: Final = "server-name-taken"
 _log = logging.getLogger("tierstore.gateway")
 
 
@@ -60,7 +62,7 @@ class Membership:
         if not directory:
             return _Identity(name=self._name, instance=secrets.token_bytes(16), incarnation=1)
         try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            statefile.make_directory(directory)
             with open(self._path, "rb") as file:
                 identity = msgspec.json.decode(file.read(), type=_Identity)
         except FileNotFoundError:
@@ -75,19 +77,14 @@ class Membership:
         self._identity = identity
         if not self._path:
             return
-        new = f"{self._path}.{os.getpid()}.new"
         try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(msgspec.json.encode(identity))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self._path)
+            statefile.replace(self._path, msgspec.json.encode(identity))
         except OSError as error:
             raise ConfigError(f"membership.data: {self._path} cannot be written: {error.strerror}") from None
 
     async def join(self, url: str = "") -> Registered:
-        """Register as `url`, however long metadata takes to come up. Raises the refusal of a wrong token or name."""
+        """Register as `url`, however long metadata takes to come up or to see that this gateway's last life, whose
+        identity was lost with its disk, is dead. Raises the refusal of a wrong token or name."""
         self._url = url or self._url
         while True:
             if self._identity.secret:
@@ -99,14 +96,17 @@ class Membership:
             try:
                 registered = await self._client.register(message)
             except TierstoreError as error:
-                if not error.retryable:
+                if not error.retryable and error.code != _NAME_TAKEN:
                     raise
                 _log.info("metadata does not take the registration yet: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             self.registered = registered
-            self._keep(msgspec.structs.replace(self._identity, secret=registered.secret))
-            self._on_secret(registered.secret)
+            # "" when it came back with the secret it has: that one stays
+            secret = registered.secret or self._identity.secret
+            if secret != self._identity.secret:
+                self._keep(msgspec.structs.replace(self._identity, secret=secret))
+            self._on_secret(secret)
             return registered
 
     def start(self) -> None:
