@@ -29,10 +29,13 @@ IDLE_SECONDS: Final = 30.0            # paused, or nothing to read
 ROUND_SECONDS_MIN: Final = 3600.0     # a small device is not read over and over
 
 
+ChunkAfter = bytes                    # in the class below the name `bytes` is a field
+
+
 class Cursor(msgspec.Struct):
     """How far a device is: id of the last chunk read in this round, and what the round saw. Times: ms since 1970."""
 
-    after: bytes = b""
+    after: ChunkAfter = b""
     started_at_ms: int = 0
     chunks: int = 0
     bytes: int = 0

@@ -218,7 +218,8 @@ class MetadataClient:
     async def register(self, register: Register, *, seconds: float = 10.0) -> Registered:
         """Join, or come back. The secret becomes this client's credential."""
         registered = await self._ask(b"/v1/internal/register", register, Registered, seconds)
-        self.set_token(registered.secret)
+        if registered.secret:       # "": who comes back keeps the secret it has
+            self.set_token(registered.secret)
         self.note_catalog_ms(registered.now_ms)
         return registered
 
