@@ -67,6 +67,7 @@ from metadata.services.scrub import Scrub
 from metadata.services.snapshot import Snapshots
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView
+from tierstore import statefile
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, SystemClock
 from tierstore.errors import TierstoreError

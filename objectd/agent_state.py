@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from tierstore import statefile
 from tierstore.errors import ConfigError
 from tierstore.wire.cluster import DeviceGrant, TicketKey
 
@@ -55,7 +56,7 @@ class AgentStateFile:
 
         new_instance: 16 random bytes, used the first time. Raises ConfigError when the directory cannot be used."""
         try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            statefile.make_directory(self.directory)
             lock = os.path.join(self.directory, LOCK_NAME)
             self._lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,21 +72,7 @@ class AgentStateFile:
 
     def save(self, state: AgentState) -> None:
         """Durable when it returns. Raises OSError."""
-        path = os.path.join(self.directory, FILE_NAME)
-        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(msgspec.json.encode(state))
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(f"{path}.new", path)
-        directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory_fd)
-        finally:
-            os.close(directory_fd)
+        statefile.replace(os.path.join(self.directory, FILE_NAME), msgspec.json.encode(state))
 
     def close(self) -> None:
         """Give up the lock."""

@@ -41,6 +41,7 @@ from objectd.work.scrub import CursorFile, Scrub
 from objectd.work.upkeep import Upkeep
 from objectd.work.verified import RunBlocking
 from objectd.work.verify import VerifyWork
+from tierstore import statefile
 from tierstore.clock import Clock
 from tierstore.errors import ConfigError, NotAuthenticated, NotFound
 from tierstore.serving import pages, problem
@@ -239,7 +240,7 @@ async def open_disks(config: ObjectdConfig, clock: Clock) -> list[Device]:
         raise ConfigError("an object server needs at least one [[devices]] with path and tier")
     opened: list[Device] = []
     for device in config.devices:
-        os.makedirs(device.path, mode=0o700, exist_ok=True)
+        statefile.make_directory(device.path)
         capacity = device.capacity or _file_system_bytes(device.path)
         settings = StoreSettings(
             segment_chunk_bytes_max=config.chunks.segment_chunk_bytes_max,

@@ -5,12 +5,12 @@ There are no default credentials anywhere: a data directory without keys gets ne
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tierstore import statefile
 from tierstore.auth.access import user_token
 from tierstore.errors import ConfigError
 
@@ -51,6 +51,7 @@ def load_or_create(directory: Path) -> Keys:
         for name, value in values.items():
             write_private(staged / name, value + "\n")
         staged.rename(directory)
+        statefile.sync_directory(str(directory.parent))
     try:
         found = {name: (directory / name).read_text().strip() for name in names}
     except OSError as error:
@@ -61,11 +62,4 @@ def load_or_create(directory: Path) -> Keys:
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file by `text`, mode 0600, whole or not at all, synced."""
-    staged = path.with_name(f".{path.name}.new")
-    fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        os.fchmod(fd, 0o600)
-        file.write(text)
-        file.flush()
-        os.fsync(fd)
-    staged.replace(path)
+    statefile.replace(str(path), text.encode())

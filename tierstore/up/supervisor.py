@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from tierstore import statefile
 from tierstore.config import toml
 from tierstore.errors import ConfigError, NotFound, UnavailableError
 from tierstore.telemetry.log import get_logger
@@ -90,7 +91,7 @@ class Supervisor:
     async def _prepare(self, stack: ExitStack) -> None:
         data = self._data
         try:
-            data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            statefile.make_directory(str(data))
             self._lock(stack)
         except OSError as error:
             raise ConfigError(f"--data {data}: {error.strerror}") from None
@@ -101,13 +102,13 @@ class Supervisor:
         options = plan.Options(**{**_fields(self._options), "data": data})
         self._planned = plan.processes(options, self._shape, self._keys)
         for directory in ("config", "logs"):
-            (data / directory).mkdir(exist_ok=True, mode=0o700)
+            statefile.make_directory(str(data / directory))
         for process in self._planned:
             listener = stack.enter_context(_listen(process.port))
             config = data / "config" / f"{process.name}.toml"
             write_private(config, toml.dumps(process.settings))
             for device in process.devices:
-                Path(device.path).mkdir(parents=True, exist_ok=True, mode=0o700)
+                statefile.make_directory(device.path)
             self._children[process.name] = Child(
                 process.name, process.argv(config, listener.fileno()), listener.fileno(),
                 data / "logs" / f"{process.name}.log", keep=self._options.restart, overlaps=process.overlaps,

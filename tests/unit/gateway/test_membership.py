@@ -1,0 +1,75 @@
+"""The gateway's identity over its lives: what it keeps, what it shows, when it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tierstore.errors import ConflictError, NotAuthenticated
+from tierstore.gateway.membership import FILE_NAME, Membership
+from tierstore.wire.cluster import Register, Registered
+
+
+class Registry:
+    """Answers registrations from a list; an exception is raised. Remembers what was shown."""
+
+    def __init__(self, *answers: str | Exception) -> None:
+        self._answers = list(answers)
+        self.shown: list[tuple[str, Register]] = []
+        self.token = ""
+
+    def set_token(self, token: str) -> None:
+        self.token = token
+
+    async def register(self, message: Register) -> Registered:
+        self.shown.append((self.token, message))
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return Registered(
+            cluster_id="c", server=7, secret=answer, site="site1", site_id=1, now_ms=1, devices=[], ticket_keys=[],
+            heartbeat_seconds=1.0,
+        )  # fmt: skip
+
+
+def membership(registry: Any, directory: Path, heard: list[str]) -> Membership:
+    return Membership(
+        registry, directory=str(directory), name="gateway1", join_token="join", heartbeat_seconds=1.0,
+        on_secret=heard.append, in_flight=lambda: 0, is_leaving=lambda: False,
+    )  # fmt: skip
+
+
+def test_a_secret_that_metadata_does_not_repeat_is_kept(tmp_path: Path) -> None:
+    """Metadata gives the secret once; a gateway that forgot it at its next start was locked out of the cluster."""
+    heard: list[str] = []
+    asyncio.run(membership(Registry("tsd.7.first"), tmp_path, heard).join("http://g"))
+    registry = Registry("")
+    asyncio.run(membership(registry, tmp_path, heard).join("http://g"))
+    third = Registry("")
+    asyncio.run(membership(third, tmp_path, heard).join("http://g"))
+    assert heard == ["tsd.7.first"] * 3
+    assert registry.shown[0][0] == third.shown[0][0] == "tsd.7.first"
+    kept = json.loads((tmp_path / FILE_NAME).read_bytes())
+    assert kept["secret"] == "tsd.7.first" and kept["incarnation"] == 3
+
+
+def test_it_waits_while_its_name_is_held_by_its_own_lost_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state directory is gone: the name is free again when metadata has seen the old life dead, 20 s later."""
+    monkeypatch.setattr("tierstore.gateway.membership._RETRY_SECONDS", 0)
+    heard: list[str] = []
+    taken = ConflictError("held by another server", code="server-name-taken")
+    registry = Registry(taken, taken, "tsd.7.new")
+    asyncio.run(membership(registry, tmp_path, heard).join("http://g"))
+    assert heard == ["tsd.7.new"] and len(registry.shown) == 3
+
+
+def test_a_wrong_join_token_is_told_at_once(tmp_path: Path) -> None:
+    """Waiting would hide a mistake of the operator."""
+    with pytest.raises(NotAuthenticated):
+        asyncio.run(membership(Registry(NotAuthenticated("wrong")), tmp_path, []).join("http://g"))
