@@ -51,10 +51,13 @@ def condemn(connection: sa.Connection, uploads: Iterable[bytes], *, at_ms: int) 
 def renew(
     connection: sa.Connection, uploads: Iterable[bytes], pins: Iterable[bytes], *, now_ms: int
 ) -> tuple[list[bytes], list[bytes]]:
-    """Prolong leases of uploads and pins of chunks. (uploads refused: lapsed or condemned, uploads renewed)."""
+    """Prolong leases of uploads and pins of chunks. (uploads refused: lapsed or condemned, uploads renewed). An upload
+    that has committed is neither: a lease would let it commit again once its own row was pruned."""
     refused, renewed = [], []
-    c, t = schema.condemned_uploads, schema.upload_leases
+    c, t, done = schema.condemned_uploads, schema.upload_leases, schema.committed_uploads
     for upload in sorted(set(uploads)):
+        if connection.execute(sa.select(done.c.id).where(done.c.id == upload)).first() is not None:
+            continue
         is_condemned = connection.execute(sa.select(c.c.upload_id).where(c.c.upload_id == upload)).first() is not None
         until = connection.execute(sa.select(t.c.until_ms).where(t.c.upload_id == upload)).scalar()
         age_ms = now_ms - int.from_bytes(upload[:6], "big")
