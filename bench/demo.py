@@ -112,9 +112,11 @@ async def run(ready: dict[str, Any], files: list[tuple[Path, str]]) -> dict[str,
         try:
             hashes = await _store_all(store, files, figures)
             await _list_all(store, hashes, figures)
+            wanted = await _all_copies(http)
             victim = next(process for process in site["processes"] if process["role"] == "objectd")
+            lost_at = time.perf_counter()
             await _read_all(store, hashes, victim, figures)
-            await _wait_rebuilt(http, victim["name"], figures)
+            await _wait_rebuilt(http, victim["name"], wanted, lost_at, figures)
             await _read_all(store, hashes, None, figures)
         finally:
             await store.close()
@@ -198,29 +200,40 @@ async def _read_all(
         raise SystemExit("\n".join([*wrong[:5], *failed[:5]]))
 
 
-async def _wait_rebuilt(http: httpx.AsyncClient, name: str, figures: dict[str, Any]) -> None:
-    """Until the catalog names no home copy on the dead server, as `admin jobs` tells."""
-    began = time.perf_counter()
-    say("waiting   for the copies of the dead server to be made again (grace 20 s, then repair) ...")
-    while time.perf_counter() - began < REBUILD_SECONDS_MAX:
-        answer = await http.get("/v1/admin/servers")
-        answer.raise_for_status()
-        document = answer.json()
-        servers = document if isinstance(document, list) else document["servers"]
-        dead = next(server for server in servers if server["name"] == name)
-        left = is_left(dead)
-        if dead["state"] == "dead" and left == 0:
-            took = time.perf_counter() - began
-            figures["rebuild_seconds"] = round(took, 1)
-            say(f"rebuilt   every object has its copies again, {took:.1f} s after the loss")
+async def _copies(http: httpx.AsyncClient) -> tuple[int, dict[str, str]]:
+    """How many chunks lie on servers that are up, as those report them, and the state of every server."""
+    answer = await http.get("/v1/admin/servers")
+    answer.raise_for_status()
+    servers = [server for server in answer.json()["servers"] if server["role"] == "objectd"]
+    chunks = sum(device["chunks"] for server in servers if server["state"] == "up" for device in server["devices"])
+    return chunks, {server["name"]: server["state"] for server in servers}
+
+
+async def _all_copies(http: httpx.AsyncClient) -> int:
+    """The copies of everything that is stored: the figure does not change any more when all servers have reported."""
+    last = -1
+    while True:
+        copies, _ = await _copies(http)
+        if copies == last:
+            return copies
+        last = copies
+        await asyncio.sleep(2.5)        # more than two heartbeats
+
+
+async def _wait_rebuilt(
+    http: httpx.AsyncClient, name: str, wanted: int, lost_at: float, figures: dict[str, Any]
+) -> None:
+    """Until the servers that are left hold as many copies as all held before."""
+    say("waiting   for the copies of the dead server to be made again (dead after 20 s, grace 20 s, then repair) ...")
+    while time.perf_counter() - lost_at < REBUILD_SECONDS_MAX:
+        copies, states = await _copies(http)
+        if states[name] == "dead" and copies >= wanted:
+            took = time.perf_counter() - lost_at
+            figures |= {"rebuild_seconds": round(took, 1), "copies": copies}
+            say(f"rebuilt   {copies:,} copies of chunks, as before the loss, {took:.1f} s after it")
             return
         await asyncio.sleep(0.5)
-    raise SystemExit(f"redundancy was not rebuilt within {REBUILD_SECONDS_MAX} s")
-
-
-def is_left(server: dict[str, Any]) -> int:
-    """Home copies that the catalog still has on a server."""
-    return sum(int(device["home_chunks"]) for device in server["devices"])
+    raise SystemExit(f"redundancy was not rebuilt within {REBUILD_SECONDS_MAX} s: {copies:,} of {wanted:,} copies")
 
 
 def main() -> None:

@@ -177,6 +177,11 @@ def error_codes() -> dict[str, type[errors.TierstoreError]]:
                     is_code = keyword.arg == "code" and isinstance(keyword.value, ast.Constant)
                     if is_code and name in classes and keyword.value.value:  # type: ignore[attr-defined]
                         found.setdefault(str(keyword.value.value), classes[name])  # type: ignore[attr-defined]
+                    elif is_code and name == "EdgeError" and isinstance(call.args[0], ast.Constant):
+                        # refused before it is a request: the status stands in the call
+                        status = int(str(call.args[0].value))
+                        base = errors.BY_STATUS.get(status, errors.RequestError)
+                        found.setdefault(str(keyword.value.value), type(name, (base,), {"status": status}))  # type: ignore[attr-defined]
     return {**found, **errors.BY_CODE}
 
 
