@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tierstore.gateway.config
 import typer.main
 import yaml
 
 import metadata.config
 import objectd.config
+import tierstore.gateway.config
 from tierstore.cli.main import app
 from tierstore.config.load import load
 

@@ -53,7 +53,7 @@ def test_every_declared_dependency_is_imported_somewhere(group: str) -> None:
     """A dependency that nothing uses is a risk that nobody needs."""
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = declared(PROJECT["project"]["dependencies"] if group == "dependencies" else extras[group])
-    folders = [*PACKAGES, *(["tests", "bench", "docs"] if group == "dev" else [])]
+    folders = [*PACKAGES, *([] if group == "dependencies" else ["tests", "bench", "docs"])]
     assert wanted - distributions(imported(*folders)) - RUN_ONLY == set()
 
 
