@@ -26,6 +26,7 @@ from sqlalchemy.pool import StaticPool
 
 from metadata.catalog.session import BulkRead, BulkWrite, Row, Session, StaleRows
 from tierstore.errors import CapacityError, IntegrityError, UnavailableError
+from tierstore.failpoints import hit
 
 T = TypeVar("T")
 
@@ -35,6 +36,10 @@ BUSY_MS: Final = 5000
 #: Beyond this the log is copied into the database by a thread of its own; beyond the second, in the writer's turn.
 CHECKPOINT_BYTES: Final = 32 << 20
 CHECKPOINT_URGENT_BYTES: Final = 256 << 20
+#: The log is cut to this when it begins anew, so that its size says how much is to be copied.
+LOG_KEPT_BYTES: Final = 4 << 20
+#: Between two checkpoints: a reader in the way makes the next one no better at once.
+CHECKPOINT_PAUSE_SECONDS: Final = 0.25
 #: Waiting write calls; more are refused as `unavailable`.
 WRITES_WAITING_MAX: Final = 10_000
 #: write(fn) calls that share one transaction.
@@ -143,6 +148,9 @@ class SqliteDatabase:
         #: Seconds that a test adds to each commit, to stand for a slow disk.
         self.commit_delay_seconds = 0.0
         self.commits = 0
+        self.checkpoints = 0
+        self._checkpoint_after = 0.0
+        self._is_copied = False         # a checkpoint beside the writers has just ended
         self.has_ballast = False
         if path:
             self._keep_ballast()
@@ -253,7 +261,9 @@ class SqliteDatabase:
         """The write calls and the commit, in the writer thread."""
         for waiting in writes:
             self._attempt(waiting, self._connection_write)
+        hit("catalog.before_commit")
         self._raw_write.execute("COMMIT")
+        hit("catalog.after_commit")
         if self.commit_delay_seconds:
             time.sleep(self.commit_delay_seconds)
 
@@ -283,13 +293,24 @@ class SqliteDatabase:
         if log_bytes < CHECKPOINT_BYTES:
             return
         loop = asyncio.get_running_loop()
-        if log_bytes >= CHECKPOINT_URGENT_BYTES or self._scanner is None:
-            await loop.run_in_executor(self._writer, _checkpoint, self._raw_write, "TRUNCATE")
+        if loop.time() < self._checkpoint_after and log_bytes < CHECKPOINT_URGENT_BYTES:
+            return
+        self.checkpoints += 1
+        self._checkpoint_after = loop.time() + CHECKPOINT_PAUSE_SECONDS
+        if self._is_copied or log_bytes >= CHECKPOINT_URGENT_BYTES or self._writer is None:
+            self._is_copied = False
+            if self._writer is None:
+                _begin_log_anew(self._raw_write)
+            else:
+                await loop.run_in_executor(self._writer, _begin_log_anew, self._raw_write)
         else:
             self._checkpointing = loop.create_task(self._checkpoint_aside(), name="catalog-checkpoint")
 
     async def _checkpoint_aside(self) -> None:
+        """Copy nearly all of the log while writers go on; the little that came meanwhile is copied in their turn."""
         await asyncio.get_running_loop().run_in_executor(None, _checkpoint_path, self.path)
+        self._is_copied = True
+        self._checkpoint_after = 0.0
 
     def _keep_ballast(self) -> None:
         name = self.path + ".ballast"
@@ -351,7 +372,8 @@ def _connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     )
     pragmas = [
         f"busy_timeout = {BUSY_MS}", "journal_mode = WAL", "synchronous = FULL", f"cache_size = -{CACHE_KIB}",
-        f"mmap_size = {MMAP_BYTES}", "temp_store = MEMORY", "wal_autocheckpoint = 0", "foreign_keys = OFF",
+        f"mmap_size = {MMAP_BYTES}", f"journal_size_limit = {LOG_KEPT_BYTES}", "temp_store = MEMORY",
+        "wal_autocheckpoint = 0", "foreign_keys = OFF",
     ]  # fmt: skip
     if read_only:
         pragmas.append("query_only = ON")
@@ -382,6 +404,18 @@ def _in_snapshot(raw: sqlite3.Connection, connection: sa.Connection, fn: Callabl
 
 def _checkpoint(raw: sqlite3.Connection, mode: str) -> None:
     raw.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+
+
+def _begin_log_anew(raw: sqlite3.Connection) -> None:
+    """Copy the rest of the log and cut it. Never waits for a long reader: then it is tried again later."""
+    raw.execute("PRAGMA busy_timeout = 0")
+    try:
+        _checkpoint(raw, "TRUNCATE")
+    except sqlite3.OperationalError:
+        # Locked by the reader of a scan: the log goes on growing for that long.
+        pass
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 def _checkpoint_path(path: str) -> None:

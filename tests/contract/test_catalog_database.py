@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -76,7 +77,7 @@ def test_a_read_sees_one_snapshot(run: Run) -> None:
     run(check)
 
 
-def test_sixty_four_waiting_writers_share_their_commits(tmp_path: object) -> None:
+def test_sixty_four_waiting_writers_share_their_commits(tmp_path: Path) -> None:
     """On a slow disk the number of commits decides; the bar is 40 times one writer."""
 
     async def main() -> None:
@@ -153,7 +154,7 @@ def test_a_database_that_is_away_is_said_so() -> None:
         asyncio.run(open_database("mysql://x"))  # type: ignore[arg-type]
 
 
-def test_a_full_disk_lets_deletes_through_and_refuses_puts(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_lets_deletes_through_and_refuses_puts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule 19: a full catalog must still be able to free space."""
 
     async def main() -> None:
@@ -167,6 +168,28 @@ def test_a_full_disk_lets_deletes_through_and_refuses_puts(tmp_path: object, mon
         assert (await w.delete("k")).existed
         monkeypatch.undo()
         assert (await w.put("more")).code == "" and w.database.has_ballast
+        await w.close()
+
+    asyncio.run(main())
+
+
+def test_the_log_stays_small_while_writers_never_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that only grows fills the disk; a checkpoint per commit halves the rate."""
+    monkeypatch.setattr("metadata.catalog.sqlite.CHECKPOINT_BYTES", 512 << 10)
+    monkeypatch.setattr("metadata.catalog.sqlite.LOG_KEPT_BYTES", 64 << 10)
+    monkeypatch.setattr("metadata.catalog.sqlite.CHECKPOINT_PAUSE_SECONDS", 0.0)
+
+    async def main() -> None:
+        w = await NamesWorld.open(f"sqlite:///{tmp_path}/c.db")
+        database = w.database
+        assert isinstance(database, SqliteDatabase)
+        await w.buckets.create("bbb", ADMIN)
+        largest = 0
+        for i in range(300):
+            await asyncio.gather(*(w.put(f"{i}/{n}") for n in range(8)))
+            largest = max(largest, (tmp_path / "c.db-wal").stat().st_size)
+        assert 512 << 10 <= largest < 4 << 20
+        assert 2 <= database.checkpoints < database.commits / 3, (database.checkpoints, database.commits)
         await w.close()
 
     asyncio.run(main())

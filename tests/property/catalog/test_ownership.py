@@ -1,4 +1,4 @@
-"""Whatever is done to names, every chunk that was committed is named by exactly the rows that count it, or is garbage."""
+"""Whatever is done to names, each committed chunk is named by exactly the rows that count it, or is garbage."""
 
 from __future__ import annotations
 
