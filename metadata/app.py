@@ -199,8 +199,9 @@ class MetadataServer:
             database, self.cluster, self.guard, keep_ms=int(settings.duties.collect_after * 1000)
         )
         self.inventories = Inventories(
-            database, self.cluster, queue=self.jobs, book=self.book, guard=self.guard, clock=around.clock
-        )
+            database, self.cluster, queue=self.jobs, book=self.book, guard=self.guard, clock=around.clock,
+            over_ms=int(settings.duties.orphan_after * 1000),
+        )  # fmt: skip
         #: Who judges inventory pages; a rebuild takes them itself.
         self.take_inventory: Callable[[Inventory], Awaitable[InventoryAnswer]] = self.inventories.page
         retention = Retention(
@@ -213,7 +214,8 @@ class MetadataServer:
         duties: list[Duty] = [
             LivenessDuty(self.cluster, self.heartbeats, self.switches), KeyDuty(self.cluster), QueueDuty(self.jobs),
             RepairDuty(self.repair), AuditDuty(self.repair), DrainDuty(self.drains), CollectDuty(self.collection),
-            ReconcileDuty(self.inventories), ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
+            ReconcileDuty(self.inventories, every_seconds=settings.duties.inventory_interval),
+            ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
             self.snapshots = Snapshots(

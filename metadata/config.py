@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tierstore.config.load import Seconds, Size, secret, section, setting
 from tierstore.config.sections import Auth, Background, Limits, Listen, Log, Telemetry, Timers
-from tierstore.units import GIB, MIB
+from tierstore.units import MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,6 @@ class Catalog:
     data: str = setting("data/metadata", "directory of the embedded catalog and of this process's own files")
     url: str = secret("", "database in place of the embedded one: postgresql://user:password@host/name")
     ballast_bytes: Size = setting(64 * MIB, "file that is given up when the disk is full, so that deletes still work")
-    cache_bytes: Size = setting(256 * MIB, "page cache of the embedded catalog")
-    commit_items_max: int = setting(512, "commits that share one transaction")
     connections_max: int = setting(4, "connections to PostgreSQL")
     feed_retention: Seconds = setting(7 * 86400.0, "changes are kept for readers of the feed")
     snapshot_interval: Seconds = setting(300.0, "between two snapshots of the catalog on the object servers; 0: none")
@@ -35,7 +33,6 @@ class Placement:
     site: str = setting("site1", "name of this site")
     copies: int = setting(2, "home replicas of a chunk, on different servers (N+1)")
     chunk_bytes: Size = setting(8 * MIB, "bodies are cut into chunks of this size, up to 64 MiB")
-    allocation_life: Seconds = setting(600.0, "an upload that did not commit by then has lapsed, unless it is leased")
     ticket_life: Seconds = setting(300.0, "a ticket may be used that long; at most 5 minutes")
 
     def __post_init__(self) -> None:
@@ -51,17 +48,12 @@ class Placement:
 class Duties:
     """Background work of the metadata service: how often, and its safety marks."""
 
-    liveness_interval: Seconds = setting(0.5, "between two looks at the heartbeats")
-    repair_interval: Seconds = setting(1.0, "between two rounds of repair")
-    collect_interval: Seconds = setting(5.0, "between two rounds of collection")
     collect_after: Seconds = setting(900.0, "unreferenced chunks live at least that long, for readers under way")
+    orphan_after: Seconds = setting(900.0, "an upload that never committed is given up, and its chunks are orphans")
+    inventory_interval: Seconds = setting(21_600.0, "between two listings of a device's chunks, which find orphans")
     trash: Seconds = setting(86400.0, "deleted chunks stay in the trash of their device")
     placements_interval: Seconds = setting(1.0, "between two batches of the reverse table")
-    promoter_interval: Seconds = setting(10.0, "between two ticks of the promoter")
-    jobs_waiting_max: int = setting(10_000, "jobs that are queued at once; the rest waits in the catalog")
-    lost_share_max: float = setting(0.34, "repair halts when more than this share of the servers vanish at once")
     deleted_share_max: float = setting(0.01, "share of a device that collection may delete a day without an operator")
-    free_bytes_min: Size = setting(1 * GIB, "no new chunks on devices with less free space")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

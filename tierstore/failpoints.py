@@ -2,6 +2,8 @@
 
 Owns the table of armed failpoints, read once from the environment:
     TIERSTORE_FAILPOINTS="store.segment.before_sync=kill;store.file.before_write=error:EIO@3;x=sleep:0.2"
+or from a file that is looked at when the process starts, so that one process of a cluster can be given others than
+its neighbours: TIERSTORE_FAILPOINTS="file:/path" (a file that is not there arms nothing).
 Actions: `kill` (SIGKILL to itself), `error:ERRNO` (raise that OSError), `sleep:SECONDS`. `@N` acts only at the N-th
 time the place is passed (from 1); without it, each time. Invariant: with the variable unset, hit() does nothing and
 costs one look at an empty dict. A name that no code has does no harm; a malformed entry is an error at once.
@@ -22,6 +24,7 @@ from typing import Final
 from tierstore.errors import ConfigError
 
 VARIABLE: Final = "TIERSTORE_FAILPOINTS"
+_FILE: Final = "file:"
 
 
 @dataclass(slots=True)
@@ -85,4 +88,15 @@ def _act(name: str) -> None:
         time.sleep(float(armed.argument))
 
 
-arm(os.environ.get(VARIABLE, ""))
+def _configured() -> str:
+    text = os.environ.get(VARIABLE, "")
+    if not text.startswith(_FILE):
+        return text
+    try:
+        with open(text.removeprefix(_FILE), encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+arm(_configured())

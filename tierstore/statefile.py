@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from tierstore.failpoints import hit
+
 
 def make_directory(path: str, *, mode: int = 0o700) -> None:
     """The directory and its missing parents; each new name is durable when it returns. Raises OSError."""
@@ -32,10 +34,13 @@ def replace(path: str, content: bytes, *, mode: int = 0o600) -> None:
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
+        hit("statefile.before_sync")
         os.fsync(fd)
     finally:
         os.close(fd)
+    hit("statefile.before_rename")
     os.replace(staged, path)
+    hit("statefile.after_rename")
     sync_directory(os.path.dirname(os.path.abspath(path)))
 
 

@@ -35,7 +35,8 @@ from tierstore.errors import ConflictError, RequestError
 from tierstore.names import CHUNK_ID_BYTES, UPLOAD_ID_BYTES, UploadId, allocated_at_ms
 from tierstore.wire.cluster import Inventory, InventoryAnswer
 
-#: An upload that is neither leased nor committed this long after its allocation is over (it lapses after 10 min).
+#: An upload that is neither leased nor committed this long after its allocation is given up, unless set otherwise. It
+#: lapses after 10 min; a shorter time is safe too, since its uploads are condemned before anything is deleted (rule 3).
 UPLOAD_OVER_MS: Final = 15 * 60_000
 PAGE_CHUNKS_MAX: Final = 16_384
 #: How long a page may wait for the reverse table.
@@ -60,7 +61,7 @@ class Inventories:
 
     def __init__(
         self, database: Database, cluster: Cluster, *, queue: JobQueue, book: ReplicaBook, guard: DeletionGuard,
-        clock: Clock,
+        clock: Clock, over_ms: int = UPLOAD_OVER_MS,
     ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
@@ -68,6 +69,7 @@ class Inventories:
         self._book = book
         self._guard = guard
         self._clock = clock
+        self._over_ms = over_ms
         self._listed_at_ms: dict[int, int] = {}
         #: When to list a device again because something on it was too young to be judged.
         self._again_at_ms: dict[int, int] = {}
@@ -129,7 +131,7 @@ class Inventories:
         answer = await self._judge(message.device, unnamed) if unnamed else InventoryAnswer()
         now_ms = self._cluster.now_ms()
         if answer.later:
-            self._again_at_ms[message.device] = now_ms + UPLOAD_OVER_MS
+            self._again_at_ms[message.device] = now_ms + self._over_ms
         if message.is_last:
             self._listed_at_ms[message.device] = now_ms
         return answer
@@ -150,7 +152,7 @@ class Inventories:
         # What a row names on another device was committed, so its age says nothing: it is a stray.
         old = [
             chunk for chunk in unnamed
-            if chunk in placed or now_ms - allocated_at_ms(UploadId(chunk[:UPLOAD_ID_BYTES])) > UPLOAD_OVER_MS
+            if chunk in placed or now_ms - allocated_at_ms(UploadId(chunk[:UPLOAD_ID_BYTES])) > self._over_ms
         ]  # fmt: skip
         later = len(unnamed) - len(old)
         why_not = self._guard.why_not(device)
@@ -196,7 +198,7 @@ class Inventories:
         busy = jobs.open_kinds_of(c, chunks)
         held = operations.pinned(c, chunks, now_ms=now_ms)
         collecting = garbage.in_garbage(
-            c, chunks, since_ms=now_ms - UPLOAD_OVER_MS, rows_max=GARBAGE_ROWS_LOOKED_AT
+            c, chunks, since_ms=now_ms - self._over_ms, rows_max=GARBAGE_ROWS_LOOKED_AT
         )
         if collecting is None:
             return [], 0    # so much is being deleted just now that readers' grace cannot be checked: ask later

@@ -34,6 +34,7 @@ from tierstore.errors import (
     TooLarge,
     UnavailableError,
 )
+from tierstore.failpoints import hit
 from tierstore.names import KEY_BYTES_MAX, ChunkId, chunk_id
 from tierstore.serving.exchange import Exchange
 from tierstore.ticket import open_write
@@ -212,6 +213,7 @@ class _Small:
 
     def _answer(self, at: Location) -> None:
         try:
+            hit("objectd.upload.before_receipt")
             receipt = self._uploads.receipt(self._slot, self._chunk, self._chunk_bytes, self._sums, at)
         except TierstoreError as error:
             self._exchange.fail(error)
@@ -302,6 +304,7 @@ class _Stream:
             if sums != self._sent_sums:
                 raise _mismatch(self._chunk)
             at = await finish(self._writer, sums, seconds=timeout)
+            hit("objectd.upload.before_receipt")
             receipt = uploads.receipt(slot, self._chunk, self._chunk_bytes, sums, at)
         except TimeoutError:
             raise UnavailableError(

@@ -18,6 +18,7 @@ from objectd.standing import Standing
 from objectd.work.pace import Pace
 from tierstore.clock import Clock
 from tierstore.errors import ConflictError, TierstoreError
+from tierstore.failpoints import hit
 from tierstore.telemetry.log import get_logger
 from tierstore.wire.cluster import Job, JobReport
 
@@ -152,7 +153,9 @@ class JobRunner:
                 if work is None:
                     raise ConflictError(f"this object server knows no job {job.kind!r}", code="unknown-job")
                 lease.check()
+                hit("agent.job.before")
                 outcome = await work(job, lease)
+                hit("agent.job.after")
             self._finish(job, outcome=outcome, lease=lease)
         except TierstoreError as error:
             self._finish(job, code=error.code, detail=error.detail, lease=lease)

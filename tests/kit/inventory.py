@@ -1,0 +1,113 @@
+"""What the catalog says is on each device, compared with what is there: missing copies, orphans, strays.
+
+Works on the directories of a cluster that is stopped, with the store's own recovery and the catalog's own packed form,
+but with a plain read of every table: it shares no rule about what may be deleted with the product. Catalog chunks
+(snapshot and journal) are left out: they are named by their ids, no row refers to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metadata.catalog.packed import BAD, LIVE, PackedChunk, unpack, unpack_replicas
+from metadata.services.snapshot_ids import is_reserved
+from objectd.store.disk import DiskDevice
+from tests.kit.cluster import Cluster
+from tierstore.clock import SystemClock
+
+
+@dataclass
+class Comparison:
+    """missing: the catalog counts on it, the device lacks it. orphans: on a device, in no row and no garbage.
+    thin: a chunk with fewer live home copies on different servers than asked."""
+
+    chunks: int = 0
+    copies: int = 0
+    missing: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    garbage: int = 0
+    thin: list[str] = field(default_factory=list)
+    jobs_open: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.chunks} chunks in the catalog, {self.copies} copies on devices, {len(self.missing)} missing, "
+            f"{len(self.orphans)} orphans, {self.garbage} waiting for collection, {len(self.thin)} with too few copies"
+        )
+
+
+def compare(cluster: Cluster, *, copies: int = 2) -> Comparison:
+    """The cluster must be stopped. Opens every device (which recovers it) and the catalog."""
+    found = Comparison()
+    catalog = cluster.data / "cluster" / "metadata" / "catalog.db"
+    with sqlite3.connect(catalog) as db:
+        db.row_factory = sqlite3.Row
+        devices = {bytes(row["uuid"]): row for row in db.execute("SELECT id, uuid, server_id FROM devices")}
+        server_of = {int(row["id"]): int(row["server_id"]) for row in devices.values()}
+        wanted: dict[int, set[bytes]] = defaultdict(set)
+        bad: set[tuple[int, bytes]] = set()
+        for chunk in _referenced(db):
+            found.chunks += 1
+            servers = set()
+            for replica in chunk.replicas:
+                if replica.state == LIVE:
+                    wanted[replica.device].add(chunk.id)
+                    servers.add(server_of[replica.device])
+                elif replica.state == BAD:
+                    bad.add((replica.device, chunk.id))
+            if len(servers) < copies:
+                found.thin.append(f"{chunk.id.hex()} on {len(servers)} servers")
+        waiting = {
+            (replica.device, chunk.id)
+            for row in db.execute("SELECT body FROM garbage")
+            for chunk in unpack(bytes(row["body"]))
+            for replica in chunk.replicas
+        }
+        unfinished = db.execute("SELECT count(*) FROM jobs WHERE state IN ('waiting', 'leased')")
+        found.jobs_open = int(unfinished.fetchone()[0])
+    db.close()
+    found.garbage = len(waiting)
+    for process in cluster.processes("objectd"):
+        for device in process.devices:
+            held, uuid = asyncio.run(_held(Path(device["path"]), device["tier"]))
+            if uuid not in devices:
+                continue
+            number = int(devices[uuid]["id"])
+            found.copies += len(held)
+            name = f"{process.name}/{device['tier']}"
+            found.missing += [f"{name} {chunk.hex()}" for chunk in sorted(wanted[number] - held)]
+            found.orphans += [
+                f"{name} {chunk.hex()}" for chunk in sorted(held - wanted[number])
+                if (number, chunk) not in waiting and (number, chunk) not in bad and not is_reserved(chunk)
+            ]  # fmt: skip
+    return found
+
+
+def _referenced(db: sqlite3.Connection) -> Iterator[PackedChunk]:
+    """Every chunk that some row refers to, with its replicas."""
+    for table in ("objects", "versions"):
+        for row in db.execute(f"SELECT body FROM {table} WHERE kind = 0 AND body IS NOT NULL"):
+            yield from unpack(bytes(row["body"]))
+    for row in db.execute("SELECT body FROM multipart_parts"):
+        yield from unpack(bytes(row["body"]))
+    for row in db.execute("SELECT * FROM chunks WHERE refcount > 0"):
+        yield _of_row(row)
+
+
+def _of_row(row: Any) -> PackedChunk:
+    size = int(row["chunk_bytes"])
+    return PackedChunk(bytes(row["id"]), size, size, int(row["crc32c"]), 0, unpack_replicas(bytes(row["replicas"])))
+
+
+async def _held(path: Path, tier: Any) -> tuple[set[bytes], bytes]:
+    device = await DiskDevice.open(str(path), tier=tier, capacity_bytes=0, clock=SystemClock())
+    try:
+        return {bytes(chunk) for chunk, _, _ in device.chunks()}, device.uuid
+    finally:
+        await device.close()
