@@ -34,6 +34,8 @@ from tierstore.wire import decode, encode
 from tierstore.wire.names import CommitItem, CommitResult, Copy, Put
 
 BATCH_MAX: Final = 512
+#: Waiting items looked at for one batch: behind many writers of one key the others wait their turn too.
+LOOKED_AT_MAX: Final = 4 * BATCH_MAX
 #: Items that wait; more are refused as `unavailable`.
 WAITING_MAX: Final = 20_000
 COMMIT_SECONDS: Final = 30.0
@@ -123,7 +125,7 @@ class CommitService:
         left: list[_Pending] = []
         seen: set[object] = set(self._busy)
         for place, entry in enumerate(self._waiting):
-            if len(taken) >= BATCH_MAX:
+            if len(taken) >= BATCH_MAX or place >= LOOKED_AT_MAX:
                 left += self._waiting[place:]
                 break
             if entry.done.done():
@@ -178,7 +180,7 @@ class CommitService:
     ) -> tuple[list[CommitResult], WriteSet, int]:
         session.guard()
         now_ms = self._clock.now_ms()
-        facts = self._load(session, [entry.item for entry in batch], now_ms, checked=checked)
+        facts = self.load(session, [entry.item for entry in batch], now_ms, checked=checked)
         is_full = self._database.is_full     # then only what frees space is let through (rule 19)
         writes = WriteSet(at_ms=now_ms, wants_events=bool(self.listeners))
         results = []
@@ -204,7 +206,7 @@ class CommitService:
             results.append(result)
         return results, writes, writes.flush(session)
 
-    def _load(self, session: Session, items: Sequence[CommitItem], now_ms: int, *, checked: bool) -> Facts:
+    def load(self, session: Session, items: Sequence[CommitItem], now_ms: int, *, checked: bool) -> Facts:
         """Everything that the decisions rest on, by bulk reads; rows of keys are locked."""
         facts = Facts(now_ms=now_ms)
         names = {item.mutation.bucket for item in items}
