@@ -19,8 +19,6 @@ class Catalog:
 
     data: str = setting("data/metadata", "directory of the embedded catalog and of this process's own files")
     url: str = secret("", "database in place of the embedded one: postgresql://user:password@host/name")
-    ballast_bytes: Size = setting(64 * MIB, "file that is given up when the disk is full, so that deletes still work")
-    connections_max: int = setting(4, "connections to PostgreSQL")
     feed_retention: Seconds = setting(7 * 86400.0, "changes are kept for readers of the feed")
     snapshot_interval: Seconds = setting(300.0, "between two snapshots of the catalog on the object servers; 0: none")
     journal_interval: Seconds = setting(5.0, "between two pieces of the journal on the object servers")
@@ -33,15 +31,12 @@ class Placement:
     site: str = setting("site1", "name of this site")
     copies: int = setting(2, "home replicas of a chunk, on different servers (N+1)")
     chunk_bytes: Size = setting(8 * MIB, "bodies are cut into chunks of this size, up to 64 MiB")
-    ticket_life: Seconds = setting(300.0, "a ticket may be used that long; at most 5 minutes")
 
     def __post_init__(self) -> None:
         if not 1 <= self.copies <= 8:
             raise ValueError(f"copies must be 1..8, not {self.copies}")
         if not 64 * 1024 <= self.chunk_bytes <= 64 * MIB:
             raise ValueError("chunk_bytes must be 64KiB..64MiB")
-        if self.ticket_life > 300:
-            raise ValueError("ticket_life is at most 5min")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

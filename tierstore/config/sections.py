@@ -29,7 +29,6 @@ class Listen:
     port: int = setting(0, "port to listen on; 0 lets the system choose")
     fd: int = setting(-1, "inherited listening descriptor to serve on in place of host and port; -1: none")
     advertise: str = setting("", "URL under which others reach this daemon; default: http://host:port")
-    backlog: int = setting(1024, "connections the system may hold before they are accepted")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -47,17 +46,13 @@ class Limits:
     """Bounds of what a client or a peer may ask for at once."""
 
     header_bytes_max: Size = setting(16 * KIB, "request line and headers together; more is answered 431")
-    headers_max: int = setting(100, "header lines of a request")
-    target_bytes_max: Size = setting(8 * KIB, "path and query of a request; more is answered 414")
     connections_max: int = setting(10_000, "open client connections; further ones are closed at once")
     connections_per_address_max: int = setting(1_000, "open client connections from one address")
     requests_in_flight_max: int = setting(2_000, "requests under way; further ones get 503 with Retry-After")
     small_body_bytes_max: Size = setting(4 * MIB, "bodies that are collected in memory: JSON and internal messages")
     object_bytes_max: Size = setting(5 * 1024 * GIB, "largest object")
-    write_buffer_bytes_max: Size = setting(1 * MIB, "unsent bytes of one answer before its producer is paused")
     peer_connections_max: int = setting(64, "kept connections to one other daemon")
     batch_items_max: int = setting(256, "lookups, commits or allocations that travel as one message")
-    list_keys_max: int = setting(10_000, "keys of one page of a listing")
     queue_items_max: int = setting(10_000, "waiting items of any internal queue, after which callers get 503")
     executor_threads_max: int = setting(8, "threads for blocking work of the process, beside those of its devices")
 
@@ -76,11 +71,9 @@ class Timers:
     idle: Seconds = setting(60.0, "an idle connection is kept")
     body_stall: Seconds = setting(30.0, "without progress of a body, after which the connection is closed")
     request: Seconds = setting(30.0, "for one request to another daemon, when the caller gives no deadline")
-    connect: Seconds = setting(2.0, "for a connection to another daemon")
     metadata_restart: Seconds = setting(10.0, "requests are held while the metadata service restarts")
     hedge: Seconds = setting(0.2, "without a first byte, after which another replica is asked as well")
     drain: Seconds = setting(30.0, "for running requests to end when the daemon stops")
-    watchdog: Seconds = setting(5.0, "the event loop may be blocked before it is logged")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +82,6 @@ class Log:
 
     level: Literal["debug", "info", "warning", "error"] = setting("info", "least level that is written")
     format: Literal["keyvalue", "json"] = setting("keyvalue", "form of a line")
-    requests: bool = setting(False, "write one line per request also when it succeeds")
-    slow_request: Seconds = setting(1.0, "requests that take longer are always written")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

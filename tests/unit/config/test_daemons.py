@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import objectd.config
 from tierstore.config.load import describe, load
 from tierstore.config.sections import SECTIONS, Listen
 
+ROOT = Path(__file__).parents[3]
 DAEMONS: dict[str, type[Any]] = {"metadata": metadata.config.Settings, "objectd": objectd.config.ObjectdConfig}
 try:
     import tierstore.gateway.config as gateway_config
@@ -38,3 +41,21 @@ def test_the_advertised_address_is_one_that_others_can_reach() -> None:
     assert Listen(port=7400, advertise="http://store:7400/").url == "http://store:7400"
     with pytest.raises(ValueError, match="port"):
         Listen(port=70_000)
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """A setting that nothing reads is a lie to the operator who sets it."""
+    source = "\n".join(
+        path.read_text()
+        for package in ("tierstore", "metadata", "objectd")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "sections.py"
+    )
+    settings = {entry.path: entry for kind in DAEMONS.values() for entry in describe(kind)}
+    unused = set()
+    for path, entry in settings.items():
+        # either read as section.name, or the section is passed on whole and the name is read somewhere
+        is_passed_on = entry.in_table or re.search(rf"\.{entry.section}\b(?!\.)", source)
+        if not re.search(rf"\b{path}\b", source) and not (is_passed_on and re.search(rf"\.{entry.name}\b", source)):
+            unused.add(path)
+    assert unused == set()
