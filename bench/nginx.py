@@ -14,7 +14,7 @@ from pathlib import Path
 
 _CONFIG = """daemon off;
 user root;
-worker_processes 1;
+worker_processes {workers};
 worker_rlimit_nofile 65536;
 pid {root}/nginx.pid;
 error_log {root}/error.log warn;
@@ -54,6 +54,7 @@ class Nginx:
 
     directory: Path
     cpu: int | None = None
+    workers: int = 1
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -72,7 +73,7 @@ class Nginx:
                 sock.bind(("127.0.0.1", 0))
                 self.port = sock.getsockname()[1]
         config = self.directory / "nginx.conf"
-        config.write_text(_CONFIG.format(root=self.directory, port=self.port))
+        config.write_text(_CONFIG.format(root=self.directory, port=self.port, workers=self.workers))
         command = [program, "-c", str(config), "-p", str(self.directory)]
         if self.cpu is not None:
             command = ["taskset", "-c", str(self.cpu), *command]

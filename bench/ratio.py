@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TICK = os.sysconf("SC_CLK_TCK")
+from bench.processes import cpu_seconds, steal_seconds
+
 STEAL_MAX = 0.03            # share of the machine's time; pairs above it are dropped
 SERVER_CPU, CLIENT_CPU = 0, 1
 
@@ -50,7 +51,7 @@ class Side:
 
 def measure(httpload: Path, side: Side, *, seconds: float, connections: int) -> Window:
     """One window. Raises RuntimeError when an answer was not 2xx: a rate of errors is no rate."""
-    cpu0, steal0 = _cpu_seconds(side.pid), _steal_seconds()
+    cpu0, steal0 = cpu_seconds(side.pid), steal_seconds()
     command = ["taskset", "-c", str(CLIENT_CPU), str(httpload), "-c", str(connections), "-d", str(seconds)]
     done = subprocess.run([*command, *side.arguments()], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -58,7 +59,7 @@ def measure(httpload: Path, side: Side, *, seconds: float, connections: int) -> 
     found = json.loads(done.stdout)
     if found["bad"]:
         raise RuntimeError(f"{side.name}: {found['bad']} of {found['requests']} answers were errors")
-    cpu, steal = _cpu_seconds(side.pid) - cpu0, _steal_seconds() - steal0
+    cpu, steal = cpu_seconds(side.pid) - cpu0, steal_seconds() - steal0
     return Window(
         requests=found["requests"], bad=found["bad"], rate=found["rps"], cpu_us=cpu / max(found["requests"], 1) * 1e6,
         p99_ms=found["p99_ms"], steal=steal / found["seconds"] / (os.cpu_count() or 1),
@@ -125,29 +126,3 @@ def row(what: str, found: Ratio, *, must: float, aim: float) -> str:
         f"reference {found.reference_rate:9.1f}/s {found.reference_cpu_us:8.1f} us  "
         f"cpu ratio {found.cpu_ratio:4.2f}  p99 {found.ours_p99_ms:.2f} ms  pairs {found.pairs} (-{found.dropped})"
     )
-
-
-def _tree(pid: int) -> list[int]:
-    found = [pid]
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            text = Path(f"/proc/{pid}/task/{task}/children").read_text()
-            for child in text.split():
-                found += _tree(int(child))
-    except FileNotFoundError:
-        pass        # it ended meanwhile
-    return found
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its children."""
-    total = 0
-    for process in _tree(pid):
-        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICK
-
-
-def _steal_seconds() -> float:
-    with open("/proc/stat") as file:
-        return int(file.readline().split()[8]) / TICK
