@@ -37,6 +37,7 @@ from metadata.promoter.retention import QueueDuty, RetentionDuty
 from metadata.promoter.runner import Duty, DutyRunner, Promoter
 from metadata.promoter.scrub import ScrubDuty
 from metadata.promoter.snapshot import SnapshotDuty
+from metadata.promoter.tiering import TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_names, buckets, cluster, hot
 from metadata.routes import jobs as job_routes
 from metadata.routes.callers import Callers
@@ -65,12 +66,15 @@ from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
 from metadata.services.scrub import Scrub
 from metadata.services.snapshot import Snapshots
+from metadata.services.tiering import Tiering
+from metadata.services.tiering_pins import Pins
+from metadata.services.tiering_walk import ShelfWalk
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView
 from tierstore import statefile
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, SystemClock
-from tierstore.errors import TierstoreError
+from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.names import SiteId
 from tierstore.policy import rules
 from tierstore.serving import pages, problem
@@ -187,13 +191,23 @@ class MetadataServer:
         self.jobs = JobQueue(
             database, self.cluster, self.book, self.switches, copies_of=self._copies_of, heat_of=self.heat.heat_per_hour
         )
+        self.tiering = Tiering(
+            database, self.cluster, self.book, self.jobs, self.heat,
+            policy=lambda: (self.policies.current.revision, self.policies.current.policy),
+        )  # fmt: skip
         self.scrub = Scrub(database, self.cluster, self.book, pace_default=settings.background.scrub_rate)
         self.heartbeats = Heartbeats(
             database, self.cluster, self.lease, desk=self.jobs, heat=self.heat.merge,
+            served=self.tiering.served,
             scrub_bytes_per_second=lambda: self.scrub.bytes_per_second,
         )  # fmt: skip
         self.guard = DeletionGuard(database, self.cluster, orphan_share=settings.duties.deleted_share_max)
         self.repair = Repair(database, self.cluster, self.jobs, self.book, around.rng)
+        self.walk = ShelfWalk(
+            database, self.cluster, self.tiering,
+            choose=lambda size, tier, taken: self.repair.choose(size, tier, exclude_servers=taken),
+        )  # fmt: skip
+        self.pins = Pins(database, policy=lambda: self.policies.current.policy, now=self.tiering.now)
         self.drains = Drains(database, self.cluster, self.repair, self.book)
         self.collection = Collection(
             database, self.cluster, self.guard, keep_ms=int(settings.duties.collect_after * 1000)
@@ -216,6 +230,7 @@ class MetadataServer:
             RepairDuty(self.repair), AuditDuty(self.repair), DrainDuty(self.drains), CollectDuty(self.collection),
             ReconcileDuty(self.inventories, every_seconds=settings.duties.inventory_interval),
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
+            TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
             self.snapshots = Snapshots(
@@ -447,12 +462,17 @@ def rebuild(settings: Settings) -> list[str]:
             work = Rebuild(server.database, server.cluster, server.guard, server.around.transport, server.around.clock)
             server.take_inventory = work.page
             edge = asyncio.create_task(serving.run(), name="metadata edge")
-            try:
-                return await work.run(server.heartbeats.flush)
-            finally:
-                edge.cancel()
+            walk = asyncio.create_task(work.run(server.heartbeats.flush), name="metadata rebuild")
+            # A signal ends the edge, and with it the rebuild: the catalog is changed by its last step only.
+            await asyncio.wait({edge, walk}, return_when=asyncio.FIRST_COMPLETED)
+            serving.stop()
+            await edge
+            if not walk.done():
+                walk.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
-                    await edge
+                    await walk
+                raise UnavailableError("the rebuild was interrupted; nothing was changed", code="interrupted")
+            return walk.result()
 
     return uvloop.run(main())
 
