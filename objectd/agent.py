@@ -57,6 +57,7 @@ class Agent:
         failure_domain: str, join_token: str, heartbeat_seconds: float, state: AgentState,
         state_file: AgentStateFile | None, standing: Standing, slots: Slots, heat: HeatCounter, jobs: JobRunner,
         on_answer: Callable[[HeartbeatAnswer], None], in_flight: Callable[[], int], is_draining: Callable[[], bool],
+        served: Callable[[], tuple[dict[str, tuple[int, int]], int, int]] = lambda: ({}, 0, 0),
         cpu_seconds: Callable[[], float] = time.thread_time,
     ) -> None:  # fmt: skip
         self._clock = clock
@@ -75,6 +76,7 @@ class Agent:
         self._on_answer = on_answer
         self._in_flight = in_flight
         self._is_draining = is_draining
+        self._served = served
         self._cpu_seconds = cpu_seconds
         self._last_cpu = cpu_seconds()
         self._last_beat = clock.monotonic()
@@ -203,6 +205,7 @@ class Agent:
         heat = self._heat.batch(now)
         bad = self._slots.bad_chunks()
         reports = jobs.reports()
+        served, mem_used, mem_capacity = self._served()
         self._sequence += 1
         message = Heartbeat(
             server=self._standing.server, incarnation=self._standing.incarnation, sequence=self._sequence,
@@ -210,7 +213,8 @@ class Agent:
             heat=heat.entries if heat else b"", heat_sequence=heat.sequence if heat else 0,
             heat_seconds=heat.seconds if heat else 0.0, reports=reports, bad_chunks=bad,
             job_slots=jobs.free_slots() if self.announced == "up" else 0, load=self._load(now),
-            in_flight=self._in_flight(), state=self.announced,
+            in_flight=self._in_flight(), state=self.announced, served=served, mem_used_bytes=mem_used,
+            mem_capacity_bytes=mem_capacity,
         )  # fmt: skip
         answer = await self._post("heartbeat", message, HeartbeatAnswer, HEARTBEAT_SECONDS)
         if answer.reregister:

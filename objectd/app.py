@@ -23,6 +23,7 @@ from objectd.agent import Agent
 from objectd.agent_state import INSTANCE_BYTES, AgentState, AgentStateFile
 from objectd.config import STREAM_WINDOW_BYTES, DeviceConfig, ObjectdConfig
 from objectd.heat import HeatCounter
+from objectd.memory import Memory
 from objectd.residency import Residency
 from objectd.routes.reads import ChunkReads
 from objectd.routes.table import declare_routes, routes
@@ -83,9 +84,11 @@ class ObjectServer:
         self.standing = Standing(clock, incarnation=state.incarnation)
         self.slots = Slots()
         self.heat = HeatCounter(entries_max=config.chunks.heat_entries_max, now_seconds=clock.monotonic())
+        self.memory = Memory(config.chunks.mem_bytes)
         self.reads = ChunkReads(
-            standing=self.standing, slots=self.slots, heat=self.heat, residency=Residency(), settings=config.chunks
-        )
+            standing=self.standing, slots=self.slots, heat=self.heat, memory=self.memory, residency=Residency(),
+            settings=config.chunks,
+        )  # fmt: skip
         self.uploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
         self.jobs = JobRunner(
             clock=clock, standing=self.standing, slots=config.background.job_slots,
@@ -96,11 +99,14 @@ class ObjectServer:
             failure_domain=config.membership.failure_domain, join_token=config.auth.join_token,
             heartbeat_seconds=config.timers.heartbeat, state=state, state_file=state_file, standing=self.standing,
             slots=self.slots, heat=self.heat, jobs=self.jobs, on_answer=self._follow,
+            served=lambda: (self.reads.served, self.memory.used_bytes, self.memory.capacity_bytes),
             in_flight=lambda: self.uploads.uploads + self.reads.cold_reads,
             is_draining=lambda: self.drain.is_announced,
         )  # fmt: skip
         self.verify = VerifyWork(slots=self.slots, run_blocking=run_blocking)
-        self.remove = RemoveWork(slots=self.slots, may_delete=self.agent.may_delete, note=self.agent.note)
+        self.remove = RemoveWork(slots=self.slots, may_delete=self.agent.may_delete, note=self.agent.note,
+            on_removed=self.memory.forget,
+        )
         self.scrub = Scrub(
             clock=clock, verify=self.verify, run_blocking=run_blocking, rate=config.background.scrub_rate,
             file=CursorFile(os.path.join(state_file.directory, SCRUB_FILE_NAME)) if state_file else None,

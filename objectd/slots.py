@@ -18,6 +18,12 @@ from tierstore.wire.cluster import BadChunk, DeviceGrant, DeviceReport
 BAD_CHUNKS_MAX: Final = 4096         # kept until metadata knows; what is beyond is found again by reads and scrub
 BAD_CHUNKS_PER_HEARTBEAT: Final = 256
 NOT_GRANTED: Final = DeviceId(0)
+#: Following the median of a device's read times: factor of one step, reads before it is believed, what remains of it
+#: with each heartbeat without a read.
+OBSERVED_STEP: Final = 1.05
+OBSERVATIONS_MIN: Final = 32
+OBSERVED_DECAY: Final = 0.98
+OBSERVED_MS_MIN: Final = 0.01
 
 
 def why_bad(error: IntegrityError) -> str:
@@ -39,6 +45,10 @@ class Slot:
     waiting: int = 0
     _waiting_sum: int = 0
     _waiting_samples: int = 0
+    #: Median time of a small read that waited for the disk, as it goes now; 0: none was seen yet.
+    observed_ms: float = 0.0
+    _observations: int = 0
+    _observed_before: int = 0
     #: Small chunks stored so far; see routes.uploads.BACK_PRESSURE_EVERY.
     puts: int = 0
     #: Header lines of whole answers, by number of bytes of sums: formatting them costs more than finding them.
@@ -53,6 +63,25 @@ class Slot:
                 % (sums_bytes, self.device.tier.encode())
             )
         return lines
+
+    def note_read(self, seconds: float, count: int) -> None:
+        """A read that waited for the disk took so long (its share, when several waited). Follows the median by small
+        steps: a device that became slow shows within some dozens of reads, a busy machine's hiccups do not."""
+        took_ms = seconds * 1000
+        if self.read_bytes_per_second > 0:
+            took_ms -= count / self.read_bytes_per_second * 1000
+        self._observations += 1
+        if not self.observed_ms:
+            self.observed_ms = max(self.read_ms, OBSERVED_MS_MIN)
+        self.observed_ms *= OBSERVED_STEP if took_ms > self.observed_ms else 1 / OBSERVED_STEP
+
+    def _read_ms_now(self) -> float:
+        """What is told of the device's latency: measured or declared, more when its reads show more."""
+        if self._observations == self._observed_before:
+            # nobody reads it any more, perhaps because it is slow: let it be tried again by and by
+            self.observed_ms *= OBSERVED_DECAY
+        self._observed_before = self._observations
+        return max(self.read_ms, self.observed_ms if self._observations >= OBSERVATIONS_MIN else 0.0)
 
     def sample_queue(self) -> None:
         """Take one sample of how many requests wait (the agent does, several times per heartbeat)."""
@@ -70,7 +99,7 @@ class Slot:
             # what may not be written counts as used, so that metadata's view of room is never rosier than ours
             used_bytes=max(usage.used_bytes, usage.capacity_bytes - usage.free_bytes),
             trash_bytes=usage.trash_bytes, garbage_bytes=usage.garbage_bytes, state=device.state,
-            detail=device.detail, chunks=usage.chunks, seen_sequence=device.seen_sequence, read_ms=self.read_ms,
+            detail=device.detail, chunks=usage.chunks, seen_sequence=device.seen_sequence, read_ms=self._read_ms_now(),
             read_bytes_per_second=self.read_bytes_per_second, queue=queue, cluster_id=device.cluster_id,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from tierstore.errors import RequestError
 class JobModel(BaseModel):
     id: int
     kind: str = Field(description="copy, delete, verify, undelete, inventory or mend")
-    why: str = Field(description="repair, drain, promote, demote, collect, scrub or reconcile")
+    why: str = Field(description="repair, drain, promote, demote, settle, collect, scrub or reconcile")
     state: str = Field(description="waiting, leased or failed")
     rank: int = Field(description="class; smaller goes first, 1..9: so many live homes are left")
     heat_per_hour: float
@@ -81,7 +81,7 @@ class RetriedModel(BaseModel):
 
 #: What can be paused beside the duties: reasons and kinds of jobs.
 KINDS = ("copy", "delete", "verify", "inventory")
-REASONS = ("repair", "drain", "promote", "demote", "collect", "scrub", "reconcile")
+REASONS = ("repair", "drain", "promote", "demote", "settle", "collect", "scrub", "reconcile")
 #: Never paused: without them nobody would know who is alive, and pausing could not be undone.
 ALWAYS = ("liveness", "jobs")
 

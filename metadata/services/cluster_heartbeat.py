@@ -9,7 +9,7 @@ Cost of an idle heartbeat: no statement at all; with results or free slots and w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from metadata.catalog import servers
@@ -42,18 +42,28 @@ class JobDesk(Protocol):
 HeatSink = Callable[[int, int, int, bytes], int]
 
 
+class ServedSink(Protocol):
+    """Takes what was served, per tier (services.tiering_fleet)."""
+
+    mem: dict[int, tuple[int, int]]
+
+    def note(self, server: int, incarnation: int, served: Mapping[str, tuple[int, int]]) -> None: ...
+
+
 class Heartbeats:
     """Takes heartbeats for this process."""
 
     def __init__(
         self, database: Database, cluster: Cluster, lease: LeaseKeeper, *, desk: JobDesk | None = None,
-        heat: HeatSink | None = None, scrub_bytes_per_second: Callable[[], int] = lambda: 0,
+        heat: HeatSink | None = None, served: ServedSink | None = None,
+        scrub_bytes_per_second: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
         self._lease = lease
         self._desk = desk
         self._heat = heat
+        self._served = served
         self._scrub_bytes_per_second = scrub_bytes_per_second
         self._seen: dict[int, servers.Seen] = {}
         self._reports: dict[int, DeviceReport] = {}
@@ -78,6 +88,9 @@ class Heartbeats:
         acknowledged = 0
         if self._heat is not None and message.heat_sequence and (self._lease.is_mine or not self._lease.holder.url):
             acknowledged = self._heat(server, message.incarnation, message.heat_sequence, message.heat)
+        if self._served is not None:
+            self._served.note(server, message.incarnation, message.served)
+            self._served.mem[server] = (message.mem_used_bytes, message.mem_capacity_bytes)
         jobs: list[Job] = []
         cancelled: list[int] = []
         if self._desk is not None:

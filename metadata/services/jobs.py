@@ -45,7 +45,16 @@ from metadata.services.jobs_work import (
 )
 from tierstore.errors import TicketRefused
 from tierstore.names import ChunkId, DeviceId, ServerId
-from tierstore.ticket import NO_HEAT, ROLE_HOME, TICKET_SECONDS_MAX, ReadTicket, Receipt, mint_read, open_receipt
+from tierstore.ticket import (
+    NO_HEAT,
+    ROLE_CACHE,
+    ROLE_HOME,
+    TICKET_SECONDS_MAX,
+    ReadTicket,
+    Receipt,
+    mint_read,
+    open_receipt,
+)
 from tierstore.wire.cluster import BadChunk, CopySource, Job, JobReport
 
 log = logging.getLogger(__name__)
@@ -55,6 +64,8 @@ BACKOFF_MS_MAX: Final = 600_000
 #: Leased at once to one server, whatever it asks for.
 HAND_OUT_MAX: Final = 64
 SOURCES_MAX: Final = 4
+#: The reason of copies for tiering: never tried again by the queue.
+PROMOTE: Final = "promote"
 #: How long a lease runs without a report; object servers report progress each heartbeat.
 LEASE_MS: Final = 60_000
 VERIFY_LEASE_MS: Final = 120_000
@@ -72,6 +83,11 @@ class JobRates:
 
     per_device: int = 50 << 20
     total: int = 0
+    promote: int = 50 << 20     # per device; the policy's, lowered while clients need the servers
+
+    def of(self, why: str) -> int:
+        """Bytes per second of one device that a job of this reason may move."""
+        return self.promote if why == "promote" else self.per_device
 
 
 #: Rates are means over this long; what is older counts ever less.
@@ -171,14 +187,16 @@ class JobQueue:
             return None
         job = Job(
             id=row.id, token=row.token, kind=row.kind, device=row.device_id, chunk=row.chunk, lease_ms=row.lease_ms,
-            rate_bytes_per_second=self.rates.per_device, why=row.why,
+            rate_bytes_per_second=self.rates.of(row.why), why=row.why,
         )  # fmt: skip
         if row.kind == "copy":
             return self._wire_copy(c, row, job, now_ms)
         if row.kind in ("delete", "undelete"):
             if row.chunk:
                 drop = msgspec.msgpack.decode(row.payload, type=DropWork)
-                return msgspec.structs.replace(job, batch=row.chunk, generation=drop.generation)
+                return msgspec.structs.replace(
+                    job, batch=row.chunk, generation=drop.generation, discard=drop.discard
+                )
             return msgspec.structs.replace(job, batch=msgspec.msgpack.decode(row.payload, type=BatchWork).ids)
         if row.kind == "verify":
             check = msgspec.msgpack.decode(row.payload, type=VerifyWork)
@@ -291,7 +309,10 @@ class JobQueue:
         return renewed, cancelled, ended
 
     def _failed(self, c: Connection, row: JobRow, code: str, detail: str, now_ms: int) -> None:
-        if row.kind == "copy" and code == "chunk-exists":
+        if row.why == PROMOTE:
+            # An extra copy that could not be made: the promoter sees it and decides anew at the chunk's next read.
+            jobs.remove(c, [row.id])
+        elif row.kind == "copy" and code == "chunk-exists":
             # Other bytes stand under this id there: never overwritten, never counted; people must look at it.
             jobs.give_up(c, row.id, code=code, detail=detail, now_ms=now_ms)
         elif row.attempts >= ATTEMPTS_MAX:
@@ -358,9 +379,18 @@ class JobQueue:
             return
         new = replace(new, generation=(max((r.generation for r in chunk.replicas), default=0) + 1) & 0xFFFF)
         replicas = [r for r in chunk.replicas if r.device != row.device_id] + [new]
-        if work.drop and work.drop != row.device_id:
+        if work.keep and self._may_stay(chunk, work.drop):
+            replicas = [replace(r, role=ROLE_CACHE) if r.device == work.drop else r for r in replicas]
+        elif work.drop and work.drop != row.device_id:
             replicas = self.without(c, located, replicas, work.drop, via=row.device_id, now_ms=now_ms)
         self._book.rewrite(c, located, replicas, at_ms=now_ms)
+
+    @staticmethod
+    def _may_stay(chunk: PackedChunk, device: int) -> bool:
+        """Whether a home copy that has just been replaced may stay as the chunk's only cache copy."""
+        victim = next((r for r in chunk.replicas if r.device == device), None)
+        others = any(r.role == ROLE_CACHE and r.state == LIVE for r in chunk.replicas)
+        return victim is not None and victim.state == LIVE and not others
 
     def without(
         self, c: Connection, located: Located, replicas: list[Replica], device: int, *, via: int, now_ms: int
@@ -380,17 +410,21 @@ class JobQueue:
         if victim.state == BAD or not is_alive(self._view, device):
             return rest
         generation = (victim.generation + 1) & 0xFFFF
-        self.queue_drop(c, located.chunk.id, device, via=via, generation=generation, now_ms=now_ms)
+        self.queue_drop(
+            c, located.chunk.id, device, via=via, generation=generation, now_ms=now_ms,
+            discard=victim.role == ROLE_CACHE,
+        )  # fmt: skip
         return [*rest, replace(victim, state=DELETING, generation=generation)]
 
     def queue_drop(
-        self, c: Connection, chunk: bytes, device: int, *, via: int, generation: int, now_ms: int
-    ) -> None:
+        self, c: Connection, chunk: bytes, device: int, *, via: int, generation: int, now_ms: int,
+        discard: bool = False,
+    ) -> None:  # fmt: skip
         """Queue the deletion of one replica that is marked as deleting (or that no row names)."""
         info = self._view.devices.get(device)
         if info is None:
             return
-        payload = msgspec.msgpack.encode(DropWork(via, generation))
+        payload = msgspec.msgpack.encode(DropWork(via, generation, discard))
         job = NewJob("delete", "demote", CLASS_DRAIN, info.server, device, chunk=chunk, payload=payload)
         jobs.add(c, [job], now_ms=now_ms)
 

@@ -31,11 +31,12 @@ INTERNAL: Final = 0
 
 class CopyWork(msgspec.Struct, array_like=True, frozen=True):
     """Payload of a copy job. via: a device on which the reverse table has the chunk (how its row is found again);
-    drop: the device whose replica goes when the copy is there, 0 for none."""
+    drop: the device whose replica goes when the copy is there, 0 for none; keep: it stays there as a cache copy."""
 
     via: int
     role: int = ROLE_HOME
     drop: int = 0
+    keep: bool = False
 
 
 class BatchWork(msgspec.Struct, array_like=True, frozen=True):
@@ -46,10 +47,11 @@ class BatchWork(msgspec.Struct, array_like=True, frozen=True):
 
 class DropWork(msgspec.Struct, array_like=True, frozen=True):
     """Payload of a delete job for one replica that is marked as deleting: its entry goes when the job is done.
-    via as in CopyWork; generation: of the marked replica."""
+    via as in CopyWork; generation: of the marked replica; discard: it was a cache copy, nobody wants it back."""
 
     via: int
     generation: int
+    discard: bool = False
 
 
 class VerifyWork(msgspec.Struct, array_like=True, frozen=True):

@@ -17,11 +17,12 @@ from typing import Final
 
 from objectd.config import Chunks
 from objectd.heat import HeatCounter
+from objectd.memory import TIER, Memory
 from objectd.residency import Residency
 from objectd.slots import Slot, Slots, why_bad
 from objectd.standing import Standing
 from objectd.store.device import Location, OpenChunk
-from tierstore.checksum import BLOCK_BYTES, block_count
+from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count
 from tierstore.errors import IntegrityError, NotFound, RangeNotSatisfiable, TicketRefused, UnavailableError
 from tierstore.names import ChunkId, DeviceId
 from tierstore.serving.exchange import Exchange
@@ -46,11 +47,13 @@ class ChunkReads:
     """The handler of the GET route. Event loop only."""
 
     def __init__(
-        self, *, standing: Standing, slots: Slots, heat: HeatCounter, residency: Residency, settings: Chunks
-    ) -> None:
+        self, *, standing: Standing, slots: Slots, heat: HeatCounter, memory: Memory, residency: Residency,
+        settings: Chunks,
+    ) -> None:  # fmt: skip
         self._standing = standing
         self._slots = slots
         self._heat = heat
+        self._memory = memory
         self._residency = residency
         self._sendfile_bytes_min = settings.sendfile_bytes_min
         self._cold_reads_max = settings.cold_reads_max
@@ -60,6 +63,8 @@ class ChunkReads:
         self.reads_total = 0
         self.cold_total = 0
         self.bytes_total = 0
+        #: Client reads and their bytes by the tier that served them, since this life began.
+        self.served: dict[str, tuple[int, int]] = {}
 
     def handle(self, exchange: Exchange) -> None:
         """Answer, or hand the exchange to a coroutine when the disk must be waited for."""
@@ -82,6 +87,11 @@ class ChunkReads:
         self.bytes_total += count
         if not flags & NO_HEAT:
             self._heat.count(chunk, 1.0 if count == chunk_bytes else count / chunk_bytes)
+            if self._memory.is_on and (held := self._memory.get(chunk)) is not None:
+                self._count_served(TIER, count)
+                self._from_memory(exchange, held, chunk_bytes, first, count)
+                return
+            self._count_served(slot.device.tier, count)
         hint = Location(segment, offset)
         if count == chunk_bytes <= self._sendfile_bytes_min and segment:
             raw = slot.device.read_small_now(chunk, hint, chunk_bytes)
@@ -116,6 +126,21 @@ class ChunkReads:
                 return
         self._wait(exchange, _Wanted(slot, chunk, chunk_bytes, first, count), opened)
 
+    def _count_served(self, tier: str, count: int) -> None:
+        reads, size = self.served.get(tier, (0, 0))
+        self.served[tier] = (reads + 1, size + count)
+
+    def _from_memory(self, exchange: Exchange, held: bytes, chunk_bytes: int, first: int, count: int) -> None:
+        sums_bytes = block_count(chunk_bytes) * SUM_BYTES
+        if len(held) != sums_bytes + chunk_bytes:
+            raise IntegrityError("the ticket names another length than the chunk has", code="bad-footer")
+        lines = self._memory.answer_lines(sums_bytes)
+        if count == chunk_bytes:
+            exchange.reply(200, held, lines)
+            return
+        view, at = memoryview(held), sums_bytes + first
+        exchange.reply(200, b"".join((view[:sums_bytes], view[at : at + count])), lines)
+
     def _wait(self, exchange: Exchange, wanted: _Wanted, opened: OpenChunk | None) -> None:
         if self.cold_reads >= self._cold_reads_max:
             if opened is not None:
@@ -132,6 +157,8 @@ class ChunkReads:
         first, count = wanted.first, wanted.count
         self.cold_reads += 1
         slot.waiting += 1
+        began, waiting = asyncio.get_running_loop().time(), slot.waiting
+        kept: list[bytes] | None = [] if count == chunk_bytes and self._memory.admits(chunk_bytes) else None
         try:
             async with asyncio.timeout(self._device_timeout):
                 opened = opened or await slot.device.find(chunk)
@@ -147,16 +174,23 @@ class ChunkReads:
                     )  # fmt: skip
                     return
                 data = await opened.read(first, min(count, self._piece_bytes))
+            slot.note_read((asyncio.get_running_loop().time() - began) / waiting, len(data))
             # nothing is promised to the client before the first piece is here: a sick disk gives a clear error
             exchange.begin(200, slot.answer_lines(len(opened.sums)), len(opened.sums) + count)
             await exchange.send(opened.sums + data)
+            if kept is not None:
+                kept.append(data)
             at, end = first + len(data), first + count
             while at < end:
                 async with asyncio.timeout(self._device_timeout):
                     data = await opened.read(at, min(end - at, self._piece_bytes))
                 await exchange.send(data)
+                if kept is not None:
+                    kept.append(data)
                 at += len(data)
             exchange.end()
+            if kept is not None:
+                self._memory.admit(chunk, opened.sums, kept[0] if len(kept) == 1 else b"".join(kept))
         except NotFound:
             self._slots.note_bad(chunk, slot.id, "missing")
             raise

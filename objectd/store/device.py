@@ -133,6 +133,10 @@ class Device(Protocol):
         """Take a chunk back from the trash. Raises NotFound(code="not-in-trash")."""
         ...
 
+    async def forget_trashed(self, chunk: ChunkId) -> int:
+        """Forget one trashed chunk now; bytes that can be freed, 0 when it is not in the trash. Safe to repeat."""
+        ...
+
     async def empty_trash(self, older_than_ms: int) -> int:
         """Forget what was trashed before that wall time (ms since 1970); bytes that can be freed. May compact later."""
         ...

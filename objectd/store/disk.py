@@ -506,6 +506,9 @@ class DiskDevice:
     async def restore(self, chunk: ChunkId) -> Location:
         return await self._removal.restore(chunk)
 
+    async def forget_trashed(self, chunk: ChunkId) -> int:
+        return await self._removal.forget_trashed(chunk)
+
     async def empty_trash(self, older_than_ms: int) -> int:
         return await self._removal.empty_trash(older_than_ms)
 

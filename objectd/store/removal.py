@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TRASH_BATCH: Final = 1000       # chunks forgotten per look into the index
 FORGET_AT_ONCE: Final = 64
+_ANY_AGE_MS: Final = 1 << 62
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,6 +64,12 @@ class Removal:
                 await self._move(device.layout.trash_path(chunk, entry.wall_ms), device.layout.file_path(chunk))
                 device.index.apply(chunk, restored, value)
             return Location(entry.segment, entry.offset)
+
+    async def forget_trashed(self, chunk: ChunkId) -> int:
+        freed = await self._forget(chunk, _ANY_AGE_MS)
+        if freed:
+            self._device.refresh_room()
+        return freed
 
     async def empty_trash(self, older_than_ms: int) -> int:
         device = self._device

@@ -28,11 +28,13 @@ class RemoveWork:
     """What delete and undelete jobs do."""
 
     def __init__(
-        self, *, slots: Slots, may_delete: Callable[[Slot], bool], note: Callable[[Slot], Awaitable[None]]
-    ) -> None:
+        self, *, slots: Slots, may_delete: Callable[[Slot], bool], note: Callable[[Slot], Awaitable[None]],
+        on_removed: Callable[[ChunkId], None] = lambda chunk: None,
+    ) -> None:  # fmt: skip
         self._slots = slots
         self._may_delete = may_delete
         self._note = note
+        self._on_removed = on_removed
         self.trashed_total = 0
 
     async def delete(self, job: Job, lease: Lease) -> Outcome:
@@ -42,6 +44,8 @@ class RemoveWork:
         here = 0
         for chunks in _slices(job):
             here += await self.trash(slot, chunks, lease)
+            if job.discard:
+                await self._free(slot, chunks)
             await lease.moved(DELETE_COST_BYTES * len(chunks))
         return Outcome(detail=f"{here} of {len(_ids(job))} were here")
 
@@ -57,7 +61,14 @@ class RemoveWork:
         async with asyncio.timeout(SLICE_SECONDS):
             here = sum(await asyncio.gather(*(slot.device.trash(chunk) for chunk in chunks)))
         self.trashed_total += here
+        for chunk in chunks:
+            self._on_removed(chunk)
         return here
+
+    async def _free(self, slot: Slot, chunks: list[ChunkId]) -> None:
+        """Cache copies are extra: their room is wanted now, and nobody takes them back from the trash."""
+        async with asyncio.timeout(SLICE_SECONDS):
+            await asyncio.gather(*(slot.device.forget_trashed(chunk) for chunk in chunks))
 
     async def undelete(self, job: Job, lease: Lease) -> Outcome:
         """Take the batch back from the trash. Raises NotFound naming how many were gone, after the rest is back."""

@@ -245,6 +245,11 @@ def test_the_trash_keeps_and_gives_back(make: Make, size: int) -> None:
             assert await content(device, chunk(3)) == data
             await device.trash(chunk(3))
             assert await device.empty_trash(0) == 0
+            await write(device, chunk(4), data)
+            assert await device.forget_trashed(chunk(4)) == 0, "a live chunk is not forgotten"
+            await device.trash(chunk(4))
+            assert await device.forget_trashed(chunk(4)) >= size
+            assert await device.forget_trashed(chunk(4)) == 0
             assert await device.empty_trash(1 << 60) >= size
             assert device.usage().trash_bytes == 0
             with pytest.raises(NotFound):

@@ -193,6 +193,14 @@ class MemoryDevice:
         stored.state, stored.wall_ms = LIVE, self._clock.now_ms()
         return stored.location
 
+    async def forget_trashed(self, chunk: ChunkId) -> int:
+        self._check_writable()
+        await self._sync()
+        stored = self.kept.get(chunk)
+        if stored is None or stored.state != TRASHED:
+            return 0
+        return self.kept.pop(chunk).framed
+
     async def empty_trash(self, older_than_ms: int) -> int:
         self._check_writable()
         await self._sync()
@@ -323,6 +331,9 @@ class Wrapper:
 
     async def restore(self, chunk: ChunkId) -> Location:
         return await self.inner.restore(chunk)
+
+    async def forget_trashed(self, chunk: ChunkId) -> int:
+        return await self.inner.forget_trashed(chunk)
 
     async def empty_trash(self, older_than_ms: int) -> int:
         return await self.inner.empty_trash(older_than_ms)

@@ -28,6 +28,12 @@ def watch(gateway: Gateway) -> None:
         gateway.store.servers, lambda: book.hedges_total if (book := servers()) else 0,
     )  # fmt: skip
     watched(
+        "tierstore_object_reads_total", "counter", "bodies answered, by the tier that served the first byte",
+        gateway.store.servers,
+        lambda: {(tier,): float(count) for tier, count in book.served.items()} if (book := servers()) else {},
+        labels=("tier",),
+    )  # fmt: skip
+    watched(
         "tierstore_gateway_requests", "gauge", "object requests under way", gateway.objects,
         lambda: door.in_flight if (door := objects()) else 0,
     )  # fmt: skip

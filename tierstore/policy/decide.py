@@ -200,6 +200,16 @@ class Planner:
         """Bytes of cache copies on a fast tier, those under way included."""
         return sum(shelf.used_bytes for name, shelves in self._tiers if name == tier for shelf in shelves)
 
+    def device_bytes(self, device: int) -> int:
+        """Bytes of cache copies on one fast device, those under way included."""
+        shelf = self._shelves.get(device)
+        return shelf.used_bytes if shelf is not None else 0
+
+    def residents_of(self, device: int) -> list[bytes]:
+        """Chunks with a cache copy on one fast device, those under way included."""
+        shelf = self._shelves.get(device)
+        return list(shelf.residents) if shelf is not None else []
+
     @property
     def fast_tiers(self) -> list[str]:
         """The tiers that the promoter fills, fastest first."""

@@ -26,7 +26,7 @@ from tierstore.sdk.limits import SMALL_BYTES, StoreLimits
 from tierstore.sdk.race import Race
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
-from tierstore.transport.object_client import ObjectClient, VerifiedStream
+from tierstore.transport.object_client import FetchedChunk, ObjectClient, VerifiedStream
 from tierstore.wire.cluster import BadChunk
 from tierstore.wire.names import ChunkView, LookupItem, LookupResult, ReplicaView
 
@@ -94,11 +94,12 @@ class GetWalk:
         if length <= SMALL_BYTES and self._end <= chunk.start + chunk.length:
             offset = chunk.chunk_offset + self._at - chunk.start
 
-            async def read(replica: ReplicaView) -> memoryview | bytes:
+            async def read(replica: ReplicaView) -> FetchedChunk:
                 return await self._read_small(replica, chunk, offset, length)
 
-            replica, self.whole = await self._any_replica(read)
-            self.tier = replica.tier
+            replica, fetched = await self._any_replica(read)
+            self.whole = fetched.data
+            self._served(fetched.tier or replica.tier)
             self._at = self._end
             return
         await self._open_current()
@@ -216,7 +217,13 @@ class GetWalk:
         self._stream = found.stream
         self._ready = found.first_piece
         self._chunk_end = min(chunk.start + chunk.length, self._end)
-        self.tier = self.tier or self._replica.tier
+        if not self.tier:
+            self._served(found.stream.tier or self._replica.tier)
+
+    def _served(self, tier: str) -> None:
+        """The first byte is here, from this tier (its server may have had it in RAM)."""
+        self.tier = tier
+        self._parts.servers.note_served(tier)
 
     async def _open_chunk(self, chunk: ChunkView, at: int) -> tuple[ReplicaView, _Opened]:
         offset = chunk.chunk_offset + at - chunk.start
@@ -241,16 +248,16 @@ class GetWalk:
 
     async def _read_small(
         self, replica: ReplicaView, chunk: ChunkView, offset: int, length: int
-    ) -> memoryview | bytes:
+    ) -> FetchedChunk:
         parts = self._parts
         started = parts.clock.monotonic()
-        data = await parts.objects.read_chunk(
+        fetched = await parts.objects.fetch_chunk(
             await parts.servers.url(replica.server), replica.ticket, chunk=ChunkId(chunk.id),
             chunk_bytes=chunk.chunk_bytes, crc32c=chunk.crc32c, first=offset, length=length,
             seconds=parts.limits.stall_seconds,
         )  # fmt: skip
         parts.servers.note_first_byte(parts.clock.monotonic() - started)
-        return data
+        return fetched
 
     async def _any_replica(self, attempt: Any, *, chunk: ChunkView | None = None) -> tuple[ReplicaView, Any]:
         """The first good answer of any replica: hedged, in rounds with fresh tickets. Raises UnavailableError."""

@@ -32,6 +32,8 @@ class ServerBook:
         self.read_failures_total = 0
         self.write_failures_total = 0
         self.hedges_total = 0
+        #: Reads by the tier that served the first byte.
+        self.served: dict[str, int] = {}
         client.on_map_change.append(self._learn)
         if client.map is not None:
             self._learn(client.map)
@@ -69,6 +71,9 @@ class ServerBook:
 
     def note_failure(self, server: int) -> None:
         self._suspects[server] = self._clock.monotonic() + self._limits.suspect_seconds
+
+    def note_served(self, tier: str) -> None:
+        self.served[tier] = self.served.get(tier, 0) + 1
 
     def note_hedge(self) -> None:
         self.hedges_total += 1

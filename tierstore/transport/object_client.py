@@ -11,7 +11,7 @@ no copy. A small read: one call, one or a few sums, a memoryview of the answer.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
 import msgspec
@@ -66,6 +66,13 @@ class _Blocks:
         if combine_sums(sums, chunk_bytes) != crc32c:
             raise IntegrityError(f"the block sums of chunk {chunk.hex()} do not fit the catalog", code="bad-block")
         return unpack_sums(sums)
+
+
+class FetchedChunk(NamedTuple):
+    """Verified bytes, and the tier that served them; "" when the server did not say."""
+
+    data: memoryview
+    tier: str
 
 
 class VerifiedStream:
@@ -160,9 +167,20 @@ class ObjectClient:
         """Bytes [first, first + length) of a chunk, verified; meant for up to a few MiB. May be repeated.
 
         Raises IntegrityError(code="bad-block"), the server's error, or UnavailableError."""
+        read = await self.fetch_chunk(
+            url, ticket, chunk=chunk, chunk_bytes=chunk_bytes, crc32c=crc32c, first=first, length=length,
+            seconds=seconds,
+        )  # fmt: skip
+        return read.data
+
+    async def fetch_chunk(
+        self, url: str, ticket: bytes, *, chunk: ChunkId, chunk_bytes: int, crc32c: int, first: int = 0,
+        length: int | None = None, seconds: float,
+    ) -> FetchedChunk:  # fmt: skip
+        """The same, with the tier that served it (a server may have it in RAM)."""
         length = chunk_bytes - first if length is None else length
         if not length:
-            return memoryview(b"")
+            return FetchedChunk(memoryview(b""), "")
         blocks = _Blocks(ticket, chunk_bytes, first, length)
         reply = await self._transport.call(url, b"GET", blocks.target, seconds=seconds)
         if reply.status != 200:
@@ -176,7 +194,7 @@ class ObjectClient:
             at = number * BLOCK_BYTES - blocks.begin
             verify_block(data[at : at + BLOCK_BYTES], sums[number], chunk=chunk, block=number)
         begin = first - blocks.begin
-        return data[begin : begin + length]
+        return FetchedChunk(data[begin : begin + length], _text(reply.headers, _TIER))
 
     async def open_chunk(
         self, url: str, ticket: bytes, *, chunk: ChunkId, chunk_bytes: int, crc32c: int, first: int = 0,

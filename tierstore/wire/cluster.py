@@ -106,6 +106,9 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True):
     load: float = 0.0             # 0..1, share of the last second its loop was busy
     in_flight: int = 0
     state: str = "up"             # up | draining (announced restart) | stopping
+    served: dict[str, tuple[int, int]] = {}   # tier -> client reads and their bytes since this incarnation began
+    mem_used_bytes: int = 0       # chunks kept in this server's RAM, and the bound
+    mem_capacity_bytes: int = 0
 
 
 class CopySource(msgspec.Struct, array_like=True, frozen=True):
@@ -139,6 +142,7 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
     rate_bytes_per_second: int = 0    # 0: no limit
     why: str = ""                 # repair | drain | promote | demote | collect | scrub | reconcile
     batch: bytes = b""
+    discard: bool = False         # delete: cache copies, which are extra: freed at once, not kept in the trash
 
 
 class HeartbeatAnswer(msgspec.Struct, array_like=True, frozen=True):

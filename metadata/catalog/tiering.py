@@ -1,0 +1,183 @@
+"""What the promoter asks the catalog, in batches: where touched chunks lie, what lies on a device, what is gone.
+
+Statements only; what follows from the answers is services.tiering's. All of it reads, without locks: whoever changes a
+chunk on the strength of an answer locates it again under its lock (catalog.book).
+
+Cost: one index seek per (device, chunk) asked, one row per object: about 15 us a chunk on SQLite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+
+from metadata.catalog import bodies, schema
+from metadata.catalog.book import Located
+from metadata.catalog.packed import PackedChunk, unpack
+
+_PLACEMENTS: Final = schema.placements.c
+_GARBAGE: Final = schema.garbage.c
+_OBJECTS: Final = schema.objects.c
+#: Values of one IN list.
+_IN_MAX: Final = 500
+
+_Owner = tuple[int, str, int]
+_T = TypeVar("_T")
+
+
+class Named(NamedTuple):
+    """An object of a page: what a rule judges it by, and its chunks."""
+
+    key: str
+    size: int
+    version: int
+    chunks: list[PackedChunk]
+
+
+def find(
+    connection: sa.Connection, wanted: Mapping[bytes, Collection[int]], buckets: Mapping[int, str]
+) -> dict[bytes, Located]:
+    """Where chunks lie. wanted: chunk -> devices on which the reverse table may have it. Unknown ones are left out."""
+    owners: dict[bytes, _Owner | None] = {}
+    by_device: dict[int, list[bytes]] = {}
+    for chunk, devices in wanted.items():
+        for device in devices:
+            by_device.setdefault(device, []).append(chunk)
+    for device, chunks in by_device.items():
+        for some in _slices([c for c in chunks if c not in owners]):
+            query = sa.select(
+                _PLACEMENTS.chunk_id, _PLACEMENTS.bucket_id, _PLACEMENTS.key, _PLACEMENTS.version
+            ).where(_PLACEMENTS.device_id == device, _PLACEMENTS.chunk_id.in_(some))
+            for row in connection.execute(query):
+                owner = None if row.bucket_id is None else (int(row.bucket_id), str(row.key), int(row.version))
+                owners[bytes(row.chunk_id)] = owner
+    found = _in_bodies(connection, {c: o for c, o in owners.items() if o is not None}, buckets)
+    left = [chunk for chunk in owners if chunk not in found]
+    for chunk_id, packed in bodies.chunks_of(connection, left).items():
+        found[chunk_id] = Located(None, packed)
+    return found
+
+
+def _in_bodies(
+    connection: sa.Connection, owners: Mapping[bytes, _Owner], buckets: Mapping[int, str]
+) -> dict[bytes, Located]:
+    """The chunks of inline bodies: latest versions first, then older ones."""
+    found: dict[bytes, Located] = {}
+    for table in (schema.objects, schema.versions):
+        keys: dict[int, set[str]] = {}
+        for chunk, (bucket_id, key, _) in owners.items():
+            if chunk not in found:
+                keys.setdefault(bucket_id, set()).add(key)
+        t = table.c
+        for bucket_id, names in keys.items():
+            for some in _slices(sorted(names)):
+                query = sa.select(t.key, t.version, t.body).where(
+                    t.bucket_id == bucket_id, t.key.in_(some), t.kind == schema.KIND_INLINE
+                )
+                for row in connection.execute(query):
+                    chunks = unpack(bytes(row.body)) if row.body else []
+                    owner = (bucket_id, str(row.key), int(row.version))
+                    size = sum(c.length for c in chunks)
+                    for packed in chunks:
+                        if packed.id in owners and packed.id not in found:
+                            found[packed.id] = Located(owner, packed, buckets.get(bucket_id, ""), size)
+    return found
+
+
+def garbage_after(connection: sa.Connection, seen: int, limit: int) -> tuple[list[PackedChunk], int]:
+    """Chunks that became garbage since row `seen`, and the last row looked at."""
+    rows = connection.execute(
+        sa.select(_GARBAGE.id, _GARBAGE.body).where(_GARBAGE.id > seen).order_by(_GARBAGE.id).limit(limit)
+    ).all()
+    return [chunk for row in rows for chunk in unpack(bytes(row.body))], int(rows[-1].id) if rows else seen
+
+
+def newest_garbage(connection: sa.Connection) -> int:
+    """The last garbage row there is: whoever starts now need not look at older ones."""
+    return int(connection.execute(sa.select(sa.func.max(_GARBAGE.id))).scalar() or 0)
+
+
+def objects_after(
+    connection: sa.Connection, bucket_id: int, *, prefix_low: str, high: str | None, after: str, limit: int
+) -> list[Named]:
+    """The next latest versions of a bucket with prefix_low <= key < high and key > after, with their chunks."""
+    query = (
+        sa.select(_OBJECTS.key, _OBJECTS.size, _OBJECTS.version, _OBJECTS.kind, _OBJECTS.body, _OBJECTS.ref)
+        .where(_OBJECTS.bucket_id == bucket_id, _OBJECTS.key >= prefix_low, _OBJECTS.key > after)
+        .where(_OBJECTS.kind != schema.KIND_MARKER)
+        .order_by(_OBJECTS.key)
+        .limit(limit)
+    )
+    if high is not None:
+        query = query.where(_OBJECTS.key < high)
+    page = []
+    for row in connection.execute(query).all():
+        page.append(Named(str(row.key), int(row.size), int(row.version), _chunks(connection, row)))
+    return page
+
+
+def object_named(connection: sa.Connection, bucket_id: int, key: str) -> Named | None:
+    """The latest version of one object with its chunks; None when there is none."""
+    row = connection.execute(
+        sa.select(_OBJECTS.key, _OBJECTS.size, _OBJECTS.version, _OBJECTS.kind, _OBJECTS.body, _OBJECTS.ref).where(
+            _OBJECTS.bucket_id == bucket_id, _OBJECTS.key == key, _OBJECTS.kind != schema.KIND_MARKER
+        )
+    ).first()
+    return None if row is None else Named(str(row.key), int(row.size), int(row.version), _chunks(connection, row))
+
+
+#: Chunks of one large object that are looked at; explain and pins say so when there are more.
+OBJECT_CHUNKS_MAX: Final = 4096
+
+
+def _chunks(connection: sa.Connection, row: Any) -> list[PackedChunk]:
+    if row.kind == schema.KIND_INLINE:
+        return unpack(bytes(row.body)) if row.body else []
+    if row.kind != schema.KIND_ROWS or row.ref is None:
+        return []
+    ids: list[bytes] = []
+    for page in bodies.all_extents(connection, int(row.ref)):
+        ids += [extent.chunk_id for extent in page]
+        if len(ids) >= OBJECT_CHUNKS_MAX:
+            break
+    rows = bodies.chunks_of(connection, ids[:OBJECT_CHUNKS_MAX])
+    return [rows[i] for i in dict.fromkeys(ids[:OBJECT_CHUNKS_MAX]) if i in rows]
+
+
+def _slices(values: Sequence[_T]) -> Iterable[Sequence[_T]]:
+    for at in range(0, len(values), _IN_MAX):
+        yield values[at : at + _IN_MAX]
+
+
+class OpenWork(NamedTuple):
+    """Jobs of tiering that have not ended, as (chunk, device)."""
+
+    promoting: set[tuple[bytes, int]]
+    demoting: set[tuple[bytes, int]]
+    settling: int
+
+
+def open_work(connection: sa.Connection) -> OpenWork:
+    """What is queued or under way. Bounded by what the promoter lets be open at once."""
+    j = schema.jobs.c
+    query = sa.select(j.chunk_id, j.device_id, j.why).where(
+        j.why.in_(("promote", "demote", "settle")), j.state.in_(("waiting", "leased"))
+    )
+    promoting: set[tuple[bytes, int]] = set()
+    demoting: set[tuple[bytes, int]] = set()
+    settling = 0
+    for row in connection.execute(query):
+        if row.why == "settle":
+            settling += 1
+        else:
+            (promoting if row.why == "promote" else demoting).add((bytes(row.chunk_id), int(row.device_id)))
+    return OpenWork(promoting, demoting, settling)
+
+
+def drop_stale(connection: sa.Connection, *, before_ms: int) -> int:
+    """Forget promotions that nobody took up since then: what was hot may be no more."""
+    j = schema.jobs
+    change = sa.delete(j).where(j.c.why == "promote", j.c.state == "waiting", j.c.created_at_ms < before_ms)
+    return int(connection.execute(change).rowcount)
