@@ -68,7 +68,7 @@ bench-mount: $(STAMP)
 
 # mutants: plants known bugs one by one; each must be caught by a quick test.
 mutants: $(STAMP) tools-test
-	@$(BIN)/python -m tests.fault.mutants
+	@$(BIN)/python -m tests.mutants
 
 # reference: writes docs/reference from the code; `make check` fails when it is out of date.
 reference: $(STAMP)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 #: People read it; progress bars and notes go there, so that output can be piped.
-notes = Console(stderr=True, highlight=False)
-console = Console(highlight=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+#: Lines of a table are not broken for a width that a pipe does not have.
+_PIPE_WIDTH: Final = 250
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def print_json(value: Any) -> None:
