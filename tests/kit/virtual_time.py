@@ -42,16 +42,56 @@ class _NoSelector(selectors.BaseSelector):
         return []
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Raises RuntimeError on a deadlock (nothing ready, no timer) and on a livelock (steps_max)."""
+class _NumberedTask(asyncio.Task[Any]):
+    """Hashes by its number and not by its address: a set of tasks is walked in the same order in every run."""
 
-    def __init__(self, seed: int, *, steps_max: int = 20_000_000) -> None:
+    def __init__(self, *arguments: Any, number: int, **named: Any) -> None:
+        self._number = number
+        super().__init__(*arguments, **named)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _NumberedFuture(asyncio.Future[Any]):
+    """The same for futures."""
+
+    def __init__(self, *, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        self._number = number
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Raises RuntimeError on a deadlock (nothing ready, no timer) and on a livelock (steps_max).
+
+    is_shuffled False: callbacks that are ready run in the order in which they were registered, as asyncio documents it
+    (some code rests on it); what varies is then the time that messages and disks take.
+    `on_task` is called with every task that is made, in the context of who makes it."""
+
+    def __init__(self, seed: int, *, steps_max: int = 20_000_000, is_shuffled: bool = True) -> None:
         self._now = 0.0
         super().__init__(_NoSelector(self._pass_time))
         self.random = random.Random(seed)
         self._steps = 0
         self._steps_max = steps_max
+        self._is_shuffled = is_shuffled
         self._clock_resolution = 1e-9
+        self._made = 0
+        self.on_task: Callable[[asyncio.Task[Any]], None] = lambda task: None
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None) -> asyncio.Task[Any]:
+        self._made += 1
+        task = _NumberedTask(coro, loop=loop, context=context, number=self._made)
+        self.on_task(task)
+        return task
+
+    def create_future(self) -> asyncio.Future[Any]:
+        self._made += 1
+        return _NumberedFuture(loop=self, number=self._made)
 
     def time(self) -> float:
         return self._now
@@ -67,7 +107,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if self._steps > self._steps_max:
             raise RuntimeError("livelock: too many steps")
         ready = self._ready  # type: ignore[attr-defined]
-        if len(ready) > 1:
+        if self._is_shuffled and len(ready) > 1:
             shuffled = list(ready)
             self.random.shuffle(shuffled)
             ready.clear()
@@ -78,9 +118,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         raise RuntimeError(f"threads are not deterministic: {func!r}")
 
 
-def run(seed: int, main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
+def run(seed: int, main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, is_shuffled: bool = True) -> T:
     """Run main(loop) to its end in virtual time."""
-    loop = VirtualLoop(seed)
+    loop = VirtualLoop(seed, is_shuffled=is_shuffled)
     asyncio.set_event_loop(loop)
     try:
         return loop.run_until_complete(main(loop))
