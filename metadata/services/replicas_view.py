@@ -1,8 +1,10 @@
 """Which copy to read first: the order of a chunk's replicas for a client, with a read ticket for each.
 
-Order: server up before suspect, fast tier first, lightly loaded first, chance among equals (so a hot object's reads
-spread over its copies); dead servers come last but are offered, because liveness is only what we know. Copies that
-are being deleted or are known to be bad are offered only when nothing else is left: the reader checks every block.
+Order: server up before suspect, fast tier first (but no fast device that is slower than a slow one), lightly loaded
+first; dead servers come last but are offered, because liveness is only what we know. Among equals, cache copies
+take turns by chance, so that a hot chunk's reads spread over them; home copies keep an order of their own per chunk, so
+that a chunk is kept in the RAM of one server and not of all. Copies that are being deleted or are known to be bad are
+offered only when nothing else is left: the reader checks every block.
 
 Cost: about 4 us a replica, nearly all of it the ticket's MAC and text.
 """
@@ -10,17 +12,21 @@ Cost: about 4 us a replica, nearly all of it the ticket's MAC and text.
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Iterable
 from typing import Final
 
 from metadata.catalog.packed import LIVE, PackedChunk, Replica
+from metadata.services.tiering_fleet import grey_devices
 from metadata.services.view import READ_RANK, ClusterView
 from tierstore.names import TIERS, ChunkId, DeviceId, ServerId
-from tierstore.ticket import TICKET_SECONDS_MAX, ReadTicket, mint_read
+from tierstore.ticket import ROLE_CACHE, TICKET_SECONDS_MAX, ReadTicket, mint_read
 from tierstore.wire.names import ChunkView, ReplicaView
 
 _TIER_PLACE: Final[dict[str, int]] = {tier: place for place, tier in enumerate(TIERS)}
 _GONE: Final = 9
+#: How long a judgement of the devices' speeds is used.
+GREY_MS: Final = 1000
 
 
 class ReplicaOrder:
@@ -29,6 +35,8 @@ class ReplicaOrder:
     def __init__(self, view: ClusterView, rng: random.Random) -> None:
         self._view = view
         self._rng = rng
+        self._grey: frozenset[int] = frozenset()
+        self._grey_at_ms = 0
 
     @property
     def revision(self) -> int:
@@ -47,7 +55,9 @@ class ReplicaOrder:
         """Best first, at most one per device; empty when no server's key is known."""
         live = [r for r in chunk.replicas if r.state == LIVE] or list(chunk.replicas)
         if len(live) > 1:
-            live.sort(key=self._rank)
+            if not 0 <= now_ms - self._grey_at_ms < GREY_MS:
+                self._grey, self._grey_at_ms = grey_devices(self._view), now_ms
+            live.sort(key=lambda replica: self._rank(chunk.id, replica))
         expires_at = now_ms // 1000 + TICKET_SECONDS_MAX
         views = []
         for replica in live:
@@ -56,15 +66,18 @@ class ReplicaOrder:
                 views.append(made)
         return views
 
-    def _rank(self, replica: Replica) -> tuple[int, int, int, float]:
+    def _rank(self, chunk: bytes, replica: Replica) -> tuple[int, int, int, float]:
         device = self._view.devices.get(replica.device)
         server = self._view.servers.get(device.server) if device is not None else None
         if device is None or server is None:
             return (_GONE, 0, 0, 0.0)
         state = _GONE if device.health == "failed" else READ_RANK.get(server.state, _GONE)
-        # Load in quarters: a hair's difference must not send everybody to one server.
-        busy = int(server.load * 4) + int(device.queue)
-        return (state, _TIER_PLACE.get(device.tier, _GONE), busy, self._rng.random())
+        place = _GONE if device.id in self._grey else _TIER_PLACE.get(device.tier, _GONE)
+        # In coarse steps: a hair's difference must not send everybody to one server, nor a chunk away from its RAM.
+        busy = int(server.load * 2) + int(device.queue / 4)
+        is_extra = replica.role == ROLE_CACHE
+        turn = self._rng.random() if is_extra else zlib.crc32(chunk, replica.device & 0xFFFFFFFF) / 2**32
+        return (state, place, busy, turn)
 
     def _view_of(self, chunk: PackedChunk, replica: Replica, expires_at: int, flags: int) -> ReplicaView | None:
         device = self._view.devices.get(replica.device)

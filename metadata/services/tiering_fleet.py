@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from metadata.services.view import ClusterView, DeviceInfo
+from tierstore.names import TIERS
 from tierstore.policy.shelf import Device
 from tierstore.policy.simulate import SPEEDS, Speed
 
@@ -53,6 +54,22 @@ def devices(
             )
         )  # fmt: skip
     return found
+
+
+def grey_devices(view: ClusterView) -> frozenset[int]:
+    """Fast devices on which a 64 KiB read takes as long as on some device of a slower tier: failing, though they
+    answer. Readers do not prefer them."""
+    by_tier: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for info in view.devices.values():
+        if view.can_read(info.id):
+            speed = speed_of(info)
+            by_tier[info.tier].append((info.id, speed.seconds + 65_536 / speed.bytes_per_second))
+    grey: set[int] = set()
+    slower = float("inf")
+    for tier in sorted(by_tier, key=lambda t: -TIERS.index(t) if t in TIERS else 0):
+        grey.update(device for device, seconds in by_tier[tier] if seconds >= slower)
+        slower = min([slower, *(seconds for device, seconds in by_tier[tier] if device not in grey)])
+    return frozenset(grey)
 
 
 def rate_share(view: ClusterView) -> float:

@@ -9,6 +9,7 @@ import typer
 
 from tierstore.cli.output import notes, print_json, say
 from tierstore.telemetry import log
+from tierstore.units import parse_size
 from tierstore.up import plan, supervisor
 
 
@@ -21,13 +22,19 @@ def up(
     database_url: Annotated[str, typer.Option(help="PostgreSQL in place of the embedded catalog.")] = "",
     ready_file: Annotated[Path | None, typer.Option(help="Written as JSON when every process answers.")] = None,
     restart: Annotated[bool, typer.Option("--restart/--no-restart", help="Start dead processes again.")] = True,
+    device: Annotated[list[str] | None, typer.Option(
+        help="TIER=SIZE[,SEEK[,RATE]], like hdd=1GiB,8ms,160MB/s: a device of each object server in place of the usual "
+        "ssd and hdd; SEEK and RATE make it that slow, for demonstrations. Repeatable.",
+    )] = None,
+    mem: Annotated[str, typer.Option(help="RAM cache of each object server, like 64MiB; 0: none.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print what the ready file holds.")] = False,
 ) -> None:
     """Start a whole cluster on this machine. Ctrl-C stops it; the same --data continues it."""
     log.configure(role="up")
     options = plan.Options(
         data=data, servers=servers, sites=sites, copies=copies, port_base=port_base, database_url=database_url,
-        ready_file=ready_file, restart=restart,
+        ready_file=ready_file, restart=restart, devices=tuple(plan.parse_device(text) for text in device or ()),
+        mem_bytes=parse_size(mem) if mem else None,
     )  # fmt: skip
 
     def report(ready: dict[str, Any], warnings: list[str]) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from tierstore.errors import ConfigError
-from tierstore.units import MIB
+from tierstore.units import MIB, parse_rate, parse_seconds, parse_size
 from tierstore.up.keys import Keys
 
 SERVERS_MAX: Final = 60         # the ports between B+11 and B+80
@@ -23,6 +23,11 @@ REPAIR_GRACE_SECONDS: Final = 20.0
 _SSD_SHARE: Final = 0.2
 _SPACE_SHARE: Final = 0.9       # of the free space is given to the devices
 _DEVICE_BYTES_MIN: Final = 64 * MIB
+_SEGMENT_BYTES_MIN: Final = 1 * MIB
+_SEGMENTS_PER_DEVICE: Final = 32
+#: What the tiers of one machine's one disk are declared to be (latency in seconds, bytes per second): measured, they
+#: would all be the same, and nothing would ever be worth promoting. The model of docs/concepts/tiering.md.
+_SPEEDS: Final = {"nvme": (0.05e-3, 4_000_000_000), "ssd": (0.1e-3, 2_000_000_000), "hdd": (8e-3, 160_000_000)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,31 @@ class Options:
     database_url: str = ""
     ready_file: Path | None = None
     restart: bool = True
+    devices: tuple[DeviceWish, ...] = ()
+    mem_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceWish:
+    """A device of each object server, in place of the usual ssd and hdd. seek_seconds, bytes_per_second: how slow it
+    is to be for a demonstration; 0: as it is."""
+
+    tier: str
+    capacity_bytes: int
+    seek_seconds: float = 0.0
+    bytes_per_second: int = 0
+
+
+def parse_device(text: str) -> DeviceWish:
+    """A device from "TIER=SIZE[,SEEK[,RATE]]", as hdd=1GiB,8ms,160MB/s. Raises ConfigError."""
+    tier, equals, rest = text.partition("=")
+    parts = rest.split(",")
+    if not equals or tier not in _SPEEDS or not 1 <= len(parts) <= 3:
+        raise ConfigError(f"--device {text}: write it as TIER=SIZE[,SEEK[,RATE]], like hdd=1GiB,8ms,160MB/s")
+    return DeviceWish(
+        tier=tier, capacity_bytes=parse_size(parts[0]), seek_seconds=parse_seconds(parts[1]) if parts[1:] else 0.0,
+        bytes_per_second=parse_rate(parts[2]) if parts[2:] else 0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +76,8 @@ class Shape:
     servers: int
     copies: int
     device_bytes: dict[str, int]    # tier -> capacity of each device of that tier
+    slowness: dict[str, list[float]] = field(default_factory=dict)  # tier -> [seek seconds, bytes per second]
+    mem_bytes: int | None = None    # RAM cache of each object server; None: its own default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +125,19 @@ def shape(options: Options, before: Shape | None, free_bytes: int) -> Shape:
         )
     if not 1024 <= options.port_base <= 65_000:
         raise ConfigError(f"--port-base must be 1024..65000, not {options.port_base}")
+    slowness = {d.tier: [d.seek_seconds, d.bytes_per_second] for d in options.devices}
     if before:
-        return Shape(servers=servers, copies=copies, device_bytes=before.device_bytes)
+        if options.devices and {d.tier: d.capacity_bytes for d in options.devices} != before.device_bytes:
+            raise ConfigError(f"{options.data} has other devices ({before.device_bytes}); --device cannot change them")
+        return replace(
+            before, servers=servers, copies=copies, slowness=slowness or before.slowness,
+            mem_bytes=options.mem_bytes if options.mem_bytes is not None else before.mem_bytes,
+        )  # fmt: skip
+    if options.devices:
+        return Shape(
+            servers=servers, copies=copies, device_bytes={d.tier: d.capacity_bytes for d in options.devices},
+            slowness=slowness, mem_bytes=options.mem_bytes,
+        )  # fmt: skip
     share = free_bytes * _SPACE_SHARE / servers
     if share * _SSD_SHARE < _DEVICE_BYTES_MIN:
         raise ConfigError(f"{options.data} has {free_bytes / MIB:.0f} MiB free space: too little for {servers} servers")
@@ -102,6 +145,7 @@ def shape(options: Options, before: Shape | None, free_bytes: int) -> Shape:
         servers=servers,
         copies=copies,
         device_bytes={"ssd": int(share * _SSD_SHARE) // MIB * MIB, "hdd": int(share * (1 - _SSD_SHARE)) // MIB * MIB},
+        mem_bytes=options.mem_bytes,
     )
 
 
@@ -148,7 +192,8 @@ def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]
                 role="objectd", name=name, port=port, arguments=("-m", "objectd"), devices=devices,
                 settings={
                     **listen(port), **membership(name), **join,
-                    "devices": [{"path": d.path, "tier": d.tier, "capacity": d.capacity_bytes} for d in devices],
+                    "devices": [_device(d, what) for d in devices],
+                    "chunks": _chunks(what),
                 },
             )
         )  # fmt: skip
@@ -159,3 +204,27 @@ def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]
         )
     )  # fmt: skip
     return planned
+
+
+def _device(device: PlannedDevice, what: Shape) -> dict[str, Any]:
+    latency, rate = _SPEEDS.get(device.tier, _SPEEDS["hdd"])
+    settings: dict[str, Any] = {
+        "path": device.path, "tier": device.tier, "capacity": device.capacity_bytes, "read_latency": latency,
+        "read_rate": rate,
+    }  # fmt: skip
+    seek, pace = what.slowness.get(device.tier, [0.0, 0])
+    if seek or pace:
+        settings |= {"simulate_seek": seek, "simulate_rate": int(pace)}
+    return settings
+
+
+def _chunks(what: Shape) -> dict[str, Any]:
+    """Segments that a small device has many of, so that what dies in them can be freed; the RAM cache."""
+    smallest = min(what.device_bytes.values())
+    segment_bytes = max(smallest // _SEGMENTS_PER_DEVICE // MIB * MIB, _SEGMENT_BYTES_MIN)
+    settings: dict[str, Any] = {}
+    if segment_bytes < 256 * MIB:
+        settings["segment_bytes"] = segment_bytes
+    if what.mem_bytes is not None:
+        settings["mem_bytes"] = what.mem_bytes
+    return settings
