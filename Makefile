@@ -11,9 +11,9 @@ DATA ?= data
 UP ?=
 TESTS ?=
 
-# Debian packages that tests and benches use; what needs one that is missing is skipped and says so. `make run` needs none.
+# Debian packages that tests and benches use; a test whose tool is missing fails. `make run` needs none.
 # command:package
-TEST_TOOLS := strace:strace mkfs.ext4:e2fsprogs losetup:mount fusermount3:fuse3
+TEST_TOOLS := openssl:openssl strace:strace mkfs.ext4:e2fsprogs losetup:mount fusermount3:fuse3
 BENCH_TOOLS := nginx:nginx-light cc:gcc
 
 .PHONY: all run test test-slow check demo bench bench-tiering bench-mount mutants reference lock clean tools-test tools-bench
@@ -90,7 +90,7 @@ tools-test:
 tools-bench:
 	@$(call need,$(BENCH_TOOLS))
 
-# As root on Debian: install what is missing. Else: say the one line to run, and go on without.
+# As root on Debian: install what is missing. Else: say the one line to run, and go on.
 # RUNLEVEL=1 keeps a package from starting its service.
 define need
 missing=""; for tool in $(1); do PATH="$$PATH:/usr/sbin:/sbin" command -v $${tool%%:*} >/dev/null 2>&1 \
@@ -100,7 +100,7 @@ if [ -n "$$missing" ]; then \
 		echo "installing$$missing ..."; \
 		{ apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } \
-			|| echo "could not install$$missing; what needs them is skipped"; \
-	else echo "some parts are skipped without$$missing; run: sudo apt-get update && sudo apt-get install -y$$missing"; fi; \
+			|| echo "could not install$$missing; what needs them fails"; \
+	else echo "some parts fail without$$missing; run: sudo apt-get update && sudo apt-get install -y$$missing"; fi; \
 fi
 endef

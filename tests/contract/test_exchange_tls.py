@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
 import subprocess
 from pathlib import Path
@@ -14,8 +13,6 @@ from tests.contract.exchange_subjects import QUICK, Handlers, application, run, 
 from tierstore.errors import UnavailableError
 from tierstore.serving.run import Serving, listen
 from tierstore.transport.pool import PooledTransport
-
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
 
 
 def certificate(folder: Path) -> tuple[str, str]:
