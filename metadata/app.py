@@ -38,7 +38,7 @@ from metadata.promoter.runner import Duty, DutyRunner, Promoter
 from metadata.promoter.scrub import ScrubDuty
 from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import TieringDuty, WalkDuty
-from metadata.routes import admin_cluster, admin_names, buckets, cluster, hot
+from metadata.routes import admin_cluster, admin_names, buckets, cluster, files, hot
 from metadata.routes import jobs as job_routes
 from metadata.routes.callers import Callers
 from metadata.services.allocate import AllocateService
@@ -55,6 +55,8 @@ from metadata.services.credentials import Credentials
 from metadata.services.drain import Drains
 from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
 from metadata.services.duties_retention import Retention
+from metadata.services.files import FilesService
+from metadata.services.files_bodies import FileBodies
 from metadata.services.jobs import JobQueue
 from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
@@ -94,6 +96,8 @@ log = get_logger("metadata")
 
 #: Between two looks at what other processes on the same database changed.
 REFRESH_SECONDS: Final = 1.0
+#: Between two looks for open unlinked files of mounts that are gone.
+SWEEP_SECONDS: Final = 30.0
 #: For the catalog to finish what it has when the process stops.
 STOP_SECONDS_MAX: Final = 20.0
 #: For a dump or the loading of one.
@@ -266,6 +270,10 @@ class MetadataServer:
         self.commits = CommitService(
             database, self.view, clock, self.versions, rng=rng, copies_for=self._copies_for
         )
+        self.files = FilesService(
+            database, self.commits, FileBodies(self.versions, rng=rng, copies_for=self._copies_for), names=self.names,
+            order=order, view=self.view, clock=clock, copies=lambda: self.settings.placement.copies,
+        )  # fmt: skip
         self.listings = ListingService(database, self.names, order, heat_of=self.heat_of)
         self.uploads = UploadService(database, clock)
         self.buckets = BucketService(database, self.names, clock, sites=self._other_sites)
@@ -313,11 +321,13 @@ class MetadataServer:
             self.cluster, self.heartbeats, metadata_urls=lambda: [self.around.advertise], any_key=callers.caller,
             inventory=self._inventory,
         )  # fmt: skip
-        self.routes: list[Route] = [*names, *members.hot]
+        mounts = files.FileRoutes(self.credentials, self.files, self.clock).routes()
+        self.routes: list[Route] = [*names, *mounts, *members.hot]
         app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         problem.install(app)
-        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard, registry=REGISTRY)
+        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
         hot.declare_routes(app, names)
+        files.declare_routes(app, mounts)
         cluster.declare_routes(app, members.hot)
         app.include_router(members.router)
         app.include_router(
@@ -343,9 +353,11 @@ class MetadataServer:
     async def _inventory(self, page: Inventory) -> InventoryAnswer:
         return await self.take_inventory(page)
 
-    async def _metrics_guard(self, request: Request) -> None:
-        if not self.settings.telemetry.metrics_public:
-            await self.callers.caller(request)
+    def _metrics_guard(self) -> pages.MetricsGuard:
+        async def administrators(request: Request) -> None:
+            await self.callers.admin(request)
+
+        return pages.metrics_guard(self.settings.telemetry, administrators)
 
     def reasons_not_ready(self) -> list[str]:
         """Why this process should get no requests now, for people."""
@@ -358,12 +370,22 @@ class MetadataServer:
         self.promoter.start()
         self._begin("placements", self.indexer.run())
         self._begin("refresh", self._refresh())
+        self._begin("mounts", self._sweep_mounts())
         self._is_started = True
 
     def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name=f"metadata {name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _sweep_mounts(self) -> None:
+        """Open unlinked files of mounts that are gone. Safe in several processes at once; bounded per round."""
+        while True:
+            await self.around.clock.sleep(SWEEP_SECONDS)
+            try:
+                await self.files.sweep()
+            except (TierstoreError, TimeoutError) as error:
+                log.warning("files of lost mounts could not be removed", error=str(error))
 
     async def _refresh(self) -> None:
         """Follow what other processes on the same database changed; on SQLite there are none."""

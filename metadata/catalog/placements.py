@@ -152,6 +152,12 @@ def move(session: Session, chunks: Iterable[PackedChunk], owner: Owner) -> None:
     session.write(_MOVE, [(device, chunk, bucket_id, key, version) for device, chunk in sorted(pairs)])
 
 
+def move_many(session: Session, moves: Iterable[tuple[Iterable[PackedChunk], tuple[int, str, int]]]) -> None:
+    """The same for many rows at once: (chunks, new owner) of each."""
+    rows = {(replica.device, chunk.id): owner for chunks, owner in moves for chunk in chunks for replica in chunk.replicas}
+    session.write(_MOVE, [(*pair, *rows[pair]) for pair in sorted(rows)])
+
+
 _MOVE: Final = BulkWrite(
     "update", schema.placements, ("device_id", "chunk_id", "bucket_id", "key", "version"),
     by=("device_id", "chunk_id"), exact=False,

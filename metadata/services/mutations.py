@@ -19,6 +19,7 @@ from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import INLINE_CHUNKS_MAX, unpack
 from metadata.catalog.session import Session
+from metadata.services.files_meta import of_copy
 from metadata.services.receipts import Members, pack_bodies
 from metadata.services.writes import Committed, WriteSet
 from tierstore.auth.access import Principal, authorize
@@ -74,14 +75,7 @@ class Mutator:
         self, session: Session, facts: Facts, writes: WriteSet, item: CommitItem, who: Principal
     ) -> CommitResult:
         """Raises TierstoreError for a refusal; then nothing was written."""
-        if len(item.operation) != OPERATION_ID_BYTES:
-            raise RequestError(f"an operation id has {OPERATION_ID_BYTES} bytes", code="bad-operation")
-        if item.deadline_ms < facts.now_ms:
-            raise RequestError("the deadline of this operation has passed; nothing was done", code="too-late")
-        if item.deadline_ms > int.from_bytes(item.operation[:6], "big") + operations.OPERATION_LIFE_MS:
-            raise RequestError(
-                "the deadline lies more than an hour behind the time in the operation's id", code="bad-deadline"
-            )
+        check_operation(item.operation, item.deadline_ms, facts.now_ms)
         m = item.mutation
         if isinstance(m, Put):
             return self._put(session, facts, writes, m, who, opened=facts.receipts[item.operation])
@@ -102,7 +96,7 @@ class Mutator:
         if isinstance(opened, TierstoreError):
             raise opened
         uploads = _check_chunks(m)
-        _check_uploads(facts, uploads)
+        check_uploads(facts, uploads)
         meta = _pack_meta(m.meta)
         packed = pack_bodies(m.chunks, opened, facts.members, self._copies_for(m.bucket, m.key, m.size))
         old = facts.latest.get((bucket.id, m.key))
@@ -196,7 +190,7 @@ class Mutator:
         _check_condition(m.source_condition, source)
         old = facts.latest.get((bucket.id, m.key))
         _check_condition(m.condition, old)
-        meta = source.meta if m.meta is None else _pack_meta(m.meta)
+        meta = of_copy(source.meta, is_rename=m.rename) if m.meta is None else _pack_meta(m.meta)
         newest = max(source.version, old.version if old is not None else 0)
         version = self._new_version(writes, newest)
 
@@ -316,6 +310,18 @@ class Mutator:
             writes.events.append(Committed(kind, bucket.name, row.key, row.version, row.size, old_body, row.body))
 
 
+def check_operation(operation: bytes, deadline_ms: int, now_ms: int) -> None:
+    """Raises RequestError for an operation that comes too late, or whose result could not be kept long enough."""
+    if len(operation) != OPERATION_ID_BYTES:
+        raise RequestError(f"an operation id has {OPERATION_ID_BYTES} bytes", code="bad-operation")
+    if deadline_ms < now_ms:
+        raise RequestError("the deadline of this operation has passed; nothing was done", code="too-late")
+    if deadline_ms > int.from_bytes(operation[:6], "big") + operations.OPERATION_LIFE_MS:
+        raise RequestError(
+            "the deadline lies more than an hour behind the time in the operation's id", code="bad-deadline"
+        )
+
+
 def _missing(bucket: str, key: str, version: int) -> NotFound:
     code = "no-such-version" if version else "no-such-key"
     return NotFound(f"there is no {key!r} in bucket {bucket!r}", code=code, bucket=bucket, key=key)
@@ -339,7 +345,7 @@ def _check_chunks(m: Put) -> list[bytes]:
     return sorted({chunk[:12] for chunk in ids})
 
 
-def _check_uploads(facts: Facts, uploads: list[bytes]) -> None:
+def check_uploads(facts: Facts, uploads: list[bytes]) -> None:
     """Raises ConflictError for uploads that are condemned, lapsed or committed already (rule 3)."""
     for upload in uploads:
         if upload in facts.condemned:

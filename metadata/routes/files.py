@@ -1,0 +1,116 @@
+"""Routes of mounts: questions and changes of files in batches, and the watch. HTTP only, no rules."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from fastapi import FastAPI
+
+from metadata.services.credentials import Credentials
+from metadata.services.files import FilesService
+from tierstore.clock import Clock
+from tierstore.errors import RequestError, TierstoreError
+from tierstore.serving.asgi import declare
+from tierstore.serving.exchange import Exchange
+from tierstore.serving.table import Route
+from tierstore.wire import MEDIA_TYPE, decode, encode
+from tierstore.wire.files import FileChanges, FileQuestions, FileResult, FileResults, Watch
+
+T = TypeVar("T")
+
+BODY_BYTES_MAX: Final = 16 << 20
+ITEMS_MAX: Final = 1024
+_LINES: Final = b"content-type: " + MEDIA_TYPE.encode() + b"\r\n"
+_PATHS: Final = {
+    "ask": ("Look at files", "FileQuestions", "FileResults"),
+    "change": ("Change files", "FileChanges", "FileResults"),
+    "watch": ("Wait for changes in a bucket", "Watch", "Watched"),
+}
+
+
+class FileRoutes:
+    """Handlers on the Exchange seam. One per process."""
+
+    def __init__(self, credentials: Credentials, files: FilesService, clock: Clock) -> None:
+        self._credentials = credentials
+        self._files = files
+        self._clock = clock
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(b"POST", b"/v1/internal/files/ask", self.ask),
+            Route(b"POST", b"/v1/internal/files/change", self.change),
+            Route(b"POST", b"/v1/internal/files/watch", self.watch),
+        ]
+
+    def ask(self, exchange: Exchange) -> None:
+        header = exchange.header(b"authorization")
+
+        async def work(batch: FileQuestions) -> None:
+            caller = await self._credentials.caller(header)
+            results = []
+            for item in _bounded(batch.items):
+                try:
+                    who = await self._credentials.behind(caller, item.access)
+                    results.append(await self._files.ask(item, who))
+                except TierstoreError as error:
+                    if error.status >= 500:
+                        raise
+                    results.append(FileResult(code=error.code, detail=error.detail))
+            self._reply(exchange, FileResults(results, self._clock.now_ms()))
+
+        self._with_body(exchange, FileQuestions, work)
+
+    def change(self, exchange: Exchange) -> None:
+        header = exchange.header(b"authorization")
+
+        async def work(batch: FileChanges) -> None:
+            caller = await self._credentials.caller(header)
+            pairs = [(item, await self._credentials.behind(caller, item.access)) for item in _bounded(batch.items)]
+            # Shielded: a mount that goes away must not leave half of its message undone.
+            results = await asyncio.shield(self._files.change(pairs))
+            self._reply(exchange, FileResults(results, self._clock.now_ms()))
+
+        self._with_body(exchange, FileChanges, work)
+
+    def watch(self, exchange: Exchange) -> None:
+        header = exchange.header(b"authorization")
+
+        async def work(item: Watch) -> None:
+            caller = await self._credentials.caller(header)
+            who = await self._credentials.behind(caller, item.access)
+            self._reply(exchange, await self._files.watch(item, who))
+
+        self._with_body(exchange, Watch, work)
+
+    def _with_body(self, exchange: Exchange, kind: type[T], work: Callable[[T], Any]) -> None:
+        exchange.collect(BODY_BYTES_MAX, lambda body: exchange.spawn(work(decode(body, kind))))
+
+    @staticmethod
+    def _reply(exchange: Exchange, message: object) -> None:
+        exchange.reply(200, encode(message), _LINES)
+
+
+def _bounded(items: list[T]) -> list[T]:
+    if len(items) > ITEMS_MAX:
+        raise RequestError(f"{len(items)} items in one message, at most {ITEMS_MAX} are taken", code="too-many-items")
+    return items
+
+
+def declare_routes(app: FastAPI, table: list[Route]) -> None:
+    """Declare the routes in FastAPI too, so that OpenAPI is true."""
+    binary = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+    problem = {
+        "description": "What is wrong and how to mend it",
+        "content": {"application/problem+json": {"schema": {"type": "object"}}},
+    }
+    for route in table:
+        name = route.prefix.rsplit(b"/", 1)[1].decode()
+        summary, question, answer = _PATHS[name]
+        declare(
+            app, route, route.prefix.decode(), summary=summary, operation_id=f"files_{name}", tags=["internal"],
+            openapi_extra={"requestBody": {"required": True, "content": binary, "description": f"wire {question}"}},
+            responses={200: {"description": f"wire {answer}", "content": binary}, "4XX": problem, "5XX": problem},
+        )  # fmt: skip

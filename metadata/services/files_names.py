@@ -1,0 +1,410 @@
+"""What each change of files does to names: make, remove, rename, link, set attributes. Bodies: services/files_bodies.
+
+Rules only, on the rows that the transaction reads. Everything is checked before the first row is written, so a
+refusal changes nothing. A file is its object's row (docs/adr/0090); its number stays with it through renames.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from metadata.catalog import inodes, objects, placements, schema
+from metadata.catalog.inodes import DIRECTORY, NAMES, ORPHAN, hidden
+from metadata.catalog.objects import ObjectRow
+from metadata.catalog.packed import PackedChunk, unpack
+from metadata.services import files_meta
+from metadata.services.files_work import LINKS_MAX, Directory, FileWork, check_path, directory_key, name_of
+from metadata.services.mutations import META_BYTES_MAX, Mutator
+from tierstore.errors import ConflictError, NotFound, RequestError, TooLarge
+from tierstore.wire import decode, encode
+from tierstore.wire.files import Attributes, Entry, FileResult, Link, Make, Remove, Rename, SetAttributes
+from tierstore.wire.names import ObjectMeta
+
+#: Keys and directories that one rename may move.
+RENAME_KEYS_MAX: Final = 1_000_000
+_HOLDER: Final = "holder"
+
+
+def holder_of(row: ObjectRow) -> str:
+    """The mount that has an orphan open."""
+    return decode(row.meta, ObjectMeta).extra.get(_HOLDER, b"").decode() if row.meta is not None else ""
+
+
+class FileNames(Mutator):
+    """Decides about names. Holds no state of a batch."""
+
+    # -- make -----------------------------------------------------------------------------------------------
+    def make(self, w: FileWork, m: Make) -> FileResult:
+        check_path(m.path)
+        old = self._require_free(w, m.path)
+        a = m.attributes
+        w.touch_parent(m.path, subdirs=int(a.is_directory))
+        if a.is_directory:
+            w.directories[m.path] = Directory(None, a)
+            self.finish(w)
+            return FileResult(entry=Entry(name_of(m.path), a))
+        row = self._new_file(w, m.path, a, old)
+        self.finish(w)
+        return FileResult(entry=files_meta.entry(row, name_of(m.path)))
+
+    def _require_free(self, w: FileWork, path: str) -> ObjectRow | None:
+        """What the row of a new name replaces: nothing, or a delete marker. Raises ConflictError(file-exists)."""
+        old = w.row(*w.place(path))
+        if (old is not None and old.kind != schema.KIND_MARKER) or w.directory(path) is not None or not path:
+            raise ConflictError(f"{path!r} exists", code="file-exists")
+        return old
+
+    def _new_file(self, w: FileWork, path: str, a: Attributes, old: ObjectRow | None) -> ObjectRow:
+        version = self._new_version(w.writes, old)
+        row = ObjectRow(
+            w.bucket.id, path, version, schema.KIND_INLINE, int(w.bucket.versioning != "enabled"), 0,
+            f"tsf-{version:016x}", w.facts.now_ms, b"", files_meta.with_attributes(None, a), None,
+        )  # fmt: skip
+        self._displace(w.session, w.writes, w.bucket, old)
+        w.writes.put(row, old)
+        self._note(w.writes, schema.CHANGE_PUT, w.bucket, row, old)
+        return row
+
+    def finish(self, w: FileWork) -> None:
+        """Write the directories that the change touched."""
+        for path, directory in w.directories.items():
+            old = directory.row
+            meta = files_meta.with_attributes(None, directory.attributes)
+            row = w.hidden_row(directory_key(path), meta, self._new_version(w.writes, old))
+            w.writes.put(row, old)
+            w.note(schema.CHANGE_PUT, row)
+
+    # -- remove ---------------------------------------------------------------------------------------------
+    def remove(self, w: FileWork, m: Remove) -> FileResult:
+        check_path(m.path)
+        directory = w.directory(m.path)
+        if m.directory:
+            return self._remove_directory(w, m.path, directory)
+        if directory is not None:
+            raise ConflictError(f"{m.path!r} is a directory", code="is-directory")
+        row = w.require_file(m.path)
+        w.touch_parent(m.path)
+        row, left = self._let_go(w, row, m.holder)
+        if row.bucket_id < 0:
+            w.writes.deleted.append((row.bucket_id, row.key))
+            w.note(schema.CHANGE_DELETE, row)
+        elif w.bucket.versioning:
+            self._leave_marker(w.session, w.facts, w.writes, w.bucket, row)
+        else:
+            w.writes.deleted.append((row.bucket_id, row.key))
+            self._note(w.writes, schema.CHANGE_DELETE, w.bucket, row, row)
+        self.finish(w)
+        a = msgspec.structs.replace(files_meta.attributes(row), links=left, ctime_ns=w.now_ns)
+        return FileResult(entry=Entry(name_of(m.path), a, row.size, row.version))
+
+    def _remove_directory(self, w: FileWork, path: str, found: Directory | None) -> FileResult:
+        if found is None:
+            if w.file(path) is not None:
+                raise ConflictError(f"{path!r} is not a directory", code="not-directory")
+            raise NotFound(f"there is no directory {path!r}", code="no-such-file")
+        if not path:
+            raise ConflictError("the root stays", code="directory-busy")
+        if not w.is_empty(path):
+            raise ConflictError(f"{path!r} is not empty", code="directory-not-empty")
+        w.touch_parent(path, subdirs=-1)
+        self._drop_directory(w, path, found)
+        self.finish(w)
+        return FileResult(entry=Entry(name_of(path), msgspec.structs.replace(found.attributes, links=0)))
+
+    def _drop_directory(self, w: FileWork, path: str, found: Directory) -> None:
+        """An empty directory goes, with the marker that S3 clients make for one."""
+        marker = w.row(w.bucket.id, path + "/")
+        if marker is not None and marker.kind != schema.KIND_MARKER:
+            if w.bucket.versioning:
+                self._leave_marker(w.session, w.facts, w.writes, w.bucket, marker)
+            else:
+                w.writes.deleted.append((marker.bucket_id, marker.key))
+                w.writes.discard(w.session, marker)
+                self._note(w.writes, schema.CHANGE_DELETE, w.bucket, marker, marker)
+        if found.row is not None:
+            w.writes.deleted.append((found.row.bucket_id, found.row.key))
+            w.note(schema.CHANGE_DELETE, found.row)
+
+    def _let_go(self, w: FileWork, row: ObjectRow, holder: str) -> tuple[ObjectRow, int]:
+        """A name of a file is about to go: see to its body and its other names. Returns (the row as it is now, links
+        that are left). The row itself is the caller's to delete or replace."""
+        a = files_meta.attributes(row)
+        others = w.others(row, a)
+        kept_as_version = bool(w.bucket.versioning) and row.bucket_id > 0
+        if others:
+            self._set_names(w, a.ino, [other.key for other in others])
+            left = msgspec.structs.replace(a, links=len(others), ctime_ns=w.now_ns)
+            self._rewrite_meta(w, others, left)
+        elif holder and row.bucket_id > 0:
+            row = self._make_orphan(w, row, a, holder, kept_as_version=kept_as_version)
+            return row, 0
+        if not kept_as_version:
+            w.writes.discard(w.session, row)
+        return row, len(others)
+
+    def _make_orphan(
+        self, w: FileWork, row: ObjectRow, a: Attributes, holder: str, *, kept_as_version: bool
+    ) -> ObjectRow:
+        """The body stays under the file's number until the mount that has it open lets go, or dies."""
+        kind, body, ref = row.kind, row.body, row.ref
+        if kept_as_version:
+            row, ref = self._share(w.session, w.writes, w.bucket, row, is_latest=True)
+            kind, body = row.kind, row.body
+        gone = msgspec.structs.replace(a, links=0, ctime_ns=w.now_ns)
+        packed = encode(ObjectMeta(extra={files_meta.POSIX: encode(gone), _HOLDER: holder.encode()}))
+        orphan = row._replace(
+            bucket_id=hidden(w.bucket.id), key=f"{ORPHAN}{a.ino:016x}", version=self._new_version(w.writes, row),
+            meta=packed, kind=kind, body=body, ref=ref,
+        )  # fmt: skip
+        if body:
+            placements.move(w.session, unpack(body), (orphan.bucket_id, orphan.key, orphan.version))
+        w.writes.put(orphan, w.row(orphan.bucket_id, orphan.key))
+        w.note(schema.CHANGE_PUT, orphan)
+        return row
+
+    # -- rename ---------------------------------------------------------------------------------------------
+    def rename(self, w: FileWork, m: Rename) -> FileResult:
+        check_path(m.path)
+        check_path(m.to_path)
+        source = w.directory(m.path)
+        target = w.directory(m.to_path)
+        if source is not None:
+            return self._rename_directory(w, m, source, target)
+        row = w.require_file(m.path)
+        if target is not None:
+            code = "file-exists" if m.no_replace else "is-directory"
+            raise ConflictError(f"{m.to_path!r} is a directory", code=code)
+        old = w.row(w.bucket.id, m.to_path)
+        there = old if old is not None and old.kind != schema.KIND_MARKER else None
+        if there is not None and m.no_replace:
+            raise ConflictError(f"{m.to_path!r} exists", code="file-exists")
+        a = files_meta.attributes(row)
+        if m.path == m.to_path or (there is not None and files_meta.attributes(there).ino == a.ino):
+            return FileResult(entry=files_meta.entry(row, name_of(m.to_path)))
+        w.touch_parent(m.path)
+        w.touch_parent(m.to_path)
+        replaced = None
+        if there is not None:
+            there, left = self._let_go(w, there, m.holder)
+            gone = msgspec.structs.replace(files_meta.attributes(there), links=left, ctime_ns=w.now_ns)
+            replaced = Entry(name_of(m.to_path), gone, there.size, there.version)
+            old = there
+        if w.bucket.versioning:
+            self._displace(w.session, w.writes, w.bucket, old)
+        a = msgspec.structs.replace(a, ctime_ns=w.now_ns)
+        moved = self._move_file(w, row, m.to_path, a, old)
+        others = w.others(row, a)
+        if others:
+            self._set_names(w, a.ino, [*(other.key for other in others), m.to_path])
+            self._rewrite_meta(w, others, a)
+        self.finish(w)
+        return FileResult(entry=files_meta.entry(moved, name_of(m.to_path)), replaced=replaced)
+
+    def _move_file(
+        self, w: FileWork, row: ObjectRow, to: str, a: Attributes, old: ObjectRow | None
+    ) -> ObjectRow:
+        """One row under another key, with the same body."""
+        version = self._new_version(w.writes, max(row.version, old.version if old is not None else 0))
+        body, kind, ref = row.body, row.kind, row.ref
+        if w.bucket.versioning:
+            shared, ref = self._share(w.session, w.writes, w.bucket, row, is_latest=True)
+            body, kind = shared.body, shared.kind
+            self._leave_marker(w.session, w.facts, w.writes, w.bucket, shared)
+        else:
+            w.writes.deleted.append((row.bucket_id, row.key))
+            if body:
+                placements.move(w.session, unpack(body), (w.bucket.id, to, version))
+            self._note(w.writes, schema.CHANGE_DELETE, w.bucket, row, None)
+        moved = row._replace(
+            key=to, version=version, kind=kind, body=body, ref=ref, meta=files_meta.with_attributes(row.meta, a),
+            is_null=int(w.bucket.versioning != "enabled"),
+        )  # fmt: skip
+        w.writes.put(moved, old)
+        self._note(w.writes, schema.CHANGE_PUT, w.bucket, moved, old)
+        return moved
+
+    def _rename_directory(
+        self, w: FileWork, m: Rename, source: Directory, target: Directory | None
+    ) -> FileResult:
+        if target is not None and m.no_replace:
+            raise ConflictError(f"{m.to_path!r} exists", code="file-exists")
+        if m.path == m.to_path:
+            return FileResult(entry=Entry(name_of(m.to_path), source.attributes))
+        if not m.path or not m.to_path or f"{m.to_path}/".startswith(f"{m.path}/"):
+            raise RequestError("a directory cannot be moved into itself", code="bad-rename")
+        if target is None and w.file(m.to_path) is not None:
+            raise ConflictError(f"{m.to_path!r} is not a directory", code="not-directory")
+        if target is not None and not w.is_empty(m.to_path):
+            raise ConflictError(f"{m.to_path!r} is not empty", code="directory-not-empty")
+        w.touch_parent(m.path, subdirs=-1)
+        w.touch_parent(m.to_path, subdirs=int(target is None))
+        replaced = None
+        if target is not None:
+            self._drop_directory(w, m.to_path, target)
+            replaced = Entry(name_of(m.to_path), msgspec.structs.replace(target.attributes, links=0))
+        # What was gathered so far stands before keys move into the same names.
+        self._flush_rows(w)
+        self._move_range(w, w.bucket.id, f"{m.path}/", f"{m.to_path}/")
+        self._move_range(w, hidden(w.bucket.id), f"{DIRECTORY}{m.path}/", f"{DIRECTORY}{m.to_path}/")
+        a = msgspec.structs.replace(source.attributes, ctime_ns=w.now_ns)
+        there = w.row(hidden(w.bucket.id), directory_key(m.to_path))
+        w.directories[m.to_path] = Directory(there, a)
+        self.finish(w)
+        return FileResult(entry=Entry(name_of(m.to_path), a), replaced=replaced)
+
+    def _flush_rows(self, w: FileWork) -> None:
+        w.session.write(objects.DELETE_LATEST, w.writes.deleted)
+        w.session.write(objects.REPLACE_LATEST, w.writes.replaced)
+        w.writes.deleted, w.writes.replaced = [], []
+
+    def _move_range(self, w: FileWork, bucket_id: int, source: str, target: str) -> None:
+        """Every row below a prefix to another one, a page at a time, in this transaction. Numbers of files stay."""
+        is_plain = bucket_id < 0 or not w.bucket.versioning
+        moved = 0
+        low = source
+        while True:
+            page = inodes.rows_between(
+                w.session.connection, bucket_id, low, inodes.after_prefix(source), inodes.STEP_ROWS,
+                inclusive=low == source,
+            )  # fmt: skip
+            if not page:
+                return
+            low = page[-1].key
+            moved += len(page)
+            if moved > RENAME_KEYS_MAX:
+                raise TooLarge(f"more than {RENAME_KEYS_MAX} keys lie below {source!r}", code="directory-too-large")
+            if is_plain:
+                self._move_page(w, page, source, target)
+                continue
+            for row in page:
+                to = target + row.key[len(source) :]
+                self._move_file(w, row, to, files_meta.attributes(row), w.row(bucket_id, to))
+
+    def _move_page(self, w: FileWork, page: list[ObjectRow], source: str, target: str) -> None:
+        rows: list[ObjectRow] = []
+        moves: list[tuple[list[PackedChunk], tuple[int, str, int]]] = []
+        for row in page:
+            to = target + row.key[len(source) :]
+            version = self._new_version(w.writes, row.version)
+            meta = row.meta
+            if row.bucket_id > 0:
+                a = files_meta.attributes(row)
+                meta = files_meta.with_attributes(row.meta, a)
+                if a.links > 1:
+                    _, names = w.names(a.ino)
+                    self._set_names_now(w, a.ino, [to if name == row.key else name for name in names])
+            new = row._replace(key=to, version=version, meta=meta)
+            rows.append(new)
+            if row.body:
+                moves.append((unpack(row.body), (row.bucket_id, to, version)))
+            if row.bucket_id > 0:
+                self._note(w.writes, schema.CHANGE_DELETE, w.bucket, row, None)
+                self._note(w.writes, schema.CHANGE_PUT, w.bucket, new, None)
+            else:
+                w.note(schema.CHANGE_DELETE, row)
+                w.note(schema.CHANGE_PUT, new)
+        w.session.write(objects.DELETE_LATEST, [(row.bucket_id, row.key) for row in page])
+        w.session.write(objects.INSERT_LATEST, rows)
+        placements.move_many(w.session, moves)
+
+    # -- links ----------------------------------------------------------------------------------------------
+    def link(self, w: FileWork, m: Link) -> FileResult:
+        check_path(m.path)
+        check_path(m.to_path)
+        row = w.require_file(m.path)
+        old = self._require_free(w, m.to_path)
+        if row.bucket_id < 0:
+            raise NotFound("a file without a name gets none", code="no-such-file")
+        a = files_meta.attributes(row)
+        others = w.others(row, a)
+        if len(others) + 2 > LINKS_MAX:
+            raise ConflictError(f"a file has at most {LINKS_MAX} names", code="too-many-links")
+        w.touch_parent(m.to_path)
+        a = msgspec.structs.replace(a, links=len(others) + 2, ctime_ns=w.now_ns)
+        shared, ref = self._share(w.session, w.writes, w.bucket, row, is_latest=True)
+        meta = files_meta.with_attributes(row.meta, a)
+        made = shared._replace(key=m.to_path, version=self._new_version(w.writes, row), ref=ref, meta=meta)
+        self._displace(w.session, w.writes, w.bucket, old)
+        w.writes.put(made, old)
+        self._note(w.writes, schema.CHANGE_PUT, w.bucket, made, old)
+        self._rewrite_meta(w, [shared, *others], a)
+        self._set_names(w, a.ino, [row.key, *(other.key for other in others), m.to_path])
+        self.finish(w)
+        return FileResult(entry=files_meta.entry(made, name_of(m.to_path)))
+
+    def _set_names(self, w: FileWork, ino: int, names: list[str]) -> None:
+        """Note the names of a file; one name needs no list."""
+        old, _ = w.names(ino)
+        if len(names) > 1:
+            row = w.hidden_row(f"{NAMES}{ino:016x}", w.names_meta(names), self._new_version(w.writes, old))
+            w.writes.put(row, old)
+            w.note(schema.CHANGE_PUT, row)
+        elif old is not None:
+            w.writes.deleted.append((old.bucket_id, old.key))
+            w.note(schema.CHANGE_DELETE, old)
+
+    def _set_names_now(self, w: FileWork, ino: int, names: list[str]) -> None:
+        """The same, written at once: a directory may hold several names of one file."""
+        old, _ = w.names(ino)
+        if old is not None:
+            row = w.hidden_row(old.key, w.names_meta(names), self._new_version(w.writes, old))
+            w.session.write(objects.REPLACE_LATEST, [row])
+            w.note(schema.CHANGE_PUT, row)
+
+    def _rewrite_meta(self, w: FileWork, rows: list[ObjectRow], a: Attributes) -> None:
+        """The same attributes on several names of one file."""
+        new = [row._replace(meta=files_meta.with_attributes(row.meta, a)) for row in rows]
+        w.session.write(objects.REPLACE_LATEST, new)
+        for row in new:
+            self._note(w.writes, schema.CHANGE_META, w.bucket, row, None)
+
+    # -- attributes -----------------------------------------------------------------------------------------
+    def set_attributes(self, w: FileWork, m: SetAttributes) -> FileResult:
+        check_path(m.path)
+        directory = w.directory(m.path)
+        if directory is not None:
+            if m.ino and m.path and directory.attributes.ino != m.ino:
+                raise ConflictError(f"another directory stands at {m.path!r} now", code="stale-file")
+            directory.attributes = changed(directory.attributes, m)
+            w.directories[m.path] = directory
+            self.finish(w)
+            return FileResult(entry=Entry(name_of(m.path), directory.attributes))
+        row = w.require_file(m.path, m.ino)
+        a = changed(files_meta.attributes(row), m)
+        new = row._replace(meta=files_meta.with_attributes(row.meta, a))
+        if new.meta is not None and len(new.meta) > META_BYTES_MAX:
+            raise TooLarge(f"attributes have at most {META_BYTES_MAX} bytes in all", code="xattrs-full")
+        w.session.write(objects.REPLACE_LATEST, [new])
+        if row.bucket_id > 0:
+            self._note(w.writes, schema.CHANGE_META, w.bucket, new, None)
+            self._rewrite_meta(w, w.others(row, a), a)
+        else:
+            w.note(schema.CHANGE_META, new)
+        return FileResult(entry=files_meta.entry(new, name_of(m.path)))
+
+
+def changed(a: Attributes, m: SetAttributes) -> Attributes:
+    """Raises ConflictError(xattr-exists), NotFound(no-such-xattr)."""
+    xattrs = a.xattrs
+    if m.xattrs:
+        xattrs = dict(a.xattrs)
+        for name, value in m.xattrs.items():
+            if m.create_only and name in xattrs:
+                raise ConflictError(f"the attribute {name!r} exists", code="xattr-exists")
+            if name not in xattrs and (m.replace_only or value is None):
+                raise NotFound(f"there is no attribute {name!r}", code="no-such-xattr")
+            if value is None:
+                del xattrs[name]
+            else:
+                xattrs[name] = value
+    return msgspec.structs.replace(
+        a,
+        mode=a.mode if m.mode is None else (a.mode & ~0o7777) | (m.mode & 0o7777),
+        uid=a.uid if m.uid is None else m.uid,
+        gid=a.gid if m.gid is None else m.gid,
+        atime_ns=a.atime_ns if m.atime_ns is None else m.atime_ns,
+        mtime_ns=a.mtime_ns if m.mtime_ns is None else m.mtime_ns,
+        ctime_ns=m.now_ns, xattrs=xattrs,
+    )  # fmt: skip
