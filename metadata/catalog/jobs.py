@@ -86,14 +86,19 @@ def _row(values: Sequence[object]) -> JobRow:
     return JobRow(*fields)  # type: ignore[arg-type]  # columns stand in the order of the fields
 
 
-def busy_chunks(connection: sa.Connection, pairs: Collection[tuple[bytes, int]]) -> set[tuple[bytes, int]]:
-    """Those (chunk, device) that have an open job: at most one piece of work may concern them at a time."""
+def busy_chunks(
+    connection: sa.Connection, pairs: Collection[tuple[bytes, int]], *, kind: str = ""
+) -> set[tuple[bytes, int]]:
+    """Those (chunk, device) that have an open job: at most one piece of work may concern them at a time. kind: count
+    only jobs of that kind."""
     found: set[tuple[bytes, int]] = set()
     chunks = sorted({chunk for chunk, _ in pairs})
     for at in range(0, len(chunks), 500):
         query = sa.select(_jobs.c.chunk_id, _jobs.c.device_id).where(
             _jobs.c.chunk_id.in_(chunks[at : at + 500]), _jobs.c.state.in_(_OPEN)
         )
+        if kind:
+            query = query.where(_jobs.c.kind == kind)
         found.update((bytes(row.chunk_id), int(row.device_id)) for row in connection.execute(query))
     return found & set(pairs)
 
@@ -113,7 +118,22 @@ def open_kinds_of(connection: sa.Connection, chunks: Collection[bytes]) -> dict[
 def add(connection: sa.Connection, jobs: Iterable[NewJob], *, now_ms: int) -> int:
     """Queue jobs, leaving out those whose (chunk, device) is busy already; how many were queued."""
     wanted = list(jobs)
-    busy = busy_chunks(connection, {(j.chunk, j.device_id) for j in wanted if j.chunk})
+    return _insert(connection, wanted, busy_chunks(connection, _pairs(wanted)), now_ms)
+
+
+def add_internal(connection: sa.Connection, jobs: Iterable[NewJob], *, kind: str, now_ms: int) -> int:
+    """Queue jobs of one kind that metadata does itself, also where an object server works on the same copy just now:
+    the verify job that finds a copy bad is still leased when the copy is reported. How many were queued."""
+    wanted = list(jobs)
+    assert all(job.kind == kind for job in wanted)
+    return _insert(connection, wanted, busy_chunks(connection, _pairs(wanted), kind=kind), now_ms)
+
+
+def _pairs(jobs: Iterable[NewJob]) -> set[tuple[bytes, int]]:
+    return {(job.chunk, job.device_id) for job in jobs if job.chunk}
+
+
+def _insert(connection: sa.Connection, wanted: list[NewJob], busy: set[tuple[bytes, int]], now_ms: int) -> int:
     rows: list[dict[str, object]] = []
     for job in wanted:
         if job.chunk and (job.chunk, job.device_id) in busy:

@@ -200,6 +200,9 @@ class JobQueue:
             return msgspec.structs.replace(job, batch=msgspec.msgpack.decode(row.payload, type=BatchWork).ids)
         if row.kind == "verify":
             check = msgspec.msgpack.decode(row.payload, type=VerifyWork)
+            located = None if check.chunk_bytes else self._locate(c, row.device_id, row.chunk)
+            if located is not None:     # whole and right are two things: a copy may hold another chunk's bytes
+                check = VerifyWork(located.chunk.chunk_bytes, located.chunk.crc32c)
             return msgspec.structs.replace(job, chunk_bytes=check.chunk_bytes, crc32c=check.crc32c)
         return job
 
@@ -442,9 +445,9 @@ class JobQueue:
         ]  # fmt: skip
 
         def note(c: Connection) -> None:
-            # Another job for the same copy (a verify, a drop) must not hide that it is bad.
+            # Another job for the same copy (a verify, a drop) must not hide that it is bad, waiting or under way.
             jobs.remove_checks(c, [b.chunk for b in bad])
-            jobs.add(c, new, now_ms=now_ms)
+            jobs.add_internal(c, new, kind="mend", now_ms=now_ms)
 
         await self._database.write(note)
         self.on_done("repair")

@@ -270,7 +270,7 @@ class Repair:
             rows = jobs.internal(c, limit=PAGE, now_ms=now_ms)
             mark = self._book.mark(c)
             finished: list[int] = []
-            made: list[NewJob] = []
+            made: list[tuple[int, NewJob]] = []
             for row in rows:
                 report = msgspec.msgpack.decode(row.payload, type=MendWork)
                 located = self._book.locate(c, row.device_id, row.chunk)
@@ -282,14 +282,27 @@ class Repair:
                     continue
                 job = self._mend_one(c, located, row.device_id, now_ms=now_ms)
                 if job is not None:
-                    made.append(job)
+                    made.append((row.id, job))
             # First the rows go: a copy may well have to go to the same device.
-            jobs.remove(c, finished)
-            jobs.add(c, made, now_ms=now_ms)
-            return len(finished), len(rows)
+            jobs.remove(c, [id for id in finished if id not in {mending for mending, _ in made}])
+            busy = self._still_busy(c, made)
+            for id in busy:     # the job that found the copy bad is not over: the same device may be the only one left
+                jobs.put_back(c, id, code="", detail="", not_before_ms=now_ms + LATER_MS)
+            jobs.remove(c, [id for id, _ in made if id not in busy])
+            jobs.add(c, [job for id, job in made if id not in busy], now_ms=now_ms)
+            return len(finished) - len(busy), len(rows)
 
         done, seen = await self._database.write(work)
         return done, seen == PAGE
+
+    @staticmethod
+    def _still_busy(c: Connection, made: list[tuple[int, NewJob]]) -> set[int]:
+        """Those mend jobs whose copy cannot be queued now, as another job works on that chunk of that device."""
+        kinds = jobs.open_kinds_of(c, {job.chunk for _, job in made})
+        return {
+            id for id, job in made
+            if any(device == job.device_id and kind != "mend" for kind, device in kinds.get(job.chunk, []))
+        }
 
     def _mend_one(self, c: Connection, located: Located, device: int, *, now_ms: int) -> NewJob | None:
         chunk = located.chunk

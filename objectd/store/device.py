@@ -112,6 +112,10 @@ class Device(Protocol):
         done. Raises at once what put_small raises at once; the future holds the rest."""
         ...
 
+    def forget_open(self, chunk: ChunkId) -> None:
+        """Let go of what is kept open of a chunk: the next find() reads its sums from the disk again."""
+        ...
+
     async def find(self, chunk: ChunkId) -> OpenChunk:
         """The chunk by the device's own index, waiting for the disk. Raises NotFound(code="no-such-chunk")."""
         ...

@@ -472,6 +472,9 @@ class DiskDevice:
     def open_chunk(self, chunk: ChunkId, hint: Location | None = None) -> OpenChunk | None:
         return self._lookup.open_chunk(chunk, hint)
 
+    def forget_open(self, chunk: ChunkId) -> None:
+        self._open_files.drop(bytes(chunk))
+
     async def find(self, chunk: ChunkId) -> OpenChunk:
         return await self._lookup.find(chunk)
 

@@ -68,6 +68,8 @@ class VerifyWork:
     async def _read(
         self, slot: Slot, chunk: ChunkId, *, crc32c: int | None, on_piece: Callable[[int], Awaitable[None]]
     ) -> None:
+        # a file that readers keep open has its sums in memory: they may have rotted on the disk since
+        slot.device.forget_open(chunk)
         async with asyncio.timeout(FIND_SECONDS):
             opened = await slot.device.find(chunk)
         try:

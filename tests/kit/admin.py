@@ -39,7 +39,7 @@ def open_jobs(c: Cluster) -> int | None:
     return None if answer is None else sum(w["waiting"] + w["running"] for w in answer["work"])
 
 
-def wait_settled(c: Cluster, *, seconds: float, looks: int = 3) -> None:
+def wait_settled(c: Cluster, *, seconds: float, looks: int = 8) -> None:
     """Every object server up and reconciled, nothing to collect, no job open, at `looks` looks in a row half a second
     apart (duties make jobs out of jobs)."""
     quiet = 0

@@ -113,6 +113,9 @@ class MemoryDevice:
             raise NotFound(chunk.hex(), code="no-such-chunk")
         return MemoryChunk(stored)
 
+    def forget_open(self, chunk: ChunkId) -> None:
+        """Nothing is kept open."""
+
     async def find(self, chunk: ChunkId) -> OpenChunk:
         found = self.open_chunk(chunk)
         assert found is not None
@@ -309,6 +312,9 @@ class Wrapper:
 
     def open_chunk(self, chunk: ChunkId, hint: Location | None = None) -> OpenChunk | None:
         return self.inner.open_chunk(chunk, hint)
+
+    def forget_open(self, chunk: ChunkId) -> None:
+        self.inner.forget_open(chunk)
 
     async def find(self, chunk: ChunkId) -> OpenChunk:
         return await self.inner.find(chunk)

@@ -18,14 +18,18 @@ from typing import Any
 from metadata.catalog.packed import BAD, LIVE, PackedChunk, unpack, unpack_replicas
 from metadata.services.snapshot_ids import is_reserved
 from objectd.store.disk import DiskDevice
+from objectd.work.verified import verified_pieces
 from tests.kit.cluster import Cluster
 from tierstore.clock import SystemClock
+from tierstore.errors import TierstoreError
+from tierstore.names import ChunkId
 
 
 @dataclass
 class Comparison:
     """missing: the catalog counts on it, the device lacks it. orphans: on a device, in no row and no garbage.
-    thin: a chunk with fewer live home copies on different servers than asked."""
+    thin: a chunk with fewer live home copies on different servers than asked. rotten: copies whose bytes are not what
+    the catalog says, if that was asked for."""
 
     chunks: int = 0
     copies: int = 0
@@ -33,6 +37,7 @@ class Comparison:
     orphans: list[str] = field(default_factory=list)
     garbage: int = 0
     thin: list[str] = field(default_factory=list)
+    rotten: list[str] = field(default_factory=list)
     jobs_open: int = 0
 
     def __str__(self) -> str:
@@ -42,8 +47,9 @@ class Comparison:
         )
 
 
-def compare(cluster: Cluster, *, copies: int = 2) -> Comparison:
-    """The cluster must be stopped. Opens every device (which recovers it) and the catalog."""
+def compare(cluster: Cluster, *, copies: int = 2, with_bytes: bool = False) -> Comparison:
+    """The cluster must be stopped. Opens every device (which recovers it) and the catalog. with_bytes: reads every copy
+    and compares its CRC32C with the catalog's."""
     found = Comparison()
     catalog = cluster.data / "cluster" / "metadata" / "catalog.db"
     with sqlite3.connect(catalog) as db:
@@ -52,8 +58,10 @@ def compare(cluster: Cluster, *, copies: int = 2) -> Comparison:
         server_of = {int(row["id"]): int(row["server_id"]) for row in devices.values()}
         wanted: dict[int, set[bytes]] = defaultdict(set)
         bad: set[tuple[int, bytes]] = set()
+        sums: dict[bytes, int] = {}
         for chunk in _referenced(db):
             found.chunks += 1
+            sums[chunk.id] = chunk.crc32c
             servers = set()
             for replica in chunk.replicas:
                 if replica.state == LIVE:
@@ -75,7 +83,8 @@ def compare(cluster: Cluster, *, copies: int = 2) -> Comparison:
     found.garbage = len(waiting)
     for process in cluster.processes("objectd"):
         for device in process.devices:
-            held, uuid = asyncio.run(_held(Path(device["path"]), device["tier"]))
+            held, uuid, rotten = asyncio.run(_held(Path(device["path"]), device["tier"], sums if with_bytes else {}))
+            found.rotten += [f"{process.name}/{device['tier']} {why}" for why in rotten]
             if uuid not in devices:
                 continue
             number = int(devices[uuid]["id"])
@@ -105,9 +114,20 @@ def _of_row(row: Any) -> PackedChunk:
     return PackedChunk(bytes(row["id"]), size, size, int(row["crc32c"]), 0, unpack_replicas(bytes(row["replicas"])))
 
 
-async def _held(path: Path, tier: Any) -> tuple[set[bytes], bytes]:
+async def _held(path: Path, tier: Any, sums: dict[bytes, int]) -> tuple[set[bytes], bytes, list[str]]:
     device = await DiskDevice.open(str(path), tier=tier, capacity_bytes=0, clock=SystemClock())
     try:
-        return {bytes(chunk) for chunk, _, _ in device.chunks()}, device.uuid
+        held, rotten = {bytes(chunk) for chunk, _, _ in device.chunks()}, []
+        for chunk in sorted(held & sums.keys()):
+            try:
+                opened = await device.find(ChunkId(chunk))
+                try:
+                    async for _ in verified_pieces(opened, ChunkId(chunk), crc32c=sums[chunk]):
+                        pass
+                finally:
+                    opened.close()
+            except TierstoreError as error:
+                rotten.append(f"{chunk.hex()}: {error}")
+        return held, device.uuid, rotten
     finally:
         await device.close()

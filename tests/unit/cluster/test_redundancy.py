@@ -119,6 +119,27 @@ async def test_a_readers_suspicion_is_checked_before_it_is_believed() -> None:
     assert len(await c.homes(chunk)) == 2 and all(r.state == 0 for r in (await c.replicas(chunk)).values())
 
 
+async def test_a_bad_copy_is_mended_also_while_the_job_that_found_it_is_leased() -> None:
+    """The server tells of the bad copy before its verify job is over: were the report dropped because the copy is
+    busy, it would lie in quarantine, be counted as live for ever, and never be made again."""
+    c = await new_cluster("a", "b")
+    chunk, server = await c.put("k", "a", "b"), c.stores["a"].server.id
+    await c.queue.report_suspect([BadChunk(chunk, c.device("a"), "bad-block")])
+    verify = (await c.queue.hand_out(server, 4))[0]
+    assert verify.kind == "verify" and verify.chunk_bytes and verify.crc32c    # so that a whole but wrong copy is found
+    c.stores["a"].held[c.device("a")].discard(chunk)
+    for _ in range(2):      # the report is repeated until it is acknowledged
+        await c.queue.report_bad([BadChunk(chunk, c.device("a"), "bad-block")])
+    await c.repair.mend(0)
+    assert (await c.replicas(chunk))[c.device("a")].state == BAD
+    await c.queue.report(server, [JobReport(verify.id, verify.token, True, code="bad-block")])
+    await c.pass_time(3, "a", "b")
+    await c.repair.mend(0)
+    await c.settle()
+    assert await c.homes(chunk) == {"a", "b"} and chunk in c.stores["a"].held[c.device("a")]
+    assert all(r.state == 0 for r in (await c.replicas(chunk)).values())
+
+
 async def test_a_report_ahead_of_the_reverse_table_waits() -> None:
     """Rule 2: "not known here" is only an answer when the table has passed the moment of the question."""
     c = await new_cluster("a", "b", "c")
