@@ -44,7 +44,7 @@ from objectd.work.verified import RunBlocking
 from objectd.work.verify import VerifyWork
 from tierstore import statefile
 from tierstore.clock import Clock
-from tierstore.errors import ConfigError, NotAuthenticated, NotFound
+from tierstore.errors import ConfigError, NotAuthenticated
 from tierstore.serving import pages, problem
 from tierstore.serving.drain import Drain
 from tierstore.telemetry.log import get_logger
@@ -137,18 +137,18 @@ class ObjectServer:
     def _application(self) -> FastAPI:
         app = FastAPI(title="tierstore object server", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         problem.install(app)
-        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard, registry=REGISTRY)
+        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
         declare_routes(app, self.routes)
         return app
 
-    async def _metrics_guard(self, request: Request) -> None:
-        """Open, or only for who holds this server's own secret: an object server knows no users."""
-        if not self.config.telemetry.metrics:
-            raise NotFound("metrics are switched off here", code="no-such-route")
-        if not self.config.telemetry.metrics_public:
+    def _metrics_guard(self) -> pages.MetricsGuard:
+        async def own_secret(request: Request) -> None:
+            """An object server knows no users: beside the metrics token only who holds its own secret gets in."""
             shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not self.agent.secret or not hmac.compare_digest(shown.encode(), self.agent.secret.encode()):
-                raise NotAuthenticated("metrics need this server's secret as bearer token")
+            if not self.agent.secret or not hmac.compare_digest(shown.encode("latin-1"), self.agent.secret.encode()):
+                raise NotAuthenticated("metrics need telemetry.metrics_token or this server's secret as bearer token")
+
+        return pages.metrics_guard(self.config.telemetry, own_secret)
 
     def reasons_not_ready(self) -> list[str]:
         """Why this server should get no new work, for people; empty when it should."""

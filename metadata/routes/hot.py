@@ -192,8 +192,8 @@ class HotRoutes:
         header = exchange.header(b"authorization")
 
         async def work(message: Renew) -> None:
-            await self._credentials.caller(header)
-            await self._uploads.renew(message)
+            caller = await self._credentials.caller(header)
+            await self._uploads.renew(message, caller)
             self._reply(exchange, {})
 
         self._spawn_with(exchange, Renew, work)

@@ -11,7 +11,7 @@ import random
 from typing import Final
 
 from metadata.services.view import ClusterView
-from tierstore.auth.access import Principal, is_allowed
+from tierstore.auth.access import Principal, is_allowed_somewhere
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, RequestError, TierstoreError
 from tierstore.names import UPLOAD_ID_BYTES, DeviceId, ServerId, UploadId, upload_id
@@ -39,7 +39,7 @@ class AllocateService:
         """`count` allocations, or the error why there is none."""
         try:
             _check(item)
-            if not (is_allowed(who, "write") or any(is_allowed(who, "write", b) for b in who.grants)):
+            if not is_allowed_somewhere(who, "write"):
                 raise AccessDenied(f"{who.access or 'nobody'} may not write anywhere")
             plan = self._plan(item)
             return AllocateResult(allocations=[self._one(item, plan, i) for i in range(item.count)])

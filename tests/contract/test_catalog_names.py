@@ -15,7 +15,7 @@ from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.auth.access import Principal
 from tierstore.clock import ManualClock
-from tierstore.errors import ConflictError, RequestError
+from tierstore.errors import AccessDenied, ConflictError, RequestError
 from tierstore.wire.names import Condition, Delete, ObjectMeta, Put, Renew
 
 __all__ = ["postgres", "run", "url_of"]
@@ -204,14 +204,33 @@ def test_condemned_and_lapsed_uploads_are_refused_and_leases_prolong(run: Run) -
         await w.database.write(lambda c: operations.condemn(c, [lost.id[:12]], at_ms=w.clock.now_ms()))
         assert (await w.put("k", chunks=[lost])).code == "upload-condemned"
         w.clock.advance(500)
-        await w.uploads.renew(Renew(uploads=[leased.id[:12]]))
+        await w.uploads.renew(Renew(uploads=[leased.id[:12]]), ADMIN)
         w.clock.advance(200)
         assert (await w.put("k", chunks=[slow])).code == "upload-lapsed"
         with pytest.raises(ConflictError, match="lapsed"):
-            await w.uploads.renew(Renew(uploads=[slow.id[:12]]))
+            await w.uploads.renew(Renew(uploads=[slow.id[:12]]), ADMIN)
         assert (await w.put("k", chunks=[leased])).code == ""
-        await w.uploads.renew(Renew(uploads=[leased.id[:12]]))
+        await w.uploads.renew(Renew(uploads=[leased.id[:12]]), ADMIN)
         assert await w.rows(schema.upload_leases) == [], "a committed upload needs and gets no lease"
+
+    run(check)
+
+
+def test_leases_need_the_right_to_write_and_pins_the_right_to_read(run: Run) -> None:
+    """A key that may only read, or nothing, could keep what others uploaded from ever being collected."""
+
+    async def check(w: NamesWorld) -> None:
+        chunk = w.chunk()
+        leases, pins = Renew(uploads=[chunk.id[:12]]), Renew(pins=[chunk.id])
+        with pytest.raises(AccessDenied, match="write"):
+            await w.uploads.renew(leases, READER)
+        with pytest.raises(AccessDenied, match="read"):
+            await w.uploads.renew(pins, Principal("N", "nobody", {}))
+        assert await w.rows(schema.upload_leases) == [] and await w.rows(schema.pins) == []
+        await w.uploads.renew(pins, READER)
+        await w.uploads.renew(leases, Principal("W", "w", {"other": "readwrite"}))
+        await w.uploads.renew(leases, Principal("", "server 3", {"*": "admin"}, server=3))
+        assert len(await w.rows(schema.pins)) == 1
 
     run(check)
 

@@ -235,3 +235,18 @@ def test_nobody_gets_in_without_a_key(running: Cluster) -> None:
 
     asyncio.run(main())
     assert Path(running.data).exists()
+
+
+def test_the_metrics_token_opens_the_metrics_of_every_process_and_nothing_else_does(running: Cluster) -> None:
+    """A scraper needs one secret for all daemons; a wrong one, or a user's without rights, shows nothing."""
+
+    async def main() -> None:
+        for process in running.processes():
+            for token, expected in ((running.token, 200), (running.token[:-1], 401), ("tst.nobody.AAAA", 401)):
+                client = Client(process.url, token=token)
+                answer = await client.request("GET", "/-/metrics")
+                assert answer.status == expected, (process.name, answer)
+                assert (b"tierstore_" in answer.body) == (expected == 200), process.name
+                client.close()
+
+    asyncio.run(main())

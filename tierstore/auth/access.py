@@ -57,6 +57,11 @@ def is_allowed(principal: Principal, action: Action, bucket: str = "") -> bool:
     return action in _ALLOWED.get(principal.grants.get(bucket, ""), ())
 
 
+def is_allowed_somewhere(principal: Principal, action: Action) -> bool:
+    """Whether the roles allow it on all buckets or on any one: for what belongs to no bucket yet (tickets, leases)."""
+    return is_allowed(principal, action) or any(is_allowed(principal, action, bucket) for bucket in principal.grants)
+
+
 def authorize(principal: Principal, action: Action, bucket: str = "") -> None:
     """Raises NotAuthenticated for nobody, AccessDenied for somebody whose roles do not allow it."""
     if is_allowed(principal, action, bucket):

@@ -89,7 +89,8 @@ class Telemetry:
     """What the daemon shows of itself."""
 
     metrics: bool = setting(True, "serve Prometheus metrics at /-/metrics")
-    metrics_public: bool = setting(True, "metrics need no key; they never hold a key or bucket name")
+    metrics_public: bool = setting(False, "metrics need no key; they never hold a key or bucket name")
+    metrics_token: str = secret("", "bearer token that opens the metrics, and nothing else, beside the daemon's own")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

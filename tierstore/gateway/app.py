@@ -14,7 +14,6 @@ from fastapi import FastAPI, Request
 
 from tierstore.auth.access import authorize
 from tierstore.clock import Clock
-from tierstore.errors import NotFound
 from tierstore.gateway import routes
 from tierstore.gateway.config import GatewayConfig
 from tierstore.gateway.credentials import CredentialCache
@@ -86,7 +85,7 @@ class Gateway:
             separate_input_output_schemas=False, redirect_slashes=False,
         )  # fmt: skip
         problem.install(app)
-        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard, registry=REGISTRY)
+        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
         routes.declare_hot(app, self.routes)
         routes.add_actions(app, self.store, self.credentials)
         routes.add_forwarded(app, self.forwarder)
@@ -94,15 +93,15 @@ class Gateway:
         routes.add_schemas(app)
         return app
 
-    async def _metrics_guard(self, request: Request) -> None:
-        if not self.config.telemetry.metrics:
-            raise NotFound("metrics are switched off here", code="no-such-route")
-        if not self.config.telemetry.metrics_public:
+    def _metrics_guard(self) -> pages.MetricsGuard:
+        async def administrators(request: Request) -> None:
             header = request.headers.get("authorization")
             principal = await self.credentials.resolve(None if header is None else header.encode("latin-1"))
             authorize(principal, "admin")
 
     def reasons_not_ready(self) -> list[str]:
+        return pages.metrics_guard(self.config.telemetry, administrators)
+
         """Why clients should use another gateway, for people; empty when they need not."""
         reasons = []
         if self.drain.is_announced:

@@ -153,7 +153,11 @@ def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]
     """The processes of the cluster, metadata first."""
     base, data = options.port_base, options.data
     metadata_url = f"http://{HOST}:{base}"
-    join = {"auth": {"join_token_file": keys.file("join_token")}}
+    # Of all daemons: how they join, and the token that opens their metrics, the administrator's own.
+    join = {
+        "auth": {"join_token_file": keys.file("join_token")},
+        "telemetry": {"metrics_token_file": keys.file("token")},
+    }
 
     def listen(port: int) -> dict[str, Any]:
         return {"listen": {"host": HOST, "port": port, "advertise": f"http://{HOST}:{port}"}}
