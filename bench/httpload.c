@@ -3,6 +3,7 @@
  *
  * httpload -p PORT -c CONNS -d SECONDS [-m GET|PUT] [-s BODY | -f FILE] [-b FIRST] [-k KEYS] [-t] [-T FILE] [PATH]
  *   PATH may hold one %ld (FIRST + request counter modulo KEYS); -T: one target a line instead, taken in turn.
+ *   -N: the body file is so many bodies of equal length, taken in turn.
  *   -f: the body is that file; -s: so many bytes, with -R random ones; -t: recv with MSG_TRUNC (do not copy).
  *   -H: an extra header line.
  * Prints one line of JSON: requests, bad (status other than 2xx), rates, latencies, CPU of the client. */
@@ -21,8 +22,8 @@
 #include <time.h>
 #include <unistd.h>
 
-typedef struct { int fd, hlen, ohl, sending, status; long left; size_t off; double t0; char h[8192], oh[1024]; } conn;
-static long body, keys = 1L << 60, first, counter, ntargets; static char **targets; static char *bodybuf, *path, *method = "GET", *extra = "";
+typedef struct { char *body; int fd, hlen, ohl, sending, status; long left; size_t off; double t0; char h[8192], oh[1024]; } conn;
+static long body, keys = 1L << 60, first, counter, ntargets, nbodies = 1; static char **targets; static char *bodybuf, *path, *method = "GET", *extra = "";
 static int ep, port, trunc_; static long done, bad, bin, bout; static float *lat; static long nlat;
 static char rbuf[1 << 20];
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
@@ -32,8 +33,8 @@ static void push(conn *c) {
     size_t tot = c->ohl + body;
     while (c->off < tot) {
         struct iovec v[2]; int n = 0;
-        if (c->off < (size_t)c->ohl) { v[n].iov_base = c->oh + c->off; v[n++].iov_len = c->ohl - c->off; if (body) { v[n].iov_base = bodybuf; v[n++].iov_len = body; } }
-        else { size_t o = c->off - c->ohl; v[n].iov_base = bodybuf + o; v[n++].iov_len = body - o; }
+        if (c->off < (size_t)c->ohl) { v[n].iov_base = c->oh + c->off; v[n++].iov_len = c->ohl - c->off; if (body) { v[n].iov_base = c->body; v[n++].iov_len = body; } }
+        else { size_t o = c->off - c->ohl; v[n].iov_base = c->body + o; v[n++].iov_len = body - o; }
         ssize_t w = writev(c->fd, v, n);
         if (w < 0) { if (errno == EAGAIN) { if (!c->sending) { c->sending = 1; want(c, EPOLLIN | EPOLLOUT); } return; } perror("write"); exit(2); }
         c->off += w; bout += w;
@@ -44,6 +45,7 @@ static void start(conn *c) {
     char p[384];
     if (ntargets) snprintf(p, sizeof p, "%s", targets[counter++ % ntargets]);
     else snprintf(p, sizeof p, path, first + counter++ % keys);
+    c->body = bodybuf + counter % nbodies * body;
     c->ohl = body ? snprintf(c->oh, sizeof c->oh, "%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %ld\r\n%s\r\n", method, p, body, extra)
                   : snprintf(c->oh, sizeof c->oh, "%s %s HTTP/1.1\r\nHost: x\r\n%s\r\n", method, p, extra);
     c->off = 0; c->hlen = 0; c->left = -1; c->t0 = now(); push(c);
@@ -90,11 +92,13 @@ static void read_targets(const char *name) {
 static int cmpf(const void *a, const void *b) { float x = *(float *)a, y = *(float *)b; return (x > y) - (x < y); }
 int main(int ac, char **av) {
     int o, n = 16, rnd = 0; double dur = 3;
-    while ((o = getopt(ac, av, "p:c:d:m:s:k:b:f:T:tRH:")) != -1) switch (o) {
+    while ((o = getopt(ac, av, "p:c:d:m:s:k:b:f:T:tRH:N:")) != -1) switch (o) {
         case 'p': port = atoi(optarg); break; case 'c': n = atoi(optarg); break; case 'd': dur = atof(optarg); break;
         case 'm': method = optarg; break; case 's': body = atol(optarg); break; case 'k': keys = atol(optarg); break;
         case 'b': first = atol(optarg); break; case 'f': bodybuf = slurp(optarg, &body); break; case 'T': read_targets(optarg); break;
-        case 't': trunc_ = 1; break; case 'R': rnd = 1; break; case 'H': if (asprintf(&extra, "%s\r\n", optarg) < 0) return 1; break; }
+        case 't': trunc_ = 1; break; case 'R': rnd = 1; break; case 'N': nbodies = atol(optarg); break;
+        case 'H': if (asprintf(&extra, "%s\r\n", optarg) < 0) return 1; break; }
+    body /= nbodies;
     path = optind < ac ? av[optind] : "/"; lat = malloc(4000000 * sizeof(float));
     if (body && !bodybuf) { bodybuf = malloc(body); unsigned x = 1; for (long i = 0; i < body; i++) { x = x * 1664525 + 1013904223; bodybuf[i] = rnd ? x >> 24 : 'x'; } }
     ep = epoll_create1(0); conn *cs = calloc(n, sizeof(conn));

@@ -1,8 +1,8 @@
 """Metadata in process: commits against plain sqlite3, grouping under a slow commit, lookups, listings.
 
-    python -m bench.metadata_names [--seconds 1.0] [--data DIR]
+    python -m bench.metadata_names [--seconds 1.0] [--directory DIR]
 
-Prints must, aim and measured for the bars "metadata put, 64 waiting" and "with 8 ms per commit", and the cost of a
+Must, aim and measured for the bars "metadata put, 64 waiting" and "with 8 ms per commit", and the cost of a
 lookup and of a page. Both sides of a ratio alternate in one run; the median of the ratios counts.
 """
 
@@ -13,13 +13,14 @@ import asyncio
 import gc
 import sqlite3
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import sqlalchemy as sa
 import uvloop
 
+from bench.options import bench_main
+from bench.result import Result
 from metadata.catalog import schema
 from metadata.catalog.objects import INSERT_LATEST
 from metadata.catalog.packed import pack_new
@@ -86,7 +87,7 @@ async def commit_rate(world: NamesWorld, waiting: int, count: int, serial: list[
     return count / (time.perf_counter() - begun)
 
 
-async def puts(world: NamesWorld, plain: Plain, seconds: float, serial: list[int]) -> None:
+async def puts(world: NamesWorld, plain: Plain, seconds: float, serial: list[int]) -> Result:
     ratios, ours = [], []
     await commit_rate(world, GROUP, 2000, serial)
     for _ in range(ROUNDS):
@@ -94,37 +95,41 @@ async def puts(world: NamesWorld, plain: Plain, seconds: float, serial: list[int
         rate = await commit_rate(world, GROUP, int(reference * seconds / 3) // GROUP * GROUP + GROUP, serial)
         ours.append(rate)
         ratios.append(rate / reference)
-    print(f"put, 64 waiting / plain executemany   must 0.60  aim 0.80  measured {statistics.median(ratios):.2f}"
-          f"   ({statistics.median(ours):,.0f} puts/s)")  # fmt: skip
+    return Result("metadata put, 64 waiting", statistics.median(ratios), must=0.60, aim=0.80,
+                  cpu_us=1e6 / statistics.median(ours),
+                  detail=f"{statistics.median(ours):,.0f} puts/s in process")  # fmt: skip
 
 
-async def grouping(world: NamesWorld, serial: list[int]) -> None:
+async def grouping(world: NamesWorld, serial: list[int]) -> Result:
     database = world.database
     assert isinstance(database, SqliteDatabase)
     database.commit_delay_seconds = 0.008
     one = await commit_rate(world, 1, 60, serial)
     many = await commit_rate(world, GROUP, 60 * GROUP, serial)
     database.commit_delay_seconds = 0.0
-    print(f"8 ms per commit, 64 waiting / 1       must 40x   aim 55x   measured {many / one:.0f}x")
+    return Result("metadata put, 8 ms a commit", many / one, must=40, aim=55, unit="times",
+                  detail=f"{many:,.0f} puts/s with 64 waiting, {one:,.0f} with one")  # fmt: skip
 
 
-def lookups(world: NamesWorld, serial: list[int]) -> None:
+def lookups(world: NamesWorld, serial: list[int]) -> list[Result]:
     asks = [LookupItem("bbb", f"k{1 + i * 7919 % serial[0]:012}") for i in range(20_000)]
     begun = time.perf_counter()
     for item in asks:
         result = world.lookups.lookup_now(item, ADMIN)
         assert result is not None and len(result.chunks[0].replicas) == 2
-    print(f"lookup in-line, any of many           {(time.perf_counter() - begun) / len(asks) * 1e6:.1f} us")
-
-
+    any_us = (time.perf_counter() - begun) / len(asks) * 1e6
     item = asks[0]
     begun = time.perf_counter()
     for _ in range(20_000):
         world.lookups.lookup_now(item, ADMIN)
-    print(f"lookup in-line, a hot one             {(time.perf_counter() - begun) / 20_000 * 1e6:.1f} us")
+    hot_us = (time.perf_counter() - begun) / 20_000 * 1e6
+    return [
+        Result("lookup in process, any", any_us, unit="us", is_less_better=True, cpu_us=any_us),
+        Result("lookup in process, a hot one", hot_us, unit="us", is_less_better=True, cpu_us=hot_us),
+    ]
 
 
-async def listings(world: NamesWorld) -> None:
+async def listings(world: NamesWorld) -> Result:
     database = world.database
     body = pack_new(b"c" * 16, 4096, 1, [(10, 0, 3, 4096), (20, 0, 3, 4096)])
     times = {}
@@ -147,29 +152,36 @@ async def listings(world: NamesWorld) -> None:
         begun = time.perf_counter()
         page = await world.page(bucket=bucket, delimiter="/")
         assert page.prefixes == ["k/"] and not page.objects
-        print(f"list, delimiter over {count:>9,} keys     {(time.perf_counter() - begun) * 1e3:.2f} ms")
-    print(f"page of 1,000 of 1,000,000 / of 10,000  must 3.0   measured {times['large'] / times['small']:.2f}"
-          f"   ({times['large'] * 1e3:.2f} ms)")  # fmt: skip
+        folded_ms = (time.perf_counter() - begun) * 1e3
+    return Result(
+        "page of 1,000,000 / of 10,000", times["large"] / times["small"], must=3.0, aim=1.5, is_less_better=True,
+        detail=f"{times['large'] * 1e3:.2f} ms for 1,000 keys; {folded_ms:.2f} ms to fold all with a delimiter",
+    )  # fmt: skip
 
 
-async def main(seconds: float, data: Path) -> None:
+async def measure(data: Path, rows: list[str], seconds: float) -> list[Result]:
     # Real time: operation and upload ids begin with it, which is why their rows lie together.
     world = await NamesWorld.open(f"sqlite:///{data}/catalog.db", clock=SystemClock())
     serial = [0]
+    results = []
     try:
         await world.buckets.create("bbb", ADMIN)
-        await puts(world, Plain(data), seconds, serial)
-        await grouping(world, serial)
-        lookups(world, serial)
-        await listings(world)
+        if "put" in rows or "lookup" in rows:
+            results.append(await puts(world, Plain(data), seconds, serial))
+        if "grouping" in rows:
+            results.append(await grouping(world, serial))
+        if "lookup" in rows:
+            results += lookups(world, serial)
+        if "page" in rows:
+            results.append(await listings(world))
     finally:
         await world.close()
+    return results
+
+
+def run(root: Path, options: argparse.Namespace) -> list[Result]:
+    return uvloop.run(measure(root, options.rows, options.seconds))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--data", type=Path, default=None)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.data) as directory:
-        uvloop.run(main(options.seconds, Path(directory)))
+    bench_main("metadata in process", ["put", "grouping", "lookup", "page"], run, rounds=ROUNDS, seconds=1.0)

@@ -1,6 +1,6 @@
 """objectd GET with ticket, 4 KiB / 64 KiB / 1 MiB / 64 MiB, as a ratio to nginx with sendfile (one worker).
 
-`python -m bench.objectd_get [--rounds N] [--seconds S] [--sizes 4k,64k]`. Each request carries another of many tickets,
+`python -m bench.objectd_get [--rounds N] [--seconds S] [--rows 4k,64k]`. Each request carries another of many tickets,
 signed as the metadata service does; sums travel with the data. Warm page cache, 16 connections.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from bench import nginx, ratio
 from bench.objectd_server import StandaloneObjectd
+from bench.options import bench_main
+from bench.result import Result
 from tierstore.checksum import sums_of
 
 #: name -> (bytes, distinct chunks, must, aim)
@@ -26,32 +26,18 @@ SIZES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="objectd GET against nginx")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--directory", default="", help="where the data lies; default: a temporary directory")
-    options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="objectd-get-", dir=options.directory or None))
-    try:
-        run(root, options.sizes.split(","), rounds=options.rounds, seconds=options.seconds)
-    finally:
-        shutil.rmtree(root)
-
-
-def run(root: Path, sizes: list[str], *, rounds: int, seconds: float) -> dict[str, ratio.Ratio]:
-    """Measure and print the rows."""
+def run(root: Path, options: argparse.Namespace) -> list[Result]:
+    """Measure the rows."""
     httpload = ratio.build_httpload(root)
     server = StandaloneObjectd(root / "objectd", devices=(("ssd", "ssd"),), cpu=ratio.SERVER_CPU)
     server.prepare()
     reference = nginx.Nginx(root / "nginx", cpu=ratio.SERVER_CPU)
     server.start()
-    found: dict[str, ratio.Ratio] = {}
+    results = []
     try:
         reference.start()
         assert server.process is not None and reference.process is not None
-        for name in sizes:
+        for name in options.rows:
             size, count, must, aim = SIZES[name]
             targets = root / f"targets-{name}"
             targets.write_bytes(b"\n".join(_store(server, reference.data, name, size, count)))
@@ -66,13 +52,13 @@ def run(root: Path, sizes: list[str], *, rounds: int, seconds: float) -> dict[st
                 "nginx", reference.process.pid,
                 lambda names=names, truncate=truncate: ["-p", str(reference.port), *truncate, "-T", str(names)],
             )  # fmt: skip
-            span = seconds * (3 if size >= 1 << 24 else 1)
-            found[name] = ratio.compare(httpload, ours, theirs, rounds=rounds, seconds=span)
-            print(ratio.row(f"objectd GET {name}", found[name], must=must, aim=aim), flush=True)
+            span = options.seconds * (3 if size >= 1 << 24 else 1)
+            found = ratio.compare(httpload, ours, theirs, rounds=options.rounds, seconds=span)
+            results.append(found.result(f"objectd GET {name}", must=must, aim=aim))
     finally:
         reference.stop()
         server.stop()
-    return found
+    return results
 
 
 def _store(server: StandaloneObjectd, files: Path, name: str, size: int, count: int) -> list[bytes]:
@@ -95,4 +81,4 @@ def _store(server: StandaloneObjectd, files: Path, name: str, size: int, count: 
 
 
 if __name__ == "__main__":
-    main()
+    bench_main("objectd GET against nginx", list(SIZES), run, rounds=5, seconds=0.4)

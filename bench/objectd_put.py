@@ -18,6 +18,8 @@ from pathlib import Path
 
 from bench import nginx, ratio
 from bench.objectd_server import StandaloneObjectd
+from bench.options import bench_main
+from bench.result import Result
 from tierstore.checksum import sums_of
 
 #: row -> (bytes, connections, on tmpfs, must, aim)
@@ -33,35 +35,36 @@ LARGE_BYTES, LARGE_MUST, LARGE_AIM = 64 << 20, 0.70, 0.90
 NAMES = 100_000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="objectd PUT against nginx and against plain writes")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--rows", default=",".join([*ROWS, LARGE]))
-    parser.add_argument("--disk", default="", help="directory on a real disk; default: the temporary directory")
+def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", default="/dev/shm", help="directory on tmpfs")
-    options = parser.parse_args()
-    for name in options.rows.split(","):
-        in_memory = name in ROWS and ROWS[name][2]
-        root = Path(tempfile.mkdtemp(prefix="objectd-put-", dir=options.memory if in_memory else options.disk or None))
-        try:
-            if name == LARGE:
-                large(root, rounds=options.rounds)
-            else:
-                run(root, name, rounds=options.rounds, seconds=options.seconds)
-        finally:
-            shutil.rmtree(root)
 
 
-def run(root: Path, name: str, *, rounds: int, seconds: float) -> ratio.Ratio:
+def run(root: Path, options: argparse.Namespace) -> list[Result]:
+    """Each row in a directory of its own: on tmpfs or on the disk."""
+    results = []
+    for name in options.rows:
+        if name == LARGE:
+            results.append(large(root, rounds=options.rounds))
+        elif ROWS[name][2]:
+            memory = Path(tempfile.mkdtemp(prefix="objectd-put-", dir=options.memory))
+            try:
+                results.append(against_nginx(memory, name, rounds=options.rounds, seconds=options.seconds))
+            finally:
+                shutil.rmtree(memory)
+        else:
+            results.append(against_nginx(root, name, rounds=options.rounds, seconds=options.seconds))
+    return results
+
+
+def against_nginx(root: Path, name: str, *, rounds: int, seconds: float) -> Result:
     """One row against nginx's DAV module."""
     size, connections, _, must, aim = ROWS[name]
     httpload = ratio.build_httpload(root)
     server = StandaloneObjectd(
-        root / "objectd", devices=(("ssd", "ssd"),), cpu=ratio.SERVER_CPU, capacity=24 << 30,
+        root / f"objectd-{name}", devices=(("ssd", "ssd"),), cpu=ratio.SERVER_CPU, capacity=24 << 30,
     )  # fmt: skip
     server.prepare()
-    reference = nginx.Nginx(root / "nginx", cpu=ratio.SERVER_CPU)
+    reference = nginx.Nginx(root / f"nginx-{name}", cpu=ratio.SERVER_CPU)
     server.start()
     try:
         reference.start()
@@ -86,11 +89,10 @@ def run(root: Path, name: str, *, rounds: int, seconds: float) -> ratio.Ratio:
     finally:
         reference.stop()
         server.stop()
-    print(ratio.row(f"objectd PUT {name}", found, must=must, aim=aim), flush=True)
-    return found
+    return found.result(f"objectd PUT {name}", must=must, aim=aim)
 
 
-def large(root: Path, *, rounds: int) -> float:
+def large(root: Path, *, rounds: int) -> Result:
     """64 MiB durable: seconds of one PUT against a buffered write and fdatasync of as many bytes."""
     server = StandaloneObjectd(root / "objectd", devices=(("ssd", "ssd"),), capacity=24 << 30)
     server.prepare()
@@ -120,13 +122,11 @@ def large(root: Path, *, rounds: int) -> float:
             plain_seconds.append(pair["plain"])
     finally:
         server.stop()
-    found = statistics.median(ratios)
-    verdict = "aim" if found >= LARGE_AIM else "must" if found >= LARGE_MUST else "BELOW"
-    print(
-        f"{'objectd PUT ' + LARGE:28s} ratio {found:5.2f}  must {LARGE_MUST:4.2f}  aim {LARGE_AIM:4.2f}  {verdict:5s}  "
-        f"ours {statistics.median(ours_seconds) * 1e3:.0f} ms  plain {statistics.median(plain_seconds) * 1e3:.0f} ms"
+    ours_ms, plain_ms = (statistics.median(seconds) * 1e3 for seconds in (ours_seconds, plain_seconds))
+    return Result(
+        f"objectd PUT {LARGE}", statistics.median(ratios), must=LARGE_MUST, aim=LARGE_AIM,
+        detail=f"ours {ours_ms:.0f} ms, plain {plain_ms:.0f} ms",
     )
-    return found
 
 
 def _write_synced(path: Path, body: bytes) -> None:
@@ -141,4 +141,4 @@ def _write_synced(path: Path, body: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    bench_main("objectd PUT", [*ROWS, LARGE], run, rounds=5, seconds=0.4, more=_more)

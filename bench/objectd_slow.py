@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
-import shutil
 import statistics
-import tempfile
 import threading
 from pathlib import Path
 
 from bench import ratio
 from bench.objectd_server import StandaloneObjectd
+from bench.options import bench_main
+from bench.result import Result
 from tierstore.checksum import sums_of
 
 MUST, AIM = 5.0, 2.0
@@ -24,21 +24,9 @@ SMALL_BYTES, SMALL_COUNT, LARGE_BYTES = 4096, 256, 64 << 20
 CONNECTIONS = 4     # below saturation: at saturation p99 measures the queue, not the disturbance
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="warm p99 beside a slow disk")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--directory", default="")
-    options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="objectd-slow-", dir=options.directory or None))
-    try:
-        run(root, rounds=options.rounds, seconds=options.seconds)
-    finally:
-        shutil.rmtree(root)
-
-
-def run(root: Path, *, rounds: int, seconds: float) -> float:
+def run(root: Path, options: argparse.Namespace) -> list[Result]:
     """The median ratio over alternating windows."""
+    rounds, seconds = options.rounds, options.seconds
     httpload = ratio.build_httpload(root)
     server = StandaloneObjectd(
         root / "objectd", cpu=ratio.SERVER_CPU,
@@ -65,13 +53,11 @@ def run(root: Path, *, rounds: int, seconds: float) -> float:
     if reads < 16 << 20:
         raise RuntimeError(f"only {reads} bytes were read from the slow device: nothing was measured")
     found = statistics.median([b / q for b, q in zip(beside, quiet, strict=True)])
-    verdict = "aim" if found <= AIM else "must" if found <= MUST else "ABOVE"
-    print(
-        f"{'warm p99 beside slow disk':28s} ratio {found:5.2f}  must {MUST:4.2f}  aim {AIM:4.2f}  {verdict:5s}  "
-        f"alone {statistics.median(quiet):.2f} ms  beside {statistics.median(beside):.2f} ms  "
-        f"read {reads >> 20} MiB from the slow device"
-    )
-    return found
+    return [Result(
+        "warm p99 beside slow disk", found, must=MUST, aim=AIM, is_less_better=True,
+        detail=f"alone {statistics.median(quiet):.2f} ms, beside {statistics.median(beside):.2f} ms, {reads >> 20} MiB "
+        "read from the slow device",
+    )]  # fmt: skip
 
 
 class _Reader(threading.Thread):
@@ -116,4 +102,4 @@ def _put(server: StandaloneObjectd, data: bytes, device: int) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    bench_main("warm p99 beside a slow disk", ["p99"], run, rounds=5, seconds=1.0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import cpu_seconds, steal_seconds
+from bench.result import Result
 
 STEAL_MAX = 0.03            # share of the machine's time; pairs above it are dropped
 SERVER_CPU, CLIENT_CPU = 0, 1
@@ -80,6 +81,13 @@ class Ratio:
     pairs: int
     dropped: int
 
+    def result(self, row: str, *, must: float, aim: float) -> Result:
+        """As one row of the table."""
+        detail = (f"{self.ours_rate:,.0f}/s, reference {self.reference_rate:,.0f}/s {self.reference_cpu_us:.1f} us; "
+                  f"CPU ratio {self.cpu_ratio:.2f}; p99 {self.ours_p99_ms:.2f} ms; "
+                  f"{self.pairs} pairs, {self.dropped} dropped")  # fmt: skip
+        return Result(row, self.ratio, must=must, aim=aim, cpu_us=self.ours_cpu_us, detail=detail)
+
 
 def compare(
     httpload: Path, ours: Side, reference: Side, *, rounds: int, seconds: float, connections: int = 16,
@@ -114,15 +122,4 @@ def compare(
         ours_p99_ms=median([a.p99_ms for a, _ in pairs]),
         pairs=len(pairs),
         dropped=dropped,
-    )
-
-
-def row(what: str, found: Ratio, *, must: float, aim: float) -> str:
-    """One line of the bars' table."""
-    verdict = "aim" if found.ratio >= aim else "must" if found.ratio >= must else "BELOW"
-    return (
-        f"{what:28s} ratio {found.ratio:5.2f}  must {must:4.2f}  aim {aim:4.2f}  {verdict:5s}  "
-        f"ours {found.ours_rate:9.1f}/s {found.ours_cpu_us:8.1f} us  "
-        f"reference {found.reference_rate:9.1f}/s {found.reference_cpu_us:8.1f} us  "
-        f"cpu ratio {found.cpu_ratio:4.2f}  p99 {found.ours_p99_ms:.2f} ms  pairs {found.pairs} (-{found.dropped})"
     )

@@ -44,6 +44,7 @@ def watch(server: ObjectServer) -> None:
 
     counter("tierstore_chunk_reads_total", "chunks served", lambda s: s.reads.reads_total)
     counter("tierstore_chunk_cold_reads_total", "reads that waited for a disk", lambda s: s.reads.cold_total)
+    counter("tierstore_chunk_read_blocks_total", "blocks of chunks sent to clients", lambda s: s.reads.blocks_total)
     counter("tierstore_chunk_read_bytes_total", "bytes of chunks served", lambda s: s.reads.bytes_total)
     counter("tierstore_chunk_uploads_total", "chunks stored", lambda s: s.uploads.uploads_total)
     counter("tierstore_chunk_upload_bytes_total", "bytes of chunks stored", lambda s: s.uploads.bytes_total)

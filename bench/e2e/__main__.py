@@ -10,11 +10,8 @@ processes; rates depend on what else the machine does. Exit status 1 when a must
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 from bench import nginx
@@ -22,37 +19,16 @@ from bench.cluster import BUCKET, running
 from bench.e2e.load import Played, Replayer, Target
 from bench.e2e.play import Player
 from bench.e2e.rows import ROWS, Row
-from bench.result import Result, print_results
+from bench.options import bench_main
+from bench.result import Result
 
 #: Windows in which the host or other processes took more cores than this are dropped when calmer ones exist.
 STEAL_MAX, OTHERS_MAX = 0.1, 0.25
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="end to end against nginx")
-    parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--json", default="")
-    parser.add_argument("--directory", default="", help="where the data lies; default: a temporary directory")
-    options = parser.parse_args()
-    wanted = options.rows.split(",")
-    rows = [row for row in ROWS if row.name in wanted]
-    if len(rows) != len(wanted):
-        parser.error(f"rows are {', '.join(row.name for row in ROWS)}")
-    root = Path(tempfile.mkdtemp(prefix="e2e-", dir=options.directory or None))
-    try:
-        results = run(root, rows, rounds=options.rounds, seconds=options.seconds)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-    print_results(results)
-    if options.json:
-        Path(options.json).write_text(json.dumps([result.as_json() for result in results], indent=1))
-    sys.exit(any(result.is_missed for result in results))
-
-
-def run(root: Path, rows: list[Row], *, rounds: int, seconds: float) -> list[Result]:
+def run(root: Path, options: argparse.Namespace) -> list[Result]:
     """Alternate the two targets row by row."""
+    rows = [row for row in ROWS if row.name in options.rows]
     replayer = Replayer(root)
     reference = nginx.Nginx(root / "nginx", workers=2) if nginx.executable() else None
     windows: dict[tuple[str, str], list[Played]] = {}
@@ -67,11 +43,11 @@ def run(root: Path, rows: list[Row], *, rounds: int, seconds: float) -> list[Res
                 assert reference.process is not None
                 players.append(Player(replayer, Target("nginx", reference.port, "/bench", reference.process.pid)))
             for row in rows:
-                for number in range(rounds):
+                for number in range(options.rounds):
                     for player in players[:: 1 if number % 2 else -1]:
                         if row.operation == "LIST" and player.target.name == "nginx":
                             continue        # nginx's index is no page of a listing
-                        played = player.window(row, seconds=seconds, seed=number)
+                        played = player.window(row, seconds=options.seconds, seed=number)
                         windows.setdefault((player.target.name, row.name), []).append(played)
                         print(f"  {player.target.name:10s} {row.name:9s} {played.rate:9.1f}/s "
                               f"{played.cpu_ms:8.3f} ms  p99 {played.p99_ms:7.2f} ms  {_roles(played)}  "
@@ -107,4 +83,4 @@ def _result(row: Row, ours: list[Played], theirs: list[Played]) -> Result:
 
 
 if __name__ == "__main__":
-    main()
+    bench_main("end to end against nginx", [row.name for row in ROWS], run, rounds=3, seconds=1.0)

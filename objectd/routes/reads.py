@@ -61,6 +61,7 @@ class ChunkReads:
         self._device_timeout = settings.device_timeout
         self.cold_reads = 0          # under way
         self.reads_total = 0
+        self.blocks_total = 0        # sent to clients; copies between servers are not counted
         self.cold_total = 0
         self.bytes_total = 0
         #: Client reads and their bytes by the tier that served them, since this life began.
@@ -86,6 +87,7 @@ class ChunkReads:
         self.reads_total += 1
         self.bytes_total += count
         if not flags & NO_HEAT:
+            self.blocks_total += block_count(count)
             self._heat.count(chunk, 1.0 if count == chunk_bytes else count / chunk_bytes)
             if self._memory.is_on and (held := self._memory.get(chunk)) is not None:
                 self._count_served(TIER, count)

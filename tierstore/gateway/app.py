@@ -14,7 +14,8 @@ from fastapi import FastAPI, Request
 
 from tierstore.auth.access import authorize
 from tierstore.clock import Clock
-from tierstore.gateway import routes
+from tierstore.gateway import routes, sites
+from tierstore.gateway.bodies import Bodies
 from tierstore.gateway.config import GatewayConfig
 from tierstore.gateway.credentials import CredentialCache
 from tierstore.gateway.forward import Forwarder
@@ -55,7 +56,8 @@ class Gateway:
         self.client = MetadataClient(
             transport, config.membership.metadata, token="", clock=clock, rng=rng, limits=bounds
         )
-        self.store = Store(self.client, ObjectClient(transport, clock), clock=clock, limits=store_limits(config))
+        self.object_client = ObjectClient(transport, clock)
+        self.store = Store(self.client, self.object_client, clock=clock, limits=store_limits(config))
         self.credentials = CredentialCache(self.client, clock)
         self.forwarder = Forwarder(
             config.membership.metadata, self.credentials, clock, hold_seconds=config.timers.metadata_restart,
@@ -67,7 +69,11 @@ class Gateway:
             limits=DoorLimits(config.limits.requests_in_flight_max, config.limits.object_bytes_max),
         )  # fmt: skip
         self.listing = ListingDoor(self.store, self.credentials)
-        self.routes = routes.hot_routes(self.objects, self.listing)
+        self.bodies = Bodies(self.store, transport, clock)
+        self.store.remote = self.bodies
+        self.body_door = sites.BodyDoor(self.store, self.credentials, self.objects)
+        self._object_routes = routes.hot_routes(self.objects, self.listing)
+        self.routes = [*self._object_routes, sites.hot_route(self.body_door)]
         self.app = self._application()
         self.membership = Membership(
             self.client, directory=config.membership.data if membership_kept else "", name=config.name,
@@ -86,10 +92,13 @@ class Gateway:
         )  # fmt: skip
         problem.install(app)
         pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
-        routes.declare_hot(app, self.routes)
+        routes.declare_hot(app, self._object_routes)
         routes.add_actions(app, self.store, self.credentials)
         routes.add_forwarded(app, self.forwarder)
-        routes.add_route_page(app, self.store, self.credentials)
+        routes.add_route_page(app, self.store, self.credentials, self.bodies)
+        sites.add_routes(
+            app, self.routes[-1], self.bodies, self.credentials, self.forwarder, routes.problem_responses()
+        )
         routes.add_schemas(app)
         return app
 
@@ -99,9 +108,9 @@ class Gateway:
             principal = await self.credentials.resolve(None if header is None else header.encode("latin-1"))
             authorize(principal, "admin")
 
-    def reasons_not_ready(self) -> list[str]:
         return pages.metrics_guard(self.config.telemetry, administrators)
 
+    def reasons_not_ready(self) -> list[str]:
         """Why clients should use another gateway, for people; empty when they need not."""
         reasons = []
         if self.drain.is_announced:
@@ -134,6 +143,7 @@ class Gateway:
             self._joining.cancel()
             await asyncio.gather(self._joining, return_exceptions=True)
         await self.membership.stop()
+        await self.bodies.close()
         await self.forwarder.close()
         await self.store.close()
         await self._transport.close()

@@ -33,6 +33,11 @@ def watch(gateway: Gateway) -> None:
         lambda: {(tier,): float(count) for tier, count in book.served.items()} if (book := servers()) else {},
         labels=("tier",),
     )  # fmt: skip
+    verifier = weakref.ref(gateway.object_client)
+    watched(
+        "tierstore_blocks_verified_total", "counter", "blocks read from object servers whose sum was right",
+        gateway.object_client, lambda: client.blocks_verified if (client := verifier()) else 0,
+    )  # fmt: skip
     watched(
         "tierstore_gateway_requests", "gauge", "object requests under way", gateway.objects,
         lambda: door.in_flight if (door := objects()) else 0,

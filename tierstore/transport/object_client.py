@@ -79,8 +79,10 @@ class VerifiedStream:
     """A chunk (or a range of it) that is read piece by piece. Always close() it."""
 
     def __init__(  # noqa: PLR0917 - made in one place, below
-        self, stream: PeerStream, blocks: _Blocks, sums: tuple[int, ...], chunk: ChunkId, first: int, length: int
+        self, client: ObjectClient, stream: PeerStream, blocks: _Blocks, sums: tuple[int, ...], chunk: ChunkId,
+        first: int, length: int,
     ) -> None:  # fmt: skip
+        self._client = client
         self.length = length
         self.first_byte_seconds = 0.0   # from the request to the verified sums: steers hedging and load figures
         self.tier = _text(stream.headers, _TIER)
@@ -110,6 +112,7 @@ class VerifiedStream:
         for at in range(0, size, BLOCK_BYTES):
             verify_block(view[at : at + BLOCK_BYTES], self._sums[self._block], chunk=self._chunk, block=self._block)
             self._block += 1
+            self._client.blocks_verified += 1
         begin, self._skip = self._skip, 0
         piece = view[begin : begin + self._left]
         self._left -= len(piece)
@@ -159,6 +162,8 @@ class ObjectClient:
     def __init__(self, transport: PeerTransport, clock: Clock) -> None:
         self._transport = transport
         self._clock = clock
+        #: Blocks whose sum was compared and right, for metrics.
+        self.blocks_verified = 0
 
     async def read_chunk(
         self, url: str, ticket: bytes, *, chunk: ChunkId, chunk_bytes: int, crc32c: int, first: int = 0,
@@ -193,6 +198,7 @@ class ObjectClient:
         for number in range(blocks.first_block, blocks.last_block + 1):
             at = number * BLOCK_BYTES - blocks.begin
             verify_block(data[at : at + BLOCK_BYTES], sums[number], chunk=chunk, block=number)
+        self.blocks_verified += blocks.last_block - blocks.first_block + 1
         begin = first - blocks.begin
         return FetchedChunk(data[begin : begin + length], _text(reply.headers, _TIER))
 
@@ -216,7 +222,7 @@ class ObjectClient:
             sums = memoryview(bytearray(blocks.sums_bytes))
             await stream.read_into(sums)
             values = blocks.check_sums(sums, chunk, chunk_bytes, crc32c)
-            verified = VerifiedStream(stream, blocks, values, chunk, first, length)
+            verified = VerifiedStream(self, stream, blocks, values, chunk, first, length)
         except BaseException:
             stream.close()
             raise
