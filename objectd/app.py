@@ -124,7 +124,7 @@ class ObjectServer:
         jobs.on_done = self.agent.beat_soon
         jobs.add("copy", CopyWork(
             standing=self.standing, slots=self.slots, client=ObjectClient(self._transport, self._clock),
-            segment_chunk_bytes_max=self.config.chunks.segment_chunk_bytes_max,
+            verify=self.verify, segment_chunk_bytes_max=self.config.chunks.segment_chunk_bytes_max,
         ))  # fmt: skip
         jobs.add("delete", self.remove.delete)
         jobs.add("undelete", self.remove.undelete)

@@ -38,6 +38,10 @@ class JobDesk(Protocol):
         """Durable when it returns."""
         ...
 
+    async def report_suspect(self, bad: Sequence[BadChunk]) -> int:
+        """To be checked by the servers that hold them. Durable when it returns."""
+        ...
+
 
 HeatSink = Callable[[int, int, int, bytes], int]
 
@@ -95,7 +99,7 @@ class Heartbeats:
         cancelled: list[int] = []
         if self._desk is not None:
             if message.bad_chunks:
-                await self._desk.report_bad(message.bad_chunks)
+                await self._take_bad(server, message.bad_chunks)
             if message.reports:
                 jobs, cancelled = await self._desk.report(server, message.reports)
             if message.job_slots > 0 and info.state in ("up", "draining", "drained"):
@@ -107,6 +111,19 @@ class Heartbeats:
             cancelled=cancelled, ticket_keys=cluster.keys_of(server),
             scrub_bytes_per_second=self._scrub_bytes_per_second(), trash_seconds=cluster.settings.trash_seconds,
         )  # fmt: skip
+
+    async def _take_bad(self, server: int, bad: Sequence[BadChunk]) -> None:
+        """What a server says of its own devices is believed: it has put the copy aside. Of a peer's device, which a
+        copy job of its read from, it is a suspicion: were it believed, the bad copy would stay where it is, and the
+        new one that is sent there would be taken for a repeat of it."""
+        assert self._desk is not None
+        devices = self._cluster.view.devices
+        own = [b for b in bad if b.device in devices and devices[b.device].server == server]
+        others = [b for b in bad if b.device in devices and devices[b.device].server != server]
+        if own:
+            await self._desk.report_bad(own)
+        if others:
+            await self._desk.report_suspect(others)
 
     def _note(self, message: Heartbeat, now_ms: int) -> None:
         cluster = self._cluster

@@ -11,6 +11,7 @@ the writer's window in memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -22,6 +23,7 @@ from objectd.standing import Standing
 from objectd.store.device import ChunkWriter, Location
 from objectd.work.runner import Lease, Outcome
 from objectd.work.verified import verified_pieces
+from objectd.work.verify import VerifyWork
 from tierstore.checksum import BlockSummer, combine_sums, sums_of
 from tierstore.errors import (
     ConflictError,
@@ -47,16 +49,19 @@ class CopyWork:
     """What a copy job does. `client` reads from peers."""
 
     def __init__(
-        self, *, standing: Standing, slots: Slots, client: ObjectClient, segment_chunk_bytes_max: int
-    ) -> None:
+        self, *, standing: Standing, slots: Slots, client: ObjectClient, verify: VerifyWork,
+        segment_chunk_bytes_max: int,
+    ) -> None:  # fmt: skip
         self._standing = standing
         self._slots = slots
         self._client = client
+        self._verify = verify
         self._small_bytes_max = segment_chunk_bytes_max
 
     async def __call__(self, job: Job, lease: Lease) -> Outcome:
         """The receipt of the new copy. Raises what the last source failed with."""
         slot = self._slots.slot(job.device)
+        await self._clear_rot(slot, job)
         failure: TierstoreError = UnavailableError(f"job {job.id} names no source", code="no-replica")
         for source in job.sources[:SOURCES_MAX]:
             lease.check()
@@ -66,21 +71,51 @@ class CopyWork:
                 if error.code == "device-failed":
                     raise       # ours, not the source's
                 failure = error
-                self._report(source, job, error)
+                await self._report(source, job, error)
                 continue
             return Outcome(receipt=self._sign(slot, job, at))
         raise failure
 
-    def _report(self, source: CopySource, job: Job, error: TierstoreError) -> None:
+    async def _report(self, source: CopySource, job: Job, error: TierstoreError) -> None:
+        """A peer's bad copy is told to metadata, which has the peer check it; a bad one of our own is checked here: it
+        must be in quarantine before it is told."""
         log.info("a source failed", job=job.id, server=source.server, code=error.code)
-        if isinstance(error, IntegrityError):
+        if isinstance(error, IntegrityError) and self._is_own(source):
+            with contextlib.suppress(TierstoreError, OSError, TimeoutError):     # what it finds it tells by itself
+                await self._verify.check(
+                    self._slots.slot(source.device), ChunkId(job.chunk), crc32c=job.crc32c, on_piece=_no_pace
+                )
+        elif isinstance(error, IntegrityError):
             self._slots.note_bad(ChunkId(job.chunk), DeviceId(source.device), "bad-block")
         elif error.code == "no-such-chunk":
             self._slots.note_bad(ChunkId(job.chunk), DeviceId(source.device), "missing")
 
+    async def _clear_rot(self, slot: Slot, job: Job) -> None:
+        """A copy that is here already is read before the new one may count as a repeat of it: a bad one is put aside
+        now. Raises what the device raises."""
+        chunk = ChunkId(job.chunk)
+        try:
+            async with asyncio.timeout(SOURCE_SECONDS):
+                slot.device.forget_open(chunk)
+                opened = await slot.device.find(chunk)
+            try:
+                async with aclosing(verified_pieces(opened, chunk, crc32c=job.crc32c)) as pieces:
+                    async for _ in pieces:
+                        pass
+            finally:
+                opened.close()
+        except NotFound:
+            return      # as nearly always
+        except IntegrityError as error:
+            log.warning("a bad copy was here already", job=job.id, chunk=chunk.hex(), detail=error.detail)
+            async with asyncio.timeout(WRITE_SECONDS):
+                await slot.device.quarantine(chunk, error.detail)
+
+    def _is_own(self, source: CopySource) -> bool:
+        return source.server == self._standing.server and source.device in self._slots.by_id
+
     async def _from(self, source: CopySource, job: Job, slot: Slot, lease: Lease) -> Location:
-        is_own = source.server == self._standing.server and source.device in self._slots.by_id
-        pieces = self._own(source, job) if is_own else self._peer(source, job)
+        pieces = self._own(source, job) if self._is_own(source) else self._peer(source, job)
         async with aclosing(pieces):
             if job.chunk_bytes <= self._small_bytes_max:
                 return await self._store_small(job, slot, lease, pieces)
@@ -167,6 +202,10 @@ class CopyWork:
             device=slot.id, chunk=ChunkId(job.chunk), segment=at.segment, offset=at.offset,
             chunk_bytes=job.chunk_bytes, crc32c=job.crc32c,
         )  # fmt: skip
+
+
+async def _no_pace(_count: int) -> None:
+    """A copy that just failed a check is read again at once."""
 
 
 def _check(job: Job, sums: bytes, size: int) -> None:

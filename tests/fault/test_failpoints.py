@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.cluster import Cluster, cluster
+from tests.kit.cluster import Cluster, cluster, wait_until
 from tests.kit.load import Load, judge
 
 #: Where a write, a delete or a start passes by itself, and which daemon has the place.
@@ -37,15 +37,11 @@ async def _die_at(c: Cluster, armed: Path, role: str, place: str, at_pass: int, 
     armed.write_text(f"{place}=kill@{at_pass}")
     try:
         await asyncio.to_thread(c.kill, name)
+        # the supervisor waits longer before each start of one that dies often
+        pid = await asyncio.to_thread(wait_until, lambda: c.pid(name), seconds=30, what=f"{name} back", every=0.01)
         deadline = time.monotonic() + REACH_SECONDS
-        seen: set[int] = set()
         while time.monotonic() < deadline:
-            pid = c.pid(name)
-            if pid:
-                seen.add(pid)
-            elif seen:
-                return True
-            if len(seen) > 1:
+            if c.pid(name) != pid:
                 return True
             await asyncio.sleep(0.01)
         return False

@@ -140,6 +140,19 @@ async def test_a_bad_copy_is_mended_also_while_the_job_that_found_it_is_leased()
     assert all(r.state == 0 for r in (await c.replicas(chunk)).values())
 
 
+async def test_a_server_that_finds_a_peers_copy_bad_only_raises_a_suspicion() -> None:
+    """A copy job reads from peers. Were its word believed, the peer's bad copy would not be in quarantine, and the new
+    copy that is sent there would be taken for a repeat of the bad one."""
+    c = await new_cluster("a", "b")
+    chunk = await c.put("k", "a", "b")
+    c.stores["b"].found_bad.append(BadChunk(chunk, c.device("a"), "bad-block"))
+    await c.stores["b"].turn(c)
+    await c.repair.mend(0)
+    assert (await c.replicas(chunk))[c.device("a")].state == 0
+    await c.settle()
+    assert [job.kind for job in c.stores["a"].jobs_seen] == ["verify"]
+
+
 async def test_a_report_ahead_of_the_reverse_table_waits() -> None:
     """Rule 2: "not known here" is only an answer when the table has passed the moment of the question."""
     c = await new_cluster("a", "b", "c")

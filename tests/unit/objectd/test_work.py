@@ -84,6 +84,46 @@ def test_a_copy_goes_on_with_the_next_source_when_one_is_rotten_or_gone() -> Non
     play(test)
 
 
+def test_a_rotten_copy_of_our_own_is_in_quarantine_before_it_is_told() -> None:
+    """Metadata believes what a server says of its own devices: a copy told but not put aside would stay, and the new
+    one that is sent there would be taken for a repeat of it."""
+
+    async def test(world: World) -> None:
+        hdd, ssd, peer = world.device(1, tier="hdd"), world.device(2), world.device(3)
+        server, other = await world.start("one", hdd, ssd), await world.start("two", peer)
+        data, upload = body(SMALL), world.upload()
+        chunk = await world.put(server, 1, data, upload=upload)
+        await world.put(other, 3, data, upload=upload)
+        hdd.flip(chunk, 7)
+        sources = [world.source(server, 1, chunk, SMALL), world.source(other, 3, chunk, SMALL)]
+        job = world.job(server, "copy", 2, chunk=chunk, chunk_bytes=SMALL, crc32c=crc_of(data), sources=sources)
+        assert (await world.done(job)).code == ""
+        assert chunk in hdd.quarantined and ssd.kept[chunk].data == data
+        await world.until(lambda: world.metadata.bad)
+        assert [(b.device, b.chunk) for b in world.metadata.bad] == [(1, chunk)]
+
+    play(test)
+
+
+def test_a_copy_job_replaces_rotten_bytes_that_are_there_already() -> None:
+    """A repeat is believed by its sums, not by its bytes: repair must look at what it finds."""
+
+    async def test(world: World) -> None:
+        stale, peer = world.device(1), world.device(2)
+        one, two = await world.start("one", stale), await world.start("two", peer)
+        for size in (SMALL, LARGE):
+            data, upload = body(size), world.upload()
+            chunk = await world.put(one, 1, data, upload=upload)
+            await world.put(two, 2, data, upload=upload)
+            stale.flip(chunk, 7)
+            about = {"chunk": chunk, "chunk_bytes": size, "crc32c": crc_of(data)}
+            job = world.job(one, "copy", 1, sources=[world.source(two, 2, chunk, size)], **about)
+            assert (await world.done(job)).code == ""
+            assert chunk in stale.quarantined and stale.kept[chunk].data == data
+
+    play(test)
+
+
 def test_a_copy_without_a_good_source_leaves_nothing() -> None:
     """A half or wrong copy must not even take space."""
 

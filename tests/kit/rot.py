@@ -1,0 +1,164 @@
+"""Silent damage to the stored copies of a running cluster: bits flip, blocks trade places, files end early, a copy
+turns into another one. Each chunk is damaged in one of its copies only, as N+1 promises to survive.
+
+Works on the files beneath the object servers: records of segments are found by the store's own form, so that each kind
+of damage lands where it is meant to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from metadata.services.snapshot_ids import is_reserved
+from objectd.store import records
+from tests.kit.cluster import Cluster
+from tierstore.checksum import BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One stored copy: where its header, sums and data lie in which file."""
+
+    chunk: bytes
+    path: Path
+    server: str
+    data_at: int
+    data_bytes: int
+    sums_at: int
+    sums_bytes: int
+    header_at: int
+    is_file: bool
+
+
+def copies_of(c: Cluster) -> Iterator[Copy]:
+    """Every live copy on the devices, catalog chunks left out."""
+    for process in c.processes("objectd"):
+        for device in process.devices:
+            root = Path(device["path"])
+            seed = records.seed_of(bytes.fromhex(json.loads((root / "device.json").read_bytes())["uuid"]))
+            found = [*_in_segments(root, process.name, seed), *_in_files(root, process.name, seed)]
+            yield from (copy for copy in found if not is_reserved(copy.chunk))
+
+
+def _in_segments(root: Path, server: str, seed: int) -> Iterator[Copy]:
+    for path in sorted((root / "segments").glob("*.seg")):
+        raw, number = path.read_bytes(), int(path.stem)
+        for at in records.places_of_magic(raw):
+            header = records.parse(raw[at : at + records.HEADER_BYTES], segment=number, offset=at, seed=seed)
+            if header is not None and header.kind == records.CHUNK and header.state == records.LIVE:
+                sums_at = at + records.HEADER_BYTES
+                yield Copy(header.chunk, path, server, header.data_offset, header.length, sums_at, header.sums_bytes,
+                           at, False)  # fmt: skip
+
+
+def _in_files(root: Path, server: str, seed: int) -> Iterator[Copy]:
+    for path in sorted((root / "files").glob("??/*")):
+        raw = path.read_bytes()
+        header = records.parse_footer(
+            raw[-records.HEADER_BYTES :], file_bytes_all=len(raw), chunk=bytes.fromhex(path.name), seed=seed
+        )
+        if header is not None:
+            yield Copy(header.chunk, path, server, 0, header.length, header.length, header.sums_bytes,
+                       len(raw) - records.HEADER_BYTES, True)  # fmt: skip
+
+
+class Rot:
+    """Damages copies; `done` counts by kind, `chunks` tells what was done to which."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.done: Counter[str] = Counter()
+        self.chunks: dict[bytes, str] = {}
+
+    def spread(self, copies: list[Copy], count: int) -> None:
+        """Damage `count` copies, no chunk twice, the kinds in turn; the page cache of half of them is dropped."""
+        copies = sorted(copies, key=lambda copy: (copy.chunk, copy.server))
+        self._rng.shuffle(copies)
+        kinds = [self._flip, self._flip_sums, self._flip_header, self._swap, self._truncate, self._stale]
+        turn = 0
+        for copy in copies:
+            if len(self.chunks) >= count:
+                return
+            if copy.chunk in self.chunks or copy.data_bytes == 0:
+                continue
+            for _ in kinds:
+                kind: Callable[[Copy, list[Copy]], bool] = kinds[turn % len(kinds)]
+                turn += 1
+                if kind(copy, copies):
+                    name = f"{kind.__name__.strip('_')} in {'file' if copy.is_file else 'segment'}"
+                    self.chunks[copy.chunk] = f"{name} on {copy.server}"
+                    self.done[name] += 1
+                    if self._rng.random() < 0.5:
+                        _drop_cache(copy.path)
+                    break
+
+    def _flip(self, copy: Copy, _all: list[Copy]) -> bool:
+        return self._flip_at(copy, copy.data_at, copy.data_bytes)
+
+    def _flip_sums(self, copy: Copy, _all: list[Copy]) -> bool:
+        return self._flip_at(copy, copy.sums_at, copy.sums_bytes)
+
+    def _flip_header(self, copy: Copy, _all: list[Copy]) -> bool:
+        # not the state byte: it is advice, and no sum covers it (the log decides)
+        return self._flip_at(copy, copy.header_at + 8, 52)
+
+    def _flip_at(self, copy: Copy, at: int, count: int) -> bool:
+        where = at + self._rng.randrange(count)
+        with open(copy.path, "r+b") as file:
+            byte = os.pread(file.fileno(), 1, where)[0]
+            os.pwrite(file.fileno(), bytes([byte ^ 1 << self._rng.randrange(8)]), where)
+        return True
+
+    def _swap(self, copy: Copy, _all: list[Copy]) -> bool:
+        """Two blocks of the chunk trade places: each is whole, its sum is another's."""
+        if copy.data_bytes < 2 * BLOCK_BYTES:
+            return False
+        with open(copy.path, "r+b") as file:
+            first = os.pread(file.fileno(), BLOCK_BYTES, copy.data_at)
+            second = os.pread(file.fileno(), BLOCK_BYTES, copy.data_at + BLOCK_BYTES)
+            os.pwrite(file.fileno(), second + first, copy.data_at)
+        return first != second
+
+    def _truncate(self, copy: Copy, _all: list[Copy]) -> bool:
+        if not copy.is_file:
+            return False
+        os.truncate(copy.path, self._rng.randrange(copy.data_bytes))
+        return True
+
+    def _stale(self, copy: Copy, everything: list[Copy]) -> bool:
+        """The bytes of another chunk with their own right sums, under this one's name."""
+        other = next(
+            (o for o in everything if o.data_bytes == copy.data_bytes and o.chunk != copy.chunk
+             and o.is_file == copy.is_file and o.chunk not in self.chunks), None
+        )  # fmt: skip
+        if other is None:
+            return False
+        with open(other.path, "rb") as source, open(copy.path, "r+b") as target:
+            os.pwrite(target.fileno(), os.pread(source.fileno(), other.data_bytes, other.data_at), copy.data_at)
+            os.pwrite(target.fileno(), os.pread(source.fileno(), other.sums_bytes, other.sums_at), copy.sums_at)
+        return True
+
+
+def _drop_cache(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def quarantined(c: Cluster) -> list[dict[str, object]]:
+    """What lies in the quarantines of all devices, by their JSON files."""
+    return [
+        json.loads(path.read_bytes())
+        for process in c.processes("objectd")
+        for device in process.devices
+        for path in (Path(device["path"]) / "quarantine").glob("*.json")
+    ]
