@@ -33,7 +33,7 @@ from tierstore.names import ChunkId, Tier
 from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
-from tierstore.serving.inprocess import InProcessServer
+from tierstore.serving.inprocess import InProcessCall, InProcessServer
 from tierstore.transport.inprocess import Network, PeerCall
 from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
 from tierstore.transport.object_client import ObjectClient
@@ -55,6 +55,7 @@ class Life:
 
     def __init__(self, loop: VirtualLoop, name: str) -> None:
         self.name = name
+        self.is_over = False
         self.tasks: dict[int, asyncio.Task[Any]] = {}
         self._loop = loop
         self._context: Context = copy_context()
@@ -69,6 +70,7 @@ class Life:
 
     async def end(self) -> None:
         """The process is killed."""
+        self.is_over = True
         for _ in range(KILL_ROUNDS_MAX):
             left = [task for task in self.tasks.values() if not task.done()]
             if not left:
@@ -133,6 +135,10 @@ class _Door:
         self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], *, length: int | None, peer: str
     ) -> PeerCall:
         self._trace.note(peer, "->", self._name, method.decode(), target[:80].decode("latin-1"), length)
+        if self._life.is_over:      # a copy of a message that came late
+            call = InProcessCall()
+            call.cut()
+            return call
         return self._life.call(
             lambda: self._inner.begin(method, target, headers, length=length, peer=peer)
         )
@@ -367,11 +373,12 @@ class SimCluster:
         )  # fmt: skip
         return await store.open()
 
-    async def admin(self, method: bytes, path: bytes) -> int:
+    async def admin(self, method: bytes, path: bytes, body: bytes = b"") -> int:
         """One call of an operator; its status."""
         reply = await self.network.transport("operator").call(
-            METADATA_URL, method, path, headers=[(b"authorization", b"Bearer " + ROOT_TOKEN.encode())], seconds=10.0
-        )
+            METADATA_URL, method, path, body=body, seconds=10.0,
+            headers=[(b"authorization", b"Bearer " + ROOT_TOKEN.encode()), (b"content-type", b"application/json")],
+        )  # fmt: skip
         return reply.status
 
     async def stop(self) -> None:

@@ -1,7 +1,7 @@
 """A deterministic event loop: virtual time (waiting costs nothing) and a seeded choice of which ready callback is next.
 
-The same seed gives the same run. There is no real I/O and there are no threads: run_in_executor is refused, so that
-nothing undetermined slips in.
+The same seed gives the same run. There is no real I/O and there are no threads: run_in_executor is refused, or runs
+in-line, so that nothing undetermined slips in.
 """
 
 from __future__ import annotations
@@ -71,13 +71,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     (some code rests on it); what varies is then the time that messages and disks take.
     `on_task` is called with every task that is made, in the context of who makes it."""
 
-    def __init__(self, seed: int, *, steps_max: int = 20_000_000, is_shuffled: bool = True) -> None:
+    def __init__(self, seed: int, *, steps_max: int = 20_000_000, is_shuffled: bool = True,
+                 runs_blocking_inline: bool = False) -> None:  # fmt: skip
         self._now = 0.0
         super().__init__(_NoSelector(self._pass_time))
         self.random = random.Random(seed)
         self._steps = 0
         self._steps_max = steps_max
         self._is_shuffled = is_shuffled
+        self._runs_blocking_inline = runs_blocking_inline
         self._clock_resolution = 1e-9
         self._made = 0
         self.on_task: Callable[[asyncio.Task[Any]], None] = lambda task: None
@@ -115,12 +117,34 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        if self._runs_blocking_inline:
+            return self._inline(func, *args)
         raise RuntimeError(f"threads are not deterministic: {func!r}")
 
+    def _inline(self, func: Any, *args: Any) -> asyncio.Future[Any]:
+        """What a thread would do, done now: the caller still gives way once, as it would to a thread."""
+        future = self.create_future()
+        try:
+            result = func(*args)
+        except Exception as error:  # handed to who awaits it, as an executor does
+            self.call_soon(_settle, future, None, error)
+        else:
+            self.call_soon(_settle, future, result, None)
+        return future
 
-def run(seed: int, main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, is_shuffled: bool = True) -> T:
-    """Run main(loop) to its end in virtual time."""
-    loop = VirtualLoop(seed, is_shuffled=is_shuffled)
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def run(seed: int, main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, simulation: bool = False) -> T:
+    """Run main(loop) to its end in virtual time. simulation: callbacks in order, blocking calls in-line."""
+    loop = VirtualLoop(seed, is_shuffled=not simulation, runs_blocking_inline=simulation)
     asyncio.set_event_loop(loop)
     try:
         return loop.run_until_complete(main(loop))

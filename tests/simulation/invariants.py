@@ -14,8 +14,9 @@ from tests.simulation.workload import Violation
 from tierstore.ticket import ROLE_HOME
 
 
-def references(cluster: SimCluster) -> dict[bytes, tuple[Replica, ...]]:
-    """Every chunk that a name refers to, with its replicas, as committed now."""
+def references(cluster: SimCluster, *, shared: set[bytes] | None = None) -> dict[bytes, tuple[Replica, ...]]:
+    """Every chunk that a name refers to, with its replicas, as committed now. shared: is filled with the chunks that
+    have rows of their own."""
     database = cluster.metadata.database
     assert database is not None
 
@@ -27,6 +28,8 @@ def references(cluster: SimCluster) -> dict[bytes, tuple[Replica, ...]]:
                     found[chunk.id] = chunk.replicas
         for row in connection.execute(sa.select(schema.chunks.c.id, schema.chunks.c.replicas)):
             found[bytes(row.id)] = unpack_replicas(bytes(row.replicas))
+            if shared is not None:
+                shared.add(bytes(row.id))
         return found
 
     return database.read_now(read)
@@ -39,6 +42,7 @@ class DeletionWatch:
         self.cluster = cluster
         self.violations: list[str] = []
         self.deletions = 0
+        self.ever_rotten: set[bytes] = set()
         for device in cluster.devices():
             device.before_trash = self._look
 
@@ -59,7 +63,8 @@ class DeletionWatch:
         mine = [r for r in replicas if by_id.get(r.device) is device]
         if any(r.state == LIVE for r in mine):
             self._say(f"{chunk.hex()} is deleted on {device.path} while the catalog has it live there")
-        elif len(servers) < self.cluster.copies:
+        elif len(servers) < self.cluster.copies and chunk not in self.ever_rotten:
+            # Rot that was found between the decision and the act is no fault of the decision.
             self._say(f"{chunk.hex()} is deleted on {device.path} with homes on {len(servers)} other servers")
         elif not any(by_id[r.device].is_good(chunk) for r in others):
             self._say(f"{chunk.hex()} is deleted on {device.path} while no other home has its bytes")
@@ -76,7 +81,8 @@ def unrest(cluster: SimCluster) -> str:
     if cluster.metadata.server is None:
         return "metadata is away"
     view, by_id = cluster.view, cluster.device_by_id()
-    wanted = references(cluster)
+    shared: set[bytes] = set()
+    wanted = references(cluster, shared=shared)
     for chunk, replicas in sorted(wanted.items()):
         live = [r for r in replicas if r.state == LIVE]
         if not any(by_id[r.device].is_good(chunk) for r in live if r.device in by_id):
@@ -85,7 +91,8 @@ def unrest(cluster: SimCluster) -> str:
         homes = Counter(view.devices[r.device].server for r in live if r.role == ROLE_HOME)
         if max(homes.values(), default=0) > 1:
             return f"{chunk.hex()} has two homes on one server: {replicas}"
-        if len(homes) != cluster.copies:
+        # A chunk that several versions may share keeps as many homes as it came to have: no rule speaks for it.
+        if len(homes) < cluster.copies or (len(homes) > cluster.copies and chunk not in shared):
             return f"{chunk.hex()} has {len(homes)} homes: {replicas}"
         if len(live) != len(replicas):
             return f"{chunk.hex()} has replicas that are not live: {replicas}"
@@ -99,3 +106,15 @@ def unrest(cluster: SimCluster) -> str:
             if stored.state == KEPT and number not in [r.device for r in wanted.get(chunk, ())]:
                 return f"{chunk.hex()} on {device.path} is an orphan"
     return ""
+
+
+def state_of_work(cluster: SimCluster) -> list[str]:
+    """For people: what the duties say and which jobs are open, when something does not come to rest."""
+    server, database = cluster.metadata.server, cluster.metadata.database
+    assert server is not None and database is not None
+    duties, view = server.promoter.statuses(), server.view
+    lines = [f"{duty.name}: {duty.detail} {duty.error} steps {duty.steps} failures {duty.failures}" for duty in duties]
+    lines += [f"server {s.id} {s.name} {s.state}" for s in view.servers.values()]
+    lines += [f"device {d.id} of {d.server} {d.state} counts {d.counts_for_copies}" for d in view.devices.values()]
+    rows = database.read_now(lambda c: c.execute(sa.select(schema.jobs)).mappings().all())
+    return lines + [f"job {dict(row)}" for row in rows[:50]]

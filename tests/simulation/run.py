@@ -18,11 +18,11 @@ from tests.kit import virtual_time
 from tests.kit.linearizability import check_history
 from tests.kit.simulation import SimCluster
 from tests.kit.virtual_time import VirtualLoop
-from tests.simulation.invariants import DeletionWatch, unrest
+from tests.simulation.invariants import DeletionWatch, state_of_work, unrest
 from tests.simulation.nemesis import CALM, CLIENTS, Nemesis
 from tests.simulation.workload import BUCKET, Facts, SimClient, Violation
 
-FAULT_SECONDS = 330.0
+FAULT_SECONDS = 420.0
 #: From the last fault on: dead servers are back, copies made, orphans found and collected.
 PEACE_SECONDS_MAX = 330.0
 POLL_SECONDS = 5.0
@@ -40,7 +40,7 @@ class _Unexpected(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info:
-            self.found.append(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r}")
+            self.found.append(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r:.300}")
 
 
 @dataclass
@@ -78,7 +78,7 @@ async def _play(loop: VirtualLoop, verdict: Verdict, *, keep_all: bool) -> None:
             store = await cluster.client(name, skew_ms=skew_ms)
             clients.append(SimClient(cluster, store, name, facts, cluster.fork()))
         await clients[0].store.buckets.create(BUCKET)
-        nemesis = Nemesis(cluster, cluster.fork())
+        nemesis = Nemesis(cluster, cluster.fork(), watch)
         try:
             async with asyncio.TaskGroup() as group:
                 for client in clients:
@@ -107,6 +107,8 @@ async def _rest(cluster: SimCluster) -> None:
     until = cluster.loop.time() + PEACE_SECONDS_MAX
     while why := unrest(cluster):
         if cluster.loop.time() > until:
+            for line in state_of_work(cluster):
+                cluster.trace.say("  ", line)
             raise Violation(f"not at rest after {PEACE_SECONDS_MAX:.0f} s of peace: {why}")
         await asyncio.sleep(POLL_SECONDS)
     cluster.trace.say("at rest")
@@ -133,7 +135,7 @@ def play(seed: int, *, keep_all: bool = False) -> Verdict:
     handler = _Unexpected()
     logging.getLogger().addHandler(handler)
     try:
-        virtual_time.run(seed, lambda loop: _play(loop, verdict, keep_all=keep_all), is_shuffled=False)
+        virtual_time.run(seed, lambda loop: _play(loop, verdict, keep_all=keep_all), simulation=True)
     except Exception as error:  # a run that breaks down is a verdict too: its seed must be told
         verdict.violations.append(f"the run broke down: {error!r}")
         if keep_all:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tierstore.checksum import combine, encode_crc
-from tierstore.errors import ChecksumMismatch, RequestError, TooLarge
+from tierstore.errors import ChecksumMismatch, ConflictError, RequestError, TooLarge, UnavailableError
 from tierstore.sdk.allocations import AllocationPool, PlacementClass, UploadRooms
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.fanout import ChunkFanout, name_hint
@@ -33,6 +33,14 @@ from tierstore.wire.names import CommitChunk, CommitResult, Condition, ObjectMet
 Buffer = bytes | bytearray | memoryview
 #: A body of unknown length grows its chunk's buffer by this much at a time.
 _GROWTH_BYTES = 256 * 1024
+
+#: Codes of a commit that was refused because a server left between store and commit (rule 11): store elsewhere.
+STALE_RECEIPT_CODES: Final = frozenset({"device-refused", "upload-condemned", "upload-lapsed"})
+
+
+class StaleReceipts(UnavailableError):
+    """A server that holds a chunk left or came back as another before the commit: nothing was committed, and the same
+    body put once more is stored elsewhere. For the caller 503 and not 409: nothing of his is in conflict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +253,15 @@ class PutWalk:
         chunks = [self._chunks[index] for index in range(self._index)]
         etag = etag or native_etag(whole, self.size, operation)
         put = Put(self._bucket, self._key, self.size, etag, chunks, meta, condition)
-        result = await client.commit(
-            put, access=self._access, operation=operation, seconds=self._parts.limits.request_seconds
-        )
+        try:
+            result = await client.commit(
+                put, access=self._access, operation=operation, seconds=self._parts.limits.request_seconds
+            )
+        except ConflictError as error:
+            if error.code not in STALE_RECEIPT_CODES:
+                raise
+            self._parts.allocations.drop(self._parts.placement)
+            raise StaleReceipts(error.detail) from error
         self._ended = True
         return result
 

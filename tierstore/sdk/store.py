@@ -10,7 +10,7 @@ cancelled: nothing becomes visible by a cancelled put (unless its commit was alr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final
@@ -33,7 +33,8 @@ from tierstore.sdk.fanout import ChunkFanout, name_hint
 from tierstore.sdk.get import GetParts, GetWalk
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, SMALL_BYTES, StoreLimits
 from tierstore.sdk.placement import Placer
-from tierstore.sdk.put import Buffer, PutParts, PutWalk, etag_crc32c, native_etag
+from tierstore.sdk.put import STALE_RECEIPT_CODES, Buffer, PutParts, PutWalk, StaleReceipts, etag_crc32c, native_etag
+from tierstore.sdk.remote import BodyWalk, RemoteSource
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
@@ -45,6 +46,7 @@ from tierstore.wire.names import (
     Condition,
     Copy,
     Delete,
+    Fill,
     ListEntry,
     ListItem,
     ListResult,
@@ -55,8 +57,6 @@ from tierstore.wire.names import (
     SetMeta,
 )
 
-#: Codes of a commit that was refused because a server left between store and commit (rule 11): store elsewhere.
-STALE_RECEIPT_CODES: Final = frozenset({"device-refused", "upload-condemned", "upload-lapsed"})
 _NO_META: Final = ObjectMeta()
 
 
@@ -92,7 +92,7 @@ class PutInfo:
 class ObjectReader:
     """An object being read: `info`, then the bytes, once. Use as an async context manager, or close() it."""
 
-    def __init__(self, info: ObjectInfo, walk: GetWalk, first: int, length: int) -> None:
+    def __init__(self, info: ObjectInfo, walk: BodyWalk, first: int, length: int) -> None:
         self.info = info
         self.first = first
         self.length = length
@@ -144,6 +144,8 @@ class Store:
         self.budget = BufferBudget(self.limits.buffer_bytes_max)
         self._get_parts = GetParts(client, objects, self.servers, self.limits, clock)
         self._put_parts: dict[PlacementClass, PutParts] = {}
+        #: Who brings bodies that are still at another site.
+        self.remote: RemoteSource | None = None
 
     async def open(self) -> Store:
         """Fetch the cluster map. Raises UnavailableError when metadata cannot be reached."""
@@ -188,25 +190,40 @@ class Store:
                 return await self.put_small(
                     bucket, key, body, meta=meta, condition=condition, crc32c=crc32c, access=access
                 )
-            size = len(body)
+            return await self._put_whole(
+                bucket, key, memoryview(body).cast("B"), meta=meta, condition=condition, crc32c=crc32c, access=access
+            )
         walk = self.put_walk(bucket, key, size=size, access=access)
         try:
-            if isinstance(body, AsyncIterable):
-                async for piece in body:
-                    if not walk.push(piece):
-                        await walk.has_room()
-            else:
-                view = memoryview(body).cast("B")
-                step = self._put_parts_of(bucket, key, size).placement.chunk_bytes
-                for at in range(0, len(view), step):
-                    if not walk.push(view[at : at + step]):
-                        await walk.has_room()
+            async for piece in body:
+                if not walk.push(piece):
+                    await walk.has_room()
             result = await walk.finish(meta=meta, condition=condition, crc32c=crc32c)
-            return PutInfo(
-                result.version, result.etag, walk.size, walk.crc32c(), walk.tier, result.created_at_ms
-            )
+            return _made(walk, result)
         finally:
             await walk.abort()
+
+    async def _put_whole(
+        self, bucket: str, key: str, body: memoryview, *, meta: ObjectMeta | None, condition: Condition | None,
+        crc32c: int | None, access: str,
+    ) -> PutInfo:  # fmt: skip
+        """A body of several chunks that is in memory: it can be stored anew when a server left before the commit."""
+        step = self._put_parts_of(bucket, key, len(body)).placement.chunk_bytes
+        for attempt in range(1, self.limits.commit_attempts_max + 1):
+            walk = self.put_walk(bucket, key, size=len(body), access=access)
+            try:
+                for at in range(0, len(body), step):
+                    if not walk.push(body[at : at + step]):
+                        await walk.has_room()
+                result = await walk.finish(meta=meta, condition=condition, crc32c=crc32c)
+                return _made(walk, result)
+            except StaleReceipts:
+                if attempt == self.limits.commit_attempts_max:
+                    raise
+                self.client.refresh_map()
+            finally:
+                await walk.abort()
+        raise AssertionError("the loop returns or raises")
 
     def small_bytes(self, bucket: str, key: str) -> int:
         """Bodies of up to so many bytes may go by put_small()."""
@@ -242,8 +259,12 @@ class Store:
                     put, access=access, operation=operation, seconds=self.limits.request_seconds
                 )
             except ConflictError as error:
-                if error.code not in STALE_RECEIPT_CODES or attempt + 1 == self.limits.commit_attempts_max:
+                if error.code not in STALE_RECEIPT_CODES:
                     raise
+                # What is held ahead was placed by the same map: ask metadata, which knows better.
+                self._allocations.drop(parts.placement)
+                if attempt + 1 == self.limits.commit_attempts_max:
+                    raise StaleReceipts(error.detail) from error
                 self.client.refresh_map()
                 continue
             return PutInfo(result.version, result.etag or put.etag, len(body), whole, tier, result.created_at_ms)
@@ -256,6 +277,50 @@ class Store:
         return PutWalk(
             self._put_parts_of(bucket, key, size), bucket, key, size=size, access=access, size_max=size_max
         )
+
+    # -- for files ------------------------------------------------------------------------------------------
+    async def store_chunk(self, bucket: str, key: str, data: memoryview) -> CommitChunk:
+        """Store one chunk of a file that is committed later. Durable on `copies` servers when it returns; `data` must
+        not change until then. Raises UnavailableError, CapacityError."""
+        parts = self._put_parts_of(bucket, key, len(data))
+        allocation = self._allocations.take_ready(parts.placement) or await self._allocations.take(parts.placement)
+        return await ChunkFanout(parts, allocation, data=data, name=name_hint(bucket, key)).run()
+
+    def chunk_bytes(self, bucket: str, key: str) -> int:
+        """Where bodies under this name are cut."""
+        return self._placer.class_of(bucket, key, None).chunk_bytes
+
+    def file_walk(
+        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int,
+        lookup: Callable[[int], Awaitable[LookupResult]],
+    ) -> GetWalk:  # fmt: skip
+        """Read a range of chunks that are found otherwise than by name and version."""
+        return GetWalk(self._get_parts, bucket, key, found, first=first, length=length, lookup=lookup)
+
+    async def fill(
+        self, bucket: str, key: str, version: int, start: int, data: memoryview, *, access: str = ""
+    ) -> None:
+        """Store bytes of a version whose name came from another site; durable on N+1 servers when it returns.
+
+        Raises ConflictError(code="already-here") when some of them are."""
+        parts = self._put_parts_of(bucket, key, len(data))
+        for attempt in range(self.limits.commit_attempts_max):
+            chunks: list[CommitChunk] = []
+            for at in range(0, len(data), parts.placement.chunk_bytes):
+                allocation = await self._allocations.take(parts.placement)
+                piece = data[at : at + parts.placement.chunk_bytes]
+                chunks.append(await ChunkFanout(parts, allocation, data=piece, name=name_hint(bucket, key)).run())
+            try:
+                await self.client.commit(
+                    Fill(bucket, key, version, start, chunks), access=access, seconds=self.limits.request_seconds
+                )
+            except ConflictError as error:
+                if error.code not in STALE_RECEIPT_CODES or attempt + 1 == self.limits.commit_attempts_max:
+                    raise
+                self.client.refresh_map()
+                continue
+            return
+        raise AssertionError("the loop returns or raises")
 
     def _put_parts_of(self, bucket: str, key: str, size: int | None) -> PutParts:
         placement = self._placer.class_of(bucket, key, size)
@@ -277,8 +342,16 @@ class Store:
 
     def read_walk(
         self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = ""
-    ) -> GetWalk:
+    ) -> BodyWalk:
         """Read a range of what find() found (see GetWalk); always close() it."""
+        if found.is_remote and self.remote is not None:
+            return self.remote.walk(bucket, key, found, first=first, length=length, access=access)
+        return self.local_walk(bucket, key, found, first=first, length=length, access=access)
+
+    def local_walk(
+        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = ""
+    ) -> GetWalk:
+        """Read bytes that are at this site."""
         return GetWalk(self._get_parts, bucket, key, found, first=first, length=length, access=access)
 
     async def get(
@@ -330,6 +403,12 @@ class Store:
         mutation = Copy(
             to_bucket, to_key, bucket, key, from_version, meta, condition, source_condition, rename
         )
+        try:
+            return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
+        except ConflictError as error:
+            if error.code != "body-not-here" or self.remote is None:
+                raise
+        await self.remote.bring(bucket, key, access=access)
         return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
 
     async def rename(self, bucket: str, key: str, to_key: str, *, access: str = "") -> CommitResult:
@@ -378,6 +457,10 @@ def make_meta(content_type: str, user_meta: dict[str, str] | None) -> ObjectMeta
     if not content_type and not user_meta:
         return None
     return ObjectMeta(content_type=content_type, user_meta=check_user_meta(user_meta or {}))
+
+
+def _made(walk: PutWalk, result: CommitResult) -> PutInfo:
+    return PutInfo(result.version, result.etag, walk.size, walk.crc32c(), walk.tier, result.created_at_ms)
 
 
 def info_of(bucket: str, key: str, found: LookupResult) -> ObjectInfo:

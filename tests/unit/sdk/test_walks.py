@@ -178,6 +178,32 @@ def test_a_commit_refused_for_a_drained_device_is_stored_elsewhere() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("size", [1000, 3 << 20])
+def test_a_body_in_memory_is_stored_anew_when_servers_left_and_else_the_answer_is_503(size: int) -> None:
+    """A client that is told 409 gives up; one that is told 503 comes again. Bodies in memory need neither (seed 1)."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        commit = cluster.metadata._put
+        refusals = [CommitResult("device-refused", "restarted")] * 2
+        cluster.metadata._put = lambda put: refusals.pop() if refusals else commit(put)  # type: ignore[method-assign]
+        await store.put("bkt", "k", b"y" * size)
+        assert await body_of(store, "k") == b"y" * size
+        refusals += [CommitResult("device-refused", "restarted")] * 3
+        with pytest.raises(UnavailableError) as caught:
+            await store.put("bkt", "k", b"z" * size)
+        assert caught.value.status == 503
+        assert await body_of(store, "k") == b"y" * size
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"z" * size
+
+        refusals += [CommitResult("device-refused", "restarted")]
+        with pytest.raises(UnavailableError):
+            await store.put("bkt", "k", pieces())
+
+    run(work)
+
+
 def test_a_lost_answer_of_a_commit_is_repeated_and_applied_once() -> None:
     """If-None-Match with a retry must not fail against its own first try (rule 12)."""
 
