@@ -40,6 +40,7 @@ from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_names, buckets, cluster, files, hot
 from metadata.routes import jobs as job_routes
+from metadata.routes import s3 as s3_routes
 from metadata.routes.callers import Callers
 from metadata.services.allocate import AllocateService
 from metadata.services.audit import AuditService
@@ -66,6 +67,7 @@ from metadata.services.rebuild import Rebuild
 from metadata.services.repair import Repair
 from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
+from metadata.services.s3_names import S3Names
 from metadata.services.scrub import Scrub
 from metadata.services.snapshot import Snapshots
 from metadata.services.tiering import Tiering
@@ -322,12 +324,14 @@ class MetadataServer:
             inventory=self._inventory,
         )  # fmt: skip
         mounts = files.FileRoutes(self.credentials, self.files, self.clock).routes()
-        self.routes: list[Route] = [*names, *mounts, *members.hot]
+        s3_door = s3_routes.S3Routes(self.credentials, S3Names(self.database, self.names, self.clock)).routes()
+        self.routes: list[Route] = [*names, *mounts, *s3_door, *members.hot]
         app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         problem.install(app)
         pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
         hot.declare_routes(app, names)
         files.declare_routes(app, mounts)
+        s3_routes.declare_routes(app, s3_door)
         cluster.declare_routes(app, members.hot)
         app.include_router(members.router)
         app.include_router(

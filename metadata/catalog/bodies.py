@@ -123,6 +123,11 @@ def release(session: Session, body_id: int, *, at_ms: int) -> None:
     connection.execute(sa.delete(schema.extents).where(t.body_id == body_id))
 
 
+def forget_extents(connection: sa.Connection, body_id: int) -> None:
+    """The extents of a body that another one took over, with their references."""
+    connection.execute(sa.delete(schema.extents).where(schema.extents.c.body_id == body_id))
+
+
 def _add(session: Session, page: Sequence[Extent], sign: int) -> list[PackedChunk]:
     """Change the counts of the chunks of some extents; the chunks that reached zero, which left the table."""
     times: dict[bytes, int] = {}

@@ -40,7 +40,7 @@ class BucketService:
     async def everything(self, who: Principal) -> list[Bucket]:
         """The buckets that the caller may list, by name."""
         found = await self._database.read(buckets.everything)
-        return [bucket for bucket in found if is_allowed(who, "list", bucket.name)]
+        return [b for b in found if is_allowed(who, "list", b.name) and not b.name.startswith(".")]
 
     async def get(self, name: str, who: Principal) -> Bucket:
         """Raises AccessDenied, NotFound."""

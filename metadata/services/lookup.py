@@ -142,7 +142,7 @@ class LookupService:
             chunks = self._inline(row, item) if item.want_chunks and row.body else []
         meta = decode(row.meta, ObjectMeta) if row.meta is not None else None
         return LookupResult(
-            "", "", row.version, row.size, row.etag, row.created_at_ms, meta, chunks, more, is_latest
+            "", "", row.version, row.size, row.etag, row.created_at_ms, meta, chunks, more, is_latest, bool(row.is_null)
         )
 
     def _inline(self, row: ObjectRow, item: LookupItem) -> list[ChunkView]:

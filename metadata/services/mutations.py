@@ -19,6 +19,7 @@ from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import INLINE_CHUNKS_MAX, unpack
 from metadata.catalog.session import Session
+from metadata.services.compose import compose
 from metadata.services.files_meta import of_copy
 from metadata.services.receipts import Members, pack_bodies
 from metadata.services.writes import Committed, WriteSet
@@ -27,7 +28,7 @@ from tierstore.clock import HybridClock
 from tierstore.errors import ConflictError, NotFound, PreconditionFailed, RequestError, TierstoreError
 from tierstore.names import CHUNK_ID_BYTES, OPERATION_ID_BYTES, check_key, check_user_meta
 from tierstore.ticket import Receipt
-from tierstore.wire import encode
+from tierstore.wire import encode, names
 from tierstore.wire.names import CommitItem, CommitResult, Condition, Copy, Delete, ObjectMeta, Put, SetMeta
 
 #: `version` of a Delete, SetMeta or lookup that means S3's "null" version.
@@ -83,6 +84,8 @@ class Mutator:
             return self._delete(session, facts, writes, m, who)
         if isinstance(m, Copy):
             return self._copy(session, facts, writes, m, who)
+        if isinstance(m, names.Compose):
+            return self._compose(session, facts, writes, m, who)
         return self._set_meta(session, facts, writes, m, who)
 
     # -- put ------------------------------------------------------------------------------------------------
@@ -120,6 +123,25 @@ class Mutator:
             writes.ended_leases += [(upload,) for upload in uploads if upload in facts.leases]
         self._note(writes, schema.CHANGE_PUT, bucket, row, old)
         return CommitResult(version=version, etag=row.etag, created_at_ms=row.created_at_ms, size=row.size)
+
+    def _compose(
+        self, session: Session, facts: Facts, writes: WriteSet, m: names.Compose, who: Principal
+    ) -> CommitResult:
+        bucket = facts.bucket(m.bucket)
+        authorize(who, "write", m.bucket)
+        check_key(m.key)
+        meta = _pack_meta(m.meta)
+        old = facts.latest.get((bucket.id, m.key))
+        _check_condition(m.condition, old)
+        made = compose(session, writes, bucket, m, body_id=self._body_id())
+        row = ObjectRow(
+            bucket.id, m.key, self._new_version(writes, old), made.kind, int(bucket.versioning != "enabled"), made.size,
+            m.etag, facts.now_ms, made.body, meta, made.ref,
+        )  # fmt: skip
+        self._displace(session, writes, bucket, old)
+        writes.put(row, old)
+        self._note(writes, schema.CHANGE_PUT, bucket, row, old)
+        return CommitResult(version=row.version, etag=row.etag, created_at_ms=row.created_at_ms, size=row.size)
 
     # -- delete ---------------------------------------------------------------------------------------------
     def _delete(self, session: Session, facts: Facts, writes: WriteSet, m: Delete, who: Principal) -> CommitResult:

@@ -229,6 +229,10 @@ class MetadataClient:
         self.note_catalog_ms(answer.now_ms)
         return answer
 
+    async def ask(self, target: bytes, question: object, kind: type[T], *, seconds: float = 10.0) -> T:
+        """One message of another conversation (tierstore.files has its own) under this client's retries."""
+        return await self._ask(target, question, kind, seconds)
+
     async def _ask(self, target: bytes, question: object, kind: type[T], seconds: float) -> T:
         until = asyncio.get_running_loop().time() + seconds
         reply = await self._held(b"POST", target, wire.encode(question), until)

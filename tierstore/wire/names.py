@@ -72,6 +72,7 @@ class LookupResult(msgspec.Struct, array_like=True, frozen=True):
     chunks: list[ChunkView] = []
     more: bool = False                # further chunks of the asked range exist
     is_latest: bool = True
+    is_null: bool = False             # S3's "null" version
 
 
 class LookupBatch(msgspec.Struct, array_like=True, frozen=True):
@@ -189,6 +190,18 @@ class Copy(msgspec.Struct, array_like=True, frozen=True, tag="copy"):
     rename: bool = False                          # remove the source in the same transaction
 
 
+class Compose(msgspec.Struct, array_like=True, frozen=True, tag="compose"):
+    """Complete a multipart upload: the object is these parts, (number, version of each), in order. No byte moves."""
+
+    bucket: str
+    key: str
+    upload: bytes
+    parts: list[tuple[int, int]]
+    etag: str
+    meta: ObjectMeta | None = None
+    condition: Condition | None = None
+
+
 class SetMeta(msgspec.Struct, array_like=True, frozen=True, tag="meta"):
     """Replace the metadata of a version in place (tags, attributes); the body and the version id stay."""
 
@@ -199,7 +212,7 @@ class SetMeta(msgspec.Struct, array_like=True, frozen=True, tag="meta"):
     condition: Condition | None = None
 
 
-Mutation = Put | Delete | Copy | SetMeta
+Mutation = Put | Delete | Compose | Copy | SetMeta
 
 
 class CommitItem(msgspec.Struct, array_like=True, frozen=True):
