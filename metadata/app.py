@@ -37,10 +37,11 @@ from metadata.promoter.retention import QueueDuty, RetentionDuty
 from metadata.promoter.runner import Duty, DutyRunner, Promoter
 from metadata.promoter.scrub import ScrubDuty
 from metadata.promoter.snapshot import SnapshotDuty
-from metadata.promoter.tiering import TieringDuty, WalkDuty
+from metadata.promoter.tiering import HistoryDuty, TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_names, buckets, cluster, files, hot
 from metadata.routes import jobs as job_routes
 from metadata.routes import s3 as s3_routes
+from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
 from metadata.services.allocate import AllocateService
 from metadata.services.audit import AuditService
@@ -64,6 +65,7 @@ from metadata.services.lookup import LookupService
 from metadata.services.placements import PlacementIndexer
 from metadata.services.policies import Policies
 from metadata.services.rebuild import Rebuild
+from metadata.services.recorder import Recorder
 from metadata.services.repair import Repair
 from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
@@ -72,9 +74,11 @@ from metadata.services.scrub import Scrub
 from metadata.services.snapshot import Snapshots
 from metadata.services.tiering import Tiering
 from metadata.services.tiering_pins import Pins
+from metadata.services.tiering_view import TieringView
 from metadata.services.tiering_walk import ShelfWalk
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView
+from metadata.services.whatif import WhatIf
 from tierstore import statefile
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, SystemClock
@@ -163,6 +167,7 @@ class MetadataServer:
         await server.switches.load()
         await server.scrub.load()
         await server.heat.load()
+        await server.recorder.load()
         root = settings.root
         await server.credentials.refresh()
         await server.credentials.bootstrap(access=root.access_key, secret=root.secret_key, token=root.token)
@@ -213,6 +218,7 @@ class MetadataServer:
             database, self.cluster, self.tiering,
             choose=lambda size, tier, taken: self.repair.choose(size, tier, exclude_servers=taken),
         )  # fmt: skip
+        self.recorder = Recorder(around.clock, self._own_directory())
         self.pins = Pins(database, policy=lambda: self.policies.current.policy, now=self.tiering.now)
         self.drains = Drains(database, self.cluster, self.repair, self.book)
         self.collection = Collection(
@@ -236,7 +242,7 @@ class MetadataServer:
             RepairDuty(self.repair), AuditDuty(self.repair), DrainDuty(self.drains), CollectDuty(self.collection),
             ReconcileDuty(self.inventories, every_seconds=settings.duties.inventory_interval),
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
-            TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
+            TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk), HistoryDuty(self.recorder),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
             self.snapshots = Snapshots(
@@ -268,6 +274,7 @@ class MetadataServer:
         self.names = BucketNames(database)
         order = ReplicaOrder(self.view, rng)
         self.lookups = LookupService(database, self.names, order, clock)
+        self.lookups.on_read, self.lookups.on_window = self.recorder.read, self.tiering.learn_names
         self.allocations = AllocateService(self.view, clock, rng)
         self.commits = CommitService(
             database, self.view, clock, self.versions, rng=rng, copies_for=self._copies_for
@@ -276,6 +283,11 @@ class MetadataServer:
             database, self.commits, FileBodies(self.versions, rng=rng, copies_for=self._copies_for), names=self.names,
             order=order, view=self.view, clock=clock, copies=lambda: self.settings.placement.copies,
         )  # fmt: skip
+        self.commits.listeners += [self.recorder.committed, self.tiering.committed]
+        self.tiering_view = TieringView(database, self.cluster, self.names, self.tiering, self.walk)
+        self.whatif = WhatIf(
+            self.recorder, policy=lambda: self.policies.current.policy, fleet=self.tiering_view.fleet
+        )
         self.listings = ListingService(database, self.names, order, heat_of=self.heat_of)
         self.uploads = UploadService(database, clock)
         self.buckets = BucketService(database, self.names, clock, sites=self._other_sites)
@@ -345,6 +357,7 @@ class MetadataServer:
                 callers, self.audit, self.status, queue=self.jobs, switches=self.switches, duties=self.promoter.statuses
             )
         )
+        app.include_router(tiering_routes.build(callers, self.tiering, self.tiering_view, self.whatif))
         app.include_router(buckets.build(self.buckets, callers))
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))
         self.app = app
@@ -407,6 +420,7 @@ class MetadataServer:
         await self.promoter.stop()
         if self._is_started:
             await self.heat.save()
+            await self.recorder.flush(close=True)
         for task in list(self._tasks):
             task.cancel()
         for task in list(self._tasks):

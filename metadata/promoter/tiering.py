@@ -6,11 +6,13 @@ Both run only in the holder of the lease and are paused like any duty (`admin jo
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
+from metadata.services.recorder import Recorder
 from metadata.services.tiering import Tiering
 from metadata.services.tiering_pins import Pins
 from metadata.services.tiering_walk import ShelfWalk
 
 WALK_SECONDS = 2.0
+FLUSH_SECONDS = 10.0
 
 
 class TieringDuty:
@@ -58,3 +60,18 @@ class WalkDuty:
         acted, more = await self._walk.step(epoch)
         exposed = sum(e.bytes for e in self._walk.exposed.values())
         return Step(done=acted, more=more, detail=f"{self._walk.passes} passes, {exposed} bytes landed")
+
+
+class HistoryDuty:
+    """Takes what was recorded into the rolling log and its files; in every process."""
+
+    name = "history"
+    interval_seconds = FLUSH_SECONDS
+    is_single = False
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    async def step(self, epoch: int) -> Step:
+        done = await self._recorder.flush()
+        return Step(done=done, detail=f"{self._recorder.requests} requests recorded, {self._recorder.used_bytes} bytes")

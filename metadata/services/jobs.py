@@ -200,15 +200,18 @@ class JobQueue:
             return msgspec.structs.replace(job, batch=msgspec.msgpack.decode(row.payload, type=BatchWork).ids)
         if row.kind == "verify":
             check = msgspec.msgpack.decode(row.payload, type=VerifyWork)
-            located = None if check.chunk_bytes else self._locate(c, row.device_id, row.chunk)
+            located = None if check.chunk_bytes else self.locate(c, row.device_id, row.chunk)
             if located is not None:     # whole and right are two things: a copy may hold another chunk's bytes
                 check = VerifyWork(located.chunk.chunk_bytes, located.chunk.crc32c)
             return msgspec.structs.replace(job, chunk_bytes=check.chunk_bytes, crc32c=check.crc32c)
+        if row.kind == "inventory":
+            asked = msgspec.msgpack.decode(row.payload, type=InventoryWork)
+            return msgspec.structs.replace(job, since_ms=asked.since_ms)
         return job
 
     def _wire_copy(self, c: Connection, row: JobRow, job: Job, now_ms: int) -> Job | None:
         work = msgspec.msgpack.decode(row.payload, type=CopyWork)
-        located = self._locate(c, work.via, row.chunk)
+        located = self.locate(c, work.via, row.chunk)
         if located is None or not self._is_wanted(located, row, work):
             jobs.remove(c, [row.id])
             return None
@@ -222,7 +225,7 @@ class JobQueue:
             job, chunk_bytes=located.chunk.chunk_bytes, crc32c=located.chunk.crc32c, sources=sources
         )
 
-    def _locate(self, c: Connection, via: int, chunk: bytes) -> Located | None:
+    def locate(self, c: Connection, via: int, chunk: bytes) -> Located | None:
         """The chunk's row: by the device that the job remembers, else by any that has it now (it may have moved)."""
         located = self._book.locate(c, via, chunk)
         if located is not None:
@@ -340,7 +343,7 @@ class JobQueue:
 
     def _dropped(self, c: Connection, row: JobRow, now_ms: int) -> None:
         work = msgspec.msgpack.decode(row.payload, type=DropWork)
-        located = self._locate(c, work.via, row.chunk)
+        located = self.locate(c, work.via, row.chunk)
         if located is None:
             return
         left = [
@@ -363,7 +366,7 @@ class JobQueue:
         if not is_ours or server is None or receipt.incarnation != server.incarnation:
             self._failed(c, row, "wrong-receipt", "the receipt is of another job or another life", now_ms)
             return
-        located = self._locate(c, work.via, row.chunk)
+        located = self.locate(c, work.via, row.chunk)
         new = Replica(row.device_id, work.role, LIVE, 0, receipt.segment, receipt.offset)
         if located is None:
             # It lost its last reference meanwhile: what was just copied goes the way of its siblings.

@@ -27,12 +27,13 @@ from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection, require_epoch
-from metadata.catalog.packed import LIVE
+from metadata.catalog.packed import LIVE, iter_packed
 from metadata.services import tiering_fleet
 from metadata.services.cluster import Cluster
 from metadata.services.duties import PROMOTER
 from metadata.services.jobs import JobQueue
 from metadata.services.jobs_work import CLASS_TIER, CopyWork, ReplicaBook
+from metadata.services.writes import Committed
 from tierstore.policy.decide import Planner
 from tierstore.policy.heat import HeatTable
 from tierstore.policy.plan import Candidate, Decision, Demotion, Plan, Promotion
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 OPEN_MAX: Final = 2_000
 #: A copy that no server took up within this time is forgotten.
 STALE_MS: Final = 60_000
+#: The reverse table follows within a second or two; a copy that it does not show by then is the walk's to find.
+AGAIN_SECONDS: Final = 30.0
 SETTLED_MAX: Final = 16
 #: Of chunks, and of decisions of each, that explain can still tell.
 DECIDED_CHUNKS_MAX: Final = 20_000
@@ -115,6 +118,8 @@ class Tiering:
         self._superseded: dict[bytes, list[Demotion]] = {}
         self._unread: dict[tuple[bytes, int], float] = {}     # promoted: its score then
         self._offers: deque[bytes] = deque()                  # to be judged under a changed policy
+        self._again: list[Demotion] = []                      # to be let go, not found in the reverse table yet
+        self._demoted_at: dict[bytes, float] = {}
         self._named: OrderedDict[bytes, tuple[str, str, int]] = OrderedDict()
         self._scores: dict[bytes, float] = {}
         self._last_at = 0.0
@@ -136,8 +141,14 @@ class Tiering:
         self._leaving.clear()
         self._superseded.clear()
         self._unread.clear()
+        self._again.clear()
+        self._demoted_at.clear()
         self._garbage_seen = await self._database.read(tiering.newest_garbage)
         self._epoch = epoch
+
+    def picture(self) -> Planner:
+        """The planner; before the first tick, and in processes without the lease, one that knows no residents."""
+        return self.planner or Planner(self.heat.table, self.rules, self._devices(None))
 
     def _devices(self, planner: Planner | None) -> list[Device]:
         under_way: dict[int, int] = defaultdict(int)
@@ -160,6 +171,15 @@ class Tiering:
         while len(self._named) > NAMES_MAX:
             self._named.popitem(last=False)
 
+    def committed(self, events: Sequence[Committed]) -> None:
+        """New chunks of an overwrite begin with the heat of the ones that they replace (rule 18)."""
+        table = self.heat.table
+        for event in events:
+            if event.old_body and event.new_body:
+                for old, new in zip(iter_packed(event.old_body), iter_packed(event.new_body), strict=False):
+                    if old.id != new.id and old.id in table:
+                        table.inherit(new.id, old.id)
+
     def name_of(self, located: Located) -> tuple[str, str, int]:
         """(bucket, key, size) of the object that a chunk is of; ("", "", 0) when it is not known."""
         if located.owner is not None:
@@ -169,6 +189,10 @@ class Tiering:
     def rule_of(self, located: Located) -> Rule:
         """The rule that holds for a chunk now."""
         bucket, key, size = self.name_of(located)
+        return self.rule_for(bucket, key, size)
+
+    def rule_for(self, bucket: str, key: str, size: int) -> Rule:
+        """The rule that holds for an object now; the default one when its name is not known."""
         policy = self._policy()[1]
         return policy.rule_for(bucket, key, size, self.now()) if bucket else policy.default
 
@@ -279,7 +303,7 @@ class Tiering:
     async def _carry_out(self, planner: Planner, plan: Plan, located: dict[bytes, Located], epoch: int) -> None:
         """Demotions make the room, so they go first. What cannot be queued is told to the planner as failed."""
         promoted = {p.chunk for p in plan.promotions}
-        now_demoted = []
+        now_demoted, self._again = self._again, []
         for demotion in plan.demotions:
             if demotion.why == "superseded" and demotion.chunk in promoted:
                 self._superseded.setdefault(demotion.chunk, []).append(demotion)
@@ -293,11 +317,13 @@ class Tiering:
     async def _demote(self, demotions: Sequence[Demotion], epoch: int) -> None:
         now_ms = self._cluster.now_ms()
 
-        def work(c: Connection) -> list[tuple[bytes, int, int]]:
+        def work(c: Connection) -> tuple[list[tuple[bytes, int, int]], list[Demotion]]:
             require_epoch(c, PROMOTER, epoch)
-            gone = []
+            gone, unknown = [], []
             for demotion in demotions:
-                located = self._book.locate(c, demotion.device, demotion.chunk)
+                located = self._queue.locate(c, demotion.device, demotion.chunk)
+                if located is None:
+                    unknown.append(demotion)
                 replica = next(
                     (r for r in located.chunk.replicas if r.device == demotion.device), None
                 ) if located is not None else None  # fmt: skip
@@ -309,9 +335,19 @@ class Tiering:
                 )
                 self._book.rewrite(c, located, left, at_ms=now_ms)
                 gone.append((demotion.chunk, demotion.device, located.chunk.chunk_bytes))
-            return gone
+            return gone, unknown
 
-        for chunk, device, size in await self._database.write(work):
+        let_go, unknown = await self._database.write(work)
+        # The reverse table may not have come so far. A chunk that is gone is found in the garbage.
+        now = self.now()
+        for demotion in demotions:
+            if demotion not in unknown:
+                self._demoted_at.pop(demotion.chunk, None)
+            elif now - self._demoted_at.setdefault(demotion.chunk, now) < AGAIN_SECONDS:
+                self._again.append(demotion)
+            else:
+                self._demoted_at.pop(demotion.chunk, None)
+        for chunk, device, size in let_go:
             self._leaving[chunk, device] = size
             self.totals.demotions += 1
             made = self._unread.pop((chunk, device), None)
@@ -432,7 +468,10 @@ class Tiering:
         if planner is None or device in planner.devices_of(chunk.id):
             return
         homes = [r.device for r in chunk.replicas if r.role == ROLE_HOME]
-        planner.resident(chunk.id, chunk.chunk_bytes, device, homes, is_pinned=self.rule_of(located).mode == "pin")
+        mode = self.rule_of(located).mode
+        planner.resident(chunk.id, chunk.chunk_bytes, device, homes, is_pinned=mode == "pin")
+        if mode == "never":
+            self._offers.append(chunk.id)
 
     def disown(self, device: int, seen: Collection[bytes], known: Iterable[bytes]) -> int:
         """Residents that were `known` when a pass over a device began and that it did not see; how many went."""

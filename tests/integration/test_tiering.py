@@ -1,0 +1,256 @@
+"""Tiering on real processes whose hdd devices are really slower: promotion, steering, rules, explain, heat, what-if."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.kit.cluster import Cluster, cluster, wait_until
+
+KIB, MIB = 1 << 10, 1 << 20
+TICK_SECONDS = 1.0
+PROMOTER = {"tick": "1s", "half_life": "10min", "budget": 2.0, "chunk_max": 0.2}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    flags = ("--device", "ssd=8MiB", "--device", "hdd=512MiB,8ms,160MB/s", "--mem", "0")
+    with cluster(tmp_path_factory.mktemp("tiering"), *flags) as started:
+        yield started
+
+
+@pytest.fixture
+def rest(running: Cluster) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {running.token}"}
+    with httpx.Client(base_url=running.gateway, headers=headers, timeout=30) as client:
+        client.put("/v1/buckets/bkt")
+        set_policy(client, [])
+        yield client
+
+
+def set_policy(rest: httpx.Client, rules: list[dict[str, Any]], **promoter: Any) -> int:
+    answer = rest.put("/v1/admin/policy", json={"version": 1, "rules": rules, "promoter": PROMOTER | promoter})
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["revision"])
+
+
+def put(rest: httpx.Client, key: str, size: int) -> bytes:
+    body = random.Random(key).randbytes(size)
+    answer = rest.put(f"/v1/objects/bkt/{key}", content=body)
+    assert answer.status_code == 200, answer.text
+    return body
+
+
+def get(rest: httpx.Client, key: str, body: bytes) -> str:
+    """Read an object, every byte of it checked; the tier that served it."""
+    answer = rest.get(f"/v1/objects/bkt/{key}")
+    assert answer.status_code == 200, answer.text
+    assert answer.content == body
+    return answer.headers["x-tierstore-tier"]
+
+
+def explain(rest: httpx.Client, key: str) -> dict[str, Any]:
+    answer = rest.get(f"/v1/explain/bkt/{key}")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def tiers_of(rest: httpx.Client, key: str, *, role: str) -> list[str]:
+    replicas = [r for chunk in explain(rest, key)["chunks"] for r in chunk["replicas"]]
+    return sorted(r["tier"] for r in replicas if r["role"] == role and r["state"] == "ok")
+
+
+def read_until(rest: httpx.Client, key: str, body: bytes, tier: str, *, seconds: float) -> float:
+    """Read at up to 200 a second until that tier serves; seconds it took."""
+    began = time.monotonic()
+    while get(rest, key, body) != tier:
+        took = time.monotonic() - began
+        assert took < seconds, f"{key} is not on {tier} after {took:.1f} s: {explain(rest, key)}"
+        time.sleep(0.005)  # the pace of the crowd
+    return time.monotonic() - began
+
+
+def test_a_crowd_brings_a_cold_object_to_the_fast_tier_within_two_ticks(rest: httpx.Client) -> None:
+    """Else everybody who comes in the first minutes of a crowd waits for the disk."""
+    body = put(rest, "crowd", 100 * KIB)
+    assert tiers_of(rest, "crowd", role="home") == ["hdd", "hdd"]
+    slow = [_seconds(lambda: get(rest, "crowd", body)) for _ in range(5)]
+    took = read_until(rest, "crowd", body, "ssd", seconds=10)
+    # two ticks, one heartbeat to tell the heat, one to fetch the job and to tell its end
+    assert took <= 2 * TICK_SECONDS + 3.0
+    fast = [_seconds(lambda: get(rest, "crowd", body)) for _ in range(50)]
+    assert sorted(fast)[25] < sorted(slow)[2] * 0.6
+    answer = explain(rest, "crowd")
+    assert tiers_of(rest, "crowd", role="cache") == ["ssd"]
+    chunk = answer["chunks"][0]
+    assert chunk["heat_per_hour"] > 100 and chunk["rank"] is not None
+    assert {"action", "to_tier", "why"} <= set(chunk["next"])
+    assert any(d["action"] == "promote" for d in chunk["decisions"])
+    assert answer["rule"] == "default" and answer["key"] == "crowd"
+    hot = rest.get("/v1/admin/heat", params={"by": "object", "limit": 5}).json()["items"]
+    assert hot[0]["name"] == "bkt/crowd" and hot[0]["tier"] == "ssd" and hot[0]["bytes"] == 100 * KIB
+    listed = rest.get("/v1/objects/bkt", params={"prefix": "crowd"}).json()["objects"][0]
+    assert listed["tier"] == "ssd"
+    assert listed["heat_per_hour"] == pytest.approx(hot[0]["heat_per_hour"], rel=0.5)
+    csv = rest.get("/v1/admin/heat", params={"by": "bucket", "format": "csv"}).text.splitlines()
+    assert csv[0] == "name,heat_per_hour,bytes,tier" and csv[1].startswith("bkt,")
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def test_a_full_fast_tier_takes_what_is_hotter_and_a_scan_pushes_nothing_out(rest: httpx.Client) -> None:
+    """A backup that reads everything once must not cool the store down."""
+    hot = {f"hot/{n}": put(rest, f"hot/{n}", 256 * KIB) for n in range(8)}
+    for _ in range(12):
+        for key, body in hot.items():
+            get(rest, key, body)
+    for key, body in hot.items():
+        read_until(rest, key, body, "ssd", seconds=20)
+    cold = {f"cold/{n}": put(rest, f"cold/{n}", 256 * KIB) for n in range(100)}   # 25 MiB beside 24 MiB of ssd
+    for key, body in cold.items():
+        get(rest, key, body)
+    ticks = rest.get("/v1/admin/tiering").json()["ticks"]
+    wait_until(lambda: rest.get("/v1/admin/tiering").json()["ticks"] > ticks + 2, seconds=15, what="two more ticks")
+    assert [get(rest, key, body) for key, body in hot.items()] == ["ssd"] * len(hot)
+
+
+def test_never_drops_copies_pin_makes_them_and_a_removed_rule_has_no_effect(rest: httpx.Client) -> None:
+    """Policy is evaluated when it is needed: nothing stays behind of a rule that is gone."""
+    body = put(rest, "ruled/a", 64 * KIB)
+    pinned = put(rest, "pinned/a", 64 * KIB)
+    read_until(rest, "ruled/a", body, "ssd", seconds=10)
+    set_policy(rest, [
+        {"name": "no", "match": {"bucket": "bkt", "prefix": "ruled/"}, "mode": "never"},
+        {"name": "yes", "match": {"bucket": "bkt", "prefix": "pinned/"}, "mode": "pin"},
+    ])  # fmt: skip
+    wait_until(lambda: tiers_of(rest, "ruled/a", role="cache") == [], seconds=10, what="the never rule")
+    wait_until(lambda: tiers_of(rest, "pinned/a", role="cache") == ["ssd"], seconds=10, what="the pin rule")
+    assert get(rest, "pinned/a", pinned) == "ssd"
+    assert explain(rest, "ruled/a")["rule"] == "no"
+    assert "never" in explain(rest, "ruled/a")["chunks"][0]["next"]["why"]
+    set_policy(rest, [])
+    assert explain(rest, "ruled/a")["rule"] == "default"
+    read_until(rest, "ruled/a", body, "ssd", seconds=10)
+
+
+def test_a_deleted_object_leaves_the_fast_tier(rest: httpx.Client) -> None:
+    """Else what nobody can read any more takes the room of what is hot."""
+    body = put(rest, "gone", 128 * KIB)
+    read_until(rest, "gone", body, "ssd", seconds=10)
+    assert rest.delete("/v1/objects/bkt/gone").status_code == 204
+
+    def is_gone() -> bool:
+        hot = rest.get("/v1/admin/heat", params={"by": "object", "limit": 100}).json()["items"]
+        return all(item["name"] != "bkt/gone" for item in hot)
+
+    wait_until(is_gone, seconds=10, what="its heat is forgotten")
+    assert rest.get("/v1/explain/bkt/gone").status_code == 404
+
+
+def test_what_if_replays_what_was_recorded_while_the_service_goes_on(rest: httpx.Client) -> None:
+    """A simulation takes a core for a while: nobody else may notice."""
+    body = put(rest, "quiet", 1000)
+    stop, slowest = threading.Event(), [0.0]
+
+    def keep_reading() -> None:
+        while not stop.is_set():
+            slowest[0] = max(slowest[0], _seconds(lambda: get(rest, "quiet", body)))
+
+    reader = threading.Thread(target=keep_reading)
+    reader.start()
+    try:
+        answer = rest.post(
+            "/v1/admin/policy/simulate",
+            json={"policy": {"version": 1, "rules": [{"name": "n", "match": {"bucket": "bkt"}, "mode": "never"}]}},
+        )
+    finally:
+        stop.set()
+        reader.join()
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["requests"] > 100
+    assert found["current"]["hit_ratio"]["ssd"] > found["proposed"]["hit_ratio"]["ssd"] == 0.0
+    assert found["difference"]["mean_ms"] > 0
+    assert {"points", "error"} <= set(found["current"]["curve"])
+    assert slowest[0] < 2.0
+    bad = rest.post("/v1/admin/policy/simulate", json={"policy": {"version": 1, "rules": [{"nam": "x"}]}})
+    assert bad.status_code == 400 and bad.json()["code"] == "bad-policy"
+
+
+def test_figures_add_up(rest: httpx.Client, running: Cluster) -> None:
+    """What the metrics call a hit is what the client saw."""
+    before = _served(rest)
+    body, seen = put(rest, "counted", 10 * KIB), {"hdd": 0, "ssd": 0}
+    for _ in range(60):
+        seen[get(rest, "counted", body)] += 1
+    after = _served(rest)
+    assert {tier: after.get(tier, 0) - before.get(tier, 0) for tier in seen} == seen
+    status = rest.get("/v1/admin/tiering").json()
+    assert [t["tier"] for t in status["tiers"]] == ["ssd", "hdd"]
+    assert sum(t["hit_ratio"] for t in status["tiers"]) == pytest.approx(1.0, abs=1e-3)
+    assert status["promotions"] > 0 and status["tiers"][0]["resident_chunks"] > 0
+
+
+def _served(rest: httpx.Client) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for line in rest.get("/-/metrics").text.splitlines():
+        if line.startswith("tierstore_object_reads_total{"):
+            tier = line.split('tier="', 1)[1].split('"', 1)[0]
+            found[tier] = int(float(line.rsplit(" ", 1)[1]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Fast devices with room for whole chunks, and RAM."""
+    flags = ("--device", "ssd=64MiB", "--device", "hdd=512MiB,8ms,160MB/s", "--mem", "4MiB")
+    with cluster(tmp_path_factory.mktemp("roomy"), *flags) as running:
+        headers = {"authorization": f"Bearer {running.token}"}
+        with httpx.Client(base_url=running.gateway, headers=headers, timeout=30) as client:
+            client.put("/v1/buckets/bkt")
+            yield client
+
+
+def test_landed_objects_drain_home_and_are_served_fast_meanwhile(roomy: httpx.Client) -> None:
+    """The burst buffer: a checkpoint is written at the speed of the fast devices, and ends where it belongs."""
+    set_policy(roomy, [{"name": "ckpt", "match": {"bucket": "bkt", "prefix": "ckpt/"}, "mode": "land-fast"}])
+
+    def lands() -> bool:    # the gateway follows the policy with its next answer from metadata
+        answer = roomy.put("/v1/objects/bkt/ckpt/probe", content=b"x" * 1000)
+        return bool(answer.headers["x-tierstore-tier"] == "ssd")
+
+    wait_until(lands, seconds=10, what="the gateway follows the policy")
+    body = put(roomy, "ckpt/1", 200 * KIB)
+    wait_until(lambda: tiers_of(roomy, "ckpt/1", role="home") == ["hdd", "hdd"], seconds=30, what="it drained home")
+    assert tiers_of(roomy, "ckpt/1", role="cache") == ["ssd"]
+    assert get(roomy, "ckpt/1", body) in ("ssd", "mem")
+
+
+def test_hot_chunks_are_served_from_ram(roomy: httpx.Client) -> None:
+    """The promoter looks once a tick; what is hot for a moment is the RAM cache's."""
+    set_policy(roomy, [], paused=True)
+    body, large = put(roomy, "small", 50 * KIB), put(roomy, "large", 300 * KIB)
+    assert get(roomy, "small", body) == "hdd"
+    assert [get(roomy, "small", body) for _ in range(3)] == ["mem"] * 3
+    get(roomy, "large", large)
+    assert get(roomy, "large", large) == "mem"
+    part = roomy.get("/v1/objects/bkt/large", headers={"range": "bytes=70000-200000"})
+    assert part.content == large[70000:200001] and part.headers["x-tierstore-tier"] == "mem"
+    overwritten = random.Random(9).randbytes(50 * KIB)
+    roomy.put("/v1/objects/bkt/small", content=overwritten)
+    assert get(roomy, "small", overwritten) == "hdd"
+    wait_until(
+        lambda: [t["tier"] for t in roomy.get("/v1/admin/tiering").json()["tiers"]] == ["mem", "ssd", "hdd"],
+        seconds=5, what="the mem tier is shown",
+    )  # fmt: skip
