@@ -13,6 +13,7 @@ import typer
 from tierstore.cli.admin import admin
 from tierstore.cli.bench import bench
 from tierstore.cli.daemons import gateway, metadata, objectd
+from tierstore.cli.mount import mount
 from tierstore.cli.objects import cat, ls, mb, mv, rb, rm, stat
 from tierstore.cli.settings import config
 from tierstore.cli.transfer import cp, sync
@@ -26,7 +27,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.command("up")(up)
-for command in (mb, rb, ls, cp, mv, rm, cat, stat, sync, bench):
+for command in (mb, rb, ls, cp, mv, rm, cat, stat, sync, bench, mount):
     app.command(command.__name__)(command)
 app.add_typer(metadata, name="metadata")
 app.add_typer(objectd, name="objectd")

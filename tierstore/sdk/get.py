@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,11 +63,14 @@ class GetWalk:
 
     def __init__(
         self, parts: GetParts, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = "",
+        lookup: Callable[[int], Awaitable[LookupResult]] | None = None,
     ) -> None:  # fmt: skip
+        """lookup: how to find the chunks from a byte on, when not by name and version (files of a mount)."""
         self._parts = parts
         self._bucket = bucket
         self._key = key
         self._access = access
+        self._find = lookup
         self._version = found.version
         self._at = first
         self._end = first + length
@@ -177,6 +181,8 @@ class GetWalk:
             self._known_to = self._chunks[-1].start + self._chunks[-1].length
 
     async def _lookup(self, first: int) -> LookupResult:
+        if self._find is not None:
+            return await self._find(first)
         item = LookupItem(
             self._bucket, self._key, self._access, self._version, first=first, length=self._end - first
         )

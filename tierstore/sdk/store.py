@@ -322,6 +322,25 @@ class Store:
             return
         raise AssertionError("the loop returns or raises")
 
+    # -- for files ------------------------------------------------------------------------------------------
+    async def store_chunk(self, bucket: str, key: str, data: memoryview) -> CommitChunk:
+        """Store one chunk of a file that is committed later. Durable on `copies` servers when it returns; `data` must
+        not change until then. Raises UnavailableError, CapacityError."""
+        parts = self._put_parts_of(bucket, key, len(data))
+        allocation = self._allocations.take_ready(parts.placement) or await self._allocations.take(parts.placement)
+        return await ChunkFanout(parts, allocation, data=data, name=name_hint(bucket, key)).run()
+
+    def chunk_bytes(self, bucket: str, key: str) -> int:
+        """Where bodies under this name are cut."""
+        return self._placer.class_of(bucket, key, None).chunk_bytes
+
+    def file_walk(
+        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int,
+        lookup: Callable[[int], Awaitable[LookupResult]],
+    ) -> GetWalk:  # fmt: skip
+        """Read a range of chunks that are found otherwise than by name and version."""
+        return GetWalk(self._get_parts, bucket, key, found, first=first, length=length, lookup=lookup)
+
     def _put_parts_of(self, bucket: str, key: str, size: int | None) -> PutParts:
         placement = self._placer.class_of(bucket, key, size)
         parts = self._put_parts.get(placement)

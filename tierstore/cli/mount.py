@@ -1,0 +1,45 @@
+"""`tierstore mount BUCKET DIR`: a bucket as a file system, in the foreground, until unmounted or interrupted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tierstore.cli.cluster import Endpoint, Profile, Token, find
+from tierstore.errors import ConfigError
+from tierstore.units import parse_size
+
+NEEDS = (
+    "mounting needs pyfuse3 and FUSE: `apt-get install libfuse3-dev pkg-config fuse3 gcc`, then "
+    "`pip install 'tierstore[fuse]'`"
+)
+
+
+def mount(
+    bucket: Annotated[str, typer.Argument(help="The bucket.")],
+    directory: Annotated[Path, typer.Argument(help="Where; an existing directory.")],
+    allow_other: Annotated[
+        bool | None, typer.Option(help="Other users may use the mount. [default: when run as root]")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Bound of written and read-ahead bytes.")] = "256MiB",
+    cache: Annotated[float, typer.Option(help="Seconds that names and attributes are kept while the change feed is "
+                                              "healthy (1 without it); 0: off.")] = 60.0,
+    uid: Annotated[int | None, typer.Option(help="Owner of files that no mount made. [default: the user]")] = None,
+    gid: Annotated[int | None, typer.Option(help="Group of files that no mount made. [default: the user's]")] = None,
+    endpoint: Endpoint = None, token: Token = None, profile: Profile = None,
+) -> None:  # fmt: skip
+    """Mount a bucket as a file system. Unmount with `fusermount3 -u DIR`, `umount DIR` or Ctrl-C."""
+    try:
+        from tierstore.fuse.main import Wish, serve
+    except ImportError:
+        raise ConfigError(NEEDS) from None
+    address = find(endpoint, token, profile)
+    is_root = os.geteuid() == 0
+    serve(Wish(
+        endpoint=address.endpoint, token=address.token, bucket=bucket, directory=str(directory.absolute()),
+        allow_other=is_root if allow_other is None else allow_other, budget_bytes=parse_size(memory),
+        cache_seconds=cache, uid=os.getuid() if uid is None else uid, gid=os.getgid() if gid is None else gid,
+    ))  # fmt: skip

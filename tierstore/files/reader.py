@@ -1,0 +1,200 @@
+"""Reads of committed bytes: by range, or as a stream with read-ahead when a program reads on from where it was.
+
+Owns the chunk views of the last window (tickets live five minutes; views are kept two) and at most one stream. A
+stream fills a queue of pieces ahead of the reader, within its share of the mount's budget; pieces just behind the
+reader are kept for a while, because the kernel sends its requests side by side.
+
+Invariants: bytes come from the version the body was last told of, or a newer one (close-to-open); a stream that is
+not read from gives its memory back when the file is closed or the mount needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from tierstore.errors import TierstoreError
+from tierstore.sdk import Store
+from tierstore.sdk.budget import BufferBudget
+from tierstore.units import KIB, MIB
+from tierstore.wire.files import FileResult
+from tierstore.wire.names import ChunkView, LookupResult
+
+VIEWS_SECONDS: Final = 120.0
+#: Sequential reads get so many bytes ahead, and so many behind stay for requests that arrive late.
+AHEAD_BYTES: Final = 8 * MIB
+BEHIND_BYTES: Final = 2 * MIB
+#: Files up to this size are read by range: their first read fetches most of them anyway.
+STREAM_BYTES_MIN: Final = 1 * MIB
+#: A request that begins within this distance of the stream's end waits for it.
+NEAR_BYTES: Final = 2 * MIB
+READ_SECONDS: Final = 30.0
+
+#: (first, length) -> chunks of that range and the file as it stands.
+Find = Callable[[int, int], Awaitable[FileResult]]
+
+
+class Reader:
+    """One per body. Event loop only."""
+
+    def __init__(
+        self, store: Store, bucket: str, path: Callable[[], str], find: Find, budget: BufferBudget, *,
+        version: int, size: int,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._bucket = bucket
+        self._path = path
+        self.find = find
+        self._budget = budget
+        self._version = version
+        self._size = size
+        self._views: list[ChunkView] = []
+        self._views_until = 0.0
+        self._stream: _Stream | None = None
+        self._next = -1         # where a program that reads on would read
+
+    def reset(self, version: int, size: int) -> None:
+        """The file has another version: what was known of its chunks is not true any more."""
+        self._version, self._size, self._views = version, size, []
+        self._drop_stream()
+
+    async def read(self, first: int, length: int) -> bytes:
+        """Raises UnavailableError(no-replica), NotFound when the file is gone."""
+        async with asyncio.timeout(READ_SECONDS):
+            end = min(first + length, self._size)
+            if end <= first:
+                return b""
+            stream = self._stream
+            if stream is not None and stream.reaches(first, end):
+                data = await stream.read(first, end)
+                if data is not None:
+                    self._next = end
+                    return data
+            is_next = abs(first - self._next) <= NEAR_BYTES and self._next >= 0
+            if self._size >= STREAM_BYTES_MIN and (is_next or first == 0) and end < self._size:
+                data = await self._begin_stream(first, end)
+                if data is not None:
+                    self._next = end
+                    return data
+            self._next = end
+            return await self._range(first, end)
+
+    async def _begin_stream(self, first: int, end: int) -> bytes | None:
+        if not self._budget.try_take(AHEAD_BYTES + BEHIND_BYTES):
+            return None         # no memory to read ahead: range by range
+        self._drop_stream()
+        self._stream = _Stream(self, first, self._size)
+        return await self._stream.read(first, end)
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.stop()
+            self._stream = None
+            self._budget.give_back(AHEAD_BYTES + BEHIND_BYTES)
+
+    async def _range(self, first: int, end: int) -> bytes:
+        walk = await self.walk(first, end)
+        try:
+            await walk.start()
+            out = bytearray()
+            while piece := await walk.next_piece():
+                out += piece
+            return bytes(out)
+        finally:
+            await walk.close()
+
+    async def walk(self, first: int, end: int):  # type: ignore[no-untyped-def]
+        """A walk over the bytes [first, end)."""
+        views = await self._known(first, end)
+        found = LookupResult(version=self._version, size=self._size, chunks=views)
+
+        async def look(at: int) -> LookupResult:
+            self._views = []
+            return LookupResult(version=self._version, size=self._size, chunks=await self._known(at, end))
+
+        return self._store.file_walk(
+            self._bucket, self._path(), found, first=first, length=end - first, lookup=look
+        )
+
+    async def _known(self, first: int, end: int) -> list[ChunkView]:
+        """Views from the byte on: those at hand when they hold it, else a fresh window."""
+        views = self._views
+        now = time.monotonic()
+        if not (views and now < self._views_until and views[0].start <= first < views[-1].start + views[-1].length):
+            result = await self.find(first, max(end - first, AHEAD_BYTES))
+            views = self._views = result.chunks
+            self._views_until = now + VIEWS_SECONDS
+        return [view for view in views if view.start + view.length > first and view.start < end]
+
+    async def close(self) -> None:
+        self._drop_stream()
+        self._views = []
+
+
+class _Stream:
+    """Bytes [first, ...) of a file, fetched ahead of whoever reads."""
+
+    def __init__(self, reader: Reader, first: int, end: int) -> None:
+        self._reader = reader
+        self._end = end
+        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._low = self._high = self._wanted = first
+        self._moved = asyncio.Event()       # more is there, or the end
+        self._room = asyncio.Event()
+        self._error: TierstoreError | None = None
+        self._task = asyncio.get_running_loop().create_task(self._fill(first), name="read-ahead")
+
+    def reaches(self, first: int, end: int) -> bool:
+        return self._low <= first <= self._high + NEAR_BYTES and end <= self._end and not self._task.cancelled()
+
+    async def read(self, first: int, end: int) -> bytes | None:
+        """None: the stream does not have (all of) it any more; read by range."""
+        self._wanted = max(self._wanted, end)
+        self._room.set()
+        while self._high < end:
+            if self._error is not None or self._task.done():
+                return None
+            self._moved.clear()
+            await self._moved.wait()
+        if self._low > first:
+            return None
+        out = bytearray()
+        for start, piece in self._pieces:
+            if start + len(piece) <= first:
+                continue
+            if start >= end:
+                break
+            out += piece[max(0, first - start) : end - start]
+        self._forget()
+        return bytes(out)
+
+    def _forget(self) -> None:
+        while self._pieces and self._pieces[0][0] + len(self._pieces[0][1]) < self._wanted - BEHIND_BYTES:
+            start, piece = self._pieces.popleft()
+            self._low = start + len(piece)
+
+    async def _fill(self, first: int) -> None:
+        walk = None
+        try:
+            walk = await self._reader.walk(first, self._end)
+            await walk.start()
+            while piece := await walk.next_piece():
+                self._pieces.append((self._high, bytes(piece)))
+                self._high += len(piece)
+                self._moved.set()
+                while self._high - self._wanted > AHEAD_BYTES - 512 * KIB:
+                    self._room.clear()
+                    await self._room.wait()
+        except TierstoreError as error:
+            self._error = error
+        finally:
+            self._moved.set()
+            if walk is not None:
+                await walk.close()
+
+    def stop(self) -> None:
+        self._task.cancel()
+        self._moved.set()

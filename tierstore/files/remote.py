@@ -1,0 +1,84 @@
+"""File operations as calls to metadata: batched as they arise, with operation ids, deadlines and retries.
+
+Owns two lanes (questions, changes) on one metadata client. Codes of refusals become the errors of tierstore.errors;
+what they mean to a program (errno) is files/errno's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from tierstore.errors import from_code
+from tierstore.transport.batches import BatchLane, Waiter
+from tierstore.transport.metadata_client import MetadataClient
+from tierstore.wire.files import (
+    Extents,
+    FileChange,
+    FileChanges,
+    FileMutation,
+    FileQuestion,
+    FileQuestions,
+    FileResult,
+    FileResults,
+    Look,
+    ReadDirectory,
+    Space,
+    Watch,
+    Watched,
+)
+
+#: A question or change is given up after so long: then the program gets EIO, never a hang.
+REQUEST_SECONDS: Final = 20.0
+ITEMS_MAX: Final = 128
+WAITING_MAX: Final = 4096
+
+
+class FilesRemote:
+    """One per mount. Event loop only."""
+
+    def __init__(self, client: MetadataClient, *, seconds: float = REQUEST_SECONDS) -> None:
+        self._client = client
+        self.seconds = seconds
+        self._questions: BatchLane[FileQuestion, FileResult] = BatchLane(
+            "files", self._send_questions, depth=4, items_max=ITEMS_MAX, waiting_max=WAITING_MAX
+        )
+        self._changes: BatchLane[FileChange, FileResult] = BatchLane(
+            "file changes", self._send_changes, depth=2, items_max=ITEMS_MAX, waiting_max=WAITING_MAX
+        )
+
+    async def ask(self, question: Look | ReadDirectory | Extents | Space) -> FileResult:
+        """Raises NotFound(no-such-file), RequestError, UnavailableError."""
+        result = await self._questions.submit(FileQuestion(question), self.seconds)
+        if result.code:
+            raise from_code(result.code, result.detail)
+        return result
+
+    async def change(self, mutation: FileMutation) -> FileResult:
+        """Apply one change, once. Durable when it returns. Raises what metadata refuses, UnavailableError."""
+        client = self._client
+        item = FileChange(client.new_operation(), client.catalog_ms() + int(self.seconds * 1000), mutation)
+        result = await self._changes.submit(item, self.seconds)
+        if result.code:
+            raise from_code(result.code, result.detail)
+        return result
+
+    async def watch(self, watch: Watch) -> Watched:
+        return await self._client.ask(
+            b"/v1/internal/files/watch", watch, Watched, seconds=watch.wait_seconds + self.seconds
+        )
+
+    async def _send_questions(self, batch: Sequence[Waiter[FileQuestion, FileResult]]) -> Sequence[FileResult]:
+        message = FileQuestions([waiter.item for waiter in batch])
+        reply = await self._client.ask(b"/v1/internal/files/ask", message, FileResults, seconds=self.seconds)
+        return reply.results
+
+    async def _send_changes(self, batch: Sequence[Waiter[FileChange, FileResult]]) -> Sequence[FileResult]:
+        message = FileChanges([waiter.item for waiter in batch])
+        reply = await self._client.ask(b"/v1/internal/files/change", message, FileResults, seconds=self.seconds)
+        self._client.note_catalog_ms(reply.now_ms)
+        return reply.results
+
+    async def close(self) -> None:
+        await self._questions.close()
+        await self._changes.close()

@@ -1,0 +1,176 @@
+"""A mount's life: mounted, served, its caches kept true by the change feed, unmounted; nothing is left behind.
+
+Owns the watch (one long poll at metadata), the invalidations in the kernel (one thread, because a notification may
+wait for a request that the loop has yet to answer) and the flusher of bytes that nobody syncs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import pyfuse3
+import pyfuse3.asyncio
+
+from tierstore.errors import ConfigError, TierstoreError
+from tierstore.files.node import ROOT, Node
+from tierstore.files.tree import Tree
+from tierstore.fuse.operations import Operations, Owner
+from tierstore.telemetry.log import get_logger
+from tierstore.wire.files import Changed, Watch
+
+log = get_logger("mount")
+
+WATCH_SECONDS: Final = 10.0
+WATCH_PAUSE_SECONDS: Final = 1.0
+FLUSH_SECONDS: Final = 1.0
+#: Invalidations on their way to the kernel; beyond, timeouts of one second take over.
+NOTICES_MAX: Final = 10_000
+#: Requests of the kernel in work at once: each holds a buffer of a request's size.
+REQUESTS_MAX: Final = 48
+STOP_SECONDS: Final = 20.0
+
+
+class Mount:
+    """One mounted bucket."""
+
+    def __init__(self, tree: Tree, directory: str, *, owner: Owner, allow_other: bool, name: str) -> None:
+        self._tree = tree
+        self._directory = directory
+        self._operations = Operations(tree, owner)
+        self._allow_other = allow_other
+        self._name = name
+        self._notifier = ThreadPoolExecutor(1, "mount-notices")
+        self._notices = 0
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Mount, call ready, serve until unmounted or told to stop. Raises ConfigError when it cannot mount."""
+        release_stale(self._directory)
+        pyfuse3.asyncio.enable()
+        options = {"default_permissions", f"fsname={self._name}", "subtype=tierstore"}
+        if self._allow_other:
+            options.add("allow_other")
+        try:
+            pyfuse3.init(self._operations, self._directory, options)
+        except RuntimeError as error:
+            raise ConfigError(f"{self._directory} cannot be mounted: {error}") from None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stopping.set)
+        for work in (self._watch(), self._flush_old(), self._stop_when_told()):
+            task = loop.create_task(work)
+            self._tasks.add(task)
+        try:
+            ready()
+            await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
+        finally:
+            await self._end()
+
+    async def _stop_when_told(self) -> None:
+        await self._stopping.wait()
+        # A lazy unmount by the kernel ends the session loop; busy files keep working until they are closed.
+        await asyncio.get_running_loop().run_in_executor(None, unmount, self._directory)
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._tree.close()
+        except (TierstoreError, TimeoutError) as error:
+            log.error("not everything written could be committed", error=str(error))
+        self._notifier.shutdown(wait=False, cancel_futures=True)
+        pyfuse3.close(unmount=True)
+
+    # -- the change feed ------------------------------------------------------------------------------------
+    async def _watch(self) -> None:
+        """Follow what others change. While the feed is away, the kernel is told to keep things for a second only."""
+        after = -1
+        tree = self._tree
+        while True:
+            try:
+                seen = await tree.remote.watch(
+                    Watch(tree.bucket, after, tree.mount, 0.0 if after < 0 else WATCH_SECONDS)
+                )
+            except (TierstoreError, TimeoutError) as error:
+                if tree.is_watched:
+                    log.warning("the change feed is lost; names and attributes are kept for a second", error=str(error))
+                    tree.is_watched = False
+                await asyncio.sleep(WATCH_PAUSE_SECONDS)
+                continue
+            if seen.resync or (not tree.is_watched and after >= 0):
+                self._forget_everything()
+            tree.is_watched = True
+            after = seen.sequence
+            for change in seen.changes:
+                self._changed(change)
+
+    def _changed(self, change: Changed) -> None:
+        """Somebody changed a name: what the kernel and the tree keep of it is old."""
+        tree = self._tree
+        if tree.is_own(change.version):
+            return
+        parent: Node | None = tree.nodes.by_ino[ROOT]
+        names = change.path.split("/") if change.path else []
+        for name in names[:-1]:
+            parent = tree.nodes.child(parent.ino, name) if parent is not None else None
+        if parent is None:
+            return
+        node = tree.nodes.child(parent.ino, names[-1]) if names else parent
+        if node is None or node.pending:
+            return
+        node.checked_at = -1e9
+        if names and not change.directory:
+            self._notify(pyfuse3.invalidate_entry, parent.ino, names[-1].encode())
+        self._notify(pyfuse3.invalidate_inode, node.ino, change.directory)
+
+    def _forget_everything(self) -> None:
+        for node in list(self._tree.nodes.by_ino.values()):
+            node.checked_at = -1e9
+            self._notify(pyfuse3.invalidate_inode, node.ino, False)
+
+    def _notify(self, call: Callable[..., None], *arguments: object) -> None:
+        if self._notices >= NOTICES_MAX:
+            self._tree.is_watched = False
+            return
+        self._notices += 1
+
+        def work() -> None:
+            with contextlib.suppress(OSError):      # the kernel does not know it: nothing to forget
+                call(*arguments)
+
+        def done(_: object) -> None:
+            self._notices -= 1
+
+        asyncio.get_running_loop().run_in_executor(self._notifier, work).add_done_callback(done)
+
+    async def _flush_old(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self._tree.flush_old()
+
+
+def unmount(directory: str) -> None:
+    """Detach the mount, also while it is busy. Quiet when it is none."""
+    subprocess.run(["fusermount3", "-u", "-z", "-q", directory], check=False, capture_output=True, timeout=30)
+
+
+def release_stale(directory: str) -> None:
+    """A mount that was killed leaves its mount point unusable (ENOTCONN): detach it. Raises ConfigError."""
+    try:
+        os.stat(directory)
+    except FileNotFoundError:
+        raise ConfigError(f"{directory} does not exist") from None
+    except OSError:
+        unmount(directory)
+    if not os.path.isdir(directory):
+        raise ConfigError(f"{directory} is not a directory")
