@@ -13,10 +13,13 @@ TESTS ?=
 
 # Debian packages that tests and benches use; a test whose tool is missing fails. `make run` needs none.
 # command:package
-TEST_TOOLS := openssl:openssl strace:strace mkfs.ext4:e2fsprogs losetup:mount fusermount3:fuse3
+TEST_TOOLS := openssl:openssl strace:strace mkfs.ext4:e2fsprogs losetup:mount fusermount3:fuse3 \
+	git:git rsync:rsync sqlite3:sqlite3 fio:fio getfattr:attr smbd:samba smbclient:smbclient
+# tierstore mount, besides libfuse3-dev.
+FUSE_TOOLS := pkg-config:pkg-config fusermount3:fuse3 cc:gcc
 BENCH_TOOLS := nginx:nginx-light cc:gcc
 
-.PHONY: all run test test-slow check demo bench bench-tiering bench-mount mutants reference lock clean tools-test tools-bench
+.PHONY: all run test test-slow check demo bench bench-tiering bench-mount mutants reference lock clean fuse tools-test tools-bench
 
 all: $(STAMP)
 
@@ -33,15 +36,15 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@touch $@
 
 # run: a whole cluster on this machine, in DATA; Ctrl-C stops it.
-run: $(STAMP)
+run: $(STAMP) fuse
 	@exec $(BIN)/tierstore up --data $(DATA) $(UP)
 
 # test: everything but the slow figures, at most 10 minutes on 2 cores. TESTS="tests/unit" runs a part.
-test: $(STAMP) tools-test
+test: $(STAMP) fuse tools-test
 	@$(BIN)/python -m pytest -m "not slow" $(TESTS)
 
 # test-slow: the full figures of the reliability table.
-test-slow: $(STAMP) tools-test
+test-slow: $(STAMP) fuse tools-test
 	@$(BIN)/python -m pytest -m slow $(TESTS)
 
 # check: style, types, import rules, and that the docs say what the code does.
@@ -62,8 +65,7 @@ bench-tiering: $(STAMP)
 	@test -e bench/tiering || test -e bench/tiering.py || { echo "the tiering bench comes with the tiering decisions"; exit 1; }
 	@$(BIN)/python -m bench.tiering
 
-bench-mount: $(STAMP)
-	@test -e bench/mount || test -e bench/mount.py || { echo "the mount bench comes with the mount"; exit 1; }
+bench-mount: $(STAMP) fuse
 	@$(BIN)/python -m bench.mount
 
 # mutants: plants known bugs one by one; each must be caught by a quick test.
@@ -77,12 +79,21 @@ reference: $(STAMP)
 # lock: notes the versions that are installed now.
 lock: $(STAMP)
 	@{ head -1 requirements-dev.lock; $(BIN)/python -m pip freeze --exclude-editable \
-		| grep -viE '^(tierstore|pip|setuptools|wheel)\b'; } > requirements-dev.lock.new
+		| grep -viE '^(tierstore|pip|setuptools|wheel|pyfuse3|trio|outcome|sniffio|attrs)\b'; } > requirements-dev.lock.new
 	@mv requirements-dev.lock.new requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# fuse: what `tierstore mount` needs. Without it everything but mounts works, and one line says what is missing.
+fuse: $(STAMP)
+	@test -e $(VENV)/.fuse -a $(VENV)/.fuse -nt requirements-fuse.lock || { \
+		$(call need,$(FUSE_TOOLS)); \
+		test -e /usr/include/fuse3/fuse_lowlevel.h || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends libfuse3-dev >/dev/null; }; \
+		$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-fuse.lock 2>/dev/null \
+			&& touch $(VENV)/.fuse; } || echo "no mounts without: sudo apt-get install -y libfuse3-dev pkg-config fuse3 gcc"
 
 tools-test:
 	@$(call need,$(TEST_TOOLS))

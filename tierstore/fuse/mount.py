@@ -27,7 +27,8 @@ from tierstore.wire.files import Changed, Watch
 
 log = get_logger("mount")
 
-WATCH_SECONDS: Final = 10.0
+#: Below the time that one attempt at metadata is given.
+WATCH_SECONDS: Final = 3.0
 WATCH_PAUSE_SECONDS: Final = 1.0
 FLUSH_SECONDS: Final = 1.0
 #: Invalidations on their way to the kernel; beyond, timeouts of one second take over.
