@@ -69,9 +69,11 @@ class MendWork(msgspec.Struct, array_like=True, frozen=True):
 
 
 class InventoryWork(msgspec.Struct, array_like=True, frozen=True):
-    """Payload of an inventory job: the life of the server whose devices are to be reconciled."""
+    """Payload of an inventory job: the life of the server whose devices are to be reconciled. since_ms: > 0: only
+    headers of chunks stored since (a rebuild asks)."""
 
     incarnation: int
+    since_ms: int = 0
 
 
 class ReplicaBook(Protocol):

@@ -35,12 +35,13 @@ from tierstore.errors import (
     UnavailableError,
 )
 from tierstore.failpoints import hit
-from tierstore.names import KEY_BYTES_MAX, ChunkId, chunk_id
+from tierstore.names import ChunkId, chunk_id
 from tierstore.serving.exchange import Exchange
 from tierstore.ticket import open_write
+from tierstore.wire.hints import HINT_BYTES_MAX
 
-#: A bucket, a slash and a key.
-NAME_BYTES_MAX: Final = KEY_BYTES_MAX + 64
+#: A bucket, a slash and a key, and what a rebuild needs to make the object again.
+NAME_BYTES_MAX: Final = HINT_BYTES_MAX
 #: Every so many puts of a device go through put_small, which waits while the device's index is behind (its own bound).
 BACK_PRESSURE_EVERY: Final = 256
 _RECEIPT_LINES: Final = b"content-type: text/plain\r\n"

@@ -41,6 +41,19 @@ class DeviceUsage:
     chunks: int
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkHeader:
+    """What stands beside a chunk. crc32c: of its data. stored_at_ms: this server's wall clock. name_hint: what the
+    writer gave, "" when there is none or it cannot be read."""
+
+    chunk: ChunkId
+    chunk_bytes: int
+    crc32c: int
+    stored_at_ms: int
+    location: Location
+    name_hint: str
+
+
 class OpenChunk(Protocol):
     """A chunk that can be read now. Close it (reference on an open descriptor)."""
 
@@ -152,6 +165,11 @@ class Device(Protocol):
     def chunks(self, after: bytes = b"") -> Iterator[tuple[ChunkId, int, Location]]:
         """Live chunks with id > after, in id order: (id, bytes, location). Reads the index in bounded steps; blocking:
         call it from a thread or with small takes."""
+        ...
+
+    def stored_since(self, since_ms: int, after: bytes = b"") -> Iterator[ChunkHeader]:
+        """Headers of live chunks with id > after that were stored at or after that wall time, in id order. Blocking,
+        and reads the disk for each: call it from a thread."""
         ...
 
     async def compact(self, *, garbage_ratio: float, bytes_max: int) -> int:

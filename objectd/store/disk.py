@@ -26,10 +26,10 @@ from typing import Any
 
 import lmdb
 
-from objectd.store import files, records, segments
+from objectd.store import files, headers, records, segments
 from objectd.store.committer import Appended, Committer, InlineCommitter, ThreadCommitter
 from objectd.store.compaction import Compactor
-from objectd.store.device import Buffer, ChunkWriter, DeviceUsage, Location, OpenChunk
+from objectd.store.device import Buffer, ChunkHeader, ChunkWriter, DeviceUsage, Location, OpenChunk
 from objectd.store.index import Entry, Flush, Index, is_live, pack, unpack
 from objectd.store.layout import Layout
 from objectd.store.lookup import Lookup
@@ -523,6 +523,9 @@ class DiskDevice:
     def chunks(self, after: bytes = b"") -> Iterator[tuple[ChunkId, int, Location]]:
         for chunk, entry in self._index.iterate(after):
             yield ChunkId(chunk), entry.chunk_bytes, Location(entry.segment, entry.offset)
+
+    def stored_since(self, since_ms: int, after: bytes = b"") -> Iterator[ChunkHeader]:
+        return headers.stored_since(self._index, self._layout, self._seed, since_ms, after)
 
     async def compact(self, *, garbage_ratio: float, bytes_max: int) -> int:
         return await self._compactor.run(garbage_ratio=garbage_ratio, bytes_max=bytes_max)

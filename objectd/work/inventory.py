@@ -10,16 +10,20 @@ from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import Final
 
-from objectd.slots import Slots
+from objectd.slots import Slot, Slots
 from objectd.standing import Standing
+from objectd.store import device as device_seam
 from objectd.store.device import Device, Location
 from objectd.work.remove import SLICE, RemoveWork
 from objectd.work.runner import Lease, Outcome
 from objectd.work.verified import RunBlocking
 from tierstore.names import ChunkId
-from tierstore.wire.cluster import Inventory, InventoryAnswer, Job
+from tierstore.wire.cluster import ChunkHeader, Inventory, InventoryAnswer, Job
 
 PAGE_CHUNKS: Final = 4096
+PAGE_HEADERS: Final = 1024
+#: A small read of the disk each.
+HEADER_COST_BYTES: Final = 4096
 #: What one listed chunk counts against rates, in bytes.
 ENTRY_COST_BYTES: Final = 256
 
@@ -41,6 +45,8 @@ class InventoryWork:
 
     async def __call__(self, job: Job, lease: Lease) -> Outcome:
         slot = self._slots.slot(job.device)
+        if job.since_ms > 0:
+            return await self._headers(slot, job.since_ms, lease)
         after = b""
         chunks = orphans = later = 0
         while True:     # ends: ids rise strictly and the last page is shorter than PAGE_CHUNKS
@@ -65,6 +71,44 @@ class InventoryWork:
             if is_last:
                 return Outcome(detail=f"{chunks} chunks, {orphans} orphans to the trash, {later} not yet judged")
             after = bytes(page[-1][0])
+
+
+    async def _headers(self, slot: Slot, since_ms: int, lease: Lease) -> Outcome:
+        """For a rebuild: what stands in the headers of young chunks. Nothing is judged or deleted on its answers."""
+        after, chunks = b"", 0
+        while True:     # ends as above
+            page = await header_page(slot.device, since_ms, after, PAGE_HEADERS, self._run_blocking)
+            is_last = len(page) < PAGE_HEADERS
+            lease.check()
+            await self._send(
+                Inventory(
+                    server=self._standing.server, incarnation=self._standing.incarnation, device=slot.id, after=after,
+                    ids=b"", sizes=[], is_last=is_last, since_ms=since_ms,
+                    headers=[
+                        ChunkHeader(
+                            h.chunk, h.chunk_bytes, h.crc32c, h.stored_at_ms, h.location.segment, h.location.offset,
+                            h.name_hint,
+                        )
+                        for h in page
+                    ],
+                )
+            )  # fmt: skip
+            chunks += len(page)
+            await lease.moved(HEADER_COST_BYTES * len(page))
+            if is_last:
+                return Outcome(detail=f"{chunks} headers")
+            after = bytes(page[-1].chunk)
+
+
+async def header_page(
+    device: Device, since_ms: int, after: bytes, limit: int, run_blocking: RunBlocking | None
+) -> list[device_seam.ChunkHeader]:
+    """The next `limit` headers of chunks stored since then, read off the loop when there is an executor."""
+
+    def read() -> list[device_seam.ChunkHeader]:
+        return list(islice(device.stored_since(since_ms, after), limit))
+
+    return read() if run_blocking is None else await run_blocking(read)
 
 
 async def chunk_page(device: Device, after: bytes, limit: int, run_blocking: RunBlocking | None) -> Page:

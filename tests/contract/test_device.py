@@ -17,7 +17,7 @@ from objectd.store.device import Device, OpenChunk
 from objectd.store.disk import DiskDevice
 from objectd.store.settings import StoreSettings
 from tests.kit.devices import FaultyDevice, MemoryDevice, SlowDevice
-from tierstore.checksum import sums_of
+from tierstore.checksum import crc_of, sums_of
 from tierstore.clock import ManualClock, SystemClock
 from tierstore.errors import CapacityError, ConflictError, IntegrityError, NotFound, UnavailableError
 from tierstore.names import ChunkId, chunk_id, upload_id
@@ -310,6 +310,31 @@ def test_chunks_are_listed_in_order_from_any_place(make: Make) -> None:
             assert [c for c, _, _ in device.chunks()] == names
             assert [c for c, _, _ in device.chunks(names[10])] == names[11:]
             assert {c: size for c, size, _ in device.chunks()}[chunk(7)] == 17
+
+    asyncio.run(walk())
+
+
+def test_headers_of_young_chunks_tell_what_was_given_with_them(make: Make) -> None:
+    """After the loss of the catalog they are all that says which object a chunk belongs to."""
+
+    async def walk() -> None:
+        async with opened(make) as device:
+            small, large = exact(1, 5000), exact(2, 400_000)
+            hint = "bkt/kéy\0QUJD"
+            await device.put_small(chunk(2), small, sums_of(small), name_hint=hint)
+            await put_large(device, chunk(1), large)
+            await device.put_small(chunk(3), b"x", sums_of(b"x"))
+            await device.put_small(chunk(4), b"y", sums_of(b"y"), name_hint="gone")
+            await device.trash(chunk(4))
+            found = await asyncio.to_thread(lambda: list(device.stored_since(1)))
+            assert [(h.chunk, h.chunk_bytes, h.crc32c, h.name_hint) for h in found] == [
+                (chunk(1), 400_000, crc_of(large), "bucket/key"), (chunk(2), 5000, crc_of(small), hint),
+                (chunk(3), 1, crc_of(b"x"), ""),
+            ]  # fmt: skip
+            assert all(h.location.segment == 0 or h.location.offset >= 0 for h in found)
+            assert [h.chunk for h in device.stored_since(1, chunk(1))] == [chunk(2), chunk(3)]
+            latest = max(h.stored_at_ms for h in found)
+            assert list(device.stored_since(latest + 1)) == []
 
     asyncio.run(walk())
 

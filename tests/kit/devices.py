@@ -14,7 +14,7 @@ from asyncio import Future
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from objectd.store.device import Buffer, ChunkWriter, Device, DeviceUsage, Location, OpenChunk
+from objectd.store.device import Buffer, ChunkHeader, ChunkWriter, Device, DeviceUsage, Location, OpenChunk
 from tierstore.checksum import combine_sums
 from tierstore.clock import Clock
 from tierstore.errors import CapacityError, ConflictError, IntegrityError, NotFound, UnavailableError
@@ -31,6 +31,7 @@ class Stored:
     location: Location
     state: str = LIVE
     wall_ms: int = 0
+    hint: str = ""
 
     @property
     def framed(self) -> int:
@@ -130,14 +131,23 @@ class MemoryDevice:
     async def put_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> Location:
         if len(data) > self._small_max:
             raise IntegrityError("no small chunk", code="chunk-too-long")
-        return await self._put(chunk, bytes(data), sums, is_small=True)
+        return await self._put(chunk, bytes(data), sums, is_small=True, hint=name_hint)
+
+    def stored_since(self, since_ms: int, after: bytes = b"") -> Iterator[ChunkHeader]:
+        for chunk in sorted(self.kept):
+            stored = self.kept[chunk]
+            if chunk > after and stored.state == LIVE and stored.wall_ms >= since_ms:
+                crc = combine_sums(stored.sums, len(stored.data))
+                yield ChunkHeader(
+                    ChunkId(chunk), len(stored.data), crc, stored.wall_ms, stored.location, stored.hint
+                )
 
     def submit_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> Future[Location]:
         self._check_writable()
         taken = bytes(data)
         return asyncio.ensure_future(self.put_small(chunk, taken, sums, name_hint=name_hint))
 
-    async def _put(self, chunk: bytes, data: bytes, sums: bytes, *, is_small: bool) -> Location:
+    async def _put(self, chunk: bytes, data: bytes, sums: bytes, *, is_small: bool, hint: str = "") -> Location:
         known = self.kept.get(chunk) or self._unsynced.get(chunk)
         if known is not None and (known.sums != sums or len(known.data) != len(data)):
             raise ConflictError(chunk.hex(), code="chunk-exists")
@@ -148,7 +158,7 @@ class MemoryDevice:
                 raise CapacityError(self.path)
             self._next_offset += 8
             location = Location(1, self._next_offset) if is_small else Location(0, 0)
-            known = self._unsynced[chunk] = Stored(data, sums, location, LIVE, self._clock.now_ms())
+            known = self._unsynced[chunk] = Stored(data, sums, location, LIVE, self._clock.now_ms(), hint)
         life = self._life
         await self._sync()
         if life != self._life:
@@ -176,7 +186,7 @@ class MemoryDevice:
             raise ConflictError(chunk.hex(), code="chunk-exists")
         if known is None and chunk_bytes + FRAME_BYTES > self.usage().free_bytes:
             raise CapacityError(self.path)
-        return MemoryWriter(self, chunk, chunk_bytes)
+        return MemoryWriter(self, chunk, chunk_bytes, name_hint)
 
     async def trash(self, chunk: ChunkId) -> bool:
         self._check_writable()
@@ -238,8 +248,9 @@ class MemoryDevice:
 
 
 class MemoryWriter:
-    def __init__(self, device: MemoryDevice, chunk: ChunkId, chunk_bytes: int) -> None:
+    def __init__(self, device: MemoryDevice, chunk: ChunkId, chunk_bytes: int, hint: str = "") -> None:
         self._device = device
+        self._hint = hint
         self._chunk = chunk
         self._chunk_bytes = chunk_bytes
         self._data = bytearray()
@@ -264,7 +275,7 @@ class MemoryWriter:
         if len(self._data) != self._chunk_bytes:
             raise IntegrityError("less than announced", code="chunk-too-short")
         combine_sums(sums, self._chunk_bytes)
-        return await self._device._put(self._chunk, bytes(self._data), sums, is_small=False)
+        return await self._device._put(self._chunk, bytes(self._data), sums, is_small=False, hint=self._hint)
 
     def abort(self) -> None:
         self._is_over = True
@@ -331,6 +342,9 @@ class Wrapper:
 
     def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> ChunkWriter:
         return self.inner.begin(chunk, chunk_bytes, name_hint=name_hint)
+
+    def stored_since(self, since_ms: int, after: bytes = b"") -> Iterator[ChunkHeader]:
+        return self.inner.stored_since(since_ms, after)
 
     async def trash(self, chunk: ChunkId) -> bool:
         return await self.inner.trash(chunk)

@@ -175,7 +175,8 @@ class ObjectDoor:
         walk = self._store.read_walk(bucket, key, found, first=first, length=length, access=access)
         try:
             await walk.start()
-            lines = object_lines(found, tier=walk.tier, site_line=self._site_line)
+            site = site_line(walk.site) if walk.site else self._site_line
+            lines = object_lines(found, tier=walk.tier, site_line=site)
             status = 200
             if wanted is not None:
                 status = 206
@@ -214,8 +215,11 @@ class ObjectDoor:
         if principal is None:
             principal = await self._credentials.resolve(exchange.header(b"authorization"))
         request = self._put_request(exchange, bucket, key, principal)
+        write = self._store.write_hint(
+            meta=request.meta, condition=request.condition, crc32c=request.crc32c
+        )
         walk = self._store.put_walk(bucket, key, size=length, access=principal.access,
-                                    size_max=self._limits.object_bytes_max)  # fmt: skip
+                                    size_max=self._limits.object_bytes_max, write=write)  # fmt: skip
         try:
             sink = UploadSink(exchange, walk)
             exchange.receive(sink)

@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 _ONE_SUM = struct.Struct("<I")
 
 
-def name_hint(bucket: str, key: str) -> str:
-    """The name that is stored beside a chunk, for `metadata rebuild` only."""
-    return f"{bucket}/{key}"
-
-
 class ChunkFanout:
     """Store one chunk. `data` must not change until run() has ended."""
 

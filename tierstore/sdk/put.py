@@ -19,15 +19,18 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from tierstore.checksum import combine, encode_crc
 from tierstore.errors import ChecksumMismatch, ConflictError, RequestError, TooLarge, UnavailableError
 from tierstore.sdk.allocations import AllocationPool, PlacementClass, UploadRooms
 from tierstore.sdk.budget import BufferBudget
-from tierstore.sdk.fanout import ChunkFanout, name_hint
+from tierstore.sdk.fanout import ChunkFanout
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, StoreLimits
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
+from tierstore.wire.hints import WriteHint, hint_of, name_of
 from tierstore.wire.names import CommitChunk, CommitResult, Condition, ObjectMeta, Put, Renew
 
 Buffer = bytes | bytearray | memoryview
@@ -78,15 +81,16 @@ class PutWalk:
 
     def __init__(
         self, parts: PutParts, bucket: str, key: str, *, size: int | None, access: str = "",
-        size_max: int = OBJECT_BYTES_MAX,
+        size_max: int = OBJECT_BYTES_MAX, write: WriteHint | None = None,
     ) -> None:  # fmt: skip
+        """write: what its chunks say of it to a rebuild, when it is a whole object; None: they only name it."""
         self._parts = parts
         self._bucket = bucket
         self._key = key
         self._declared = size
         self._size_max = size_max
         self._access = access
-        self._name = name_hint(bucket, key)
+        self._write = write
         self.size = 0
         self.tier = ""
         self._buffer: bytearray | None = None
@@ -124,6 +128,8 @@ class PutWalk:
         """Copy what there is room for into chunk buffers; how much that was."""
         at = 0
         while at < len(view):
+            if self._buffer is not None and self._fill == self._chunk_bytes():
+                self._send_chunk()      # held back as a body of unknown length: it was not the last one
             if self._buffer is None and not self._new_buffer():
                 break
             assert self._buffer is not None
@@ -134,7 +140,7 @@ class PutWalk:
             self._buffer[self._fill : self._fill + count] = view[at : at + count]
             self._fill += count
             at += count
-            if self._fill == self._chunk_bytes():
+            if self._fill == self._chunk_bytes() and self._declared is not None:
                 self._send_chunk()
         return at
 
@@ -188,21 +194,28 @@ class PutWalk:
             self._room.set_result(None)
 
     # -- chunks out -----------------------------------------------------------------------------------------
-    def _send_chunk(self) -> None:
+    def _name(self, *, is_last: bool) -> str:
+        """The hint of the next chunk. A size that was not declared stands in the last one only."""
+        if self._write is None:
+            return name_of(self._bucket, self._key)
+        size = self._declared if self._declared is not None else self.size if is_last else -1
+        return hint_of(self._bucket, self._key, msgspec.structs.replace(self._write, size=size))
+
+    def _send_chunk(self, *, is_last: bool = False) -> None:
         buffer, fill, reserved = self._buffer, self._fill, self._reserved
         assert buffer is not None
         self._buffer, self._reserved = None, 0
         index, self._index = self._index, self._index + 1
-        task = self._start(self._store(index, buffer, fill, reserved))
+        task = self._start(self._store(index, buffer, fill, reserved, self._name(is_last=is_last)))
         self._tasks.add(task)
         task.add_done_callback(self._stored)
         if index == 1:
             self._keeper = self._start(self._keep_lease())
 
-    async def _store(self, index: int, buffer: bytearray, fill: int, reserved: int) -> None:
+    async def _store(self, index: int, buffer: bytearray, fill: int, reserved: int, name: str) -> None:
         try:
             allocation = await self._rooms.of(index)
-            fanout = ChunkFanout(self._parts, allocation, data=memoryview(buffer)[:fill], name=self._name)
+            fanout = ChunkFanout(self._parts, allocation, data=memoryview(buffer)[:fill], name=name)
             self._chunks[index] = await fanout.run()
             if index == 0:
                 self.tier = fanout.tier
@@ -237,7 +250,7 @@ class PutWalk:
                 f"the body has {self.size} bytes, {self._declared} were declared", code="body-length"
             )
         if self._fill and self._buffer is not None:
-            self._send_chunk()
+            self._send_chunk(is_last=True)
         while self._tasks:
             await asyncio.wait(self._tasks)
             await asyncio.sleep(0)      # let _stored run: it takes the task out of the set
@@ -251,7 +264,7 @@ class PutWalk:
         client = self._parts.client
         operation = client.new_operation()
         chunks = [self._chunks[index] for index in range(self._index)]
-        etag = etag or native_etag(whole, self.size, operation)
+        etag = etag or native_etag(whole, self.size, self._write.begun if self._write is not None else operation)
         put = Put(self._bucket, self._key, self.size, etag, chunks, meta, condition)
         try:
             result = await client.commit(

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final
 
+import msgspec
+
 from tierstore.checksum import crc_of, encode_crc
 from tierstore.clock import Clock
 from tierstore.errors import (
@@ -29,7 +31,7 @@ from tierstore.names import check_bucket_name, check_key, check_user_meta
 from tierstore.sdk.allocations import AllocationPool, PlacementClass
 from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.budget import BufferBudget
-from tierstore.sdk.fanout import ChunkFanout, name_hint
+from tierstore.sdk.fanout import ChunkFanout
 from tierstore.sdk.get import GetParts, GetWalk
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, SMALL_BYTES, StoreLimits
 from tierstore.sdk.placement import Placer
@@ -39,6 +41,7 @@ from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
+from tierstore.wire.hints import WriteHint, hint_of, name_of
 from tierstore.wire.names import (
     AllocateItem,
     CommitChunk,
@@ -193,7 +196,8 @@ class Store:
             return await self._put_whole(
                 bucket, key, memoryview(body).cast("B"), meta=meta, condition=condition, crc32c=crc32c, access=access
             )
-        walk = self.put_walk(bucket, key, size=size, access=access)
+        write = self.write_hint(meta=meta, condition=condition, crc32c=crc32c)
+        walk = self.put_walk(bucket, key, size=size, access=access, write=write)
         try:
             async for piece in body:
                 if not walk.push(piece):
@@ -209,8 +213,9 @@ class Store:
     ) -> PutInfo:  # fmt: skip
         """A body of several chunks that is in memory: it can be stored anew when a server left before the commit."""
         step = self._put_parts_of(bucket, key, len(body)).placement.chunk_bytes
+        write = self.write_hint(meta=meta, condition=condition, crc32c=crc32c)
         for attempt in range(1, self.limits.commit_attempts_max + 1):
-            walk = self.put_walk(bucket, key, size=len(body), access=access)
+            walk = self.put_walk(bucket, key, size=len(body), access=access, write=write)
             try:
                 for at in range(0, len(body), step):
                     if not walk.push(body[at : at + step]):
@@ -240,6 +245,8 @@ class Store:
                 f"the body's CRC32C is {encode_crc(whole)}, the request says {encode_crc(crc32c)}; nothing was stored"
             )
         parts = self._put_parts_of(bucket, key, len(body))
+        write = self.write_hint(meta=meta, condition=condition, crc32c=crc32c, etag=etag)
+        name = hint_of(bucket, key, msgspec.structs.replace(write, size=len(body)))
         for attempt in range(self.limits.commit_attempts_max):
             chunks: list[CommitChunk] = []
             tier = ""
@@ -247,12 +254,12 @@ class Store:
                 allocation = self._allocations.take_ready(parts.placement)
                 if allocation is None:
                     allocation = await self._allocations.take(parts.placement)
-                fanout = ChunkFanout(parts, allocation, data=memoryview(body), name=name_hint(bucket, key))
+                fanout = ChunkFanout(parts, allocation, data=memoryview(body), name=name)
                 chunks.append(await fanout.run())
                 tier = fanout.tier
             operation = self.client.new_operation()
             put = Put(
-                bucket, key, len(body), etag or native_etag(whole, len(body), operation), chunks, meta, condition
+                bucket, key, len(body), etag or native_etag(whole, len(body), write.begun), chunks, meta, condition
             )
             try:
                 result = await self.client.commit(
@@ -271,12 +278,25 @@ class Store:
         raise AssertionError("the loop returns or raises")
 
     def put_walk(
-        self, bucket: str, key: str, *, size: int | None, access: str = "", size_max: int = OBJECT_BYTES_MAX
-    ) -> PutWalk:
-        """An upload into which bytes are pushed (see PutWalk); always finish() or abort() it."""
+        self, bucket: str, key: str, *, size: int | None, access: str = "", size_max: int = OBJECT_BYTES_MAX,
+        write: WriteHint | None = None,
+    ) -> PutWalk:  # fmt: skip
+        """An upload into which bytes are pushed (see PutWalk); always finish() or abort() it. write: from write_hint(),
+        for a whole object; None for a part of one, which no rebuild may take for an object."""
         return PutWalk(
-            self._put_parts_of(bucket, key, size), bucket, key, size=size, access=access, size_max=size_max
-        )
+            self._put_parts_of(bucket, key, size), bucket, key, size=size, access=access, size_max=size_max,
+            write=write,
+        )  # fmt: skip
+
+    def write_hint(
+        self, *, meta: ObjectMeta | None = None, condition: Condition | None = None, crc32c: int | None = None,
+        etag: str = "",
+    ) -> WriteHint:  # fmt: skip
+        """What the chunks of one write of an object say of it to `metadata rebuild`."""
+        return WriteHint(
+            self.client.new_operation(), crc32c=-1 if crc32c is None else crc32c, etag=etag, meta=meta,
+            condition=condition,
+        )  # fmt: skip
 
     # -- for files ------------------------------------------------------------------------------------------
     async def store_chunk(self, bucket: str, key: str, data: memoryview) -> CommitChunk:
@@ -284,7 +304,7 @@ class Store:
         not change until then. Raises UnavailableError, CapacityError."""
         parts = self._put_parts_of(bucket, key, len(data))
         allocation = self._allocations.take_ready(parts.placement) or await self._allocations.take(parts.placement)
-        return await ChunkFanout(parts, allocation, data=data, name=name_hint(bucket, key)).run()
+        return await ChunkFanout(parts, allocation, data=data, name=name_of(bucket, key)).run()
 
     def chunk_bytes(self, bucket: str, key: str) -> int:
         """Where bodies under this name are cut."""
@@ -309,7 +329,7 @@ class Store:
             for at in range(0, len(data), parts.placement.chunk_bytes):
                 allocation = await self._allocations.take(parts.placement)
                 piece = data[at : at + parts.placement.chunk_bytes]
-                chunks.append(await ChunkFanout(parts, allocation, data=piece, name=name_hint(bucket, key)).run())
+                chunks.append(await ChunkFanout(parts, allocation, data=piece, name=name_of(bucket, key)).run())
             try:
                 await self.client.commit(
                     Fill(bucket, key, version, start, chunks), access=access, seconds=self.limits.request_seconds
@@ -321,25 +341,6 @@ class Store:
                 continue
             return
         raise AssertionError("the loop returns or raises")
-
-    # -- for files ------------------------------------------------------------------------------------------
-    async def store_chunk(self, bucket: str, key: str, data: memoryview) -> CommitChunk:
-        """Store one chunk of a file that is committed later. Durable on `copies` servers when it returns; `data` must
-        not change until then. Raises UnavailableError, CapacityError."""
-        parts = self._put_parts_of(bucket, key, len(data))
-        allocation = self._allocations.take_ready(parts.placement) or await self._allocations.take(parts.placement)
-        return await ChunkFanout(parts, allocation, data=data, name=name_hint(bucket, key)).run()
-
-    def chunk_bytes(self, bucket: str, key: str) -> int:
-        """Where bodies under this name are cut."""
-        return self._placer.class_of(bucket, key, None).chunk_bytes
-
-    def file_walk(
-        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int,
-        lookup: Callable[[int], Awaitable[LookupResult]],
-    ) -> GetWalk:  # fmt: skip
-        """Read a range of chunks that are found otherwise than by name and version."""
-        return GetWalk(self._get_parts, bucket, key, found, first=first, length=length, lookup=lookup)
 
     def _put_parts_of(self, bucket: str, key: str, size: int | None) -> PutParts:
         placement = self._placer.class_of(bucket, key, size)

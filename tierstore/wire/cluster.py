@@ -143,6 +143,7 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
     why: str = ""                 # repair | drain | promote | demote | collect | scrub | reconcile
     batch: bytes = b""
     discard: bool = False         # delete: cache copies, which are extra: freed at once, not kept in the trash
+    since_ms: int = 0             # inventory: > 0: headers of the chunks stored since, and only those
 
 
 class HeartbeatAnswer(msgspec.Struct, array_like=True, frozen=True):
@@ -160,9 +161,24 @@ class HeartbeatAnswer(msgspec.Struct, array_like=True, frozen=True):
     paused: bool = False
 
 
+class ChunkHeader(msgspec.Struct, array_like=True, frozen=True):
+    """What an object server knows of a chunk from its header or footer. stored_at_ms: by the server's own clock.
+    name: the hint of tierstore.wire.hints."""
+
+    chunk: bytes
+    chunk_bytes: int
+    crc32c: int
+    stored_at_ms: int
+    segment: int = 0
+    offset: int = 0
+    name: str = ""
+
+
 class Inventory(msgspec.Struct, array_like=True, frozen=True):
     """A page of a device's chunks in id order: 16-byte ids, back to back, with sizes. after: the last id of the page
-    before. The answer says which are unknown (orphans: to the trash) and which are missing here."""
+    before. The answer says which are unknown (orphans: to the trash) and which are missing here.
+
+    since_ms > 0: the page answers a job that asked for headers: `ids` is empty, nothing is judged."""
 
     server: int
     incarnation: int
@@ -171,6 +187,8 @@ class Inventory(msgspec.Struct, array_like=True, frozen=True):
     ids: bytes
     sizes: list[int]
     is_last: bool
+    since_ms: int = 0
+    headers: list[ChunkHeader] = []
 
 
 class InventoryAnswer(msgspec.Struct, array_like=True, frozen=True):

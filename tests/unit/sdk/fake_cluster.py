@@ -49,6 +49,7 @@ class FakeObjectServer:
     id: int
     tier: str
     chunks: dict[bytes, bytes] = field(default_factory=dict)
+    names: dict[bytes, str] = field(default_factory=dict)
     before_read: Callable[[], Any] | None = None
     before_write: Callable[[], Any] | None = None
     flip: bool = False              # answers have one bit wrong
@@ -106,6 +107,7 @@ class FakeObjectServer:
         chunk = chunk_id(upload, index)
         assert self.chunks.get(chunk, data) == data, "a chunk id is write-once"
         self.chunks[chunk] = data
+        self.names[chunk] = (exchange.query(b"name") or b"").decode()
         assert len(unpack_sums(sums)) == count
         receipt = json.dumps([self.id, chunk.hex(), len(data), combine_sums(sums, len(data))])
         exchange.reply(200, receipt.encode())

@@ -19,6 +19,7 @@ from tierstore.errors import (
     UnavailableError,
 )
 from tierstore.sdk.store import Store
+from tierstore.wire.hints import parse_hint
 from tierstore.wire.names import CommitResult, Condition
 
 MIB = 1 << 20
@@ -351,6 +352,28 @@ def test_a_slow_server_does_not_make_an_upload_buffer_more_than_its_share() -> N
         await walk.finish()
         assert store.budget.held_bytes == 0
         assert (await store.head("bkt", "k")).size == 16 * MIB
+
+    run(work)
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000, 2 * MIB, 2 * MIB + 1])
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_the_chunks_of_an_object_say_how_long_it_is(size: int, is_declared: bool) -> None:
+    """A rebuild that cannot tell whether all chunks are there must leave an acknowledged object out; the last chunk of
+    a body of unknown length is known only when nothing follows, also when it is a full one."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            for at in range(0, size, 300_000):
+                yield bytes(min(300_000, size - at))
+
+        await store.put("bkt", "k", pieces(), size=size if is_declared else None)
+        hints = [parse_hint(text) for server in cluster.servers for text in server.names.values()]
+        writes = [hint.write for hint in hints if hint is not None and hint.write is not None]
+        assert len(writes) == len(hints) >= 2 and {h[:2] for h in hints if h is not None} == {("bkt", "k")}
+        assert len({write.begun for write in writes}) == 1
+        sizes = {write.size for write in writes}
+        assert sizes == {size} if is_declared else size in sizes and sizes <= {size, -1}
 
     run(work)
 
