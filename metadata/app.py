@@ -43,6 +43,7 @@ from metadata.routes import jobs as job_routes
 from metadata.routes import s3 as s3_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
+from metadata.services import tiering_metrics
 from metadata.services.allocate import AllocateService
 from metadata.services.audit import AuditService
 from metadata.services.bucket_names import BucketNames
@@ -285,6 +286,7 @@ class MetadataServer:
         )  # fmt: skip
         self.commits.listeners += [self.recorder.committed, self.tiering.committed]
         self.tiering_view = TieringView(database, self.cluster, self.names, self.tiering, self.walk)
+        tiering_metrics.watch(self.tiering, self.tiering_view, self.recorder)
         self.whatif = WhatIf(
             self.recorder, policy=lambda: self.policies.current.policy, fleet=self.tiering_view.fleet
         )

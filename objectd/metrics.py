@@ -51,6 +51,16 @@ def watch(server: ObjectServer) -> None:
     gauge("tierstore_uploads_held_bytes", "bytes of uploads under way", lambda s: s.uploads.upload_bytes)
     gauge("tierstore_cold_reads_waiting_reads", "reads waiting for a disk", lambda s: s.reads.cold_reads)
     counter("tierstore_heat_dropped_total", "reads beyond the bound of counted chunks", lambda s: s.heat.dropped)
+    watched(
+        "tierstore_tier_reads_total", "counter", "client reads by the tier that served them", server,
+        per_tier(lambda s: [(tier, float(reads)) for tier, (reads, _) in s.reads.served.items()]), labels=("tier",),
+    )  # fmt: skip
+    watched(
+        "tierstore_tier_read_bytes_total", "counter", "bytes of client reads by tier", server,
+        per_tier(lambda s: [(tier, float(size)) for tier, (_, size) in s.reads.served.items()]), labels=("tier",),
+    )  # fmt: skip
+    gauge("tierstore_mem_used_bytes", "chunks kept in RAM", lambda s: s.memory.used_bytes)
+    gauge("tierstore_mem_capacity_bytes", "bound of the RAM cache", lambda s: s.memory.capacity_bytes)
     counter("tierstore_jobs_done_total", "jobs done by this server", lambda s: s.jobs.done_total)
     counter("tierstore_jobs_failed_total", "jobs that failed on this server", lambda s: s.jobs.failed_total)
     counter("tierstore_scrub_read_bytes_total", "bytes read by the scrub", lambda s: s.scrub.bytes_total)

@@ -53,6 +53,8 @@ class TieringModel(BaseModel):
     wasted_promotions: int = Field(description="let go without one read since they were made")
     budget_bytes: float = Field(description="what may move now")
     heat_chunks: int = Field(description="chunks whose heat is known exactly")
+    mem_used_bytes: int = Field(description="chunks in the RAM of the object servers")
+    mem_capacity_bytes: int
     history_requests: int
     history_bytes: int
 
@@ -116,7 +118,9 @@ def build(callers: Callers, tiering: Tiering, view: TieringView, whatif: WhatIf)
             under_way=tiering.under_way, promoted_bytes=totals.promoted_bytes, served_bytes=totals.served_bytes,
             bytes_moved_per_byte_served=totals.promoted_bytes / max(totals.served_bytes, 1),
             wasted_promotions=totals.wasted, budget_bytes=planner.budget_bytes if planner else 0.0,
-            heat_chunks=len(tiering.heat.table), history_requests=whatif.recorder.requests,
+            heat_chunks=len(tiering.heat.table), mem_used_bytes=sum(used for used, _ in tiering.served.mem.values()),
+            mem_capacity_bytes=sum(capacity for _, capacity in tiering.served.mem.values()),
+            history_requests=whatif.recorder.requests,
             history_bytes=whatif.recorder.used_bytes,
         )  # fmt: skip
 

@@ -7,7 +7,9 @@ of the service shows up here without a change, and --json is the service's own a
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
+from csv import writer
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,6 +17,7 @@ from urllib.parse import quote
 
 import typer
 
+from tierstore.cli import whatif
 from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http, parse_place
 from tierstore.cli.output import notes, print_fields, print_json, print_table, say
 from tierstore.cli.roll import roll
@@ -134,6 +137,12 @@ _SERVER_COLUMNS: Final = ("name", "role", "state", "url", "used_bytes", "capacit
 _TIER_COLUMNS: Final = ("tier", "devices", "used_bytes", "free_bytes", "capacity_bytes", "chunks")
 
 
+_USE_COLUMNS: Final = (
+    "tier", "reads", "hit_ratio", "byte_hit_ratio", "resident_chunks", "resident_bytes", "lowest_resident_rank",
+    "exposed_bytes", "exposed_seconds", "grey_devices",
+)  # fmt: skip
+
+
 def _status(http: Http) -> dict[str, Any]:
     """The service's status with its servers, tiers and work, and our warnings beside its own."""
     answer: dict[str, Any] = http.get("/v1/admin/status")
@@ -172,20 +181,36 @@ def servers(endpoint: Endpoint = None, token: Token = None, profile: Profile = N
 
 @admin.command()
 def tiers(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
-    """Space and use of each tier."""
+    """Space, speed and hit ratio of each tier, and what the promoter did."""
     with open_http(find(endpoint, token, profile)) as http:
-        show(http.get("/v1/admin/tiers"), as_json)
+        space, use = http.get("/v1/admin/tiers")["tiers"], http.get("/v1/admin/tiering")
+    if as_json:
+        print_json({"tiers": space, "tiering": use})
+        return
+    show([{name: tier.get(name) for name in (*_TIER_COLUMNS, "read_ms")} for tier in space], False)
+    say()
+    show([{name: tier.get(name) for name in _USE_COLUMNS} for tier in use["tiers"]], False)
+    say()
+    print_fields({name: cell(name, value) for name, value in use.items() if not isinstance(value, list)})
 
 
 @admin.command()
 def heat(
     by: Annotated[By, typer.Option(help="What to add up.")] = By.object,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The hottest so many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "--top", min=1, max=10_000, help="The hottest so many.")] = 20,
+    prefix: Annotated[str, typer.Option(help="Only what begins so: bucket/ or bucket/key.")] = "",
+    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """What is read most."""
     with open_http(find(endpoint, token, profile)) as http:
-        show(http.get("/v1/admin/heat", by=by.value, limit=limit), as_json, empty="nothing was read yet")
+        answer = http.get("/v1/admin/heat", by=by.value, limit=limit, prefix=prefix)
+    if csv:
+        table = writer(sys.stdout, lineterminator="\n")
+        table.writerow(["name", "heat_per_hour", "bytes", "tier"])
+        table.writerows([item["name"], item["heat_per_hour"], item["bytes"], item["tier"]] for item in answer["items"])
+        return
+    show(answer, as_json, empty="nothing was read yet")
 
 
 @admin.command()
@@ -407,19 +432,31 @@ def policy_rollback(
 def policy_simulate(
     path: File,
     hours: Annotated[int, typer.Option(min=1, max=720, help="How much recorded history to replay.")] = 24,
+    trace: Annotated[Path | None, typer.Option(help="Replay this trace (CSV time,key,size,op) here instead.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the hit-ratio curves to this SVG file.")] = None,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """What a policy would have done on recorded history, beside the one in force."""
     document = read_policy(path)
     with open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("POST", "/v1/admin/policy/simulate", body={"policy": document, "hours": hours})
+        if trace is None:
+            answer = http.call("POST", "/v1/admin/policy/simulate", body={"policy": document, "hours": hours})
+        else:
+            requests = whatif.read_trace(trace).latest(hours)
+            tiers, tiering = http.get("/v1/admin/tiers")["tiers"], http.get("/v1/admin/tiering")
+            fleet = whatif.fleet_of(tiers, tiering, requests.footprint_bytes)
+            answer = whatif.replay_here(requests, http.get("/v1/admin/policy"), document, fleet)
+    if picture is not None and "curve" in answer["proposed"]:
+        try:
+            picture.write_text(whatif.picture(answer))
+        except OSError as error:
+            raise ConfigError(f"{picture}: {error}") from None
     if as_json:
         print_json(answer)
         return
-    current, proposed = answer["current"], answer["proposed"]
-    names = [name for name in current if not isinstance(current[name], list)]
-    rows = [[name, cell(name, current[name]), cell(name, proposed.get(name))] for name in names]
-    print_table(["", "current", "proposed"], rows, right=["current", "proposed"])
+    whatif.show(answer)
+    if picture is not None:
+        say(f"the curves are in {picture}")
 
 
 # -- keys --------------------------------------------------------------------------------------------------------
