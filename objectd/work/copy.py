@@ -61,7 +61,8 @@ class CopyWork:
     async def __call__(self, job: Job, lease: Lease) -> Outcome:
         """The receipt of the new copy. Raises what the last source failed with."""
         slot = self._slots.slot(job.device)
-        await self._clear_rot(slot, job)
+        if job.sources:
+            await self._clear_rot(slot, job)
         failure: TierstoreError = UnavailableError(f"job {job.id} names no source", code="no-replica")
         for source in job.sources[:SOURCES_MAX]:
             lease.check()
@@ -92,24 +93,38 @@ class CopyWork:
 
     async def _clear_rot(self, slot: Slot, job: Job) -> None:
         """A copy that is here already is read before the new one may count as a repeat of it: a bad one is put aside
-        now. Raises what the device raises."""
+        now. One in the trash too, which the repeat would take back unread. Raises what the device raises."""
         chunk = ChunkId(job.chunk)
-        try:
-            async with asyncio.timeout(SOURCE_SECONDS):
-                slot.device.forget_open(chunk)
-                opened = await slot.device.find(chunk)
+        for is_restored in (False, True):
             try:
-                async with aclosing(verified_pieces(opened, chunk, crc32c=job.crc32c)) as pieces:
-                    async for _ in pieces:
-                        pass
-            finally:
-                opened.close()
-        except NotFound:
-            return      # as nearly always
-        except IntegrityError as error:
-            log.warning("a bad copy was here already", job=job.id, chunk=chunk.hex(), detail=error.detail)
-            async with asyncio.timeout(WRITE_SECONDS):
-                await slot.device.quarantine(chunk, error.detail)
+                return await self._read_here(slot, job)
+            except NotFound:
+                if is_restored:
+                    return None
+            except IntegrityError as error:
+                log.warning("a bad copy was here already", job=job.id, chunk=chunk.hex(), detail=error.detail)
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await slot.device.quarantine(chunk, error.detail)
+                return None
+            try:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await slot.device.restore(chunk)
+            except NotFound:
+                return None     # as nearly always
+        return None
+
+    @staticmethod
+    async def _read_here(slot: Slot, job: Job) -> None:
+        chunk = ChunkId(job.chunk)
+        async with asyncio.timeout(SOURCE_SECONDS):
+            slot.device.forget_open(chunk)
+            opened = await slot.device.find(chunk)
+        try:
+            async with aclosing(verified_pieces(opened, chunk, crc32c=job.crc32c)) as pieces:
+                async for _ in pieces:
+                    pass
+        finally:
+            opened.close()
 
     def _is_own(self, source: CopySource) -> bool:
         return source.server == self._standing.server and source.device in self._slots.by_id

@@ -7,7 +7,7 @@ import errno
 import random
 
 from objectd.work.pace import Pace
-from tests.kit.devices import Fault, FaultyDevice, SlowDevice
+from tests.kit.devices import LIVE, Fault, FaultyDevice, SlowDevice
 from tests.unit.objectd.world import World, play
 from tierstore.checksum import crc_of, sums_of
 from tierstore.clock import LoopClock
@@ -120,6 +120,30 @@ def test_a_copy_job_replaces_rotten_bytes_that_are_there_already() -> None:
             job = world.job(one, "copy", 1, sources=[world.source(two, 2, chunk, size)], **about)
             assert (await world.done(job)).code == ""
             assert chunk in stale.quarantined and stale.kept[chunk].data == data
+
+    play(test)
+
+
+def test_a_copy_job_reads_what_lies_in_the_trash_before_it_is_taken_back() -> None:
+    """A copy that was deleted here and is wanted again comes back from the trash: only if its bytes are good, and then
+    without being sent (found by seed 4 of the simulation)."""
+
+    async def test(world: World) -> None:
+        stale, peer = world.device(1), world.device(2)
+        one, two = await world.start("one", stale), await world.start("two", peer)
+        for size, is_rotten in ((SMALL, True), (LARGE, True), (SMALL, False)):
+            data, upload = body(size), world.upload()
+            chunk = await world.put(one, 1, data, upload=upload)
+            await world.put(two, 2, data, upload=upload)
+            await stale.trash(chunk)
+            if is_rotten:
+                stale.flip(chunk, 7)
+            about = {"chunk": chunk, "chunk_bytes": size, "crc32c": crc_of(data)}
+            job = world.job(one, "copy", 1, sources=[world.source(two, 2, chunk, size)], **about)
+            assert (await world.done(job)).code == ""
+            assert stale.kept[chunk].data == data
+            assert stale.kept[chunk].state == LIVE
+            assert (chunk in stale.quarantined) == is_rotten
 
     play(test)
 
