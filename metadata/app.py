@@ -36,11 +36,13 @@ from metadata.promoter.repair import AuditDuty, RepairDuty
 from metadata.promoter.retention import QueueDuty, RetentionDuty
 from metadata.promoter.runner import Duty, DutyRunner, Promoter
 from metadata.promoter.scrub import ScrubDuty
+from metadata.promoter.sites import SitesDuty
 from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import HistoryDuty, TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_names, buckets, cluster, files, hot
 from metadata.routes import jobs as job_routes
 from metadata.routes import s3 as s3_routes
+from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
 from metadata.services import tiering_metrics
@@ -72,6 +74,10 @@ from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
 from metadata.services.s3_names import S3Names
 from metadata.services.scrub import Scrub
+from metadata.services.sites import Courier, Self, Sites
+from metadata.services.sites_apply import NameTaker
+from metadata.services.sites_run import Replication
+from metadata.services.sites_send import Parts as SendParts
 from metadata.services.snapshot import Snapshots
 from metadata.services.tiering import Tiering
 from metadata.services.tiering_pins import Pins
@@ -160,7 +166,8 @@ class MetadataServer:
         """Upgrade the catalog, read what it holds, build the services and the routes. Serves nothing yet."""
         server = cls(settings, around, database)
         start = await prepare(
-            database, new_cluster_id=around.random_bytes(16).hex(), site=settings.placement.site
+            database, new_cluster_id=around.random_bytes(16).hex(), site=settings.placement.site,
+            site_id=settings.placement.site_number,
         )
         server._build_cluster()
         await server.cluster.load()
@@ -173,6 +180,7 @@ class MetadataServer:
         await server.credentials.refresh()
         await server.credentials.bootstrap(access=root.access_key, secret=root.secret_key, token=root.token)
         await server.policies.refresh()
+        await server.sites.refresh()
         server._build_routes()
         return server
 
@@ -244,6 +252,7 @@ class MetadataServer:
             ReconcileDuty(self.inventories, every_seconds=settings.duties.inventory_interval),
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
             TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk), HistoryDuty(self.recorder),
+            SitesDuty(lambda: self.replication),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
             self.snapshots = Snapshots(
@@ -292,7 +301,21 @@ class MetadataServer:
         )
         self.listings = ListingService(database, self.names, order, heat_of=self.heat_of)
         self.uploads = UploadService(database, clock)
-        self.buckets = BucketService(database, self.names, clock, sites=self._other_sites)
+        self.sites = Sites(
+            database, self.names, clock, self.credentials, Courier(self.around.transport), me=self._this_site,
+            random_hex=lambda: self.around.random_bytes(4).hex(),
+        )  # fmt: skip
+        self.replication = Replication(
+            SendParts(
+                database, clock, self.sites.courier, self.sites.known, self._this_site, self.heat_of,
+                epoch=lambda: self.lease.epoch,
+            ),
+            self.sites,
+        )  # fmt: skip
+        self.name_taker = NameTaker(database, self.names, clock, self.versions)
+        self.commits.on_replicated = self.replication.kick
+        self.buckets = BucketService(database, self.names, clock, sites=self.sites.names)
+        self.buckets.on_rules = self.sites.rules_changed
         self.audit = AuditService(database, clock)
         self.indexer = PlacementIndexer(
             database, self.around.clock, interval_seconds=self.settings.duties.placements_interval
@@ -313,9 +336,9 @@ class MetadataServer:
         homes = sum(r.role == ROLE_HOME and r.state != DELETING for r in located.chunk.replicas)
         return max(self.settings.placement.copies, homes)
 
-    def _other_sites(self) -> list[str]:
-        own = self.view.site
-        return [site.name for site in self.cluster.cluster_map(metadata_urls=[]).sites if site.name != own]
+    def _this_site(self) -> Self:
+        here = self.cluster.cluster_map(metadata_urls=[]).sites[0]
+        return Self(self.view.site, self.view.site_id, here.gateways, self.view.cluster_id)
 
     def heat_of(self, chunk: bytes) -> float:
         """Reads per hour of a chunk, as far as this process has gathered them."""
@@ -332,6 +355,7 @@ class MetadataServer:
                 policy=lambda: self.policies.current.revision,
             ),
         )  # fmt: skip
+        handlers.sync = self.replication
         names = handlers.routes()
         members = cluster.build(
             self.cluster, self.heartbeats, metadata_urls=lambda: [self.around.advertise], any_key=callers.caller,
@@ -361,6 +385,11 @@ class MetadataServer:
         )
         app.include_router(tiering_routes.build(callers, self.tiering, self.tiering_view, self.whatif))
         app.include_router(buckets.build(self.buckets, callers))
+        app.include_router(
+            site_routes.build(
+                callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock
+            )
+        )
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))
         self.app = app
 
@@ -414,12 +443,14 @@ class MetadataServer:
                 await self.credentials.refresh()
                 await self.policies.refresh()
                 await self.cluster.refresh()
+                await self.sites.refresh()
             except TierstoreError as error:
                 log.warning("refresh failed", error=str(error))
 
     async def stop(self) -> None:
         """End the background work, finish commits under way, close the catalog. Safe to repeat."""
         await self.promoter.stop()
+        await self.replication.close()
         if self._is_started:
             await self.heat.save()
             await self.recorder.flush(close=True)

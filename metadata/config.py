@@ -29,12 +29,15 @@ class Placement:
     """How bodies are cut and where they go when no policy rule says otherwise."""
 
     site: str = setting("site1", "name of this site")
+    site_number: int = setting(1, "1..255, in version ids: sites that know each other have different ones")
     copies: int = setting(2, "home replicas of a chunk, on different servers (N+1)")
     chunk_bytes: Size = setting(8 * MIB, "bodies are cut into chunks of this size, up to 64 MiB")
 
     def __post_init__(self) -> None:
         if not 1 <= self.copies <= 8:
             raise ValueError(f"copies must be 1..8, not {self.copies}")
+        if not 1 <= self.site_number <= 255:
+            raise ValueError(f"site_number must be 1..255, not {self.site_number}")
         if not 64 * 1024 <= self.chunk_bytes <= 64 * MIB:
             raise ValueError("chunk_bytes must be 64KiB..64MiB")
 

@@ -164,9 +164,9 @@ def from_answer(status: int, code: str, detail: str = "", **fields: object) -> T
 _CODES_OF: dict[type[TierstoreError], str] = {
     NotFound: "no-such-key no-such-bucket no-such-version no-such-upload no-such-server no-such-chunk",
     ConflictError: "conflict bucket-exists bucket-not-empty chunk-exists upload-condemned upload-lapsed "
-                   "upload-committed device-refused",
+                   "upload-committed device-refused already-here body-not-here",
     UnavailableError: "unavailable not-enough-servers no-replica metadata-unreachable draining outcome-unknown "
-                      "too-late deadline unreachable catalog-unavailable busy",
+                      "body-unreachable too-late deadline unreachable catalog-unavailable busy",
     CapacityError: "device-full cluster-full catalog-full",
     IntegrityError: "integrity bad-block bad-footer catalog-corrupt",
     TierstoreError: "internal",

@@ -58,6 +58,14 @@ def extents_from(connection: sa.Connection, body_id: int, first: int, limit: int
     return [Extent(*row) for row in rows]
 
 
+def covered(connection: sa.Connection, body_id: int, start: int, stop: int) -> tuple[int, bool]:
+    """(bytes of the body that have an extent, whether some of start..stop have)."""
+    t = schema.extents.c
+    overlaps = sa.select(t.start).where(t.body_id == body_id, t.start < stop, t.start + t.length > start).limit(1)
+    total = sa.select(sa.func.coalesce(sa.func.sum(t.length), 0)).where(t.body_id == body_id)
+    return int(connection.execute(total).scalar_one()), connection.execute(overlaps).first() is not None
+
+
 def chunks_of(connection: sa.Connection, ids: Iterable[bytes]) -> dict[bytes, PackedChunk]:
     """The rows of these chunks, by id; length is the whole chunk."""
     t, wanted = schema.chunks.c, sorted(set(ids))

@@ -15,6 +15,8 @@ from metadata.catalog.session import BulkRead, Row
 from tierstore.errors import ConflictError, NotFound
 
 COLUMNS: Final = ("id", "name", "owner", "versioning", "created_at_ms", "config")
+#: Document of a bucket into which other sites replicate: their names, comma-separated.
+REPLICATED_FROM: Final = "replicated-from"
 #: As lookups read it, and as commits hold it (so that a bucket is not removed under a commit).
 BY_NAME: Final = BulkRead(schema.buckets, COLUMNS, ("name",))
 BY_NAME_HELD: Final = BulkRead(schema.buckets, COLUMNS, ("name",), lock="KEY SHARE")
@@ -42,6 +44,11 @@ class Bucket:
         if not text:
             return ()
         return tuple((rule.get("prefix", ""), rule["target"]) for rule in json.loads(text).get("rules", ()))
+
+    @cached_property
+    def is_replicated(self) -> bool:
+        """Whether deletes leave a tombstone: other sites send names here, or get them."""
+        return "replication" in self.config or REPLICATED_FROM in self.config
 
     def targets(self, key: str) -> tuple[str, ...]:
         """The sites that must hear of a change of this key, each once."""
@@ -90,6 +97,8 @@ def create(connection: sa.Connection, name: str, *, owner: str, at_ms: int) -> B
 def delete(connection: sa.Connection, name: str, *, at_ms: int) -> None:
     """Raises NotFound, ConflictError(code="bucket-not-empty") (old versions and unfinished uploads count too)."""
     bucket = get(connection, name, lock=True)
+    if not bucket.versioning:
+        objects.drop_tombstones(connection, bucket.id)
     if objects.has_any(connection, bucket.id):
         raise ConflictError(f"bucket {name!r} is not empty", code="bucket-not-empty", bucket=name)
     connection.execute(sa.delete(schema.buckets).where(schema.buckets.c.id == bucket.id))

@@ -121,7 +121,13 @@ def page(
     values: dict[str, object] = {"bucket_id": bucket_id, "low": low, "limit": limit}
     if high is not None:
         values["high"] = high
-    return list(connection.execute(_PAGES[with_body, inclusive, high is not None], values))
+    return list(connection.execute(_PAGES[with_body, inclusive, high is not None], values).all())
+
+
+def drop_tombstones(connection: sa.Connection, bucket_id: int) -> None:
+    """Of a bucket without versioning: its markers only tell other sites what was deleted."""
+    t = schema.objects
+    connection.execute(sa.delete(t).where(t.c.bucket_id == bucket_id, t.c.kind == schema.KIND_MARKER))
 
 
 def has_any(connection: sa.Connection, bucket_id: int) -> bool:

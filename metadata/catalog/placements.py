@@ -89,7 +89,7 @@ def _index_versions(
             if kind == schema.CHANGE_REPLICAS:
                 searched += chunks
             _add(rows, chunks, owner)
-        elif row.kind == schema.KIND_ROWS and row.ref is not None:
+        elif row.kind in (schema.KIND_ROWS, schema.KIND_REMOTE) and row.ref is not None:
             for page in bodies.all_extents(session.connection, row.ref):
                 found_chunks = bodies.chunks_of(session.connection, (e.chunk_id for e in page))
                 _add(rows, found_chunks.values(), None)

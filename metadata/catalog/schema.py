@@ -21,6 +21,7 @@ KIND_INLINE: Final = 0      # body = packed chunks, owned exclusively
 KIND_ROWS: Final = 1        # ref = body id in extents/chunks
 KIND_INODE: Final = 2       # ref = inode id
 KIND_MARKER: Final = 3      # delete marker
+KIND_REMOTE: Final = 4      # the name came from another site; ref = body id of the bytes that are here, or NULL
 
 #: `changes.kind`.
 CHANGE_PUT: Final = 1        # (bucket, key, version) is a new version

@@ -33,6 +33,7 @@ from tierstore.errors import ConflictError, IntegrityError
 MAGIC: Final = b"TSCAT1\n\0"
 FRAME: Final = struct.Struct("<II")
 PAGE_ROWS: Final = 1000
+KEYS_AT_ONCE: Final = 500
 FRAME_BYTES_MAX: Final = 256 << 20
 END: Final = ""
 GONE: Final = "-objects"          # frames of a journal: keys (bucket id, key) without a latest row
@@ -58,6 +59,8 @@ _VOLATILE: Final = frozenset({
     "seen_at_ms", "load", "in_flight", "used_bytes", "trash_bytes", "garbage_bytes", "chunks", "seen_sequence",
     "read_ms", "read_bytes_per_second", "capacity_bytes",
 })  # fmt: skip
+#: Kinds of rows whose body stands in `extents`.
+_LONG: Final = frozenset({schema.KIND_ROWS, schema.KIND_REMOTE})
 #: Settings that belong to one catalog's life, not to its content.
 _OWN_SETTINGS: Final = frozenset({"placements_sequence", "placements_garbage_id"})
 _BY_NAME: Final = {table.name: table for table in TABLES}
@@ -214,13 +217,19 @@ def _images(
     gone_versions: list[list[Any]] = []
     bodies: set[int] = set()
     o, v = schema.objects, schema.versions
+    present, many = _present(connection, named)
     for (bucket_id, key), version_ids in named.items():
-        row = connection.execute(sa.select(o).where(o.c.bucket_id == bucket_id, o.c.key == key)).first()
+        row = present.get((bucket_id, key))
         found = [row] if row is not None else []
         if row is None:
             gone.append([bucket_id, key])
         else:
             latest.append(list(row))
+        if (bucket_id, key) not in many:        # the usual case: no version but the latest, nothing to ask for
+            absent = version_ids - ({row.version} if row is not None else set())
+            gone_versions += [[bucket_id, key, i] for i in sorted(absent)]
+            bodies.update(int(r.ref) for r in found if r.kind in _LONG and r.ref is not None)
+            continue
         # Every put moves the version before it: as many as were named, and the one that was the latest before.
         newest = (
             sa.select(v).where(v.c.bucket_id == bucket_id, v.c.key == key).order_by(v.c.version.desc())
@@ -234,8 +243,35 @@ def _images(
             rows += more
             gone_versions += [[bucket_id, key, i] for i in sorted(absent - {r.version for r in more})]
         older += [list(r) for r in rows]
-        bodies.update(int(r.ref) for r in [*found, *rows] if r.kind == schema.KIND_ROWS and r.ref is not None)
+        bodies.update(int(r.ref) for r in [*found, *rows] if r.kind in _LONG and r.ref is not None)
     return latest, older, gone, gone_versions, bodies
+
+
+def _present(
+    connection: sa.Connection, named: Iterable[tuple[int, str]]
+) -> tuple[dict[tuple[int, str], sa.Row[Any]], set[tuple[int, str]]]:
+    """The latest rows of these keys, and which of the keys have other versions; three statements per KEYS_AT_ONCE."""
+    o, v = schema.objects, schema.versions
+    present: dict[tuple[int, str], sa.Row[Any]] = {}
+    many: set[tuple[int, str]] = set()
+    by_bucket: dict[int, list[str]] = {}
+    for bucket_id, key in named:
+        by_bucket.setdefault(bucket_id, []).append(key)
+    for bucket_id, keys in by_bucket.items():
+        keys.sort()
+        for at in range(0, len(keys), KEYS_AT_ONCE):
+            part = keys[at : at + KEYS_AT_ONCE]
+            rows = connection.execute(sa.select(o).where(o.c.bucket_id == bucket_id, o.c.key.in_(part))).all()
+            present.update({(bucket_id, row.key): row for row in rows})
+            # Asked per key and not of the versions themselves, of which a key may have very many.
+            has_others = sa.exists().where(v.c.bucket_id == o.c.bucket_id, v.c.key == o.c.key)
+            query = sa.select(o.c.key).where(o.c.bucket_id == bucket_id, o.c.key.in_(part), has_others)
+            many.update((bucket_id, key) for (key,) in connection.execute(query))
+            gone = [key for key in part if (bucket_id, key) not in present]
+            if gone:
+                query = sa.select(v.c.key).distinct().where(v.c.bucket_id == bucket_id, v.c.key.in_(gone))
+                many.update((bucket_id, key) for (key,) in connection.execute(query))
+    return present, many
 
 
 def frames_of(data: bytes | memoryview) -> Iterator[tuple[str, list[str], list[Any]]]:
@@ -320,7 +356,7 @@ def settle(connection: sa.Connection, *, sequence: int, version: int) -> None:
     the version clock above everything that was seen anywhere."""
     e, k = schema.extents.c, schema.chunks
     bodies = sa.union(
-        *(sa.select(t.c.ref).where(t.c.kind == schema.KIND_ROWS, t.c.ref.is_not(None))
+        *(sa.select(t.c.ref).where(t.c.kind.in_(_LONG), t.c.ref.is_not(None))
           for t in (schema.objects, schema.versions)),
         sa.select(schema.inodes.c.body_id).where(schema.inodes.c.body_id.is_not(None)),
     )  # fmt: skip

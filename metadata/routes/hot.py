@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from fastapi import FastAPI
 
@@ -66,6 +66,17 @@ class Revisions:
         return self.map(), self.auth(), self.policy()
 
 
+class SyncWaits(Protocol):
+    """Commits of buckets with a sync rule wait here."""
+
+    @property
+    def is_wanted(self) -> bool: ...
+
+    async def confirm(
+        self, items: Sequence[CommitItem], results: Sequence[CommitResult]
+    ) -> list[CommitResult]: ...
+
+
 class HotRoutes:
     """Handlers on the Exchange seam. One per process."""
 
@@ -83,6 +94,8 @@ class HotRoutes:
         self._revisions = revisions
         self._clock = clock
         self._report_bad = report_bad
+        #: Holds back results until the sites of sync rules have what they must.
+        self.sync: SyncWaits | None = None
 
     def routes(self) -> list[Route]:
         """The rows of the protocol class's table, in the order of `declare_routes`."""
@@ -171,6 +184,8 @@ class HotRoutes:
                     ready.append((place, (item, who)))
             # Shielded: a client that goes away must not leave half of its message uncommitted.
             done = await asyncio.shield(self._commits.commit([pair for _, pair in ready]))
+            if self.sync is not None and self.sync.is_wanted:
+                done = await self.sync.confirm([item for _, (item, _) in ready], done)
             for (place, _), result in zip(ready, done, strict=True):
                 results[place] = result
             self._reply(exchange, CommitReply(results, *self._revisions.now()))  # type: ignore[arg-type]

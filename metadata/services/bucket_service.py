@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from metadata.catalog import accounts, buckets, objects
@@ -36,6 +36,8 @@ class BucketService:
         self._names = names
         self._clock = clock
         self._sites = sites
+        #: Called with the bucket and the (target, prefix) of new rules after they are durable.
+        self.on_rules: Callable[[str, list[tuple[str, str]]], Awaitable[None]] | None = None
 
     async def everything(self, who: Principal) -> list[Bucket]:
         """The buckets that the caller may list, by name."""
@@ -113,7 +115,12 @@ class BucketService:
         if len(checked) > RULES_MAX:
             raise RequestError(f"a bucket has at most {RULES_MAX} replication rules", code="bad-replication")
         text = json.dumps({"rules": checked}) if checked else None
+        before = await self.replication(name, who)
         await self.configure(name, who, documents={"replication": text})
+        if self.on_rules is not None:
+            known = {(rule["target"], rule["prefix"]) for rule in before}
+            new = [(rule["target"], rule["prefix"]) for rule in checked]
+            await self.on_rules(name, [pair for pair in dict.fromkeys(new) if pair not in known])
         return checked
 
     def _rule(self, place: int, rule: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tierstore.clock import Clock, HybridClock
 from tierstore.errors import CapacityError, IntegrityError, TierstoreError, UnavailableError
 from tierstore.names import upload_of
 from tierstore.wire import decode, encode
-from tierstore.wire.names import CommitItem, CommitResult, Copy, Put
+from tierstore.wire.names import CommitItem, CommitResult, Copy, Fill, Put
 
 BATCH_MAX: Final = 512
 #: Waiting items looked at for one batch: behind many writers of one key the others wait their turn too.
@@ -72,6 +72,8 @@ class CommitService:
         self._running = 0       # tasks that will look at the queue once more; lowered in the step that saw it empty
         #: Called with what a batch changed, after it is durable; must not raise or block.
         self.listeners: list[Callable[[list[Committed]], None]] = []
+        #: Called after a batch that other sites must hear of; must not raise or block.
+        self.on_replicated: Callable[[], None] | None = None
         self.batches = 0
         self.items = 0
 
@@ -171,6 +173,8 @@ class CommitService:
             self._versions.observe(floor)
         for entry, result in zip(batch, results, strict=True):
             _settle(entry, result)
+        if writes.has_targets and self.on_replicated is not None:
+            self.on_replicated()
         if self.listeners and writes.events:
             for listener in self.listeners:
                 listener(writes.events)
@@ -191,7 +195,7 @@ class CommitService:
                 results.append(decode(repeat, CommitResult))
                 continue
             try:
-                if is_full and isinstance(item.mutation, Put):
+                if is_full and isinstance(item.mutation, Put | Fill):
                     raise _full()
                 result = self._mutator.apply(session, facts, writes, item, entry.principal)
                 writes.results.append((item.operation, encode(result)))
@@ -218,7 +222,7 @@ class CommitService:
         uploads: set[bytes] = set()
         devices: set[int] = set()
         for item in items:
-            if isinstance(item.mutation, Put):
+            if isinstance(item.mutation, Put | Fill):
                 self._open_receipts(facts, item, uploads, devices)
         if devices:
             facts.members.devices = {i: (s, w) for i, s, w in session.fetch(members.DEVICES, _keys(devices))}
@@ -250,7 +254,7 @@ class CommitService:
 
     def _open_receipts(self, facts: Facts, item: CommitItem, uploads: set[bytes], devices: set[int]) -> None:
         """Receipts are opened before the decision, because it needs rows of their devices; errors wait till then."""
-        assert isinstance(item.mutation, Put)
+        assert isinstance(item.mutation, Put | Fill)
         try:
             opened = open_all(item.mutation.chunks, self._view.ticket_keys)
         except TierstoreError as error:
@@ -281,7 +285,7 @@ def _names(item: CommitItem) -> list[tuple[str, str]]:
 
 def _marks(item: CommitItem) -> tuple[object, ...]:
     m = item.mutation
-    if type(m) is Put:
+    if type(m) is Put or type(m) is Fill:
         return ((m.bucket, m.key), item.operation, *{chunk.id[:12] for chunk in m.chunks})
     return (*_names(item), item.operation)
 

@@ -40,6 +40,10 @@ RECENT_MAX: Final = 20_000
 
 @dataclass(slots=True)
 class _Recent:
+#: Kinds whose chunks stand in rows of their own.
+_LONG: Final = frozenset({schema.KIND_ROWS, schema.KIND_REMOTE})
+
+
     revision: int
     until_ms: int
     variants: list[list[ChunkView]] = field(default_factory=list)
@@ -75,7 +79,7 @@ class LookupService:
             if rows is None:
                 return None
             row = ObjectRow._make(rows[0]) if rows else None
-            if row is not None and row.kind == schema.KIND_ROWS and item.want_chunks:
+            if row is not None and row.kind in _LONG and item.want_chunks:
                 return None
             self.lookups += 1
             return self._result(item, row, is_latest=True)
@@ -92,7 +96,7 @@ class LookupService:
             if not item.version:
                 rows = await self._database.select(LATEST, [(bucket.id, item.key)])
                 row = ObjectRow._make(rows[0]) if rows else None
-                if row is None or row.kind != schema.KIND_ROWS or not item.want_chunks:
+                if row is None or row.kind not in _LONG or not item.want_chunks:
                     return self._result(item, row, is_latest=True)
             return await self._database.read(lambda connection: self._slowly(connection, bucket, item))
         except TierstoreError as error:
@@ -109,12 +113,12 @@ class LookupService:
             row = objects.version(connection, bucket.id, item.key, item.version)
         chunks: list[ChunkView] | None = None
         more = False
-        if row is not None and row.kind == schema.KIND_ROWS and item.want_chunks:
+        if row is not None and row.kind in _LONG and row.ref is not None and item.want_chunks:
             chunks, more = self._window(connection, row, item)
         return self._result(item, row, is_latest=row is latest, chunks=chunks, more=more)
 
     def _window(self, connection: Connection, row: ObjectRow, item: LookupItem) -> tuple[list[ChunkView], bool]:
-        assert row.ref is not None, "a row of this kind names its body"
+        assert row.ref is not None, "rows without a body are answered before"
         stop = _stop(row.size, item)
         if item.first >= stop:
             return [], False
@@ -151,8 +155,9 @@ class LookupService:
             self.on_read(item.bucket, item.key, row.size)
         meta = decode(row.meta, ObjectMeta) if row.meta is not None else None
         return LookupResult(
-            "", "", row.version, row.size, row.etag, row.created_at_ms, meta, chunks, more, is_latest, bool(row.is_null)
-        )
+            "", "", row.version, row.size, row.etag, row.created_at_ms, meta, chunks, more, is_latest,
+            row.kind == schema.KIND_REMOTE and row.size > 0, bool(row.is_null),
+        )  # fmt: skip
 
     def _inline(self, row: ObjectRow, item: LookupItem) -> list[ChunkView]:
         """Views of the wanted chunks. Hot objects take views made a moment ago: the row was read in this request, so

@@ -21,6 +21,7 @@ from metadata.catalog.packed import INLINE_CHUNKS_MAX, unpack
 from metadata.catalog.session import Session
 from metadata.services.compose import compose
 from metadata.services.files_meta import of_copy
+from metadata.services.fill import fill
 from metadata.services.receipts import Members, pack_bodies
 from metadata.services.writes import Committed, WriteSet
 from tierstore.auth.access import Principal, authorize
@@ -29,7 +30,7 @@ from tierstore.errors import ConflictError, NotFound, PreconditionFailed, Reques
 from tierstore.names import CHUNK_ID_BYTES, OPERATION_ID_BYTES, check_key, check_user_meta
 from tierstore.ticket import Receipt
 from tierstore.wire import encode, names
-from tierstore.wire.names import CommitItem, CommitResult, Condition, Copy, Delete, ObjectMeta, Put, SetMeta
+from tierstore.wire.names import CommitItem, CommitResult, Condition, Copy, Delete, Fill, ObjectMeta, Put, SetMeta
 
 #: `version` of a Delete, SetMeta or lookup that means S3's "null" version.
 NULL_VERSION: Final = -1
@@ -86,6 +87,8 @@ class Mutator:
             return self._copy(session, facts, writes, m, who)
         if isinstance(m, names.Compose):
             return self._compose(session, facts, writes, m, who)
+        if isinstance(m, Fill):
+            return self._fill(session, facts, writes, m, who, opened=facts.receipts[item.operation])
         return self._set_meta(session, facts, writes, m, who)
 
     # -- put ------------------------------------------------------------------------------------------------
@@ -124,6 +127,29 @@ class Mutator:
         self._note(writes, schema.CHANGE_PUT, bucket, row, old)
         return CommitResult(version=version, etag=row.etag, created_at_ms=row.created_at_ms, size=row.size)
 
+    def _fill(
+        self, session: Session, facts: Facts, writes: WriteSet, m: Fill, who: Principal, *,
+        opened: list[list[tuple[Receipt, int]]] | TierstoreError,
+    ) -> CommitResult:  # fmt: skip
+        """Bytes of a remote version. A gateway brings them for whoever may read the object."""
+        bucket = facts.bucket(m.bucket)
+        authorize(who, "read", m.bucket)
+        if isinstance(opened, TierstoreError):
+            raise opened
+        latest = facts.latest.get((bucket.id, m.key))
+        row = self._find(session, bucket, m.key, m.version, latest)
+        if row is None or not m.version:
+            raise _missing(m.bucket, m.key, m.version)
+        uploads = sorted({chunk.id[:12] for chunk in m.chunks})
+        check_uploads(facts, uploads)
+        packed = pack_bodies(m.chunks, opened, facts.members, self._copies_for(m.bucket, m.key, row.size))
+        new = fill(
+            session, writes, row, is_latest=row is latest, start=m.start, packed=packed, body_id=self._body_id()
+        )
+        writes.uploads += [(upload,) for upload in uploads]
+        writes.changes.append(NewChange(schema.CHANGE_PUT, bucket.id, m.key, new.version))
+        return CommitResult(version=new.version, etag=new.etag, created_at_ms=new.created_at_ms, size=new.size)
+
     def _compose(
         self, session: Session, facts: Facts, writes: WriteSet, m: names.Compose, who: Principal
     ) -> CommitResult:
@@ -153,8 +179,8 @@ class Mutator:
             return self._delete_version(session, writes, bucket, m, old)
         _check_condition(m.condition, old)
         existed = old is not None and old.kind != schema.KIND_MARKER
-        if not bucket.versioning:
-            if old is None:
+        if not bucket.versioning and (not bucket.is_replicated or not existed):
+            if old is None or not existed:
                 return CommitResult()
             writes.deleted.append((bucket.id, m.key))
             writes.discard(session, old)
@@ -209,6 +235,8 @@ class Mutator:
             raise _missing(m.from_bucket, m.from_key, m.from_version)
         if source.kind == schema.KIND_INODE:
             raise ConflictError("a file with hard links cannot be copied by name", code="is-inode")
+        if source.kind == schema.KIND_REMOTE:
+            raise ConflictError("its bytes have not all come from another site yet", code="body-not-here")
         _check_condition(m.source_condition, source)
         old = facts.latest.get((bucket.id, m.key))
         _check_condition(m.condition, old)
@@ -216,7 +244,7 @@ class Mutator:
         newest = max(source.version, old.version if old is not None else 0)
         version = self._new_version(writes, newest)
 
-        if m.rename and not source_bucket.versioning:
+        if m.rename and not source_bucket.versioning and not source_bucket.is_replicated:
             kind, body, ref = source.kind, source.body, source.ref
             writes.deleted.append((source.bucket_id, source.key))
             if body:
@@ -325,7 +353,9 @@ class Mutator:
         return self._rng.getrandbits(62) + 1
 
     def _note(self, writes: WriteSet, kind: int, bucket: Bucket, row: ObjectRow, old: ObjectRow | None) -> None:
-        targets = bucket.targets(row.key)
+        targets = bucket.targets(row.key) if bucket.config else ()
+        if targets:
+            writes.has_targets = True
         writes.changes.append(NewChange(kind, bucket.id, row.key, row.version, row.size, targets))
         if writes.wants_events:
             old_body = old.body if old is not None else None

@@ -46,6 +46,7 @@ class WriteSet:
     events: list[Committed] = field(default_factory=list)
     wants_events: bool = False
     version_max: int = 0
+    has_targets: bool = False     # other sites must hear of something
 
     def flush(self, session: Session) -> int:
         """Write everything; the largest version id of the catalog (0 when nothing changed)."""
@@ -73,4 +74,6 @@ class WriteSet:
                 self.garbage.append((self.at_ms, row.body))
         elif row.kind == schema.KIND_ROWS:
             assert row.ref is not None, "a row of this kind names its body"
+            bodies.release(session, row.ref, at_ms=self.at_ms)
+        elif row.kind == schema.KIND_REMOTE and row.ref is not None:
             bodies.release(session, row.ref, at_ms=self.at_ms)

@@ -439,8 +439,15 @@ def test_replication_work_is_queued_with_the_write(run: Run) -> None:
         await w.delete("logs/a")
         queue = await w.rows(schema.replication_queue)
         assert [(r.target, r.key, r.kind) for r in queue] == [
-            ("site2", "logs/a", schema.CHANGE_PUT), ("site2", "logs/a", schema.CHANGE_DELETE),
+            ("site2", "logs/a", schema.CHANGE_PUT), ("site2", "logs/a", schema.CHANGE_MARKER),
         ]  # fmt: skip
+        # the tombstone is an object for nobody, and the bucket goes with it
+        assert (await w.look("logs/a")).code == "no-such-key"
+        assert (await w.delete("logs/a")).existed is False
+        await w.delete("other")
+        await w.buckets.delete("bbb", ADMIN)
+        assert not await w.rows(schema.objects)
+        await w.buckets.create("bbb", ADMIN)
         with pytest.raises(RequestError, match="no site"):
             await w.buckets.set_replication("bbb", [{"target": "nowhere"}], ADMIN)
 

@@ -49,16 +49,15 @@ def up(
 
 
 def _welcome(ready: dict[str, Any], data: Path) -> None:
-    site = ready["sites"][0]
     say(f"tierstore is ready; data in {data}, logs in {data / 'logs'}")
     say()
-    for process in site["processes"]:
+    for process in (process for each in ready["sites"] for process in each["processes"]):
         tiers = ", ".join(device["tier"] for device in process["devices"])
-        say(f"  {process['name']:<10} {process['url']}" + (f"   {tiers}" if tiers else ""))
+        say(f"  {process['name']:<16} {process['url']}" + (f"   {tiers}" if tiers else ""))
     say()
     say("In another terminal:")
     say()
-    say(f"  export TIERSTORE_ENDPOINT={site['gateway']}")
+    say(f"  export TIERSTORE_ENDPOINT={ready['sites'][0]['gateway']}")
     say(f"  export TIERSTORE_TOKEN={ready['token']}")
     say()
     say("  tierstore mb ts://photos")

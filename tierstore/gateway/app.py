@@ -97,7 +97,8 @@ class Gateway:
         routes.add_forwarded(app, self.forwarder)
         routes.add_route_page(app, self.store, self.credentials, self.bodies)
         sites.add_routes(
-            app, self.routes[-1], self.bodies, self.credentials, self.forwarder, routes.problem_responses()
+            app, self.routes[-1], self.bodies, self.credentials, forwarder=self.forwarder,
+            problems=routes.problem_responses(),
         )
         routes.add_schemas(app)
         return app

@@ -113,8 +113,15 @@ class Simulation(BaseModel):
     hours: float = 24.0
 
 
+class RouteSite(BaseModel):
+    site: str
+    gateways: list[str]
+
+
 class Route(BaseModel):
-    """Where a client should go."""
+    """Where a client should go: `gateways` in the order to try them; `site` is the first one's, `served_by` this."""
 
     site: str
     gateways: list[str]
+    sites: list[RouteSite] = []
+    served_by: str = ""

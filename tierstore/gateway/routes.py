@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from tierstore.auth.access import authorize
 from tierstore.errors import NotAuthenticated, RequestError
+from tierstore.gateway.bodies import Bodies
 from tierstore.gateway.credentials import CredentialCache
 from tierstore.gateway.forward import Forwarder, read_body
 from tierstore.gateway.listing import ListingDoor
@@ -33,6 +34,7 @@ from tierstore.gateway.models import (
 from tierstore.gateway.models import Route as RouteModel
 from tierstore.gateway.object_request import parse_condition, split_object_path
 from tierstore.gateway.objects import PREFIX, ObjectDoor
+from tierstore.gateway.sites import route_of
 from tierstore.names import check_bucket_name, check_key, version_text
 from tierstore.sdk.store import Store
 from tierstore.serving.asgi import declare
@@ -207,6 +209,11 @@ def _raw(request: Request, name: str) -> bytes | None:
     return None if value is None else value.encode("latin-1")
 
 
+def problem_responses() -> dict[int | str, dict[str, Any]]:
+    """What every route may answer beside its own."""
+    return dict(_PROBLEMS)
+
+
 def _responses() -> dict[int | str, dict[str, Any]]:
     return dict(_PROBLEMS)
 
@@ -265,7 +272,7 @@ def _described(answer: type[BaseModel] | None, summary: str) -> dict[str, Any]:
     return {"description": summary, "content": {"application/json": {"schema": _ref(answer)}}}
 
 
-def add_route_page(app: FastAPI, store: Store, credentials: CredentialCache) -> None:
+def add_route_page(app: FastAPI, store: Store, credentials: CredentialCache, bodies: Bodies) -> None:
     """GET /v1/route: where a client should go."""
 
     async def route(request: Request) -> RouteModel:
@@ -274,7 +281,8 @@ def add_route_page(app: FastAPI, store: Store, credentials: CredentialCache) -> 
             raise NotAuthenticated("send a token: Authorization: Bearer tst.<access>.<secret>")
         view = await store.client.cluster_map()
         site = next((site for site in view.sites if site.name == view.site), None)
-        return RouteModel(site=view.site, gateways=site.gateways if site is not None else [])
+        address = request.client.host if request.client is not None else ""
+        return route_of(address, site.gateways if site is not None else [], await bodies.peers())
 
     app.add_api_route(
         "/v1/route", route, methods=["GET"], operation_id="route", summary="The site and gateways near the caller",

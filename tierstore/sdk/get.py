@@ -83,6 +83,7 @@ class GetWalk:
         self._ahead: asyncio.Task[tuple[ReplicaView, _Opened]] | None = None
         self._chunk_end = first
         self.tier = ""
+        self.site = ""
         #: The whole range in one piece when it is small; else None.
         self.whole: memoryview | bytes | None = None
 

@@ -16,6 +16,8 @@ from tierstore.errors import ConfigError
 from tierstore.units import MIB, parse_rate, parse_seconds, parse_size
 from tierstore.up.keys import Keys
 
+SITES_MAX: Final = 9
+SITE_PORTS: Final = 100          # from the ports of a site to those of the next
 SERVERS_MAX: Final = 60         # the ports between B+11 and B+80
 HOST: Final = "127.0.0.1"
 #: A dead server's chunks are copied elsewhere after this time: short, as nobody repairs a laptop's object server.
@@ -99,6 +101,7 @@ class PlannedProcess:
     arguments: tuple[str, ...]      # behind the interpreter; the supervisor adds --config and --fd
     devices: tuple[PlannedDevice, ...] = ()
     overlaps: bool = False
+    site: str = "site1"
 
     @property
     def url(self) -> str:
@@ -112,8 +115,10 @@ def shape(options: Options, before: Shape | None, free_bytes: int) -> Shape:
     """The shape to run with. Raises ConfigError when the options cannot be met or would lose data."""
     servers = options.servers or (before.servers if before else 3)
     copies = options.copies or (before.copies if before else 2)
-    if options.sites != 1:
-        raise ConfigError("--sites: replication between sites is not there yet; run one site (--sites 1)")
+    if not 1 <= options.sites <= SITES_MAX:
+        raise ConfigError(f"--sites must be 1..{SITES_MAX}, not {options.sites}")
+    if options.sites > 1 and options.database_url:
+        raise ConfigError("--database-url: each site has a catalog of its own; start each with an `up` of its own")
     if not 1 <= servers <= SERVERS_MAX:
         raise ConfigError(f"--servers must be 1..{SERVERS_MAX}, not {servers}")
     if not 1 <= copies <= servers:
@@ -138,7 +143,7 @@ def shape(options: Options, before: Shape | None, free_bytes: int) -> Shape:
             servers=servers, copies=copies, device_bytes={d.tier: d.capacity_bytes for d in options.devices},
             slowness=slowness, mem_bytes=options.mem_bytes,
         )  # fmt: skip
-    share = free_bytes * _SPACE_SHARE / servers
+    share = free_bytes * _SPACE_SHARE / (servers * options.sites)
     if share * _SSD_SHARE < _DEVICE_BYTES_MIN:
         raise ConfigError(f"{options.data} has {free_bytes / MIB:.0f} MiB free space: too little for {servers} servers")
     return Shape(
@@ -150,8 +155,16 @@ def shape(options: Options, before: Shape | None, free_bytes: int) -> Shape:
 
 
 def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]:
-    """The processes of the cluster, metadata first."""
-    base, data = options.port_base, options.data
+    """The processes of all sites; of each, metadata first."""
+    return [p for number in range(1, options.sites + 1) for p in _site(options, what, keys, number)]
+
+
+def _site(options: Options, what: Shape, keys: Keys, site: int) -> list[PlannedProcess]:
+    """One site: names and directories of the first are bare, those of site k begin with "site<k>"."""
+    base = options.port_base + SITE_PORTS * (site - 1)
+    label = f"site{site}"
+    data = options.data if site == 1 else options.data / label
+    prefix = "" if site == 1 else f"{label}-"
     metadata_url = f"http://{HOST}:{base}"
     # Of all daemons: how they join, and the token that opens their metrics, the administrator's own.
     join = {
@@ -170,11 +183,11 @@ def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]
         catalog["url"] = options.database_url
     planned = [
         PlannedProcess(
-            role="metadata", name="metadata1", port=base, arguments=("-m", "metadata", "serve"),
+            role="metadata", name=f"{prefix}metadata1", site=label, port=base, arguments=("-m", "metadata", "serve"),
             settings={
                 **listen(base),
                 "catalog": catalog,
-                "placement": {"site": "site1", "copies": what.copies},
+                "placement": {"site": label, "site_number": site, "copies": what.copies},
                 "timers": {"repair_grace": REPAIR_GRACE_SECONDS},
                 "root": {
                     "access_key": keys.access_key,
@@ -186,14 +199,14 @@ def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]
         )
     ]  # fmt: skip
     for number in range(1, what.servers + 1):
-        name, port = f"objectd{number}", base + 10 + number
+        name, port = f"{prefix}objectd{number}", base + 10 + number
         devices = tuple(
             PlannedDevice(name=f"{name}-{tier}", tier=tier, path=str(data / name / tier), capacity_bytes=size)
             for tier, size in what.device_bytes.items()
         )
         planned.append(
             PlannedProcess(
-                role="objectd", name=name, port=port, arguments=("-m", "objectd"), devices=devices,
+                role="objectd", name=name, site=label, port=port, arguments=("-m", "objectd"), devices=devices,
                 settings={
                     **listen(port), **membership(name), **join,
                     "devices": [_device(d, what) for d in devices],
@@ -203,8 +216,9 @@ def processes(options: Options, what: Shape, keys: Keys) -> list[PlannedProcess]
         )  # fmt: skip
     planned.append(
         PlannedProcess(
-            role="gateway", name="gateway1", port=base + 80, arguments=("-m", "tierstore.gateway"), overlaps=True,
-            settings={**listen(base + 80), **membership("gateway1"), **join},
+            role="gateway", name=f"{prefix}gateway1", site=label, port=base + 80,
+            arguments=("-m", "tierstore.gateway"), overlaps=True,
+            settings={**listen(base + 80), **membership(f"{prefix}gateway1"), **join},
         )
     )  # fmt: skip
     return planned

@@ -28,7 +28,7 @@ from tierstore import statefile
 from tierstore.config import toml
 from tierstore.errors import ConfigError, NotFound, UnavailableError
 from tierstore.telemetry.log import get_logger
-from tierstore.up import control, plan, probe
+from tierstore.up import control, links, plan, probe
 from tierstore.up.child import Child
 from tierstore.up.keys import REGION, Keys, load_or_create, write_private
 
@@ -41,7 +41,6 @@ PROBE_INTERVAL_SECONDS: Final = 0.05
 #: A child that ends that often before the cluster was ever ready will not come: stop and show its log.
 START_DEATHS_MAX: Final = 5
 _BACKLOG: Final = 1024
-SITE: Final = "site1"
 
 
 class Supervisor:
@@ -75,6 +74,7 @@ class Supervisor:
                 for child in self._children.values():
                     child.start()
                 if await self._wait_ready():
+                    await links.join_all(self._gateways(), self._keys.token)
                     self._is_ready = True
                     ready = self._write_ready()
                     say(ready, self._warnings())
@@ -164,6 +164,9 @@ class Supervisor:
         said = answer.decode(errors="replace").strip() or "no answer"
         raise UnavailableError(f"{process.name} does not become ready ({said}); its log ends:\n{child.log_tail()}")
 
+    def _gateways(self) -> dict[str, str]:
+        return {process.site: process.url for process in self._planned if process.role == "gateway"}
+
     # -- ready ---------------------------------------------------------------------------------------------------
     def _write_ready(self) -> dict[str, Any]:
         gateway = next(process for process in self._planned if process.role == "gateway")
@@ -172,14 +175,7 @@ class Supervisor:
             "secret_key": self._keys.secret_key,
             "region": REGION,
             "token": self._keys.token,
-            "sites": [
-                {
-                    "name": SITE,
-                    "gateway": gateway.url,
-                    "metadata": self._planned[0].url,
-                    "processes": [self._view(process) for process in self._planned],
-                }
-            ],
+            "sites": [self._site_view(name) for name in dict.fromkeys(process.site for process in self._planned)],
         }
         text = json.dumps(ready, indent=1) + "\n"
         if self._options.ready_file:
@@ -187,6 +183,15 @@ class Supervisor:
         profile = {"cluster": {"endpoint": gateway.url, "token": self._keys.token, "data": str(self._data)}}
         write_private(self._data / "profile.toml", toml.dumps(profile))
         return ready
+
+    def _site_view(self, site: str) -> dict[str, Any]:
+        of_site = [process for process in self._planned if process.site == site]
+        return {
+            "name": site,
+            "gateway": next(process.url for process in of_site if process.role == "gateway"),
+            "metadata": next(process.url for process in of_site if process.role == "metadata"),
+            "processes": [self._view(process) for process in of_site],
+        }
 
     def _view(self, process: plan.PlannedProcess) -> dict[str, Any]:
         child = self._children[process.name]

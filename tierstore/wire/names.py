@@ -72,6 +72,7 @@ class LookupResult(msgspec.Struct, array_like=True, frozen=True):
     chunks: list[ChunkView] = []
     more: bool = False                # further chunks of the asked range exist
     is_latest: bool = True
+    is_remote: bool = False           # bytes may be missing here: another site has them; `chunks` may have gaps
     is_null: bool = False             # S3's "null" version
 
 
@@ -212,7 +213,18 @@ class SetMeta(msgspec.Struct, array_like=True, frozen=True, tag="meta"):
     condition: Condition | None = None
 
 
-Mutation = Put | Delete | Compose | Copy | SetMeta
+class Fill(msgspec.Struct, array_like=True, frozen=True, tag="fill"):
+    """Give a version whose name came from another site the bytes from `start` on. Refused as `already-here` when some
+    of them are here."""
+
+    bucket: str
+    key: str
+    version: int
+    start: int
+    chunks: list[CommitChunk]
+
+
+Mutation = Put | Delete | Compose | Copy | SetMeta | Fill
 
 
 class CommitItem(msgspec.Struct, array_like=True, frozen=True):

@@ -1,0 +1,239 @@
+"""Other sites: their rows and links, and the queue of what each of them must hear of.
+
+A link (setting `site-link.<name>`, JSON) holds what a row of `sites` has no column for: our token for that site, the
+access key it uses here, whether it is paused, its bandwidth. A queue row is written in the transaction of the write
+(catalog/feed). `site-names.<target>` is the sequence up to which names were sent: a row beyond it needs its name
+sent, one up to it only its body.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from metadata.catalog import feed, leases, objects, schema
+from metadata.catalog.buckets import COLUMNS, Bucket
+from metadata.catalog.objects import ObjectRow
+from metadata.catalog.session import Session
+from tierstore.errors import ConflictError, NotFound
+
+_LINK: Final = "site-link."
+_NAMES: Final = "site-names."
+_BACKFILL: Final = "site-backfill."
+_q = schema.replication_queue.c
+_s = schema.sites.c
+
+
+class SiteRow(NamedTuple):
+    """Another site. id: its number in version ids."""
+
+    id: int
+    name: str
+    gateways: list[str]
+    networks: list[str]
+    link: dict[str, Any]
+
+
+class QueueRow(NamedTuple):
+    sequence: int
+    at_ms: int
+    bucket_id: int
+    key: str
+    version: int
+    kind: int
+    size: int
+
+
+class Backlog(NamedTuple):
+    """What a target still has to get. oldest_ms: when its oldest row was written, 0 without one."""
+
+    objects: int
+    bytes: int
+    oldest_ms: int
+    names: int
+
+
+# -- membership ---------------------------------------------------------------------------------------------------
+def others(connection: sa.Connection) -> list[SiteRow]:
+    """All other sites by name."""
+    links = leases.settings_like(connection, _LINK)
+    rows = connection.execute(
+        sa.select(_s.id, _s.name, _s.gateways, _s.networks).where(_s.is_local.is_(False)).order_by(_s.name)
+    )
+    return [
+        SiteRow(int(i), str(n), json.loads(g), json.loads(w), json.loads(links.get(_LINK + n, "{}") or "{}"))
+        for i, n, g, w in rows
+    ]
+
+
+def local_networks(connection: sa.Connection) -> list[str]:
+    text = connection.execute(sa.select(_s.networks).where(_s.is_local.is_(True))).scalar()
+    found: list[str] = json.loads(text or "[]")
+    return found
+
+
+def put(connection: sa.Connection, row: SiteRow) -> None:
+    """Add a site or replace what is known of it. Raises ConflictError when another one has its number."""
+    same = connection.execute(sa.select(_s.name).where(_s.id == row.id)).scalar()
+    if same is not None and same != row.name:
+        raise ConflictError(
+            f"site {same!r} has the number {row.id} too: give each site its own placement.site_number",
+            code="site-number-taken",
+        )
+    values: dict[str, Any] = {"gateways": json.dumps(row.gateways), "networks": json.dumps(row.networks)}
+    done = connection.execute(
+        sa.update(schema.sites).where(_s.name == row.name, _s.is_local.is_(False)).values(**values)
+    )
+    if not done.rowcount:
+        connection.execute(sa.insert(schema.sites).values(id=row.id, name=row.name, is_local=False, **values))
+    set_link(connection, row.name, row.link)
+
+
+def set_link(connection: sa.Connection, name: str, link: dict[str, Any]) -> None:
+    leases.set_setting(connection, _LINK + name, json.dumps(link, sort_keys=True))
+
+
+def set_networks(connection: sa.Connection, name: str, networks: list[str]) -> None:
+    """Of any site, this one too. Raises NotFound."""
+    done = connection.execute(
+        sa.update(schema.sites).where(_s.name == name).values(networks=json.dumps(networks))
+    )
+    if not done.rowcount:
+        raise NotFound(f"there is no site {name!r}", code="no-such-site")
+
+
+def remove(connection: sa.Connection, name: str) -> int:
+    """Forget a site, its link and its queue; how many queue rows went."""
+    gone = connection.execute(sa.delete(schema.replication_queue).where(_q.target == name)).rowcount
+    connection.execute(sa.delete(schema.sites).where(_s.name == name, _s.is_local.is_(False)))
+    s = schema.settings.c
+    for prefix in (_LINK, _NAMES, _BACKFILL):
+        connection.execute(sa.delete(schema.settings).where(s.name == prefix + name))
+    return int(gone)
+
+
+# -- the queue ----------------------------------------------------------------------------------------------------
+def names_through(connection: sa.Connection, target: str) -> int:
+    return int(leases.setting(connection, _NAMES + target, "0"))
+
+
+def _rows(connection: sa.Connection, query: Any) -> list[QueueRow]:
+    return [QueueRow(*row) for row in connection.execute(query)]
+
+
+_COLUMNS: Final = (_q.sequence, _q.at_ms, _q.bucket_id, _q.key, _q.version, _q.kind, _q.size)
+
+
+def waiting_names(connection: sa.Connection, target: str, limit: int) -> list[QueueRow]:
+    """Rows whose names were not sent yet, in order."""
+    after = names_through(connection, target)
+    return _rows(
+        connection,
+        sa.select(*_COLUMNS).where(_q.target == target, _q.sequence > after).order_by(_q.sequence).limit(limit),
+    )
+
+
+def waiting_bodies(connection: sa.Connection, target: str, after: int, limit: int) -> list[QueueRow]:
+    """Rows whose names were sent, in order, behind a sequence."""
+    through = names_through(connection, target)
+    return _rows(
+        connection,
+        sa.select(*_COLUMNS)
+        .where(_q.target == target, _q.sequence > after, _q.sequence <= through)
+        .order_by(_q.sequence)
+        .limit(limit),
+    )
+
+
+def names_sent(connection: sa.Connection, target: str, *, through: int, finished: Sequence[int]) -> None:
+    """The names up to a sequence are at the target; `finished` rows need nothing more."""
+    leases.set_setting(connection, _NAMES + target, str(through))
+    finish(connection, target, finished)
+
+
+def finish(connection: sa.Connection, target: str, sequences: Sequence[int]) -> None:
+    for at in range(0, len(sequences), 500):
+        some = sequences[at : at + 500]
+        connection.execute(sa.delete(schema.replication_queue).where(_q.target == target, _q.sequence.in_(some)))
+
+
+def backlog(connection: sa.Connection, target: str) -> Backlog:
+    """A scan of the target's queue."""
+    through = names_through(connection, target)
+    size = sa.case((_q.kind == schema.CHANGE_PUT, _q.size), else_=0)
+    unsent = sa.case((_q.sequence > through, 1), else_=0)
+    row = connection.execute(
+        sa.select(
+            sa.func.count(), sa.func.coalesce(sa.func.sum(size), 0), sa.func.coalesce(sa.func.min(_q.at_ms), 0),
+            sa.func.coalesce(sa.func.sum(unsent), 0),
+        ).where(_q.target == target)
+    ).one()  # fmt: skip
+    return Backlog(*(int(value) for value in row))
+
+
+def versions_of(
+    connection: sa.Connection, names: Iterable[tuple[int, str, int]]
+) -> dict[tuple[int, str, int], ObjectRow]:
+    """Those of the named versions that still are there."""
+    found = {}
+    for bucket_id, key, version in names:
+        row = objects.latest(connection, bucket_id, key)
+        if row is None or row.version != version:
+            row = objects.version(connection, bucket_id, key, version)
+        if row is not None:
+            found[bucket_id, key, version] = row
+    return found
+
+
+# -- backfill -----------------------------------------------------------------------------------------------------
+def backfill_state(connection: sa.Connection, target: str) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(leases.setting(connection, _BACKFILL + target, "{}") or "{}")
+    return state
+
+
+def set_backfill(connection: sa.Connection, target: str, state: dict[str, Any]) -> None:
+    leases.set_setting(connection, _BACKFILL + target, json.dumps(state))
+
+
+def queue_page(
+    session: Session, target: str, bucket_id: int, *, prefix: str, after: str, limit: int, at_ms: int
+) -> tuple[int, str]:
+    """Queue the latest versions behind a key, as if they were written now; (how many, the last key or "")."""
+    t = schema.objects.c
+    query = (
+        sa.select(t.key, t.version, t.kind, t.size)
+        .where(t.bucket_id == bucket_id, t.key > after)
+        .order_by(t.key)
+        .limit(limit)
+    )
+    if prefix:
+        query = query.where(t.key >= prefix)
+    rows = session.connection.execute(query).all()
+    changes: list[feed.NewChange] = []
+    last = ""
+    for key, version, kind, size in rows:
+        if not key.startswith(prefix):
+            return _append(session, changes, at_ms), ""
+        last = key
+        if kind != schema.KIND_REMOTE:
+            what = schema.CHANGE_MARKER if kind == schema.KIND_MARKER else schema.CHANGE_PUT
+            changes.append(feed.NewChange(what, bucket_id, key, version, size, (target,)))
+    return _append(session, changes, at_ms), last if len(rows) == limit else ""
+
+
+def _append(session: Session, changes: list[feed.NewChange], at_ms: int) -> int:
+    feed.append_bulk(session, changes, at_ms=at_ms, version=0)
+    return len(changes)
+
+
+def buckets_of(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Bucket]:
+    """Buckets by id; those that are gone are left out."""
+    t, wanted = schema.buckets.c, sorted(set(ids))
+    found: dict[int, Bucket] = {}
+    for at in range(0, len(wanted), 500):
+        query = sa.select(*(t[name] for name in COLUMNS)).where(t.id.in_(wanted[at : at + 500]))
+        found.update((int(row[0]), Bucket.of(tuple(row))) for row in connection.execute(query))
+    return found

@@ -1,0 +1,173 @@
+"""Replication of this process: a worker per target while it holds the promoter's lease, and the waits of sync rules.
+
+Sync (rule 17): the local commit, with its queue row, is durable first; then the name and the bytes are delivered to
+each site whose rule is sync, past the queue; then the writer hears of success. When that does not end in SYNC_SECONDS
+the rule decides: `fail` answers outcome-unknown (the version stays, and is delivered later by the queue), `degrade`
+answers success at once and is counted; while a target is known to be away, degrading costs no wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from metadata.catalog import buckets, sites
+from metadata.catalog.queries import Connection
+from metadata.catalog.sites import QueueRow
+from metadata.services.sites import Sites
+from metadata.services.sites_apply import rules_of
+from metadata.services.sites_send import Parts, TargetStatus, TargetWorker, record_of
+from tierstore.errors import TierstoreError, UnavailableError
+from tierstore.wire.names import CommitItem, CommitResult
+from tierstore.wire.sites import (
+    NAME_GONE,
+    SEGMENT_BYTES,
+    FetchAnswer,
+    FetchBatch,
+    FetchItem,
+    NameAnswer,
+    NameBatch,
+    NameRecord,
+)
+
+log = logging.getLogger(__name__)
+
+SYNC_SECONDS: Final = 10.0
+#: Pages of a backfill per step.
+BACKFILL_PAGES: Final = 8
+
+
+class Replication:
+    """One per process."""
+
+    def __init__(self, parts: Parts, members: Sites) -> None:
+        self._parts = parts
+        self._members = members
+        self._workers: dict[str, tuple[TargetWorker, asyncio.Task[None]]] = {}
+        self.sync_waits = 0
+        self.sync_degraded = 0
+        self.sync_failed = 0
+
+    # -- workers --------------------------------------------------------------------------------------------
+    async def step(self) -> int:
+        """Follow membership, go on with backfills; how many targets there are."""
+        await self._members.refresh()
+        wanted = set(self._members.names())
+        for name in sorted(wanted - self._workers.keys()):
+            worker = TargetWorker(self._parts, name)
+            task = asyncio.get_running_loop().create_task(worker.run(), name=f"site {name}")
+            self._workers[name] = (worker, task)
+        for name in sorted(self._workers.keys() - wanted):
+            await self._end(name)
+        for name, (worker, task) in list(self._workers.items()):
+            if task.done():
+                log.error("the worker of site %s ended: %s", name, task.exception() if not task.cancelled() else "")
+                await self._end(name)       # begun again by the next step
+            elif not worker.status.is_paused:
+                for _ in range(BACKFILL_PAGES):
+                    if not await self._members.backfill_step(name):
+                        break
+                    worker.kick()
+        return len(self._workers)
+
+    async def _end(self, name: str) -> None:
+        _, task = self._workers.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def kick(self) -> None:
+        """Something was queued."""
+        for worker, _ in self._workers.values():
+            worker.kick()
+
+    def statuses(self) -> list[TargetStatus]:
+        return [worker.status for _, (worker, _) in sorted(self._workers.items())]
+
+    def is_away(self, name: str) -> bool:
+        """Whether a target is known not to answer."""
+        entry = self._workers.get(name)
+        return entry is not None and not entry[0].status.is_reachable
+
+    async def close(self) -> None:
+        for name in list(self._workers):
+            await self._end(name)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any bucket has a sync rule."""
+        return bool(self._members.sync_buckets)
+
+    # -- sync -----------------------------------------------------------------------------------------------
+    async def confirm(
+        self, items: Sequence[CommitItem], results: Sequence[CommitResult]
+    ) -> list[CommitResult]:
+        """The results as their writers may hear them, after the sites of sync rules have what they must."""
+        return list(await asyncio.gather(*(self._one(i, r) for i, r in zip(items, results, strict=True))))
+
+    async def _one(self, item: CommitItem, result: CommitResult) -> CommitResult:
+        m = item.mutation
+        if result.code or not result.version or m.bucket not in self._members.sync_buckets:
+            return result
+        bucket = await self._parts.database.read(lambda c: buckets.get(c, m.bucket))
+        seen: set[str] = set()
+        for rule in rules_of(bucket):
+            target = rule["target"]
+            if not m.key.startswith(rule["prefix"]) or target in seen:
+                continue
+            seen.add(target)
+            if rule["mode"] != "sync":
+                continue
+            problem = await self._deliver(target, bucket, m.key, result, may_skip=rule["on_failure"] == "degrade")
+            if problem and rule["on_failure"] == "fail":
+                self.sync_failed += 1
+                return CommitResult(
+                    code="outcome-unknown",
+                    detail=f"stored at this site, not yet at {target!r} ({problem}); it is delivered later",
+                )
+            if problem:
+                self.sync_degraded += 1
+        return result
+
+    async def _deliver(
+        self, target: str, bucket: buckets.Bucket, key: str, result: CommitResult, *, may_skip: bool
+    ) -> str:
+        """"" when the target has it durably, else why not."""
+        if may_skip and self.is_away(target):
+            return "the site is away"
+        self.sync_waits += 1
+        try:
+            async with asyncio.timeout(SYNC_SECONDS):
+                await self._send(target, bucket, key, result)
+        except TimeoutError:
+            return f"no answer in {SYNC_SECONDS:.0f} s"
+        except TierstoreError as error:
+            return str(error)
+        return ""
+
+    async def _send(self, target: str, bucket: buckets.Bucket, key: str, result: CommitResult) -> None:
+        row = self._members.known.get(target)
+        name = (bucket.id, key, result.version)
+
+        def work(c: Connection) -> NameRecord | None:
+            held = sites.versions_of(c, [name]).get(name)
+            change = QueueRow(0, 0, bucket.id, key, result.version, 0, result.size)
+            return record_of(bucket, change, held)
+
+        record = await self._parts.database.read(work)
+        record = record or NameRecord(bucket.name, key, NAME_GONE, result.version)
+        courier = self._members.courier
+        batch = NameBatch(self._parts.me().name, [record], {bucket.name: bucket.versioning})
+        answer = await courier.send(row, "/v1/sites/names", batch, NameAnswer, seconds=SYNC_SECONDS)
+        if answer.parked:
+            raise UnavailableError("its clock is a day behind", code="name-parked")
+        firsts = range(0, record.size, SEGMENT_BYTES)
+        items = [FetchItem(bucket.name, key, record.version, f, min(SEGMENT_BYTES, record.size - f)) for f in firsts]
+        for item in items:
+            fetched = await courier.send(
+                row, "/v1/sites/fetch", FetchBatch([item]), FetchAnswer, seconds=SYNC_SECONDS
+            )
+            if fetched.results[0].code:
+                raise UnavailableError(fetched.results[0].detail, code=fetched.results[0].code)
+

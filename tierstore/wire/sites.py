@@ -1,0 +1,123 @@
+"""What sites say to each other, over their gateways' one port, under a site's key (user "site:<name>").
+
+    POST /v1/sites/hello    Hello       -> HelloAnswer      lives, latency
+    POST /v1/sites/names    NameBatch   -> NameAnswer       names, deletes, metadata: small, sent first, in order
+    POST /v1/sites/fetch    FetchBatch  -> FetchAnswer      "fetch these bytes from me now": answered when durable there
+    GET  /v1/bodies/B/K     frames (tierstore/sdk/frames.py): bytes of one version, each piece with its CRC32C
+
+All bodies are MessagePack. A repeat of any message is harmless.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from tierstore.wire.names import ObjectMeta
+
+#: `user` of the keys that sites hold: this, then the name of the site that shows it.
+SITE_USER: Final = "site:"
+
+#: Kinds of a NameRecord.
+NAME_PUT: Final = 1        # that version exists
+NAME_MARKER: Final = 2     # that version is a delete marker (in a bucket without versioning: a tombstone)
+NAME_GONE: Final = 3       # that version was removed for good
+NAME_META: Final = 4       # its metadata was replaced
+
+#: Bytes of one FetchItem at most: a break costs no more than this.
+SEGMENT_BYTES: Final = 8 << 20
+NAMES_MAX: Final = 512
+FETCHES_MAX: Final = 64
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True):
+    site: str
+    at_ms: int
+    cluster_id: str = ""
+
+
+class HelloAnswer(msgspec.Struct, array_like=True, frozen=True):
+    site: str
+    at_ms: int
+    cluster_id: str = ""
+
+
+class NameRecord(msgspec.Struct, array_like=True, frozen=True):
+    """One version as the sender has it."""
+
+    bucket: str
+    key: str
+    kind: int
+    version: int
+    size: int = 0
+    etag: str = ""
+    created_at_ms: int = 0
+    is_null: bool = True
+    meta: ObjectMeta | None = None
+
+
+class NameBatch(msgspec.Struct, array_like=True, frozen=True):
+    """buckets: name -> versioning, of the buckets that are named."""
+
+    site: str
+    names: list[NameRecord]
+    buckets: dict[str, str] = {}
+
+
+class NameAnswer(msgspec.Struct, array_like=True, frozen=True):
+    """applied: changed something here; lost: an equal or later version was here already; parked: places in the batch
+    whose version lies more than a day ahead of this site's clock: not taken, to be sent again."""
+
+    applied: int
+    lost: int
+    parked: list[int] = []
+
+
+class FetchItem(msgspec.Struct, array_like=True, frozen=True):
+    bucket: str
+    key: str
+    version: int
+    first: int
+    length: int
+
+
+class FetchBatch(msgspec.Struct, array_like=True, frozen=True):
+    items: list[FetchItem]
+
+
+class FetchResult(msgspec.Struct, array_like=True, frozen=True):
+    """bytes: how many travelled (0: they were here). code "" when they are durable here."""
+
+    code: str = ""
+    detail: str = ""
+    bytes: int = 0
+
+
+class FetchAnswer(msgspec.Struct, array_like=True, frozen=True):
+    results: list[FetchResult]
+
+
+class Peer(msgspec.Struct, array_like=True, frozen=True):
+    """Another site, as metadata tells its gateways. token: ours for it. latency_ms: 0 when not measured."""
+
+    name: str
+    number: int
+    gateways: list[str]
+    token: str
+    networks: list[str] = []
+    latency_ms: float = 0.0
+
+
+class Peers(msgspec.Struct, array_like=True, frozen=True):
+    """networks: of this site."""
+
+    site: str
+    peers: list[Peer] = []
+    networks: list[str] = []
+
+
+class NewKey(msgspec.Struct, array_like=True, frozen=True):
+    """A new token for the receiver's site to show here; its old one ends when the answer has come."""
+
+    token: str
