@@ -69,6 +69,7 @@ class DiskDevice:
         self._clock = clock
         self._loop = loop
         self._pool = pool
+        self._noting = asyncio.Lock()
         self._seed = records.seed_of(self.uuid)
         self._spindle = Spindle(seek_ms=settings.simulate_seek_ms,
                                 bytes_per_second=settings.simulate_bytes_per_second) if settings.is_simulated else None
@@ -531,13 +532,17 @@ class DiskDevice:
         return await self._compactor.run(garbage_ratio=garbage_ratio, bytes_max=bytes_max)
 
     async def note(self, *, cluster_id: str, seen_sequence: int) -> None:
-        identity = replace(self._layout.identity, cluster_id=cluster_id, seen_sequence=seen_sequence)
-        if identity != self._layout.identity:
-            try:
-                await self.run(self._layout.store, identity)
-            except OSError as error:
-                raise self.write_failed(error) from error
-        self.cluster_id, self.seen_sequence = cluster_id, seen_sequence
+        # One at a time: two that replace the file at once would rename each other's staged file away.
+        async with self._noting:
+            if cluster_id == self.cluster_id and seen_sequence < self.seen_sequence:
+                return      # a newer one was written while this one waited; the mark only rises
+            identity = replace(self._layout.identity, cluster_id=cluster_id, seen_sequence=seen_sequence)
+            if identity != self._layout.identity:
+                try:
+                    await self.run(self._layout.store, identity)
+                except OSError as error:
+                    raise self.write_failed(error) from error
+            self.cluster_id, self.seen_sequence = cluster_id, seen_sequence
 
     # the index's flush
 

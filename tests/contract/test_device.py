@@ -390,6 +390,19 @@ def test_a_full_device_refuses_writes_and_goes_on_reading_and_deleting(make: Mak
     asyncio.run(walk())
 
 
+def test_notes_at_the_same_time_leave_the_newest_and_a_device_that_is_well(make: Make) -> None:
+    """Several delete jobs note the catalog's sequence at once: replacing the file under each other's hands took the
+    device out as failed."""
+
+    async def walk() -> None:
+        async with opened(make) as device:
+            for base in range(10, 60, 10):
+                await asyncio.gather(*(device.note(cluster_id="c1", seen_sequence=base + n) for n in range(8)))
+            assert (device.cluster_id, device.seen_sequence, device.state) == ("c1", 57, "ok")
+
+    asyncio.run(walk())
+
+
 def test_the_owner_is_noted(make: Make) -> None:
     """Rule 1: a device knows its cluster and the highest sequence it has seen."""
 
