@@ -1,0 +1,311 @@
+"""The promoter's tick over a catalog in memory: what it queues, what it takes back, what it never touches."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metadata.catalog import buckets, jobs
+from metadata.catalog.jobs import JobCount
+from metadata.promoter.heat import HeatGatherer
+from metadata.services.recorder import Recorder
+from metadata.services.tiering import Tiering
+from metadata.services.tiering_walk import ShelfWalk
+from metadata.services.view import DeviceInfo
+from tests.unit.cluster.cluster_kit import MiniCluster, follow_feed, new_cluster
+from tierstore.clock import ManualClock
+from tierstore.errors import ConflictError
+from tierstore.policy.heat import pack_delta
+from tierstore.policy.rules import Policy, parse
+from tierstore.ticket import ROLE_CACHE, ROLE_HOME
+from tierstore.wire.cluster import DeviceReport
+
+MIB = 1 << 20
+
+
+@dataclass
+class Rig:
+    """Two slow servers with homes, one with a fast device."""
+
+    cluster: MiniCluster
+    heat: HeatGatherer
+    tiering: Tiering
+    walk: ShelfWalk
+    sequence: int = 0
+    revision: int = 1
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def fast(self) -> int:
+        return self.cluster.device("f")
+
+    def read(self, chunk: bytes, count: float, *, server: str = "a") -> None:
+        """Count reads of a chunk as a heartbeat of that server brings them."""
+        self.sequence += 1
+        store = self.cluster.stores[server].server
+        self.heat.merge(store.id, store.incarnation, self.sequence, pack_delta([(chunk, count)]))
+
+    async def tick(self, *, epoch: int = 0) -> None:
+        """Ten seconds pass, the promoter ticks, servers do what is queued, the reverse table follows."""
+        await self.cluster.pass_time(10.0, *self.cluster.stores)
+        self.tiering.served.note(1, 1, {"hdd": (0, self.sequence * 100 * MIB)})
+        await self.tiering.tick(epoch)
+        for store in self.cluster.stores.values():
+            await store.turn(self.cluster)
+        await follow_feed(self.cluster.world)
+
+    async def cached(self, chunk: bytes) -> set[int]:
+        return {d for d, r in (await self.cluster.replicas(chunk)).items() if r.role == ROLE_CACHE and r.state == 0}
+
+    async def counts(self) -> list[JobCount]:
+        return await self.cluster.world.database.read(jobs.counts)
+
+    def set_policy(self, document: dict[str, Any]) -> None:
+        self.policy, self.revision = parse(document), self.revision + 1
+
+
+async def new_rig(*, capacity: int = 10 * MIB) -> Rig:
+    cluster = await new_cluster("a", "b")
+    await cluster.world.database.write(lambda c: buckets.create(c, "bkt", owner="", at_ms=0))
+    store = await cluster.add_server("f", 9)
+    store.server.devices = [
+        DeviceReport(bytes([9]) * 16, "ssd", "/d9", capacity_bytes=capacity, read_ms=0.1, read_bytes_per_second=2e9)
+    ]
+    await store.server.beat()
+    heat = HeatGatherer(cluster.world.clock, None)
+    rig: Rig
+
+    def policy() -> tuple[int, Policy]:
+        return rig.revision, rig.policy
+
+    tiering = Tiering(
+        cluster.world.database, cluster.world.cluster, cluster.queue._book, cluster.queue, heat, policy=policy
+    )
+
+    def choose(size: int, tier: str, taken: Any) -> DeviceInfo | None:
+        return cluster.repair.choose(size, tier, exclude_servers=taken)
+
+    rig = Rig(cluster, heat, tiering, ShelfWalk(cluster.world.database, cluster.world.cluster, tiering, choose=choose))
+    rig.set_policy({"version": 1, "promoter": {"chunk_max": 1.0, "budget": 10.0}})
+    return rig
+
+
+def test_a_chunk_that_is_read_gets_a_copy_on_the_fast_device_and_keeps_its_homes() -> None:
+    """Promotion is a copy: losing every fast device loses nothing."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        chunk = await rig.cluster.put("k", "a", "b", size=MIB)
+        homes = await rig.cluster.homes(chunk)
+        rig.read(chunk, 5)
+        await rig.tick()
+        assert await rig.cached(chunk) == {rig.fast}
+        assert chunk in rig.cluster.held_on(rig.fast)
+        assert await rig.cluster.homes(chunk) - {"f"} == homes == {"a", "b"}
+        await rig.tick()
+        assert rig.tiering.totals.promotions == 1 and rig.tiering.under_way == 0
+        assert [d.action for d in rig.tiering.decisions[chunk]] == ["promote"]
+
+    asyncio.run(run())
+
+
+def test_a_hotter_chunk_takes_the_place_of_the_lowest_and_no_home_copy_is_let_go() -> None:
+    """The one thing a tier must never do is to lose the copies that count."""
+
+    async def run() -> None:
+        rig = await new_rig(capacity=10 * MIB)
+        chunks = [await rig.cluster.put(f"k{n}", "a", "b", size=4 * MIB) for n in range(3)]
+        for count, chunk in zip((2, 4), chunks[:2], strict=True):
+            rig.read(chunk, count)
+        await rig.tick()
+        assert await rig.cached(chunks[0]) == await rig.cached(chunks[1]) == {rig.fast}
+        rig.read(chunks[2], 50)
+        await rig.tick()
+        await rig.tick()
+        assert await rig.cached(chunks[0]) == set(), "the coldest went"
+        assert await rig.cached(chunks[1]) == await rig.cached(chunks[2]) == {rig.fast}
+        assert rig.cluster.held_on(rig.fast) == set(chunks[1:])
+        deletes = [j for j in rig.cluster.stores["f"].jobs_seen if j.kind == "delete"]
+        assert len(deletes) == 1 and deletes[0].discard, "its room is free at once"
+        for chunk in chunks:
+            assert {d for d, r in (await rig.cluster.replicas(chunk)).items() if r.role == ROLE_HOME} == {
+                rig.cluster.device("a"), rig.cluster.device("b")
+            }  # fmt: skip
+
+    asyncio.run(run())
+
+
+def test_a_copy_that_cannot_be_made_gives_its_room_back_and_is_decided_anew() -> None:
+    """A full or erring fast device fails nothing and leaves no job behind."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        chunk = await rig.cluster.put("k", "a", "b", size=MIB)
+        rig.cluster.stores["f"].refuse = "device-full"
+        rig.read(chunk, 5)
+        await rig.tick()
+        await rig.tick()
+        assert await rig.cached(chunk) == set() and await rig.counts() == []
+        assert rig.tiering.totals.failed == 1
+        assert rig.tiering.planner is not None and rig.tiering.planner.device_bytes(rig.fast) == 0
+        rig.cluster.stores["f"].refuse = ""
+        rig.read(chunk, 1)
+        await rig.tick()
+        assert await rig.cached(chunk) == {rig.fast}
+
+    asyncio.run(run())
+
+
+def test_a_tick_under_an_old_epoch_writes_nothing() -> None:
+    """A holder that slept past its lease must not act beside the new one (rule 15)."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        world = rig.cluster.world
+        epoch = await world.lease.renew()
+        chunk = await rig.cluster.put("k", "a", "b", size=MIB)
+        rig.read(chunk, 5)
+        with pytest.raises(ConflictError):
+            await rig.tick(epoch=epoch + 1)
+        assert await rig.counts() == [] and rig.tiering.planner is not None
+        assert rig.tiering.planner.device_bytes(rig.fast) == 0, "what was not queued is not resident"
+
+    asyncio.run(run())
+
+
+def test_a_new_holder_learns_from_the_catalog_what_is_resident() -> None:
+    """A restart in the middle of a tick must neither forget copies nor make them twice."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        chunk = await rig.cluster.put("k", "a", "b", size=MIB)
+        rig.read(chunk, 5)
+        await rig.tick()
+        await rig.tiering.begin(7)
+        assert rig.tiering.planner is not None and rig.tiering.planner.devices_of(chunk) == ()
+        while not rig.walk.is_complete:
+            await rig.walk.step(7)
+        assert rig.tiering.planner.devices_of(chunk) == (rig.fast,)
+
+    asyncio.run(run())
+
+
+def test_a_deleted_object_is_forgotten_with_its_heat() -> None:
+    """Else the fast tier fills with what nobody can read."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        chunk = await rig.cluster.put("k", "a", "b", size=MIB)
+        rig.read(chunk, 5)
+        await rig.tick()
+        await rig.cluster.delete("k")
+        await rig.tick()
+        assert rig.tiering.planner is not None and rig.tiering.planner.devices_of(chunk) == ()
+        assert rig.heat.heat_per_hour(chunk) == 0.0
+
+    asyncio.run(run())
+
+
+def test_never_lets_copies_go_at_the_next_tick_though_nobody_reads_them() -> None:
+    """A rule must not wait for a reader to take effect."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        chunk = await rig.cluster.put("k", "a", "b", size=MIB)
+        rig.read(chunk, 5)
+        await rig.tick()
+        rig.set_policy({"version": 1, "rules": [{"name": "no", "mode": "never"}]})
+        await rig.tick()
+        assert await rig.cached(chunk) == set()
+
+    asyncio.run(run())
+
+
+def test_reads_cause_no_statement_and_a_large_delta_is_merged_in_half_a_second() -> None:
+    """Ceph's and Gluster's tiers kept a database in the read path; here heat is only in memory."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        entries = pack_delta([(random.Random(n).randbytes(16), 1.0) for n in range(100_000)])
+        writes = rig.cluster.world.cluster.sequence
+        began = time.perf_counter()
+        assert rig.heat.merge(1, 1, 1, entries) == 1
+        assert time.perf_counter() - began < 0.5
+        assert rig.heat.merge(1, 1, 1, entries) == 1 and rig.heat.entries_merged == 100_000, "a repeat is not counted"
+        await rig.cluster.world.cluster.refresh()
+        assert rig.cluster.world.cluster.sequence == writes and await rig.counts() == []
+
+    asyncio.run(run())
+
+
+def test_heat_and_history_survive_a_restart(tmp_path: Path) -> None:
+    """At most one interval is lost, and what-if still has its day of history."""
+
+    async def run() -> None:
+        clock = ManualClock()
+        heat, recorder = HeatGatherer(clock, tmp_path / "heat.bin"), Recorder(clock, tmp_path)
+        chunk = bytes(16)
+        heat.merge(1, 1, 1, pack_delta([(chunk, 9.0)]))
+        await heat.step(0)
+        heat.merge(1, 1, 2, pack_delta([(chunk, 1.0)]))      # after the snapshot: lost by a kill
+        for n in range(100):
+            recorder.read("bkt", f"k{n % 7}", 1000)
+        kept = await recorder.segments()
+        recorder.read("bkt", "late", 5)                      # not flushed
+        again, reloaded = HeatGatherer(clock, tmp_path / "heat.bin"), Recorder(clock, tmp_path)
+        await again.load()
+        await reloaded.load()
+        assert again.heat_per_hour(chunk) == pytest.approx(heat.heat_per_hour(chunk) * 0.9)
+        assert len(kept) == 1 and await reloaded.segments() == kept
+        (tmp_path / "000000000000000-00000000.history").write_bytes(b"rot")
+        damaged = Recorder(clock, tmp_path)
+        await damaged.load()
+        assert await damaged.segments() == kept
+
+    asyncio.run(run())
+
+
+def test_landed_homes_are_copied_home_and_stay_as_cache_copies() -> None:
+    """land-fast: full speed for the writer, N+1 all the time, home in the end."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        await rig.cluster.add_server("c", 5)
+        chunk = await rig.cluster.put("k", "a", "f", size=MIB)
+        for _ in range(4):
+            await rig.cluster.pass_time(1.0, *rig.cluster.stores)
+            await rig.walk.step(0)
+            exposed = sum(e.bytes for e in rig.walk.exposed.values())
+            for store in rig.cluster.stores.values():
+                await store.turn(rig.cluster)
+            await follow_feed(rig.cluster.world)
+            live = [r for r in (await rig.cluster.replicas(chunk)).values() if r.role == ROLE_HOME and r.state == 0]
+            assert len(live) >= 2
+        replicas = await rig.cluster.replicas(chunk)
+        tiers = {d: rig.cluster.world.cluster.view.devices[d].tier for d in replicas}
+        assert sorted(tiers[d] for d, r in replicas.items() if r.role == ROLE_HOME) == ["hdd", "hdd"]
+        assert replicas[rig.fast].role == ROLE_CACHE and exposed == 0
+
+    asyncio.run(run())
+
+
+def test_the_rate_falls_while_clients_keep_the_servers_busy() -> None:
+    """Clients first; but never to nothing, for moving what is hot takes the load away."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        await rig.tiering.tick(0)
+        calm = rig.cluster.queue.rates.promote
+        for server in rig.cluster.world.cluster.view.servers.values():
+            server.load = 1.0
+        await rig.tiering.tick(0)
+        assert 0 < rig.cluster.queue.rates.promote <= calm // 9
+        assert replace(rig.cluster.queue.rates, promote=calm).of("promote") == calm
+
+    asyncio.run(run())
