@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -20,6 +21,25 @@ from metadata.catalog.packed import PackedChunk, Replica, pack, pack_replicas, u
 
 _PLACEMENTS = schema.placements.c
 _CHUNKS = schema.chunks
+# Built once: building a statement costs more than running it, and the audit runs them for every copy there is.
+_PLACE = sa.select(_PLACEMENTS.bucket_id, _PLACEMENTS.key, _PLACEMENTS.version).where(
+    _PLACEMENTS.device_id == sa.bindparam("device_id"), _PLACEMENTS.chunk_id == sa.bindparam("chunk_id")
+)
+_CHUNK = (
+    sa.select(_CHUNKS.c.chunk_bytes, _CHUNKS.c.crc32c, _CHUNKS.c.redundancy, _CHUNKS.c.replicas)
+    .where(_CHUNKS.c.id == sa.bindparam("chunk_id")).with_for_update()
+)  # fmt: skip
+
+
+def _body_query(table: sa.Table) -> sa.Select[Any]:
+    t = table.c
+    return sa.select(t.body).where(
+        t.bucket_id == sa.bindparam("bucket_id"), t.key == sa.bindparam("key"), t.version == sa.bindparam("version"),
+        t.kind == schema.KIND_INLINE,
+    ).with_for_update()  # fmt: skip
+
+
+_BODY_OF = {table: _body_query(table) for table in (schema.objects, schema.versions)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +72,7 @@ class CatalogBook:
     def locate(self, connection: sa.Connection, device: int, chunk: bytes) -> Located | None:
         """The chunk that the reverse table has on the device, its row locked; None when nothing names it any more, or
         the reverse table does not have it there."""
-        query = sa.select(_PLACEMENTS.bucket_id, _PLACEMENTS.key, _PLACEMENTS.version).where(
-            _PLACEMENTS.device_id == device, _PLACEMENTS.chunk_id == chunk
-        )
-        place = connection.execute(query).first()
+        place = connection.execute(_PLACE, {"device_id": device, "chunk_id": chunk}).first()
         if place is None:
             return None
         if place.bucket_id is not None:
@@ -72,17 +89,11 @@ class CatalogBook:
     def _body(
         self, connection: sa.Connection, table: sa.Table, bucket_id: int, key: str, version: int
     ) -> bytes | None:  # fmt: skip
-        t = table.c
-        query = sa.select(t.body).where(
-            t.bucket_id == bucket_id, t.key == key, t.version == version, t.kind == schema.KIND_INLINE
-        )
-        body = connection.execute(query.with_for_update()).scalar()
+        body = connection.execute(_BODY_OF[table], {"bucket_id": bucket_id, "key": key, "version": version}).scalar()
         return None if body is None else bytes(body)
 
     def _own_row(self, connection: sa.Connection, chunk: bytes) -> Located | None:
-        t = _CHUNKS.c
-        query = sa.select(t.chunk_bytes, t.crc32c, t.redundancy, t.replicas).where(t.id == chunk).with_for_update()
-        row = connection.execute(query).first()
+        row = connection.execute(_CHUNK, {"chunk_id": chunk}).first()
         if row is None:
             return None
         replicas = unpack_replicas(bytes(row.replicas))

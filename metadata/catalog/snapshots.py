@@ -63,6 +63,8 @@ _VOLATILE: Final = frozenset({
 _LONG: Final = frozenset({schema.KIND_ROWS, schema.KIND_REMOTE})
 #: Settings that belong to one catalog's life, not to its content.
 _OWN_SETTINGS: Final = frozenset({"placements_sequence", "placements_garbage_id"})
+#: Setting "sequence,at_ms" of a restored catalog: as long as the feed stands there, nothing was written since.
+RESTORED: Final = "restored"
 _BY_NAME: Final = {table.name: table for table in TABLES}
 
 
@@ -74,7 +76,9 @@ class Loaded:
     at_ms: int = 0
     cluster_id: str = ""
     rows: dict[str, int] = field(default_factory=dict)
-    tombstones: set[tuple[int, str]] = field(default_factory=set)
+    #: (bucket id, key) -> catalog ms of the newest deletion; bucket name -> catalog ms of its newest change.
+    tombstones: dict[tuple[int, str], int] = field(default_factory=dict)
+    bucket_changes: dict[str, int] = field(default_factory=dict)
 
 
 def _frame(table: str, columns: list[str], rows: list[Any]) -> bytes:
@@ -110,7 +114,8 @@ def dump(connection: sa.Connection, *, at_ms: int) -> Iterator[bytes]:
         for rows in _pages(connection, table):
             totals[table.name] = totals.get(table.name, 0) + len(rows)
             yield _frame(table.name, columns, rows)
-    recent = sa.select(schema.changes).where(schema.changes.c.at_ms >= at_ms - CHANGES_MS).limit(1_000_000)
+    recent = sa.select(schema.changes).where(schema.changes.c.at_ms >= at_ms - CHANGES_MS)
+    recent = recent.order_by(schema.changes.c.sequence).limit(1_000_000)
     yield _frame(CHANGES, [], [list(row) for row in connection.execute(recent)])
     yield _end(connection, sequence, at_ms, totals)
 
@@ -141,6 +146,8 @@ def restore(connection: sa.Connection, data: bytes) -> int:
         raise ConflictError("this catalog has buckets or objects; restore into an empty one", code="catalog-not-empty")
     loaded = load(connection, data)
     settle(connection, sequence=loaded.sequence, version=0)
+    value = f"{feed.head(connection)[0]},{loaded.at_ms}"
+    upsert(connection, schema.settings, ["name"], {"name": RESTORED, "value": value})
     return count_objects(connection)
 
 
@@ -216,7 +223,7 @@ def _images(
     gone: list[list[Any]] = []
     gone_versions: list[list[Any]] = []
     bodies: set[int] = set()
-    o, v = schema.objects, schema.versions
+    v = schema.versions
     present, many = _present(connection, named)
     for (bucket_id, key), version_ids in named.items():
         row = present.get((bucket_id, key))
@@ -340,7 +347,11 @@ def _note(loaded: Loaded, name: str, rows: list[Any]) -> bool:
         return True
     if name == CHANGES:
         deletions = (schema.CHANGE_DELETE, schema.CHANGE_MARKER)
-        loaded.tombstones.update((int(row[3]), str(row[4])) for row in rows if row[2] in deletions)
+        for _, at_ms, kind, bucket_id, key, _ in rows:      # in the order of the feed: the newest stays
+            if kind in deletions:
+                loaded.tombstones[int(bucket_id), str(key)] = int(at_ms)
+            elif kind == schema.CHANGE_BUCKET:
+                loaded.bucket_changes[str(key)] = int(at_ms)
         return True
     return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime
 from typing import Final
 
@@ -78,7 +79,13 @@ def page_json(page: ListResult) -> bytes:
 
 def rfc3339(at_ms: int) -> str:
     """A time in ms since 1970, as RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    seconds, ms = divmod(at_ms, 1000)
+    return f"{_rfc3339_second(seconds)}.{ms:03d}Z"
+
+
+@functools.lru_cache(maxsize=4096)      # neighbours of a page were often written in the same seconds
+def _rfc3339_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _text_of(exchange: Exchange, name: bytes) -> str:
