@@ -134,7 +134,7 @@ def build(
     async def status(request: Request) -> ReplicationModel:
         await callers.admin(request)
         now_ms = clock.now_ms()
-        targets = [_target(s, now_ms, await sites.backfill_left(s.site)) for s in replication.statuses()]
+        targets = [_target(s, now_ms, await sites.backfill_left(s.site)) for s in await replication.measured()]
         return ReplicationModel(
             targets=targets,
             sync=SyncModel(

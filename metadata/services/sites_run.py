@@ -85,6 +85,12 @@ class Replication:
     def statuses(self) -> list[TargetStatus]:
         return [worker.status for _, (worker, _) in sorted(self._workers.items())]
 
+    async def measured(self) -> list[TargetStatus]:
+        """The same with the backlogs of this moment."""
+        for worker, _ in list(self._workers.values()):
+            await worker.measure()
+        return self.statuses()
+
     def is_away(self, name: str) -> bool:
         """Whether a target is known not to answer."""
         entry = self._workers.get(name)

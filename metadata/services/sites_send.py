@@ -180,11 +180,15 @@ class TargetWorker:
             took_ms = (parts.clock.monotonic() - began) * 1000
             known = parts.known.latency_ms.get(self.name, took_ms)
             status.latency_ms = parts.known.latency_ms[self.name] = min(took_ms, known * 0.75 + took_ms * 0.25)
-        status.backlog = await parts.database.scan(lambda c: sites.backlog(c, self.name))
+        await self.measure()
         if status.is_reachable and not status.backlog.objects:
             status.confirmed_at_ms = now_ms
-        status.bytes_per_second = self._rate()
         await parts.clock.sleep(HELLO_SECONDS)
+
+    async def measure(self) -> None:
+        """Bring the figures of the status up to now."""
+        self.status.backlog = await self._parts.database.scan(lambda c: sites.backlog(c, self.name))
+        self.status.bytes_per_second = self._rate()
 
     # -- names ----------------------------------------------------------------------------------------------
     async def _names(self) -> None:
