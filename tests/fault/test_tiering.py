@@ -1,0 +1,162 @@
+"""Faults in the middle of tiering: servers and metadata killed while copies are made, fast devices full, erring, gone.
+
+Fast copies are extra: whatever happens to them, no read fails, no object is lost, nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.kit.admin import wait_settled
+from tests.kit.cluster import Cluster, cluster, wait_until
+from tests.kit.inventory import compare
+
+slow = pytest.mark.slow
+KIB = 1 << 10
+OBJECTS = 60
+SIZE = 100 * KIB
+
+
+class Readers:
+    """Read everything again and again, hot keys more often; every byte checked."""
+
+    def __init__(self, c: Cluster) -> None:
+        self._cluster = c
+        self._bodies = {n: random.Random(n).randbytes(SIZE) for n in range(OBJECTS)}
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.failures: list[str] = []
+        self.tiers: dict[str, int] = {}
+        self.reads = 0
+
+    def client(self) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self._cluster.token}"}
+        return httpx.Client(base_url=self._cluster.gateway, headers=headers, timeout=60)
+
+    def store(self) -> None:
+        with self.client() as rest:
+            assert rest.put("/v1/buckets/bkt").status_code in (201, 409)
+            for n, body in self._bodies.items():
+                answer = rest.put(f"/v1/objects/bkt/{n}", content=body)
+                assert answer.status_code == 200, answer.text
+
+    def _read(self, seed: int) -> None:
+        rng = random.Random(seed)
+        with self.client() as rest:
+            while not self._stop.is_set():
+                n = min(int(rng.paretovariate(0.8)) - 1, OBJECTS - 1)
+                try:
+                    answer = rest.get(f"/v1/objects/bkt/{n}")
+                except httpx.HTTPError as error:
+                    self.failures.append(f"{n}: {type(error).__name__} {error}")
+                    continue
+                if answer.status_code != 200 or answer.content != self._bodies[n]:
+                    self.failures.append(f"{n}: {answer.status_code} {answer.text[:200]}")
+                    continue
+                tier = answer.headers["x-tierstore-tier"]
+                self.tiers[tier] = self.tiers.get(tier, 0) + 1
+                self.reads += 1
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._threads = [threading.Thread(target=self._read, args=(seed,)) for seed in range(2)]
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join()
+
+    def more(self, count: int) -> None:
+        """Let so many further reads happen."""
+        until = self.reads + count
+        wait_until(lambda: self.reads >= until, seconds=60, what=f"{count} more reads, failures: {self.failures[:3]}")
+
+
+def _status(rest: httpx.Client) -> dict[str, Any]:
+    answer = rest.get("/v1/admin/tiering")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def _churn(rest: httpx.Client) -> None:
+    """A promoter that is always busy: much budget, quick ticks, forgets soon."""
+    promoter = {"tick": "1s", "half_life": "60s", "budget": 10, "chunk_max": 0.2, "hysteresis": 0.05}
+    answer = rest.put("/v1/admin/policy", json={"version": 1, "promoter": promoter})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("victims", [
+    ("objectd1", "metadata1"), pytest.param(("objectd1", "metadata1", "objectd2", "metadata1", "objectd3"), marks=slow),
+])  # fmt: skip
+def test_kills_in_the_middle_of_promotions_fail_no_read_and_leave_nothing(
+    tmp_path: Path, victims: tuple[str, ...]
+) -> None:
+    """An object server dies while it copies, metadata dies while it ticks: the next one goes on from the catalog."""
+    flags = ("--device", "ssd=4MiB", "--device", "hdd=256MiB,4ms,160MB/s", "--mem", "0")
+    with cluster(tmp_path, *flags) as c:
+        readers = Readers(c)
+        readers.store()
+        with readers.client() as rest:
+            _churn(rest)
+            with readers.running():
+                wait_until(lambda: _status(rest)["promotions"] > 3, seconds=30, what="promotions under load")
+                for victim in victims:
+                    before = time.monotonic()
+                    c.send_signal(victim, signal.SIGKILL)
+                    readers.more(200)
+                    wait_until(
+                        lambda: _status(rest)["promotions"] > 0, seconds=40,
+                        what=f"promotions after {victim} died {time.monotonic() - before:.0f} s ago",
+                    )  # fmt: skip
+            assert not readers.failures, readers.failures[:5]
+            assert readers.tiers["ssd"] > 0
+            paused = {"version": 1, "promoter": {"paused": True}}
+            assert rest.put("/v1/admin/policy", json=paused).status_code == 200
+        wait_settled(c, seconds=60)
+        assert c.stop() == 0
+        found = compare(c)
+        assert not found.missing, found.missing[:5]
+        assert not found.thin, found.thin[:5]
+        assert not found.orphans, found.orphans[:5]
+
+
+@slow
+def test_a_fast_device_that_is_wiped_or_full_fails_no_read_and_no_write(tmp_path: Path) -> None:
+    """Somebody pulls the fast disk: its copies are found missing, read elsewhere, and forgotten."""
+    flags = ("--device", "ssd=4MiB", "--device", "hdd=256MiB,4ms,160MB/s", "--mem", "0")
+    with cluster(tmp_path, *flags) as c:
+        readers = Readers(c)
+        readers.store()
+        with readers.client() as rest:
+            _churn(rest)
+            with readers.running():
+                wait_until(lambda: _status(rest)["promotions"] > 10, seconds=30, what="promotions under load")
+                wiped = next(
+                    Path(d["path"]) for p in c.processes("objectd") if p.name == "objectd1"
+                    for d in p.devices if d["tier"] == "ssd"
+                )  # fmt: skip
+                for part in list(wiped.iterdir()):
+                    shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+                readers.more(300)
+                c.kill("objectd1")      # comes back without its fast device's files
+                readers.more(600)
+                for n in range(20):     # writes go on all the time
+                    assert rest.put(f"/v1/objects/bkt/new{n}", content=b"n" * SIZE).status_code == 200
+            assert not readers.failures, readers.failures[:5]
+            for n in range(20):
+                assert rest.get(f"/v1/objects/bkt/new{n}").content == b"n" * SIZE
