@@ -1,0 +1,243 @@
+"""`python -m bench.tiering.replay`: requests of twitter52 against a real cluster whose hdd devices are really slower.
+
+Three runs of the same requests on the same objects: promoter off, promoter on, promoter and RAM cache on. Four
+closed-loop clients over REST; sizes are scaled up (the trace's are hundreds of bytes), trace time is scaled to
+--seconds, tick and half-life alike. Every body is compared. Reported: mean and p99 after a third of the requests, the
+share of reads by tier as the clients saw it and as the gateway counted it, bytes moved per byte served.
+
+    bars    mean with the promoter / off <= 0.5, with mem too <= 0.35
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from bench.tiering.workloads import load
+from tests.kit.cluster import Cluster, free_port_base, wait_until
+from tierstore.policy.trace import GET
+
+MIB: Final = 1 << 20
+CLIENTS: Final = 4
+FOOTPRINT_BYTES: Final = 240 * MIB
+SERVERS: Final = 3
+
+
+@dataclass
+class Run:
+    """What one replay showed. seconds: of each request, in order."""
+
+    seconds: list[float] = field(default_factory=list)
+    tiers: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
+    moved_per_served: float = 0.0
+    counted: dict[str, int] = field(default_factory=dict)
+
+    def after_warm_up(self) -> Any:
+        return np.array(self.seconds[len(self.seconds) // 3 :])
+
+    @property
+    def mean_ms(self) -> float:
+        return float(self.after_warm_up().mean()) * 1e3
+
+    @property
+    def p99_ms(self) -> float:
+        return float(np.percentile(self.after_warm_up(), 99)) * 1e3
+
+
+def body_of(key: int, size: int) -> bytes:
+    seed = hashlib.blake2b(key.to_bytes(8, "little")).digest()
+    return (seed * (size // len(seed) + 1))[:size]
+
+
+class Client:
+    def __init__(self, c: Cluster) -> None:
+        self._connection = http.client.HTTPConnection(c.gateway.removeprefix("http://"), timeout=60)
+        self._headers = {"authorization": f"Bearer {c.token}"}
+
+    def __call__(self, method: str, target: str, body: bytes | None = None) -> tuple[int, bytes, str]:
+        self._connection.request(method, target, body, self._headers)
+        answer = self._connection.getresponse()
+        return answer.status, answer.read(), answer.getheader("x-tierstore-tier") or ""
+
+    def json(self, method: str, target: str, tree: Any = None) -> Any:
+        status, body, _ = self(method, target, None if tree is None else json.dumps(tree).encode())
+        assert status < 300, (target, status, body[:300])
+        return json.loads(body) if body else None
+
+
+@dataclass
+class Workload:
+    """Requests in order: key, size, due time (s)."""
+
+    keys: list[int]
+    sizes: dict[int, int]
+    due: list[float]
+    tick_seconds: float
+    half_life_seconds: float
+
+
+def workload(requests: int, seconds: float) -> Workload:
+    """The first GETs of twitter52 with sizes scaled to the footprint and time scaled to `seconds`."""
+    trace = load("twitter52")
+    chosen = np.flatnonzero(trace.op == GET)[:requests]
+    keys, sizes = trace.key[chosen].tolist(), {}
+    for key, size in zip(keys, trace.size[chosen].tolist(), strict=True):
+        sizes[key] = max(size, sizes.get(key, 1))
+    scale = FOOTPRINT_BYTES / sum(sizes.values())
+    sizes = {key: max(1, min(int(size * scale), 256 << 10)) for key, size in sizes.items()}
+    times = trace.time[chosen] - trace.time[chosen[0]]
+    span = max(float(times[-1]), 1.0)
+    faster = span / seconds
+    return Workload(
+        keys, sizes, (times / faster).tolist(), max(1.0, 10.0 / faster), max(60.0, 3600.0 / faster)
+    )
+
+
+def replay(c: Cluster, load_: Workload) -> Run:
+    run, lock, at = Run(seconds=[0.0] * len(load_.keys)), threading.Lock(), [0]
+    before = _counted(c)
+    began = time.monotonic()
+
+    def work() -> None:
+        client = Client(c)
+        while True:
+            with lock:
+                n, at[0] = at[0], at[0] + 1
+            if n >= len(load_.keys):
+                return
+            wait = began + load_.due[n] - time.monotonic()
+            if wait > 0:
+                time.sleep(wait)
+            key = load_.keys[n]
+            started = time.perf_counter()
+            status, body, tier = client("GET", f"/v1/objects/bench/{key}")
+            run.seconds[n] = time.perf_counter() - started
+            is_right = status == 200 and body == body_of(key, load_.sizes[key])
+            with lock:
+                run.tiers[tier] += 1
+                run.wrong += not is_right
+
+    threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    status = Client(c).json("GET", "/v1/admin/tiering")
+    run.moved_per_served = status["bytes_moved_per_byte_served"]
+    after = _counted(c)
+    run.counted = {tier: after[tier] - before.get(tier, 0) for tier in after}
+    return run
+
+
+def _counted(c: Cluster) -> dict[str, int]:
+    """The gateway's own count of reads by tier; its metrics want the cluster's metrics token where that is closed."""
+    status, body, _ = Client(c)("GET", "/-/metrics")
+    found = {}
+    for line in body.decode().splitlines() if status == 200 else []:
+        if line.startswith("tierstore_object_reads_total{"):
+            found[line.split('"')[1]] = int(float(line.rsplit(" ", 1)[1]))
+    return found
+
+
+def store(c: Cluster, load_: Workload) -> None:
+    Client(c)("PUT", "/v1/buckets/bench")
+    keys, lock = list(load_.sizes), threading.Lock()
+
+    def work() -> None:
+        client = Client(c)
+        while True:
+            with lock:
+                if not keys:
+                    return
+                key = keys.pop()
+            status, body, _ = client("PUT", f"/v1/objects/bench/{key}", body_of(key, load_.sizes[key]))
+            assert status == 200, body[:300]
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def policy(c: Cluster, load_: Workload, *, is_on: bool) -> None:
+    rules = [] if is_on else [{"name": "off", "mode": "never"}]
+    promoter = {"tick": f"{load_.tick_seconds:g}s", "half_life": f"{load_.half_life_seconds:g}s"}
+    Client(c).json("PUT", "/v1/admin/policy", {"version": 1, "rules": rules, "promoter": promoter})
+
+
+def measure(requests: int, seconds: float, *, with_mem: bool = True) -> dict[str, Run]:
+    """Run all; the figures by name (off, promoter, mem)."""
+    load_ = workload(requests, seconds)
+    folder = Path(tempfile.mkdtemp(prefix="tiering-replay-"))
+    footprint = sum(load_.sizes.values())
+    ssd = max(footprint // 10 // SERVERS, 4 * MIB)
+    mem = footprint // 100 // SERVERS
+    flags = ["--servers", str(SERVERS), "--device", f"ssd={ssd}", "--device", "hdd=2GiB,8ms,160MB/s"]
+    runs: dict[str, Run] = {}
+    c = Cluster(folder, [*flags, "--mem", "0"], {"TIERSTORE_TELEMETRY__METRICS_PUBLIC": "true"}, free_port_base())
+    try:
+        c.start()
+        store(c, load_)
+        policy(c, load_, is_on=False)
+        runs["off"] = replay(c, load_)
+        c.stop()
+        (folder / "cluster" / "metadata" / "heat.bin").unlink(missing_ok=True)
+        c.start()
+        policy(c, load_, is_on=True)
+        runs["promoter"] = replay(c, load_)
+        if with_mem:
+            policy(c, load_, is_on=False)
+            wait_until(
+                lambda: Client(c).json("GET", "/v1/admin/tiering")["tiers"][0]["resident_chunks"] == 0, seconds=60,
+                what="the fast tier is empty again",
+            )  # fmt: skip
+            c.stop()
+            (folder / "cluster" / "metadata" / "heat.bin").unlink(missing_ok=True)
+            c.flags = [*flags, "--mem", str(mem)]
+            c.start()
+            policy(c, load_, is_on=True)
+            runs["mem"] = replay(c, load_)
+    finally:
+        c.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    return runs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.tiering.replay", description=__doc__)
+    parser.add_argument("--requests", type=int, default=30_000)
+    parser.add_argument("--seconds", type=float, default=600.0, help="trace time is scaled to this")
+    chosen = parser.parse_args()
+    runs = measure(chosen.requests, chosen.seconds)
+    off, failed = runs["off"], 0
+    print(f"{'':10} {'mean ms':>9} {'p99 ms':>9} {'mean/off':>9} {'must':>6}  served by")
+    for name, run in runs.items():
+        must = {"promoter": 0.5, "mem": 0.35}.get(name)
+        ratio = run.mean_ms / off.mean_ms
+        is_right = run.wrong == 0 and (must is None or ratio <= must) and (not run.counted or run.counted == run.tiers)
+        failed += not is_right
+        shares = ", ".join(f"{tier} {n / len(run.seconds):.3f}" for tier, n in sorted(run.tiers.items()))
+        print(
+            f"{name:10} {run.mean_ms:9.2f} {run.p99_ms:9.2f} {ratio:9.3f} {must or '':>6}  {shares}; "
+            f"{run.wrong} wrong; moved/served {run.moved_per_served:.3f}{'' if is_right else '  MISSED'}"
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
