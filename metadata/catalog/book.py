@@ -86,6 +86,21 @@ class CatalogBook:
                     return Located(owner, found, bucket, sum(c.length for c in chunks))
         return self._own_row(connection, chunk)
 
+    def forget(self, connection: sa.Connection, device: int, chunk: bytes) -> None:
+        """Delete the reverse table's row of a copy that `locate` no longer finds on that device, unless the row has
+        changed hands meanwhile. Such rows stay behind when a copy moves and its version is superseded or renamed
+        before the feed is read: the garbage then names only the copies of the end."""
+        place = connection.execute(_PLACE, {"device_id": device, "chunk_id": chunk}).first()
+        if place is not None:
+            connection.execute(
+                sa.delete(schema.placements).where(
+                    _PLACEMENTS.device_id == device, _PLACEMENTS.chunk_id == chunk,
+                    _PLACEMENTS.bucket_id.is_not_distinct_from(place.bucket_id),
+                    _PLACEMENTS.key.is_not_distinct_from(place.key),
+                    _PLACEMENTS.version.is_not_distinct_from(place.version),
+                )
+            )  # fmt: skip
+
     def _body(
         self, connection: sa.Connection, table: sa.Table, bucket_id: int, key: str, version: int
     ) -> bytes | None:  # fmt: skip

@@ -57,7 +57,8 @@ LATER_MS: Final = 2000
 
 @dataclass(slots=True)
 class Scan:
-    """How far one pass over a device has come. planned: jobs queued in this pass; stuck: chunks with nowhere to go."""
+    """How far one pass over a device has come. planned: jobs queued in this pass; stuck: chunks with nowhere to go;
+    stale: rows of the reverse table that no chunk's row agrees with, and the feed's sequence when that was seen."""
 
     why: str
     after: bytes = b""
@@ -65,6 +66,7 @@ class Scan:
     planned: int = 0
     stuck: int = 0
     passes: int = 0
+    stale: dict[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -170,9 +172,11 @@ class Repair:
             busy = jobs.open_kinds_of(c, [chunk for chunk, _ in page])
             made: list[NewJob] = []
             dropped = stuck = 0
-            for found in located:
-                if found is None:
+            for (chunk, _), found in zip(page, located, strict=True):
+                if found is None or all(r.device != device for r in found.chunk.replicas):
+                    self._forget_stale(c, scan, device, chunk)
                     continue
+                scan.stale.pop(chunk, None)
                 outcome = self._leave(c, found, device, why, busy.get(found.chunk.id, []), now_ms=now_ms)
                 if outcome is None:
                     stuck += 1
@@ -191,6 +195,17 @@ class Repair:
         scan.after = b"" if is_pass_over else last
         scan.passes += is_pass_over
         return done, not is_pass_over
+
+    def _forget_stale(self, c: Connection, scan: Scan, device: int, chunk: bytes) -> None:
+        """A row that is still wrong when the reverse table has passed the moment it was first seen to be (rule 2) goes:
+        else the device would never be empty."""
+        seen_at = scan.stale.get(chunk)
+        if seen_at is None:
+            if len(scan.stale) < PAGE:
+                scan.stale[chunk] = self._cluster.sequence
+        elif self._book.mark(c) >= seen_at:
+            self._book.forget(c, device, chunk)
+            del scan.stale[chunk]
 
     def _leave(
         self, c: Connection, located: Located, device: int, why: str, busy: list[tuple[str, int]], *, now_ms: int

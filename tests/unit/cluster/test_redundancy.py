@@ -185,6 +185,25 @@ async def test_drain_empties_a_server_without_going_below_n_plus_1() -> None:
     assert c.world.cluster.view.can_place(c.world.cluster.view.devices[c.device("a")])
 
 
+async def test_rows_left_behind_in_the_reverse_table_do_not_keep_a_device_from_being_drained() -> None:
+    """A copy that moves while its version is superseded leaves its old row: the device looked never empty."""
+    c = await new_cluster("a", "b", "c")
+    await c.put("k1", "a", "b")
+    chunk = await c.put("k2", "b", "c")
+
+    def leave_rows(k: leases.Connection) -> None:
+        row = k.execute(sa.select(schema.placements).where(schema.placements.c.chunk_id == chunk)).mappings().first()
+        assert row is not None
+        stale = dict(row, device_id=c.device("a"))
+        k.execute(sa.insert(schema.placements), [stale, dict(stale, chunk_id=bytes(15) + b"x", key="gone")])
+
+    await c.world.database.write(leave_rows)
+    await c.drains.drain("a")
+    await c.settle()
+    assert c.world.cluster.view.devices[c.device("a")].state == "drained"
+    assert await c.homes(chunk) == {"b", "c"}
+
+
 async def test_a_drain_that_would_break_the_promise_is_refused() -> None:
     """Two copies need two servers."""
     c = await new_cluster("a", "b")
