@@ -1,4 +1,4 @@
-"""Power cuts of a real ext4 under a whole cluster (R3): what was acknowledged is there, whole, afterwards."""
+"""Power cuts under a whole cluster, of a real ext4 (R3) and of a file system that keeps only what was synced (R4)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from tests.kit.cluster import cluster
 from tests.kit.load import Load, Outcome, judge
 from tests.kit.power import Volume
+from tests.kit.strictfs import StrictDisk
 
 
-async def _load_until_the_cut(url: str, token: str, volume: Volume, *, seed: int, writes: int) -> Outcome:
+async def _load_until_the_cut(url: str, token: str, volume: Volume | StrictDisk, *, seed: int, writes: int) -> Outcome:
     load = Load(url, token, seed=seed, seconds=5, bucket=f"cut{seed}", registers=20)
     await load.prepare()
     load.start()
@@ -49,3 +50,27 @@ def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, cycles: int) -> 
     acknowledged = sum(len(outcome.acknowledged) for outcome in outcomes)
     print(f"{cycles} power cuts, {acknowledged} acknowledged objects compared")
     assert acknowledged >= 8 * cycles
+
+
+@pytest.mark.parametrize("cycles", [1, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_cut_that_keeps_only_what_was_synced_loses_nothing_acknowledged(tmp_path: Path, cycles: int) -> None:
+    """R4: names without a synced directory are gone, unsynced sectors survive at random, nothing half is readable."""
+    outcomes: list[Outcome] = []
+    with StrictDisk(tmp_path / "strict", seed=cycles) as disk:
+        for cycle in range(cycles + 1):
+            with cluster(disk.path, "--servers", "3", "--no-restart") as c:
+                for earlier, outcome in enumerate(outcomes[-2:], max(0, len(outcomes) - 2)):
+                    found = asyncio.run(judge(c.gateway, c.token, outcome, bucket=f"cut{earlier}"))
+                    assert not found, (cycle, earlier, found[:20])
+                if cycle == cycles:
+                    break
+                outcomes.append(
+                    asyncio.run(
+                        _load_until_the_cut(c.gateway, c.token, disk, seed=cycle, writes=15 + cycle * 37 % 100)
+                    )
+                )
+                c.kill_everything()
+            disk.mount()
+    acknowledged = sum(len(outcome.acknowledged) for outcome in outcomes)
+    print(f"{cycles} strict power cuts, {acknowledged} acknowledged objects compared; {disk.said[-3:]}")
+    assert acknowledged >= 5 * cycles

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import random
 import struct
 import time
@@ -123,6 +124,22 @@ class Load:
         answer = await self._send(client, "put", "PUT", key, body_of(number, size))
         if answer is not None and answer.status == 200:
             self.outcome.acknowledged[key] = (number, size)
+            if self._random.random() < 0.2:
+                await self._list_once(client, key)
+
+    async def _list_once(self, client: Client, key: str) -> None:
+        """List-after-write: what was acknowledged before the listing was asked for stands in it."""
+        target = f"/v1/objects/{self._bucket}?prefix={quote(key, safe='')}&limit=10"
+        try:
+            answer = await client.request("GET", target)
+        except Broken:
+            self.outcome.counts["list broken"] += 1
+            return
+        self.outcome.counts[f"list {answer.status}"] += 1
+        if answer.status == 200 and key in self.outcome.acknowledged:
+            listed = {entry["key"] for entry in json.loads(answer.body)["objects"]}
+            if key not in listed:
+                self.outcome.wrong.append(f"{key} was acknowledged and is not listed")
 
     async def _get_once(self, client: Client, key: str) -> None:
         number, size = self.outcome.acknowledged[key]
@@ -222,8 +239,6 @@ async def judge(url: str, token: str, outcome: Outcome, *, bucket: str = "load",
 
 async def list_keys(url: str, token: str, *, bucket: str = "load", prefix: str = "") -> set[str]:
     """All keys by paging through the listing."""
-    import json
-
     client, keys, after = Client(url, token=token), set(), ""
     while True:
         target = f"/v1/objects/{bucket}?prefix={quote(prefix, safe='')}&limit=1000&start_after={quote(after, safe='')}"
