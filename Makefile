@@ -54,9 +54,11 @@ check: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest tests/docs
 
-# demo: stores the files of this Python, reads all back, kills an object server half-way, shows what it measured.
+# demo: stores the files of this Python, reads all back, kills an object server half-way, shows what it measured; then
+# tiering with slow disks: heat, promotion, explain, latency before and after.
 demo: $(STAMP)
 	@$(BIN)/python bench/demo.py
+	@$(BIN)/python -m bench.demo_tiering
 
 bench: $(STAMP) tools-bench
 	@$(BIN)/python -m bench

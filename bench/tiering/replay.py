@@ -66,7 +66,7 @@ def body_of(key: int, size: int) -> bytes:
 class Client:
     def __init__(self, c: Cluster) -> None:
         self._connection = http.client.HTTPConnection(c.gateway.removeprefix("http://"), timeout=60)
-        self._headers = {"authorization": f"Bearer {c.token}"}
+        self._headers = {"authorization": f"Bearer {c.token}", "content-type": "application/json"}
 
     def __call__(self, method: str, target: str, body: bytes | None = None) -> tuple[int, bytes, str]:
         self._connection.request(method, target, body, self._headers)
