@@ -23,6 +23,8 @@ from tierstore.names import ChunkId
 from tierstore.transport.peer import Buffer, Headers, PeerReply, PeerStream, PeerTransport, PeerUpload
 
 PIECE_BYTES: Final = 4 * BLOCK_BYTES
+#: Of chunks that are several times as long: fewer turns of the loop, and still within a core's cache.
+LONG_PIECE_BYTES: Final = 16 * BLOCK_BYTES
 #: Chunks up to this are sent by one call; larger ones stream, so that an early refusal saves the bytes.
 SMALL_PUT_BYTES: Final = 256 * 1024
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024
@@ -93,7 +95,8 @@ class VerifiedStream:
         self._data_left = blocks.data_bytes
         self._skip = first - blocks.begin
         self._left = length
-        self._buffer = memoryview(bytearray(min(PIECE_BYTES, blocks.data_bytes)))
+        self._piece_bytes = LONG_PIECE_BYTES if blocks.data_bytes >= 4 * LONG_PIECE_BYTES else PIECE_BYTES
+        self._buffer = memoryview(bytearray(min(self._piece_bytes, blocks.data_bytes)))
 
     @property
     def unread(self) -> int:
@@ -101,11 +104,11 @@ class VerifiedStream:
         return self._left
 
     async def next_piece(self) -> memoryview:
-        """The next verified bytes, up to PIECE_BYTES; empty at the end. Valid until the next call (one buffer).
+        """The next verified bytes, up to LONG_PIECE_BYTES; empty at the end. Valid until the next call (one buffer).
         Raises IntegrityError(code="bad-block") or UnavailableError; nothing of the bad block was released."""
         if not self._left:
             return self._buffer[:0]
-        size = min(PIECE_BYTES, self._data_left)
+        size = min(self._piece_bytes, self._data_left)
         view = self._buffer[:size]
         await self._stream.read_into(view)
         self._data_left -= size
