@@ -376,7 +376,8 @@ class FilesService:
             live = inodes.live_leases(connection, MOUNT_LEASE, now_ms=now_ms)
             found = inodes.orphans(connection, limit=SWEEP_MAX)
             return [
-                row for row in found if holder_of(row) not in live and now_ms - row.created_at_ms > MOUNT_LEASE_MS
+                row for row in found
+                if holder_of(row) not in live and self._clock.now_ms() - row.created_at_ms > MOUNT_LEASE_MS
             ]
 
         lost = await self._database.read(look)
@@ -418,7 +419,10 @@ def _changes(connection: Connection, bucket_id: int, after: int) -> Watched:
         if c.kind not in kinds:
             continue
         if c.bucket_id == bucket_id:
-            changes[c.key, False] = Changed(c.key, c.version)
+            gone = c.kind in (schema.CHANGE_DELETE, schema.CHANGE_MARKER)
+            before = changes.get((c.key, False))
+            is_meta = c.kind == schema.CHANGE_META and (before is None or before.attributes_only)
+            changes[c.key, False] = Changed(c.key, c.version, gone=gone, attributes_only=is_meta)
         elif c.bucket_id == hidden(bucket_id) and c.key.startswith(DIRECTORY):
             path = c.key[len(DIRECTORY) :].rstrip("/")
             changes[path, True] = Changed(path, c.version, True)

@@ -64,9 +64,10 @@ class FileBodies(FileNames):
         if w.directory(m.path) is not None:
             raise ConflictError(f"{m.path!r} is a directory", code="is-directory")
         others: list[ObjectRow] = []
-        if row is not None and m.make is None:
+        if row is not None:
+            # Made at the same time elsewhere: an open with O_CREAT opens what is there.
             a = files_meta.attributes(row)
-            if a.ino != m.ino:
+            if m.make is None and a.ino != m.ino:
                 raise ConflictError(f"another file stands at {m.path!r} now", code="stale-file")
             if m.base_version and row.version != m.base_version:
                 raise ConflictError("the file has changed", code="file-changed")
@@ -74,11 +75,8 @@ class FileBodies(FileNames):
         else:
             assert m.make is not None, "a file that is not there is made"
             a = m.make
-            if row is not None:     # made at the same time elsewhere: the later one replaces it
-                row, _ = self._let_go(w, row, "")
             w.touch_parent(m.path)
-            row_meta = None
-        base = row if m.make is None else None
+        base = row
         chunks = [
             unpack(packed)[0]
             for packed in pack_bodies(

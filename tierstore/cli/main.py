@@ -13,6 +13,7 @@ import typer
 from tierstore.cli.admin import admin
 from tierstore.cli.bench import bench
 from tierstore.cli.daemons import gateway, metadata, objectd
+from tierstore.cli.export import export
 from tierstore.cli.mount import mount
 from tierstore.cli.objects import cat, ls, mb, mv, rb, rm, stat
 from tierstore.cli.settings import config
@@ -34,6 +35,7 @@ app.add_typer(objectd, name="objectd")
 app.add_typer(gateway, name="gateway")
 app.add_typer(admin, name="admin")
 app.add_typer(config, name="config")
+app.add_typer(export, name="export")
 
 
 def run() -> None:

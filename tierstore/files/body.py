@@ -184,7 +184,7 @@ class Body:
         about = self._about()
         write = WriteFile(
             self._bucket, about.path, about.ino, about.now_ns, pieces, chunks, truncate_to=truncate_to,
-            append_at=base if is_append and about.make is None else -1, make=about.make,
+            append_at=base if is_append else -1, make=about.make,
             clear_setuid=about.clear_setuid, keep_times=about.keep_times,
         )  # fmt: skip
         result = await self._change(write)

@@ -38,6 +38,12 @@ class Node:
     checked_at: float = -1e9
     extents: int = 0
     children: int = 0
+    alias: int = 0
+
+    @property
+    def number(self) -> int:
+        """Its number at metadata: another one when two mounts made the same name at the same time."""
+        return self.alias or self.ino
 
     @property
     def is_busy(self) -> bool:
@@ -60,6 +66,7 @@ class Nodes:
     def __init__(self, root: Attributes) -> None:
         self.by_ino: dict[int, Node] = {ROOT: Node(ROOT, root, lookups=1)}
         self.by_name: dict[tuple[int, str], Node] = {}
+        self.aliases: dict[int, Node] = {}
 
     def child(self, parent: int, name: str) -> Node | None:
         return self.by_name.get((parent, name))
@@ -69,7 +76,7 @@ class Nodes:
         names: list[str] = []
         while node.ino != ROOT:
             if node.orphan:
-                return f"{ORPHAN}{node.ino:016x}"
+                return f"{ORPHAN}{node.number:016x}"
             if not node.names or len(names) > 4096:
                 raise NotFound("the file's name is gone", code="stale-file")
             parent, name = node.names[-1]
@@ -87,7 +94,7 @@ class Nodes:
     def learn(self, parent: Node, entry: Entry) -> Node:
         """The node for an entry seen in a directory, made when it is new."""
         ino = entry.attributes.ino
-        node = self.by_ino.get(ino)
+        node = self.by_ino.get(ino) or self.aliases.get(ino)
         if node is None:
             node = self.by_ino[ino] = Node(ino, entry.attributes, entry.size, entry.version)
         self.bind(parent, entry.name, node)
@@ -132,6 +139,7 @@ class Nodes:
         if node.ino == ROOT or node.is_busy:
             return
         self.by_ino.pop(node.ino, None)
+        self.aliases.pop(node.alias, None)
         for key in list(node.names):
             self._drop_name(key, node)
             parent = self.by_ino.get(key[0])

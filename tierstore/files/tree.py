@@ -180,7 +180,7 @@ class Tree:
             return False
         found = await self.remote.ask(Look(self.bucket, self.nodes.path(node)))
         assert found.entry is not None, "a look answers with an entry"
-        if node.ino not in (found.entry.attributes.ino, ROOT):
+        if node.number not in (found.entry.attributes.ino, ROOT):
             raise FileError(errno.ESTALE)
         return self._refresh(node, found.entry)
 
@@ -246,12 +246,15 @@ class Tree:
             def about() -> Commit:
                 make = node.attributes if node.pending else None
                 return Commit(
-                    self.nodes.path(node), node.ino, node.attributes.mtime_ns or self.now_ns(), make,
+                    self.nodes.path(node), node.number, node.attributes.mtime_ns or self.now_ns(), make,
                     node.clear_setuid, node.pinned_times,
                 )  # fmt: skip
 
             def committed(entry: Entry) -> None:
                 node.pending = False
+                if entry.attributes.ino != node.number:
+                    node.alias = entry.attributes.ino
+                    self.nodes.aliases[node.alias] = node
                 node.clear_setuid = False
                 node.version, node.size, node.extents = entry.version, entry.size, entry.extents
                 if node.body is None or not node.body.is_dirty:
@@ -303,14 +306,16 @@ class Tree:
         """The directory's times changed on the server: ask again."""
         parent.checked_at = -1e9
 
-    def make_pending(self, parent: Node, name: str, mode: int, uid: int, gid: int) -> Node:
-        """A file that is committed with its first bytes, or when it is closed."""
+    def make_pending(self, parent: Node, name: str, mode: int, uid: int, gid: int, *, cut: bool) -> Node:
+        """A file that is committed with its first bytes, or when it is closed. cut: O_TRUNC, should it be there by
+        then."""
         a = self._new(parent, mode, uid, gid)
         node = Node(a.ino, a, pending=True)
         self.nodes.by_ino[a.ino] = node
         self.nodes.bind(parent, name, node)
         self._touched(parent)
-        self.body(node)
+        body = self.body(node)
+        body.truncate_to = 0 if cut else -1
         self.mark_dirty(node)
         return node
 
@@ -332,7 +337,7 @@ class Tree:
 
     def _lost(self, parent: Node, name: str, entry: Entry | None) -> Node | None:
         node = self.nodes.child(parent.ino, name)
-        if node is None or entry is None or entry.attributes.ino != node.ino:
+        if node is None or entry is None or entry.attributes.ino != node.number:
             self.nodes.unbind(parent, name)
             return None
         node.set(links=entry.attributes.links, ctime_ns=entry.attributes.ctime_ns)
@@ -375,7 +380,7 @@ class Tree:
             self._lost(to, to_name, result.replaced)
         self.nodes.move(parent, name, source)
         self.nodes.bind(to, to_name, source)
-        if result.entry.attributes.ino == source.ino:
+        if result.entry.attributes.ino == source.number:
             if source.body is not None:
                 source.body.version = result.entry.version
             self._refresh(source, result.entry)
@@ -410,7 +415,7 @@ class Tree:
             return
         await self.settle(node)
         await self._change_attributes(node, SetAttributes(
-            self.bucket, self.nodes.path(node), 0 if node.ino == ROOT else node.ino, now, mode, uid, gid, atime_ns,
+            self.bucket, self.nodes.path(node), 0 if node.ino == ROOT else node.number, now, mode, uid, gid, atime_ns,
             mtime_ns,
         ))  # fmt: skip
 
@@ -422,7 +427,7 @@ class Tree:
             raise FileError(errno.E2BIG)
         await self.settle(node)
         await self._change_attributes(node, SetAttributes(
-            self.bucket, self.nodes.path(node), 0 if node.ino == ROOT else node.ino, self.now_ns(),
+            self.bucket, self.nodes.path(node), 0 if node.ino == ROOT else node.number, self.now_ns(),
             xattrs={name: value}, create_only=create, replace_only=replace,
         ))  # fmt: skip
 

@@ -118,7 +118,8 @@ class Mount:
     def _changed(self, change: Changed) -> None:
         """Somebody changed a name: what the kernel and the tree keep of it is old."""
         tree = self._tree
-        if tree.is_own(change.version):
+        # A version of ours tells nothing new, unless somebody removed it or changed its attributes.
+        if tree.is_own(change.version) and not change.gone and not change.attributes_only:
             return
         parent: Node | None = tree.nodes.by_ino[ROOT]
         names = change.path.split("/") if change.path else []
@@ -130,9 +131,9 @@ class Mount:
         if node is None or node.pending:
             return
         node.checked_at = -1e9
-        if names and not change.directory:
+        if names and not change.directory and not change.attributes_only:
             self._notify(pyfuse3.invalidate_entry, parent.ino, names[-1].encode())
-        self._notify(pyfuse3.invalidate_inode, node.ino, change.directory)
+        self._notify(pyfuse3.invalidate_inode, node.ino, change.directory or change.attributes_only)
 
     def _forget_everything(self) -> None:
         for node in list(self._tree.nodes.by_ino.values()):

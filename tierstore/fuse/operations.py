@@ -303,7 +303,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_EXCL:
             node = await tree.make(parent, text, bits, ctx.uid, ctx.gid)
         else:
-            node = tree.make_pending(parent, text, bits, ctx.uid, ctx.gid)
+            node = tree.make_pending(parent, text, bits, ctx.uid, ctx.gid, cut=bool(flags & os.O_TRUNC))
         node.opens += 1
         info = FileInfo(fh=self._handle(Handle(node, flags)), keep_cache=True)
         return info, self._entry(node)

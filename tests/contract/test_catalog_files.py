@@ -1,0 +1,303 @@
+"""Files of mounts in the catalog, on every engine: names, bodies edited copy-on-write, links, orphans, repeats."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from metadata.catalog import schema
+from metadata.catalog.packed import unpack
+from metadata.services.files import FilesService
+from metadata.services.files_bodies import FileBodies
+from metadata.services.replicas_view import ReplicaOrder
+from tests.contract.catalog_subjects import Run, postgres, run, url_of
+from tests.kit.names_world import ADMIN, NamesWorld
+from tierstore.clock import HybridClock
+from tierstore.names import SiteId, operation_id
+from tierstore.wire.files import (
+    S_IFDIR,
+    S_IFREG,
+    Attributes,
+    Extents,
+    FileChange,
+    FileMutation,
+    FileQuestion,
+    FileResult,
+    Link,
+    Look,
+    Make,
+    Piece,
+    ReadDirectory,
+    Remove,
+    Rename,
+    SetAttributes,
+    WriteFile,
+)
+from tierstore.wire.names import CommitChunk, ObjectMeta
+
+__all__ = ["postgres", "run", "url_of"]
+
+
+class Files:
+    """Short forms of what a mount sends."""
+
+    def __init__(self, w: NamesWorld) -> None:
+        self.w = w
+        self.numbers = iter(range(1000, 9999))
+        versions = HybridClock(w.clock, SiteId(1), floor=0)
+        rules = FileBodies(versions, rng=random.Random(3), copies_for=lambda bucket, key, size: 2)
+        self.service = FilesService(
+            w.database, w.commits, rules, names=w.names, order=ReplicaOrder(w.view, w.rng), view=w.view, clock=w.clock,
+            copies=lambda: 2,
+        )  # fmt: skip
+
+    def item(self, mutation: FileMutation) -> FileChange:
+        now_ms = self.w.clock.now_ms()
+        return FileChange(operation_id(now_ms, self.w.rng.getrandbits(80)), now_ms + 30_000, mutation)
+
+    async def change(self, mutation: FileMutation) -> FileResult:
+        return (await self.service.change([(self.item(mutation), ADMIN)]))[0]
+
+    async def make(self, path: str, *, kind: int = S_IFREG) -> FileResult:
+        return await self.change(Make("bbb", path, Attributes(next(self.numbers), kind | 0o644, 1, 2, 5, 5, 5)))
+
+    async def write(
+        self, path: str, *sizes: int, at: int = 0, truncate_to: int = -1, append_at: int = -1, make: bool = False
+    ) -> FileResult:
+        """One chunk of each size, one after the other from `at`."""
+        chunks = [self.w.chunk(size) for size in sizes]
+        pieces, start = [], at
+        for number, size in enumerate(sizes):
+            pieces.append(Piece(start, size, number))
+            start += size
+        ino, attributes = 0, None
+        if make:
+            attributes = Attributes(next(self.numbers), S_IFREG | 0o600)
+        else:
+            found = (await self.look(path)).entry
+            ino = found.attributes.ino if found is not None else 0
+        return await self.change(WriteFile(
+            "bbb", path, ino, 9, pieces, chunks, truncate_to=truncate_to, append_at=append_at, make=attributes
+        ))  # fmt: skip
+
+    async def look(self, path: str) -> FileResult:
+        return await self.service.ask(FileQuestion(Look("bbb", path)), ADMIN)
+
+    async def names(self, path: str = "") -> list[str]:
+        answer = await self.service.ask(FileQuestion(ReadDirectory("bbb", path)), ADMIN)
+        assert not answer.code, answer.detail
+        return [entry.name + "/" * entry.attributes.is_directory for entry in answer.entries]
+
+    async def extents(self, path: str, first: int = 0, length: int = 1 << 40) -> list[tuple[int, int, int]]:
+        answer = await self.service.ask(FileQuestion(Extents("bbb", path, first, length)), ADMIN)
+        assert not answer.code, answer.detail
+        return [(chunk.start, chunk.chunk_offset, chunk.length) for chunk in answer.chunks]
+
+    async def check_counts(self) -> None:
+        """Every chunk's count is the number of extents that name it; none is named twice in garbage and use."""
+        named: dict[bytes, int] = {}
+        for row in await self.w.rows(schema.extents):
+            named[bytes(row.chunk_id)] = named.get(bytes(row.chunk_id), 0) + 1
+        assert await self.w.refcounts() == named
+        inline = {
+            chunk.id for row in await self.w.rows(schema.objects) if row.body for chunk in unpack(bytes(row.body))
+        }
+        assert not (inline | set(named)) & set(await self.w.garbage())
+
+
+def on_files(run: Run, test: Callable[[Files], object]) -> None:
+    async def main(w: NamesWorld) -> None:
+        files = Files(w)
+        await test(files)  # type: ignore[misc]
+        await files.check_counts()
+        await files.service.close()
+
+    run(main)
+
+
+def test_a_file_written_by_a_mount_is_an_object(run: Run) -> None:
+    """One commit makes name and body; REST sees an object whose ETag nobody takes for an MD5."""
+
+    async def test(f: Files) -> None:
+        made = await f.write("a/b.txt", 100, 50, make=True)
+        assert made.code == "no-such-directory"
+        assert not (await f.make("a", kind=S_IFDIR)).code
+        made = await f.write("a/b.txt", 100, 50, make=True)
+        assert made.entry is not None
+        assert made.entry.size == 150
+        found = await f.w.look("a/b.txt")
+        assert (found.size, len(found.chunks), found.version) == (150, 2, made.entry.version)
+        assert len(found.etag) != 32
+        assert [e.key for e in (await f.w.page()).objects] == ["a/b.txt"]
+        assert await f.names("a") == ["b.txt"]
+
+    on_files(run, test)
+
+
+def test_an_object_put_by_rest_is_a_file_with_defaults_and_a_number_that_stays(run: Run) -> None:
+    async def test(f: Files) -> None:
+        await f.w.put("x/y/z", size=10)
+        entry = (await f.look("x/y/z")).entry
+        assert entry is not None
+        assert (entry.size, entry.attributes.mode, entry.attributes.links) == (10, S_IFREG | 0o644, 1)
+        directory = (await f.look("x/y")).entry
+        assert directory is not None
+        assert directory.attributes.is_directory
+        await f.change(SetAttributes("bbb", "x/y/z", entry.attributes.ino, 7, mode=0o600))
+        await f.change(Rename("bbb", "x/y", "x/w", 8))
+        moved = (await f.look("x/w/z")).entry
+        assert moved is not None
+        assert moved.attributes.ino == entry.attributes.ino
+        assert moved.attributes.mode == S_IFREG | 0o600
+        assert (await f.look("x/y")).code == "no-such-file"
+        assert (await f.w.look("x/w/z")).size == 10
+        await f.w.copy("x/w/z", "copy")
+        copied = (await f.look("copy")).entry
+        assert copied is not None
+        assert copied.attributes.ino != entry.attributes.ino, "a copy is another file"
+
+    on_files(run, test)
+
+
+def test_bodies_are_edited_without_touching_what_stays(run: Run) -> None:
+    async def test(f: Files) -> None:
+        await f.write("f", 100, 100, make=True)
+        await f.write("f", 20, at=90)
+        assert await f.extents("f") == [(0, 0, 90), (90, 0, 20), (110, 10, 90)]
+        await f.write("f", 30, at=200)
+        assert [start for start, _, _ in await f.extents("f")] == [0, 90, 110, 200]
+        assert (await f.write("f", 30, at=500)).code == "hole"
+        assert (await f.write("f", truncate_to=95)).entry.size == 95  # type: ignore[union-attr]
+        assert await f.extents("f") == [(0, 0, 90), (90, 0, 5)]
+        await f.write("f", 10, truncate_to=0)
+        assert await f.extents("f") == [(0, 0, 10)]
+        assert not await f.w.refcounts(), "a body of whole chunks is inline again"
+
+    on_files(run, test)
+
+
+def test_appends_take_their_place_in_the_commit(run: Run) -> None:
+    """Two mounts append at the same size: both are kept."""
+
+    async def test(f: Files) -> None:
+        await f.write("log", 10, make=True)
+        await f.write("log", 5, at=10, append_at=10)
+        result = await f.write("log", 7, at=10, append_at=10)
+        assert result.entry is not None
+        assert result.entry.size == 22
+        assert await f.extents("log") == [(0, 0, 10), (10, 0, 5), (15, 0, 7)]
+
+    on_files(run, test)
+
+
+def test_hard_links_show_the_same_bytes_under_every_name(run: Run) -> None:
+    async def test(f: Files) -> None:
+        await f.write("one", 10, make=True)
+        assert (await f.change(Link("bbb", "one", "two", 5))).entry.attributes.links == 2  # type: ignore[union-attr]
+        await f.write("two", 20, truncate_to=0)
+        await f.write("one", 5, at=20)
+        for name in ("one", "two"):
+            assert await f.extents(name) == [(0, 0, 20), (20, 0, 5)]
+            assert (await f.w.look(name)).size == 25
+        await f.change(Remove("bbb", "one", 6))
+        left = (await f.look("two")).entry
+        assert left is not None
+        assert (left.attributes.links, left.size) == (1, 25)
+        await f.change(Remove("bbb", "two", 6))
+        assert not await f.w.refcounts()
+
+    on_files(run, test)
+
+
+def test_an_open_file_without_a_name_stays_until_it_is_let_go(run: Run) -> None:
+    async def test(f: Files) -> None:
+        made = await f.write("t", 10, make=True)
+        assert made.entry is not None
+        await f.change(Remove("bbb", "t", 6, holder="mount1"))
+        assert (await f.look("t")).code == "no-such-file"
+        orphan = f"/orphan/{made.entry.attributes.ino:016x}"
+        assert await f.extents(orphan) == [(0, 0, 10)]
+        assert not await f.w.garbage()
+        await f.change(Remove("bbb", orphan, 7))
+        assert len(await f.w.garbage()) == 1
+
+    on_files(run, test)
+
+
+def test_orphans_of_a_mount_that_is_gone_are_swept(run: Run) -> None:
+    async def test(f: Files) -> None:
+        await f.write("t", 10, make=True)
+        await f.change(Remove("bbb", "t", 6, holder="mount1"))
+        assert await f.service.sweep() == 0
+        f.w.clock.advance(200)
+        assert await f.service.sweep() == 1
+        assert len(await f.w.garbage()) == 1
+
+    on_files(run, test)
+
+
+def test_directories(run: Run) -> None:
+    async def test(f: Files) -> None:
+        await f.make("d", kind=S_IFDIR)
+        await f.make("d/e", kind=S_IFDIR)
+        await f.make("d/f")
+        assert (await f.make("d/f")).code == "file-exists"
+        assert await f.names("d") == ["e/", "f"]
+        assert (await f.change(Remove("bbb", "d", 1, directory=True))).code == "directory-not-empty"
+        assert (await f.change(Rename("bbb", "d", "d/e/x", 1))).code == "bad-rename"
+        await f.make("full", kind=S_IFDIR)
+        await f.make("full/x")
+        assert (await f.change(Rename("bbb", "d", "full", 1))).code == "directory-not-empty"
+        assert (await f.change(Rename("bbb", "d", "new", 1, no_replace=True))).code == ""
+        assert await f.names() == ["full/", "new/"]
+        assert await f.names("new") == ["e/", "f"]
+        assert (await f.change(Remove("bbb", "new/e", 1, directory=True))).code == ""
+        assert (await f.look("new")).entry.attributes.subdirs == 0  # type: ignore[union-attr]
+
+    on_files(run, test)
+
+
+def test_a_repeated_change_is_applied_once(run: Run) -> None:
+    """The answer was lost and the mount asks again."""
+
+    async def test(f: Files) -> None:
+        await f.write("log", 10, make=True)
+        ino = (await f.look("log")).entry.attributes.ino  # type: ignore[union-attr]
+        chunk: CommitChunk = f.w.chunk(5)
+        append = WriteFile("bbb", "log", ino, 1, [Piece(10, 5, 0)], [chunk], append_at=10)
+        item = f.item(append)
+        first = (await f.service.change([(item, ADMIN)]))[0]
+        second = (await f.service.change([(item, ADMIN)]))[0]
+        assert first == second
+        assert (await f.look("log")).entry.size == 15  # type: ignore[union-attr]
+
+    on_files(run, test)
+
+
+def test_versions_are_kept_where_the_bucket_keeps_them(run: Run) -> None:
+    async def test(f: Files) -> None:
+        await f.w.buckets.configure("bbb", ADMIN, versioning="enabled")
+        first = await f.write("f", 100, make=True)
+        assert first.entry is not None
+        await f.write("f", 10, at=50)
+        old = await f.w.look("f", version=first.entry.version)
+        assert [(c.start, c.length) for c in old.chunks] == [(0, 100)]
+        assert await f.extents("f") == [(0, 0, 50), (50, 0, 10), (60, 60, 40)]
+        await f.change(Rename("bbb", "f", "g", 1))
+        assert (await f.look("f")).code == "no-such-file"
+        assert await f.extents("g") == [(0, 0, 50), (50, 0, 10), (60, 60, 40)]
+        await f.change(Remove("bbb", "g", 1))
+        assert (await f.w.look("f", version=first.entry.version)).size == 100
+
+    on_files(run, test)
+
+
+def test_metadata_of_other_doors_survives_a_write(run: Run) -> None:
+    async def test(f: Files) -> None:
+        await f.w.put("f", size=10, meta=ObjectMeta("text/plain", {"k": "v"}, {"crc32c": "AAAAAA=="}))
+        await f.write("f", 5, at=10)
+        meta = (await f.w.look("f")).meta
+        assert meta is not None
+        assert (meta.content_type, meta.user_meta, meta.checksums) == ("text/plain", {"k": "v"}, {})
+
+    on_files(run, test)
