@@ -67,3 +67,14 @@ def test_a_ticket_is_for_one_server_and_ends() -> None:
 def test_a_write_ticket_covers_only_its_chunks() -> None:
     """An upload's writer cannot fill chunk numbers that were not granted."""
     assert [i for i in range(10) if WRITE.covers(i)] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", [t.WRITE, t.RECEIPT])
+def test_a_genuine_ticket_for_another_act_of_the_same_length_is_refused(kind: int) -> None:
+    """The forms differ in length today; the act is checked by itself, so that a new form opens no door."""
+    payload = t._READ.pack(kind, 1, 7, 3, b"c" * 16, 5, 70_000, 4096, 1000, 0)
+    text = t._seal(payload, KEYS[1])
+    with pytest.raises(TicketRefused, match="another kind"):
+        t.open_read(text, KEYS, server=READ.server, now_seconds=0)
+    with pytest.raises(TicketRefused, match="another kind"):
+        t.read_fields(text, KEYS)

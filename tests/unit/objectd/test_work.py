@@ -6,12 +6,17 @@ import asyncio
 import errno
 import random
 
+import pytest
+
 from objectd.work.pace import Pace
+from objectd.work.runner import Lease
 from tests.kit.devices import LIVE, Fault, FaultyDevice, SlowDevice
 from tests.unit.objectd.world import World, play
 from tierstore.checksum import crc_of, sums_of
 from tierstore.clock import LoopClock
+from tierstore.errors import ConflictError
 from tierstore.names import ChunkId, chunk_id
+from tierstore.wire.cluster import Job
 
 SMALL, LARGE = 5000, 3 * 1024 * 1024 + 7
 
@@ -253,6 +258,23 @@ def test_nothing_is_deleted_while_the_catalog_is_behind_or_anothers() -> None:
         foreign = world.job(server, "delete", 1, batch=chunk)
         assert (await world.done(foreign)).code == "catalog-behind"
         assert device.kept[chunk].state == "live" and device.cluster_id == "another"
+
+    play(test)
+
+
+def test_a_slice_is_not_deleted_after_its_job_lost_the_lease() -> None:
+    """The token is checked right before the act: metadata may have given the chunk another life meanwhile (rule 4)."""
+
+    async def test(world: World) -> None:
+        device = world.device(1)
+        server = await world.start("one", device)
+        chunk = await world.put(server, 1, body(SMALL))
+        lease = Lease(Job(id=1, token=1, kind="delete", device=1, lease_ms=0), server.standing, ())
+        lease.is_revoked = True
+        with pytest.raises(ConflictError) as caught:
+            await server.remove.trash(server.slots.slot(1), [chunk], lease)
+        assert caught.value.code == "lease-lost"
+        assert device.kept[chunk].state == LIVE
 
     play(test)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import random
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from objectd.store import records
+from objectd.store.committer import Appended, InlineCommitter, ThreadCommitter
 from objectd.store.index import Index, pack, unpack
 from objectd.store.openfiles import Handle, OpenFiles
 from objectd.store.settings import StoreSettings
@@ -137,3 +140,39 @@ def test_settings_that_cannot_work_are_refused() -> None:
         StoreSettings(segment_chunk_bytes_max=1)
     assert StoreSettings().reserve_of(1 << 40) == 1 << 30
     assert StoreSettings(reserve_bytes=5).reserve_of(1 << 40) == 5
+
+
+@pytest.mark.parametrize("committer", ["thread", "inline"])
+def test_after_a_failed_sync_nothing_more_is_settled_as_durable(
+    committer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was appended while the failing sync ran waits for the next one, which would say ok (rule 2)."""
+    calls: list[int] = []
+
+    def fails_once(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "planted")
+
+    monkeypatch.setattr(os, "fdatasync", fails_once)
+
+    async def walk() -> None:
+        loop = asyncio.get_running_loop()
+        settled: list[OSError | None] = []
+        arrived = asyncio.Event()
+
+        def settle(group: list[Appended], failure: OSError | None) -> None:
+            settled.append(failure)
+            arrived.set()
+
+        made = ThreadCommitter(loop, settle, name="test") if committer == "thread" else InlineCommitter(loop, settle)
+        for number in range(3):
+            arrived.clear()
+            made.submit(Appended(loop.create_future(), (99, 1, number, number + 1), b"", None))
+            async with asyncio.timeout(10):
+                await arrived.wait()
+        made.close()
+        assert [failure and failure.errno for failure in settled] == [errno.EIO] * 3
+        assert len(calls) == 1
+
+    asyncio.run(walk())

@@ -1,0 +1,148 @@
+"""The planted bugs: each one line of the product changed for the worse, and the quick tests of which one must fail.
+
+They are the twelve of the reliability table. Unsigned copy-source is the S3 door's and comes with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """old must stand in the file exactly once. tests: what pytest is given; selected further by `only` (-k)."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    only: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        "no fsync in the segment committer", "objectd/store/committer.py",
+        "        os.fdatasync(fd)\n", "        pass\n",
+        ("tests/unit/store/test_faults.py::test_nothing_is_acknowledged_before_its_sync",),
+    ),
+    Mutant(
+        "no fsync of a new file's bytes", "objectd/store/files.py",
+        "        os.fdatasync(self._fd)\n", "        pass\n",
+        ("tests/unit/store/test_faults.py::test_nothing_is_acknowledged_before_its_sync",),
+    ),
+    Mutant(
+        "no fsync of the directory of a new file", "objectd/store/layout.py",
+        "    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)\n    try:\n        os.fsync(fd)\n",
+        "    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)\n    try:\n        pass\n",
+        ("tests/unit/store/test_faults.py::test_nothing_is_acknowledged_before_its_sync",),
+    ),
+    Mutant(
+        "acknowledged after one copy", "metadata/services/receipts.py",
+        "        if len(homes) < copies:\n", "        if len(homes) < 1:\n",
+        ("tests/contract/test_catalog_names.py::test_receipts_must_be_genuine_of_enough_servers_and_of_this_life",),
+        "sqlite",
+    ),
+    Mutant(
+        "two copies on one server count as two", "metadata/services/receipts.py",
+        "                homes.add(receipt.server)\n", "                homes.add(receipt.device)\n",
+        ("tests/contract/test_catalog_names.py::test_receipts_must_be_genuine_of_enough_servers_and_of_this_life",),
+        "sqlite",
+    ),
+    Mutant(
+        "a failed fsync is tried again", "objectd/store/committer.py",
+        "                    failure = error\n            try:\n                self._loop",
+        "                    _sync(group, self._spindle)\n            try:\n                self._loop",
+        ("tests/unit/store/test_faults.py::test_a_failed_sync_fails_every_waiter_and_the_device",),
+    ),
+    Mutant(
+        "a device goes on after a failed fsync", "objectd/store/committer.py",
+        "            if failure is None:\n                try:\n                    _sync",
+        "            if True:\n                failure = None\n                try:\n                    _sync",
+        ("tests/unit/store/test_parts.py",), "failed_sync",
+    ),
+    Mutant(
+        "no checksum check on streamed reads", "tierstore/transport/object_client.py",
+        "            verify_block(view[at : at + BLOCK_BYTES], self._sums[self._block], chunk=self._chunk, "
+        "block=self._block)\n", "",
+        ("tests/unit/transport/test_object_client.py",), "bad_block",
+    ),
+    Mutant(
+        "no checksum check on range reads in one piece", "tierstore/transport/object_client.py",
+        "            verify_block(data[at : at + BLOCK_BYTES], sums[number], chunk=chunk, block=number)\n",
+        "            assert at >= 0\n",
+        ("tests/unit/transport/test_object_client.py",), "bad_block",
+    ),
+    Mutant(
+        "block sums are not compared with the catalog", "tierstore/transport/object_client.py",
+        "        if combine_sums(sums, chunk_bytes) != crc32c:\n", "        if crc32c < 0:\n",
+        ("tests/unit/transport/test_object_client.py",), "catalog",
+    ),
+    Mutant(
+        "wall-clock order of versions", "tierstore/clock.py",
+        "        self._last = max(self._clock.now_ms() << COUNTER_BITS, self._last + 1)\n"
+        "        tick = max(self._last, after // _TICK + 1)\n",
+        "        self._last = self._clock.now_ms() << COUNTER_BITS\n"
+        "        tick = self._last\n",
+        ("tests/unit/core/test_clock.py",),
+    ),
+    Mutant(
+        "a late delete is applied", "metadata/services/mutations.py",
+        "    if deadline_ms < now_ms:\n", "    if deadline_ms < 0:\n",
+        ("tests/contract/test_catalog_names.py::test_a_late_operation_is_refused",), "sqlite",
+    ),
+    Mutant(
+        "a repeated operation is applied again", "metadata/services/commit.py",
+        "            if repeat is not None:\n", "            if repeat is not None and not checked:\n",
+        ("tests/contract/test_catalog_names.py::test_a_repeated_operation_gets_the_first_result_and_applies_once",),
+        "sqlite",
+    ),
+    Mutant(
+        "an upload in flight is collected", "metadata/services/repair_inventory.py",
+        "now_ms - allocated_at_ms(UploadId(chunk[:UPLOAD_ID_BYTES])) > self._over_ms\n", "True\n",
+        ("tests/unit/cluster/test_redundancy.py",), "upload",
+    ),
+    Mutant(
+        "a leased upload is collected", "metadata/services/repair_inventory.py",
+        "        alive = garbage.leased(c, uploads, now_ms=now_ms)\n", "        alive: set[bytes] = set()\n",
+        ("tests/unit/cluster/test_redundancy.py",), "upload",
+    ),
+    Mutant(
+        "a condemned upload may commit", "metadata/services/commit.py",
+        "            facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}\n",
+        "            facts.condemned = set()\n",
+        ("tests/contract/test_catalog_names.py::test_condemned_and_lapsed_uploads_are_refused_and_leases_prolong",),
+        "sqlite",
+    ),
+    Mutant(
+        "SQLite with synchronous=NORMAL", "metadata/catalog/sqlite.py",
+        '"synchronous = FULL"', '"synchronous = NORMAL"',
+        ("tests/unit/catalog/test_sqlite_durability.py",),
+    ),
+    Mutant(
+        "a ticket's act is not checked", "tierstore/ticket.py",
+        "    if len(raw) != form.size + MAC_BYTES or raw[0] != kind:\n", "    if len(raw) != form.size + MAC_BYTES:\n",
+        ("tests/unit/core/test_ticket.py",),
+    ),
+    Mutant(
+        "a ticket's signature is not checked", "tierstore/ticket.py",
+        "    if not hmac.compare_digest(mac, raw[form.size :]):\n", "    if not mac:\n",
+        ("tests/unit/core/test_ticket.py",),
+    ),
+    Mutant(
+        "drop before copy", "metadata/services/jobs.py",
+        "            if len(homes) < self.copies_of(located):\n                return replicas\n",
+        "            if not homes:\n                return replicas\n",
+        ("tests/unit/cluster/test_redundancy.py",),
+    ),
+    Mutant(
+        "a job deletes without its lease", "objectd/work/remove.py",
+        "        lease.check()\n        if not self._may_delete(slot):\n", "        if not self._may_delete(slot):\n",
+        ("tests/unit/objectd/test_work.py",),
+    ),
+    Mutant(
+        "an old catalog deletes", "objectd/work/remove.py",
+        "        if not self._may_delete(slot):\n", "        if slot is None:\n",
+        ("tests/unit/objectd/test_work.py",), "deleted",
+    ),
+)
