@@ -25,6 +25,7 @@ from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
 from metadata.services.placements import PlacementIndexer
 from metadata.services.replicas_view import ReplicaOrder
+from metadata.services.sites_apply import NameTaker
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView, DeviceInfo, ServerInfo
 from tierstore.auth.access import Principal
@@ -68,15 +69,17 @@ class NamesWorld:
     buckets: BucketService
     uploads: UploadService
     indexer: PlacementIndexer
+    taker: NameTaker
 
     @classmethod
     async def open(
-        cls, url: str, *, threads: bool = True, seed: int = 1, clock: Clock | None = None, copies: int = 2
-    ) -> NamesWorld:
+        cls, url: str, *, threads: bool = True, seed: int = 1, clock: Clock | None = None, copies: int = 2,
+        site: int = 1,
+    ) -> NamesWorld:  # fmt: skip
         database = await open_database(url, threads=threads)
         clock = clock or ManualClock()
         rng = random.Random(seed)
-        start = await prepare(database, new_cluster_id="ab" * 16, site="site1")
+        start = await prepare(database, new_cluster_id="ab" * 16, site=f"site{site}", site_id=site)
         view = _view()
         await database.write(_members)
         names = BucketNames(database)
@@ -88,9 +91,10 @@ class NamesWorld:
             LookupService(database, names, order, clock),
             ListingService(database, names, order, heat_of=lambda chunk: 1.0),
             AllocateService(view, clock, rng),
-            BucketService(database, names, clock, sites=lambda: ["site2"]),
+            BucketService(database, names, clock, sites=lambda: ["site1", "site2"]),
             UploadService(database, clock),
             PlacementIndexer(database, clock),
+            NameTaker(database, names, clock, versions),
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -21,6 +21,7 @@ from tierstore.cli import whatif
 from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http, parse_place
 from tierstore.cli.output import notes, print_fields, print_json, print_table, say
 from tierstore.cli.roll import roll
+from tierstore.cli.sites import replication, sites
 from tierstore.errors import ConfigError, NotFound, RequestError
 from tierstore.units import format_seconds, format_size, parse_rate
 
@@ -29,6 +30,8 @@ policy = typer.Typer(help="The tiering policy: versioned documents.", no_args_is
 keys = typer.Typer(help="Access keys and their rights.", no_args_is_help=True)
 admin.add_typer(policy, name="policy")
 admin.add_typer(keys, name="keys")
+admin.add_typer(sites, name="sites")
+admin.add_typer(replication, name="replication")
 admin.command("roll")(roll)
 
 _CELL_MAX: Final = 60

@@ -14,6 +14,7 @@ from tierstore.clock import Clock, SystemClock
 from tierstore.errors import ConfigError, UnavailableError
 from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.limits import StoreLimits
+from tierstore.sdk.remote import GatewaySource
 from tierstore.sdk.store import Store
 from tierstore.transport.metadata_client import MetadataClient, error_of
 from tierstore.transport.object_client import ObjectClient
@@ -48,6 +49,7 @@ async def connect(
             client, ObjectClient(transport, clock), clock=clock, limits=limits,
             buckets=Buckets(transport, endpoint, token), owned=transport if owned else None,
         )  # fmt: skip
+        store.remote = GatewaySource(transport, [endpoint], token)
         return await store.open()
     except BaseException:
         if owned:

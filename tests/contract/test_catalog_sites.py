@@ -1,0 +1,181 @@
+"""Names and bytes of another site in the catalog, on every engine."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from metadata.catalog import feed, schema, sites
+from tests.contract.catalog_subjects import Run, postgres, run, url_of
+from tests.kit.names_world import ADMIN, NamesWorld
+from tierstore.errors import RequestError
+from tierstore.names import VersionId
+from tierstore.wire.names import CommitResult, Fill
+from tierstore.wire.sites import NAME_GONE, NAME_MARKER, NAME_META, NAME_PUT, NameAnswer, NameBatch, NameRecord
+
+__all__ = ["postgres", "run", "url_of"]
+
+_MS = 1 << 21
+
+
+def version(w: NamesWorld, ahead_ms: int = 0) -> int:
+    """An id of site 2."""
+    return VersionId((w.clock.now_ms() + ahead_ms) * _MS + 2)
+
+
+async def take(w: NamesWorld, *records: NameRecord, versioning: str = "") -> NameAnswer:
+    return await w.taker.take(NameBatch("site2", list(records), {"bbb": versioning, "new": ""}), "site2")
+
+
+async def fill(w: NamesWorld, key: str, of: int, start: int, sizes: list[int]) -> CommitResult:
+    return (await w.commit(Fill("bbb", key, of, start, [w.chunk(size) for size in sizes])))[0]
+
+
+def test_a_name_is_there_before_its_bytes_and_one_fill_makes_it_ordinary(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        v = version(w)
+        assert (await take(w, NameRecord("bbb", "k", NAME_PUT, v, 100, "e", 5))).applied == 1
+        found = await w.look("k")
+        assert (found.version, found.size, found.etag, found.is_remote, found.chunks) == (v, 100, "e", True, [])
+        assert [entry.key for entry in (await w.page()).objects] == ["k"]
+        assert (await take(w, NameRecord("bbb", "k", NAME_PUT, v, 100, "e", 5))).lost == 1
+        assert not (await fill(w, "k", v, 0, [100])).code
+        found = await w.look("k")
+        assert not found.is_remote and found.version == v and found.chunks[0].length == 100
+        assert (await fill(w, "k", v, 0, [100])).code == "already-here"
+
+    run(check)
+
+
+def test_pieces_come_in_any_order_and_only_gaps_are_taken(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        v = version(w)
+        await take(w, NameRecord("bbb", "k", NAME_PUT, v, 300, "e", 5))
+        assert not (await fill(w, "k", v, 200, [100])).code
+        found = await w.look("k")
+        assert found.is_remote and [c.start for c in found.chunks] == [200]
+        assert (await fill(w, "k", v, 150, [100])).code == "already-here"
+        assert (await fill(w, "k", v, 250, [100])).code == "size-mismatch"
+        assert not (await fill(w, "k", v, 0, [100, 100])).code
+        found = await w.look("k")
+        assert not found.is_remote and [(c.start, c.length) for c in found.chunks] == [(0, 100), (100, 100), (200, 100)]
+        await w.indexer.catch_up()
+        assert len(await w.placed()) == 6
+        await w.delete("k")
+        assert len(await w.garbage()) == 3 and not await w.rows(schema.extents)
+
+    run(check)
+
+
+def test_what_was_filled_of_a_version_that_is_replaced_becomes_garbage(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        v = version(w)
+        await take(w, NameRecord("bbb", "k", NAME_PUT, v, 300, "e", 5))
+        await fill(w, "k", v, 100, [100])
+        await take(w, NameRecord("bbb", "k", NAME_PUT, v + 256, 10, "f", 6))
+        assert len(await w.garbage()) == 1 and (await w.look("k")).etag == "f"
+        assert (await fill(w, "k", v, 0, [100])).code in ("no-such-version", "no-such-key")
+
+    run(check)
+
+
+def test_the_larger_id_wins_whoever_comes_first(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        early = version(w, -1000)
+        await w.put("k", etag="here")
+        assert (await take(w, NameRecord("bbb", "k", NAME_PUT, early, 0, "there", 1))).applied == 0
+        assert (await w.look("k")).etag == "here"
+        late = version(w, 60_000)
+        assert (await take(w, NameRecord("bbb", "k", NAME_MARKER, late))).applied == 1
+        assert (await w.look("k")).code == "no-such-key"
+        assert (await take(w, NameRecord("bbb", "k", NAME_PUT, late - 256, 0, "older", 1))).applied == 0
+        assert (await w.look("k")).code == "no-such-key"
+        # a later write here is later than what it saw, though the other clock is a minute ahead
+        assert (await w.put("k", etag="last")).version > late
+        assert (await w.look("k")).etag == "last"
+
+    run(check)
+
+
+def test_ids_of_a_clock_a_day_ahead_are_parked(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        mad = version(w, 3 * 86_400_000)
+        answer = await take(w, NameRecord("bbb", "a", NAME_PUT, mad), NameRecord("bbb", "b", NAME_PUT, version(w)))
+        assert answer.parked == [0] and answer.applied == 1
+        assert (await w.put("c")).version < mad
+
+    run(check)
+
+
+def test_versions_keep_their_order_on_both_sides(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        v = version(w, 1000)
+        on = "enabled"
+        await take(w, NameRecord("bbb", "k", NAME_PUT, v, 0, "new", 2, False), versioning=on)
+        await take(w, NameRecord("bbb", "k", NAME_PUT, v - 512, 0, "old", 1, False), versioning=on)
+        assert (await w.look("k")).etag == "new" and (await w.look("k", version=v - 512)).etag == "old"
+        await take(w, NameRecord("bbb", "k", NAME_GONE, v), versioning=on)
+        assert (await w.look("k")).etag == "old"
+        await take(w, NameRecord("bbb", "k", NAME_META, v - 512, 0, "old", 1, False), versioning=on)
+        await take(w, NameRecord("bbb", "k", NAME_GONE, v - 512), versioning=on)
+        assert (await w.look("k")).code == "no-such-key"
+
+    run(check)
+
+
+def test_a_bucket_comes_with_its_names_and_deletes_there_leave_tombstones(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        v = version(w)
+        await take(w, NameRecord("new", "k", NAME_PUT, v, 0, "e", 1))
+        assert (await w.delete("k", bucket="new")).existed
+        assert (await take(w, NameRecord("new", "k", NAME_PUT, v, 0, "e", 1))).applied == 0
+        assert (await w.look("k", bucket="new")).code == "no-such-key"
+        await w.buckets.delete("new", ADMIN)
+        with pytest.raises(RequestError, match="at most"):
+            await take(w, *[NameRecord("bbb", os.urandom(4).hex(), NAME_PUT, v)] * 600)
+
+    run(check)
+
+
+def test_the_queue_moves_from_names_to_bodies_and_what_is_finished_goes(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        await w.buckets.set_replication("bbb", [{"target": "site2"}], ADMIN)
+        for i in range(5):
+            await w.put(f"k{i}", size=100)
+        rows = await w.database.read(lambda c: sites.waiting_names(c, "site2", 3))
+        assert [row.key for row in rows] == ["k0", "k1", "k2"]
+        through, done = rows[-1].sequence, [rows[0].sequence]
+        await w.database.write(lambda c: sites.names_sent(c, "site2", through=through, finished=done))
+        bodies = await w.database.read(lambda c: sites.waiting_bodies(c, "site2", 0, 10))
+        assert [row.key for row in bodies] == ["k1", "k2"]
+        left = await w.database.read(lambda c: sites.backlog(c, "site2"))
+        assert (left.objects, left.bytes, left.names) == (4, 400, 2)
+        await w.database.write(lambda c: sites.finish(c, "site2", [row.sequence for row in bodies]))
+        assert [row.key for row in await w.database.read(lambda c: sites.waiting_names(c, "site2", 9))] == ["k3", "k4"]
+
+    run(check)
+
+
+def test_a_backfill_queues_what_exists_page_by_page(run: Run) -> None:
+    async def check(w: NamesWorld) -> None:
+        for i in range(7):
+            await w.put(f"logs/{i}", size=10)
+        await w.put("other")
+        bucket = (await w.rows(schema.buckets))[0].id
+        after, pages = "", 0
+        while True:
+            _, after = await w.database.batch(
+                lambda s, a=after: sites.queue_page(  # type: ignore[misc]
+                    s, "site2", bucket, prefix="logs/", after=a, limit=3, at_ms=5
+                )
+            )
+            pages += 1
+            if not after:
+                break
+        queue = await w.rows(schema.replication_queue)
+        assert [row.key for row in queue] == [f"logs/{i}" for i in range(7)] and pages == 3
+        changes = await w.database.read(lambda c: feed.read(c, 0, 100))
+        assert [c.sequence for c in changes] == list(range(1, len(changes) + 1))
+
+    run(check)
