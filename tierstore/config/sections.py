@@ -17,7 +17,7 @@ SECTIONS: Final = frozenset(
     {"listen", "limits", "timers", "log", "telemetry", "auth", "membership", "background"}
     | {"catalog", "placement", "duties", "root"}
     | {"devices", "chunks", "upkeep"}
-    | {"uploads"}
+    | {"uploads", "s3"}
 )
 
 

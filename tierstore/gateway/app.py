@@ -23,10 +23,13 @@ from tierstore.gateway.listing import ListingDoor
 from tierstore.gateway.membership import Membership
 from tierstore.gateway.metrics import watch
 from tierstore.gateway.objects import DoorLimits, ObjectDoor
+from tierstore.gateway.s3.door import S3Door
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
 from tierstore.serving import pages, problem
+from tierstore.serving.asgi import declare
 from tierstore.serving.drain import Drain
+from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
@@ -73,7 +76,8 @@ class Gateway:
         self.store.remote = self.bodies
         self.body_door = sites.BodyDoor(self.store, self.credentials, self.objects)
         self._object_routes = routes.hot_routes(self.objects, self.listing)
-        self.routes = [*self._object_routes, sites.hot_route(self.body_door)]
+        self.s3 = S3Door(self.store, clock, self.objects, domain=config.s3.domain)
+        self.routes = [*self._object_routes, *self.s3.routes(), sites.hot_route(self.body_door)]
         self.app = self._application()
         self.membership = Membership(
             self.client, directory=config.membership.data if membership_kept else "", name=config.name,
@@ -101,6 +105,10 @@ class Gateway:
             problems=routes.problem_responses(),
         )
         routes.add_schemas(app)
+        for row in self.s3.routes():
+            # for requests that the protocol class hands on; S3 is described by AWS's model, not by OpenAPI
+            name = f"s3_{row.method.decode().lower()}"
+            declare(app, row, "/{path:path}", summary="S3", operation_id=name, include_in_schema=False)
         return app
 
     def _metrics_guard(self) -> pages.MetricsGuard:
@@ -146,6 +154,7 @@ class Gateway:
         await self.membership.stop()
         await self.bodies.close()
         await self.forwarder.close()
+        self.s3.close()
         await self.store.close()
         await self._transport.close()
 

@@ -19,12 +19,20 @@ class Uploads:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class S3:
+    """The S3 door."""
+
+    domain: str = setting("", "requests to BUCKET.DOMAIN are virtual-host style; empty: path style only")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """All settings of `python -m tierstore.gateway`."""
 
     listen: Listen = section(Listen, port=7480)
     membership: Membership = section(Membership, data="data/gateway")
     uploads: Uploads = section(Uploads)
+    s3: S3 = section(S3)
     auth: Auth = section(Auth)
     limits: Limits = section(Limits)
     timers: Timers = section(Timers, hedge=0.05)

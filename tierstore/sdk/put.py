@@ -278,6 +278,10 @@ class PutWalk:
         self._ended = True
         return result
 
+    def commit_as(self, bucket: str, key: str) -> None:
+        """Commit under another name than the one whose rules said where the bytes go (parts of S3's uploads)."""
+        self._bucket, self._key = bucket, key
+
     def crc32c(self) -> int:
         """Of the whole body; all chunks must be stored."""
         whole = 0

@@ -1,0 +1,56 @@
+"""One real cluster for all tests of the S3 door, spoken to by boto3."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from tests.kit.cluster import Cluster, cluster
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("s3")) as started:
+        yield started
+
+
+def client_of(running: Cluster, access: str = "", secret: str = "", **config: Any) -> Any:
+    settings = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}, **config)
+    return boto3.client(
+        "s3", endpoint_url=running.gateway, region_name="us-east-1", config=settings,
+        aws_access_key_id=access or running.ready["access_key"],
+        aws_secret_access_key=secret or running.ready["secret_key"],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def s3(running: Cluster) -> Any:
+    return client_of(running)
+
+
+@pytest.fixture
+def bucket(s3: Any) -> str:
+    """A fresh bucket."""
+    name = f"bkt-{next(_NUMBERS)}"
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def refused() -> Callable[..., str]:
+    """refused(call, **arguments): the error code of a call that must fail."""
+    from botocore.exceptions import ClientError
+
+    def run(call: Callable[..., Any], **arguments: Any) -> str:
+        with pytest.raises(ClientError) as caught:
+            call(**arguments)
+        return str(caught.value.response["Error"]["Code"])
+
+    return run

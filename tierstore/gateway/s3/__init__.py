@@ -1,0 +1,1 @@
+"""The S3 door of the gateway. See DESIGN.md."""

@@ -1,0 +1,313 @@
+"""Bodies of S3 uploads on their way: aws-chunked framing off, checksums beside the loop, bytes into a sink.
+
+Owns the pump between exchange, hasher and a PutWalk. MD5 takes 1.5 ms a MiB, so sums are computed in a thread, 256 KiB
+and more at a time; a body waits when more than HASH_BYTES_MAX are not hashed yet.
+
+Invariants: `run` returns when every byte was taken, framing and signatures held and all sums are done; any difference
+is an error before anything is committed; the decoder never holds more than one head line (LINE_BYTES_MAX).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final, Protocol
+
+from tierstore.auth.sigv4 import ChunkSigner
+from tierstore.gateway.s3 import checksums
+from tierstore.gateway.s3.errors import S3Error
+from tierstore.serving.exchange import Exchange
+
+HASH_STEP_BYTES: Final = 256 * 1024
+HASH_BYTES_MAX: Final = 8 << 20
+LINE_BYTES_MAX: Final = 4096
+TRAILER_BYTES_MAX: Final = 16 * 1024
+#: One chunk of an aws-chunked body.
+CHUNK_BYTES_MAX: Final = 1 << 33
+#: Sums of bodies up to this are computed in the loop: a thread's hop costs more.
+INLINE_BYTES: Final = 32 * 1024
+
+
+class Pushed(Protocol):
+    """Where decoded bytes go: PutWalk, or a collector."""
+
+    def push(self, piece: memoryview, /) -> bool: ...
+
+    async def has_room(self) -> None: ...
+
+
+class Collected:
+    """A small body, whole."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.body = bytearray()
+        self._limit_bytes = limit_bytes
+
+    def push(self, piece: memoryview) -> bool:
+        self.body += piece
+        if len(self.body) > self._limit_bytes:
+            raise S3Error("MaxMessageLengthExceeded", "Your request was too large.")
+        return True
+
+    async def has_room(self) -> None:
+        return
+
+
+class Hasher:
+    """Sums of a stream, computed in order in a thread."""
+
+    def __init__(self, algorithms: set[str], executor: Executor | None) -> None:
+        self._sums = {name: checksums.new(name) for name in algorithms}
+        self._executor = executor
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._busy_bytes = 0
+        self._task: asyncio.Future[None] | None = None
+        self.on_progress: Callable[[], None] | None = None
+
+    def update(self, piece: memoryview) -> None:
+        self._waiting.append(bytes(piece))
+        self._waiting_bytes += len(piece)
+        if self._task is None and self._waiting_bytes >= HASH_STEP_BYTES:
+            self._start()
+
+    @property
+    def is_full(self) -> bool:
+        return self._waiting_bytes + self._busy_bytes > HASH_BYTES_MAX
+
+    def _start(self) -> asyncio.Future[None]:
+        batch, self._waiting = self._waiting, []
+        self._busy_bytes, self._waiting_bytes = self._waiting_bytes, 0
+        task = self._task = asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
+        task.add_done_callback(self._done)
+        return task
+
+    def _work(self, batch: list[bytes]) -> None:
+        for total in self._sums.values():
+            for piece in batch:
+                total.update(piece)
+
+    def _done(self, task: asyncio.Future[None]) -> None:
+        self._task = None
+        self._busy_bytes = 0
+        if not task.cancelled() and task.exception() is None and self._waiting_bytes >= HASH_STEP_BYTES:
+            self._start()
+        if self.on_progress is not None:
+            self.on_progress()
+
+    async def finish(self) -> dict[str, bytes]:
+        """All digests by algorithm."""
+        while (task := self._task) is not None:
+            await task
+            await asyncio.sleep(0)      # let _done run: it may start the next step
+        if self._waiting_bytes > INLINE_BYTES:
+            await self._start()
+        else:
+            self._work(self._waiting)
+        return {name: total.digest() for name, total in self._sums.items()}
+
+
+class ChunkedDecoder:
+    """aws-chunked: `size[;chunk-signature=hex]CRLF data CRLF ... 0... CRLF [trailers] CRLF`. Push parser."""
+
+    def __init__(self, signer: ChunkSigner | None, take: Callable[[memoryview], None], *, has_trailer: bool) -> None:
+        self._signer = signer
+        self._take = take
+        self._has_trailer = has_trailer
+        self._state = "head"
+        self._line = bytearray()
+        self._left = 0
+        self._signature = ""
+        self._sha256 = hashlib.sha256() if signer is not None else None
+        self._signed_trailer = bytearray()
+        self._trailer_bytes = 0
+        self._trailer_signature = ""
+        self.trailers: dict[str, str] = {}
+        self.size = 0
+
+    def feed(self, piece: memoryview) -> None:
+        """Raises S3Error, SignatureError."""
+        at, end = 0, len(piece)
+        while at < end:
+            if self._state == "data":
+                count = min(self._left, end - at)
+                part = piece[at : at + count]
+                if self._sha256 is not None:
+                    self._sha256.update(part)
+                self._take(part)
+                self._left -= count
+                self.size += count
+                at += count
+                if not self._left:
+                    self._state = "crlf"
+                continue
+            if self._state == "end":
+                raise _malformed("bytes behind the last chunk")
+            at = self._take_line(piece, at)
+
+    def _take_line(self, piece: memoryview, at: int) -> int:
+        """Move bytes up to a line feed into the line; handle it when it is whole."""
+        chunk = bytes(piece[at : at + LINE_BYTES_MAX])
+        found = chunk.find(b"\n")
+        taken = len(chunk) if found < 0 else found + 1
+        self._line += chunk[:taken]
+        if len(self._line) > LINE_BYTES_MAX:
+            raise _malformed("a line is too long")
+        if found >= 0:
+            line = bytes(self._line)
+            self._line.clear()
+            if not line.endswith(b"\r\n") and self._state != "trailer":
+                raise _malformed("a line does not end with CRLF")
+            self._handle(line.rstrip(b"\r\n"))
+        return at + taken
+
+    def _handle(self, line: bytes) -> None:
+        if self._state == "crlf":
+            if line:
+                raise _malformed("no CRLF behind a chunk")
+            self._check_chunk()
+            self._state = "head"
+        elif self._state == "head":
+            self._begin_chunk(line)
+        else:
+            self._take_trailer(line)
+
+    def _begin_chunk(self, line: bytes) -> None:
+        size, _, extension = line.partition(b";")
+        try:
+            self._left = int(size, 16) if 0 < len(size) <= 16 and size.isalnum() else -1
+        except ValueError:
+            self._left = -1
+        if not 0 <= self._left <= CHUNK_BYTES_MAX:
+            raise _malformed("a chunk's size is not a hexadecimal number")
+        name, _, value = extension.partition(b"=")
+        self._signature = value.decode("latin-1") if name.strip() == b"chunk-signature" else ""
+        if self._signer is not None and len(self._signature) != 64:
+            raise S3Error("SignatureDoesNotMatch")
+        if self._left:
+            self._state = "data"
+            return
+        self._check_chunk()
+        # without a trailer the last chunk is followed by one empty line, as any other
+        self._state = "trailer"
+
+    def _check_chunk(self) -> None:
+        if self._signer is not None and self._sha256 is not None:
+            self._signer.check_chunk(self._sha256.hexdigest(), self._signature)
+            self._sha256 = hashlib.sha256()
+
+    def _take_trailer(self, line: bytes) -> None:
+        if not line:
+            self._finish_trailer()
+            return
+        self._trailer_bytes += len(line)
+        name, colon, value = line.partition(b":")
+        if not self._has_trailer or not colon or self._trailer_bytes > TRAILER_BYTES_MAX:
+            raise _malformed("a trailer that was not announced")
+        key, text = name.strip().lower().decode("latin-1"), value.strip().decode("latin-1")
+        if key == "x-amz-trailer-signature":
+            self._trailer_signature = text
+            return
+        self._signed_trailer += f"{key}:{text}\n".encode("latin-1")
+        self.trailers[key] = text
+
+    def _finish_trailer(self) -> None:
+        if self._signer is not None and self._has_trailer:
+            # the signature stands in a line of its own: an empty line before it only separates
+            if not self._trailer_signature and self._signed_trailer:
+                return
+            self._signer.check_trailer(bytes(self._signed_trailer), self._trailer_signature)
+        self._state = "end"
+
+    def finish(self) -> None:
+        """The body has ended. Raises S3Error(IncompleteBody) in the middle of anything."""
+        if self._state == "trailer" and not self._line and not (self._signer is not None and self._has_trailer):
+            self._state = "end"     # some clients leave the last empty line out
+        if self._state != "end":
+            raise S3Error("IncompleteBody")
+
+
+class BodyPump:
+    """A BodySink: exchange -> (decoder) -> hasher and target. Use: exchange.receive(pump), await pump.run()."""
+
+    def __init__(self, exchange: Exchange, target: Pushed, hasher: Hasher) -> None:
+        self._exchange = exchange
+        self._target = target
+        self._hasher = hasher
+        self._decoder: ChunkedDecoder | None = None
+        self._is_paused = False
+        self._target_full = False
+        self._is_complete = False
+        self._error: BaseException | None = None
+        self._changed: asyncio.Future[None] | None = None
+        self.size = 0
+        hasher.on_progress = self._wake
+
+    def decode(self, signer: ChunkSigner | None, *, has_trailer: bool) -> ChunkedDecoder:
+        """The body is aws-chunked."""
+        self._decoder = ChunkedDecoder(signer, self._take, has_trailer=has_trailer)
+        return self._decoder
+
+    # -- BodySink -------------------------------------------------------------------------------------------
+    def data(self, piece: memoryview) -> None:
+        if self._error is not None:
+            return
+        try:
+            if self._decoder is not None:
+                self._decoder.feed(piece)
+            else:
+                self._take(piece)
+        except Exception as error:  # whatever it is, run() raises it and the door answers with it, once
+            self._error = error
+            self._wake()
+            return
+        if (self._target_full or self._hasher.is_full) and not self._is_paused:
+            self._is_paused = True
+            self._exchange.pause_body()
+            self._wake()
+
+    def _take(self, piece: memoryview) -> None:
+        self.size += len(piece)
+        self._hasher.update(piece)
+        if not self._target.push(piece):
+            self._target_full = True
+
+    def complete(self) -> None:
+        self._is_complete = True
+        self._wake()
+
+    def aborted(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    # -- the pump -------------------------------------------------------------------------------------------
+    async def run(self) -> dict[str, bytes]:
+        """The digests, when the whole body has come. Raises what went wrong."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._target_full:
+                await self._target.has_room()
+                self._target_full = False
+                continue
+            if self._is_paused and not self._hasher.is_full:
+                self._is_paused = False
+                self._exchange.resume_body()
+                continue
+            if self._is_complete:
+                break
+            self._changed = asyncio.get_running_loop().create_future()
+            await self._changed
+        if self._decoder is not None:
+            self._decoder.finish()
+        return await self._hasher.finish()
+
+
+def _malformed(what: str) -> S3Error:
+    return S3Error("InvalidRequest", f"The aws-chunked body is malformed: {what}.")

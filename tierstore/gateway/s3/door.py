@@ -1,0 +1,168 @@
+"""The S3 door: every request below neither /v1/ nor /-/ comes here, by one handler on the exchange seam.
+
+Owns the way of a request: parse -> who -> which operation -> handler -> answer or error as XML. Nothing of S3 goes
+through FastAPI (docs/adr/0100): operations are told apart by query and headers, which it does not route by.
+
+Invariants: no handler runs before the caller is known; a handler that raises before it answered gets the error's XML,
+one that raises later has its connection closed; requests under way are bounded with the native ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from tierstore.clock import Clock
+from tierstore.errors import TierstoreError
+from tierstore.gateway.objects import ObjectDoor
+from tierstore.gateway.s3 import cors, operations
+from tierstore.gateway.s3.auth import Authenticator
+from tierstore.gateway.s3.buckets import Buckets
+from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.errors import XML_LINE, S3Error, error_body, s3_error
+from tierstore.gateway.s3.listing import Listings
+from tierstore.gateway.s3.multipart import Multipart
+from tierstore.gateway.s3.objects import Objects
+from tierstore.gateway.s3.request import Call, check_names, parse_call
+from tierstore.gateway.s3.uploads import BodyReader
+from tierstore.sdk.store import Store
+from tierstore.serving.exchange import Exchange
+from tierstore.serving.table import Route
+
+METHODS: Final = (b"GET", b"HEAD", b"PUT", b"POST", b"DELETE", b"OPTIONS")
+#: Threads for MD5 and other sums.
+HASH_THREADS: Final = 2
+_ENCRYPTION: Final = (
+    b"x-amz-server-side-encryption-customer-algorithm", b"x-amz-server-side-encryption-aws-kms-key-id",
+    b"x-amz-copy-source-server-side-encryption-customer-algorithm", b"x-amz-object-lock-mode",
+    b"x-amz-object-lock-legal-hold",
+)  # fmt: skip
+Handler = Callable[[Call], Awaitable[None]]
+
+
+class S3Door:
+    """One per gateway process. `native`: the door whose bound of requests it shares."""
+
+    def __init__(self, store: Store, clock: Clock, native: ObjectDoor, *, domain: str = "") -> None:
+        self._native = native
+        self._domain = domain.lower()
+        self._catalog = S3Catalog(store.client, clock)
+        self._auth = Authenticator(store.client, clock)
+        self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
+        reader = BodyReader(self._executor)
+        objects = Objects(store, self._catalog, reader)
+        self._handlers = _handlers(
+            objects, Buckets(self._catalog, reader), Listings(store, self._catalog),
+            Multipart(store, self._catalog, reader, objects),
+        )  # fmt: skip
+
+    def routes(self) -> list[Route]:
+        """The rows of the protocol class's table: everything that is not native."""
+        return [Route(method, b"/", self.handle, accepts=_is_s3) for method in METHODS]
+
+    def handle(self, exchange: Exchange) -> None:
+        """One request."""
+        try:
+            self._native.begin(exchange, self._run(exchange))
+        except TierstoreError as error:
+            _answer(exchange, s3_error(error, exchange.request_id), "/")
+
+    async def _run(self, exchange: Exchange) -> None:
+        call: Call | None = None
+        try:
+            call = parse_call(exchange, self._domain)
+            await self._serve(call)
+        except Exception as error:  # whatever it is: the client gets S3's XML, or a closed connection
+            if call is not None and call.has_begun:
+                raise
+            shown = s3_error(error, exchange.request_id)
+            if call is not None:
+                shown.lines += call.extra_lines
+            _answer(exchange, shown, call.resource if call is not None else "/")
+
+    async def _serve(self, call: Call) -> None:
+        if call.method == "OPTIONS":
+            check_names(call)
+            cors.preflight(call, await self._catalog.bucket(call.bucket))
+            return
+        await self._auth.authenticate(call)
+        check_names(call)
+        scope: operations.Scope = "object" if call.key else "bucket" if call.bucket else "service"
+        is_copy = call.exchange.header(b"x-amz-copy-source") is not None
+        operation = operations.find(call.method, scope, call.names, is_copy=is_copy)
+        if operation is None:
+            raise S3Error("MethodNotAllowed")
+        handler = self._handlers.get(operation.name)
+        if handler is None:
+            raise S3Error("NotImplemented", f"{operation.name} is not supported.")
+        for name in _ENCRYPTION:
+            # silently storing in clear, or without the lock, what was asked to be protected would be a lie
+            if call.exchange.header(name) is not None:
+                raise S3Error("NotImplemented", f"{name.decode()} is not supported.")
+        if call.bucket and call.exchange.header(b"origin") is not None and operation.name != "CreateBucket":
+            view = await self._catalog.bucket(call.bucket)
+            call.extra_lines = cors.lines_of(call, view, call.method, []) or b""
+        await handler(call)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False)
+
+
+def _is_s3(rest: bytes) -> bool:
+    first = rest.partition(b"/")[0]
+    return first not in (b"v1", b"-")
+
+
+def _answer(exchange: Exchange, error: S3Error, resource: str) -> None:
+    if error.status == 304:
+        exchange.reply(304, b"", error.lines)
+        return
+    body = error_body(error, resource=resource, request_id=exchange.request_id)
+    exchange.reply(error.status, b"" if exchange.method == b"HEAD" else body, XML_LINE + error.lines)
+
+
+def _handlers(objects: Objects, buckets: Buckets, listings: Listings, multipart: Multipart) -> dict[str, Handler]:
+    """Operation -> handler. Those of operations.OPERATIONS that are supported in any way, exactly (a test compares)."""
+    unset = buckets.unset
+    return {
+        "ListBuckets": buckets.list, "CreateBucket": buckets.create, "HeadBucket": buckets.head,
+        "DeleteBucket": buckets.delete, "GetBucketLocation": buckets.location,
+        "GetBucketVersioning": buckets.get_versioning, "PutBucketVersioning": buckets.put_versioning,
+        "GetBucketPolicy": buckets.get_policy, "PutBucketPolicy": buckets.put_policy,
+        "DeleteBucketPolicy": buckets.delete_policy, "GetBucketPolicyStatus": buckets.policy_status,
+        "GetPublicAccessBlock": buckets.get_public_access, "PutPublicAccessBlock": buckets.put_public_access,
+        "DeletePublicAccessBlock": buckets.delete_public_access,
+        "GetBucketOwnershipControls": buckets.get_ownership, "PutBucketOwnershipControls": buckets.put_ownership,
+        "DeleteBucketOwnershipControls": buckets.delete_ownership,
+        "GetBucketAcl": buckets.get_acl, "PutBucketAcl": buckets.put_acl,
+        "GetBucketTagging": buckets.get_tags, "PutBucketTagging": buckets.put_tags,
+        "DeleteBucketTagging": buckets.delete_tags,
+        "GetBucketCors": buckets.get_cors, "PutBucketCors": buckets.put_cors, "DeleteBucketCors": buckets.delete_cors,
+        "GetBucketLifecycleConfiguration": unset("s3:GetLifecycleConfiguration", "NoSuchLifecycleConfiguration"),
+        "GetBucketEncryption": unset(
+            "s3:GetEncryptionConfiguration", "ServerSideEncryptionConfigurationNotFoundError"
+        ),
+        "GetObjectLockConfiguration": unset(
+            "s3:GetBucketObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"
+        ),
+        "GetBucketNotificationConfiguration": unset("s3:GetBucketNotification", "", "NotificationConfiguration"),
+        "GetBucketRequestPayment": unset(
+            "s3:GetBucketRequestPayment", "", "RequestPaymentConfiguration", "<Payer>BucketOwner</Payer>"
+        ),
+        "GetBucketLogging": unset("s3:GetBucketLogging", "", "BucketLoggingStatus"),
+        "GetBucketWebsite": unset("s3:GetBucketWebsite", "NoSuchWebsiteConfiguration"),
+        "GetBucketReplication": unset("s3:GetReplicationConfiguration", "ReplicationConfigurationNotFoundError"),
+        "GetBucketAccelerateConfiguration": unset("s3:GetAccelerateConfiguration", "", "AccelerateConfiguration"),
+        "ListObjects": listings.objects, "ListObjectsV2": listings.objects_v2, "ListObjectVersions": listings.versions,
+        "DeleteObjects": objects.delete_many,
+        "PutObject": objects.put, "GetObject": objects.get, "HeadObject": objects.get, "DeleteObject": objects.delete,
+        "CopyObject": objects.copy, "GetObjectAttributes": objects.attributes,
+        "GetObjectAcl": objects.get_acl, "PutObjectAcl": objects.put_acl,
+        "GetObjectTagging": objects.get_tags, "PutObjectTagging": objects.put_tags,
+        "DeleteObjectTagging": objects.delete_tags,
+        "CreateMultipartUpload": multipart.create, "UploadPart": multipart.put_part,
+        "UploadPartCopy": multipart.copy_part, "CompleteMultipartUpload": multipart.complete,
+        "AbortMultipartUpload": multipart.abort, "ListParts": multipart.list_parts,
+        "ListMultipartUploads": multipart.list_uploads,
+    }  # fmt: skip

@@ -1,0 +1,362 @@
+"""Multipart uploads: create, upload, copy, list, complete, abort.
+
+A part is an object of PARTS_BUCKET (docs/adr/0100), stored by the ordinary walk where the bucket's rules want it, and
+composed in the catalog: no byte is copied at the end. Invariants: a part of an upload that has ended meanwhile is
+removed again and answered NoSuchUpload; the order, sizes and ETags of a completion are judged against the parts as
+they stand, and the commit refuses when one has changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Final
+
+import msgspec
+
+from tierstore.errors import NotFound
+from tierstore.gateway.object_request import parse_range
+from tierstore.gateway.s3 import checksums, documents, rights
+from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.documents import Node, document, element, moment, url_encoded
+from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.object_meta import (
+    CHECKSUM_ALGORITHM,
+    CHECKSUM_TYPE,
+    PARTS,
+    UPLOAD,
+    meta_of,
+    pack_parts,
+    shown_version,
+)
+from tierstore.gateway.s3.objects import Objects, check_acl, checksum_lines, version_line, write_condition
+from tierstore.gateway.s3.request import Call, number
+from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, BodyReader, promise_of
+from tierstore.sdk.store import Store
+from tierstore.wire.names import BucketView, Compose, LookupResult, ObjectMeta
+from tierstore.wire.s3 import (
+    PART_NUMBER_MAX,
+    PARTS_BUCKET,
+    UPLOAD_BYTES,
+    PartsAsk,
+    PartView,
+    UploadsAsk,
+    UploadView,
+    part_key,
+)
+
+#: Every part but the last.
+PART_BYTES_MIN: Final = 5 << 20
+
+
+class Multipart:
+    """Handlers of multipart uploads."""
+
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, objects: Objects) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._reader = reader
+        self._objects = objects
+
+    async def create(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:PutObject", bucket, call.key)
+        check_acl(call, bucket)
+        meta = meta_of(call)
+        lines = b""
+        algorithm = call.header(b"x-amz-checksum-algorithm")
+        kind = call.header(b"x-amz-checksum-type")
+        if kind is not None and algorithm is None:
+            raise S3Error("InvalidRequest", "The x-amz-checksum-type header can only be used with the "
+                          "x-amz-checksum-algorithm header.")  # fmt: skip
+        if algorithm is not None:
+            name = checksums.algorithm_of(algorithm)
+            kind = kind or checksums.default_type(name)
+            is_wrong = (kind == "FULL_OBJECT" and name.startswith("sha")) or (
+                kind == "COMPOSITE" and name == "crc64nvme"
+            )
+            if kind not in ("FULL_OBJECT", "COMPOSITE") or is_wrong:
+                raise S3Error("InvalidRequest", f"The {kind[:20]} checksum type cannot be used with the "
+                              f"{name} checksum algorithm.")  # fmt: skip
+            extra = {**meta.extra, CHECKSUM_ALGORITHM: name.encode(), CHECKSUM_TYPE: kind.encode()}
+            meta = msgspec.structs.replace(meta, extra=extra)
+            lines = f"x-amz-checksum-algorithm: {name.upper()}\r\nx-amz-checksum-type: {kind}\r\n".encode()
+        upload = secrets.token_bytes(UPLOAD_BYTES)
+        await self._catalog.create_upload(call.bucket, call.key, upload, call.principal.user, meta)
+        inner = element("Bucket", call.bucket) + element("Key", call.key) + element("UploadId", upload.hex())
+        call.reply(200, document("InitiateMultipartUploadResult", inner), XML_LINE + lines)
+
+    # -- parts ----------------------------------------------------------------------------------------------
+    async def put_part(self, call: Call) -> None:
+        _, upload, part = await self._part_of(call)
+        algorithm = _algorithm(upload)
+        promise = promise_of(call)
+        if promise.algorithm and algorithm and promise.algorithm != algorithm:
+            raise S3Error("InvalidRequest", f"Checksum Type mismatch occurred, expected checksum Type: {algorithm}, "
+                          f"actual checksum Type: {promise.algorithm}")  # fmt: skip
+        walk = self._store.put_walk(call.bucket, call.key, size=promise.size)
+        try:
+            received = await self._reader.receive(
+                call, promise, walk, algorithm="" if promise.algorithm else algorithm or "crc64nvme"
+            )
+            sums = {received.algorithm: received.checksum} if received.algorithm else {}
+            walk.commit_as(PARTS_BUCKET, part_key(upload.id, part))
+            made = await walk.finish(meta=ObjectMeta(checksums=sums), etag=received.md5)
+        finally:
+            await walk.abort()
+        await self._check_alive(call, upload, part, made.version)
+        lines = f'etag: "{received.md5}"\r\n' + (checksum_lines(received).partition("x-amz-checksum-type")[0])
+        call.reply(200, b"", lines.encode())
+
+    async def copy_part(self, call: Call) -> None:
+        """UploadPartCopy. The whole of an object of one piece is shared; a range is read and written."""
+        _, upload, part = await self._part_of(call)
+        source, key, _, found = await self._objects.copy_source(call)
+        first, length = _copy_span(call, found)
+        walk = self._store.put_walk(call.bucket, call.key, size=length)
+        reading = self._store.read_walk(source.name, key, found, first=first, length=length)
+        md5 = hashlib.md5(usedforsecurity=False)
+        algorithm = _algorithm(upload) or "crc64nvme"
+        total = checksums.new(algorithm)
+        try:
+            await reading.start()
+            if reading.whole is not None:
+                pieces = [memoryview(reading.whole)]
+            else:
+                pieces = []
+            while pieces or (reading.whole is None and (piece := await reading.next_piece())):
+                piece = pieces.pop() if pieces else piece
+                md5.update(piece)
+                total.update(bytes(piece))
+                if len(piece) and not walk.push(piece):
+                    await walk.has_room()
+            walk.commit_as(PARTS_BUCKET, part_key(upload.id, part))
+            meta = ObjectMeta(checksums={algorithm: checksums.encode(total.digest())})
+            made = await walk.finish(meta=meta, etag=md5.hexdigest())
+        finally:
+            await reading.close()
+            await walk.abort()
+        await self._check_alive(call, upload, part, made.version)
+        inner = element("ETag", f'"{md5.hexdigest()}"') + element("LastModified", moment(made.created_at_ms))
+        lines = b""
+        if source.versioning:
+            lines = f"x-amz-copy-source-version-id: {shown_version(found.version, found.is_null)}\r\n".encode()
+        call.reply(200, document("CopyPartResult", inner), XML_LINE + lines)
+
+    async def _part_of(self, call: Call) -> tuple[BucketView, UploadView, int]:
+        bucket = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:PutObject", bucket, call.key)
+        part = number(call.query.get("partNumber"), "partNumber", default=-1, least=1, most=PART_NUMBER_MAX + 1)
+        if not 1 <= part <= PART_NUMBER_MAX:
+            raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
+        return bucket, await self._catalog.upload(call.bucket, call.key, upload_id(call)), part
+
+    async def _check_alive(self, call: Call, upload: UploadView, part: int, version: int) -> None:
+        """The upload may have ended while the part came: then nobody will ever take the part."""
+        try:
+            await self._catalog.upload(call.bucket, call.key, upload.id)
+        except S3Error:
+            await self._store.delete(PARTS_BUCKET, part_key(upload.id, part), version=version)
+            raise
+
+    # -- the end --------------------------------------------------------------------------------------------
+    async def complete(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:PutObject", bucket, call.key)
+        condition = write_condition(call)
+        root = documents.parse(await self._reader.small(call, documents.BODY_BYTES_MAX), "CompleteMultipartUpload")
+        wanted = [_named_part(node) for node in root.all("Part")]
+        if not wanted:
+            raise S3Error("MalformedXML")
+        identity = upload_id(call)
+        try:
+            upload = await self._catalog.upload(call.bucket, call.key, identity)
+        except S3Error:
+            await self._answer_repeat(call, bucket, identity)
+            return
+        held = await self._catalog.all_parts(identity)
+        parts = _chosen(wanted, held)
+        md5 = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in parts), usedforsecurity=False)
+        etag = f"{md5.hexdigest()}-{len(parts)}"
+        meta = _completed_meta(call, upload, parts)
+        mutation = Compose(
+            call.bucket, call.key, identity, [(part.number, part.version) for part in parts], etag, meta, condition
+        )
+        try:
+            made = await self._store.client.commit(mutation, seconds=self._store.limits.request_seconds)
+        except NotFound as error:
+            if error.code == "no-such-upload":
+                await self._answer_repeat(call, bucket, identity)
+                return
+            raise
+        self._answer_complete(call, etag, meta, version_line(made.version, bucket))
+
+    async def _answer_repeat(self, call: Call, bucket: BucketView, identity: bytes) -> None:
+        """A completion that was applied before is answered as then. Raises S3Error(NoSuchUpload)."""
+        try:
+            found = await self._store.find(call.bucket, call.key, want_chunks=False)
+        except NotFound:
+            raise S3Error("NoSuchUpload") from None
+        if found.meta is None or found.meta.extra.get(UPLOAD) != identity:
+            raise S3Error("NoSuchUpload")
+        self._answer_complete(call, found.etag, found.meta, version_line(found.version, bucket))
+
+    @staticmethod
+    def _answer_complete(call: Call, etag: str, meta: ObjectMeta, lines: str) -> None:
+        host = call.header(b"host") or ""
+        inner = element("Location", f"http://{host}/{call.bucket}/{url_encoded(call.key)}")
+        inner += element("Bucket", call.bucket) + element("Key", call.key) + element("ETag", f'"{etag}"')
+        inner += "".join(element(f"Checksum{name.upper()}", value) for name, value in meta.checksums.items())
+        if meta.checksums:
+            inner += element("ChecksumType", meta.extra[CHECKSUM_TYPE].decode())
+        call.reply(200, document("CompleteMultipartUploadResult", inner), XML_LINE + lines.encode())
+
+    async def abort(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:AbortMultipartUpload", bucket, call.key)
+        await self._catalog.abort(call.bucket, call.key, upload_id(call))
+        call.reply(204)
+
+    # -- lists ----------------------------------------------------------------------------------------------
+    async def list_parts(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:ListMultipartUploadParts", bucket, call.key)
+        upload = await self._catalog.upload(call.bucket, call.key, upload_id(call))
+        most = number(call.query.get("max-parts"), "max-parts", default=1000, least=0, most=1000)
+        after = number(call.query.get("part-number-marker"), "part-number-marker", default=0, least=0, most=99_998)
+        page = await self._catalog.parts(PartsAsk(upload.id, after, most or 1))
+        parts = page.parts if most else []
+        owner = element("ID", upload.owner) + element("DisplayName", upload.owner)
+        inner = element("Bucket", call.bucket) + element("Key", call.key) + element("UploadId", upload.id.hex())
+        inner += f"<Initiator>{owner}</Initiator><Owner>{owner}</Owner>" + element("StorageClass", "STANDARD")
+        inner += element("PartNumberMarker", after)
+        if page.more and parts:
+            inner += element("NextPartNumberMarker", parts[-1].number)
+        inner += element("MaxParts", most) + element("IsTruncated", page.more and bool(parts))
+        algorithm = _algorithm(upload)
+        if algorithm:
+            inner += element("ChecksumAlgorithm", algorithm.upper())
+        for part in parts:
+            body = element("PartNumber", part.number) + element("LastModified", moment(part.created_at_ms))
+            body += element("ETag", f'"{part.etag}"') + element("Size", part.size)
+            body += "".join(element(f"Checksum{n.upper()}", v) for n, v in part.checksums.items() if n == algorithm)
+            inner += f"<Part>{body}</Part>"
+        call.reply(200, document("ListPartsResult", inner), XML_LINE)
+
+    async def list_uploads(self, call: Call) -> None:
+        """ListMultipartUploads. With a delimiter, common prefixes are made of the page."""
+        bucket = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:ListBucketMultipartUploads", bucket)
+        query = call.query
+        most = number(query.get("max-uploads"), "max-uploads", default=1000, least=1, most=1000)
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        key_marker, id_marker = query.get("key-marker", ""), query.get("upload-id-marker", "")
+        shown = url_encoded if query.get("encoding-type") == "url" else str
+        page = await self._catalog.uploads(
+            UploadsAsk(call.bucket, prefix, key_marker, _hex(id_marker) if id_marker else b"", most)
+        )
+        listed, prefixes = "", dict[str, None]()
+        for upload in page.uploads:
+            at = upload.key.find(delimiter, len(prefix)) if delimiter else -1
+            if at >= 0:
+                prefixes[upload.key[: at + len(delimiter)]] = None
+                continue
+            owner = element("ID", upload.owner) + element("DisplayName", upload.owner)
+            body = element("Key", shown(upload.key)) + element("UploadId", upload.id.hex())
+            body += f"<Initiator>{owner}</Initiator><Owner>{owner}</Owner>" + element("StorageClass", "STANDARD")
+            listed += f"<Upload>{body}{element('Initiated', moment(upload.created_at_ms))}</Upload>"
+        inner = element("Bucket", call.bucket) + element("KeyMarker", shown(key_marker))
+        inner += element("UploadIdMarker", id_marker) + element("Prefix", shown(prefix))
+        inner += element("Delimiter", shown(delimiter) if delimiter else None) + element("MaxUploads", most)
+        inner += element("IsTruncated", page.more) + element("EncodingType", query.get("encoding-type") or None)
+        if page.more:
+            last = page.uploads[-1]
+            inner += element("NextKeyMarker", shown(last.key)) + element("NextUploadIdMarker", last.id.hex())
+        listed += "".join(f"<CommonPrefixes>{element('Prefix', shown(p))}</CommonPrefixes>" for p in prefixes)
+        call.reply(200, document("ListMultipartUploadsResult", inner + listed), XML_LINE)
+
+
+def upload_id(call: Call) -> bytes:
+    return _hex(call.query.get("uploadId", ""))
+
+
+def _hex(text: str) -> bytes:
+    """Raises S3Error(NoSuchUpload) for what is no id of ours."""
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if len(raw) != UPLOAD_BYTES or len(text) != 2 * UPLOAD_BYTES:
+        raise S3Error("NoSuchUpload")
+    return raw
+
+
+def _algorithm(upload: UploadView) -> str:
+    return upload.meta.extra.get(CHECKSUM_ALGORITHM, b"").decode() if upload.meta is not None else ""
+
+
+def _copy_span(call: Call, found: LookupResult) -> tuple[int, int]:
+    raw = call.exchange.header(b"x-amz-copy-source-range")
+    if raw is None:
+        return 0, found.size
+    wanted = parse_range(raw)
+    if wanted is None or wanted.first is None or wanted.last is None:
+        raise S3Error("InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last where "
+                      "first and last are the zero-based offsets of the first and last bytes to copy")  # fmt: skip
+    if wanted.last >= found.size:
+        raise S3Error("InvalidRange", f"Range specified is not valid for source object of size: {found.size}")
+    length = wanted.last - wanted.first + 1
+    if length > PUT_BYTES_MAX:
+        raise S3Error("EntityTooLarge")
+    return wanted.first, length
+
+
+def _named_part(node: Node) -> tuple[int, str, dict[str, str]]:
+    raw, etag = node.text("PartNumber") or "", node.text("ETag")
+    if not raw.isascii() or not raw.isdigit() or len(raw) > 5 or etag is None:
+        raise S3Error("MalformedXML")
+    sums = {n: v for n in checksums.ALGORITHMS if (v := node.text(f"Checksum{n.upper()}")) is not None}
+    return int(raw), etag.strip().strip('"'), sums
+
+
+def _chosen(wanted: list[tuple[int, str, dict[str, str]]], held: dict[int, PartView]) -> list[PartView]:
+    """The parts of a completion, checked. Raises S3Error(InvalidPartOrder, InvalidPart, EntityTooSmall)."""
+    parts, before = [], 0
+    for place, etag, sums in wanted:
+        if place <= before:
+            raise S3Error("InvalidPartOrder")
+        before = place
+        part = held.get(place)
+        if part is None or part.etag != etag.lower():
+            raise S3Error("InvalidPart", PartNumber=str(place))
+        if any(name in part.checksums and part.checksums[name] != value for name, value in sums.items()):
+            raise S3Error("InvalidPart", PartNumber=str(place))
+        parts.append(part)
+    for part in parts[:-1]:
+        if part.size < PART_BYTES_MIN:
+            raise S3Error("EntityTooSmall", PartNumber=str(part.number), ProposedSize=str(part.size),
+                          MinSizeAllowed=str(PART_BYTES_MIN))  # fmt: skip
+    return parts
+
+
+def _completed_meta(call: Call, upload: UploadView, parts: list[PartView]) -> ObjectMeta:
+    meta = upload.meta or ObjectMeta()
+    extra = {**meta.extra, UPLOAD: upload.id, PARTS: pack_parts([part.size for part in parts])}
+    algorithm = _algorithm(upload) or "crc64nvme"
+    kind = extra.setdefault(CHECKSUM_TYPE, b"FULL_OBJECT").decode()
+    sums: dict[str, str] = {}
+    if all(algorithm in part.checksums for part in parts):
+        values = [part.checksums[algorithm] for part in parts]
+        if kind == "COMPOSITE":
+            sums[algorithm] = checksums.composite(algorithm, values)
+        else:
+            sums[algorithm] = checksums.full_object(
+                algorithm, list(zip(values, [part.size for part in parts], strict=True))
+            )
+        sent = call.header(f"{checksums.PREFIX}{algorithm}".encode())
+        if sent is not None and sent not in (sums[algorithm], sums[algorithm].partition("-")[0]):
+            raise S3Error("BadDigest")
+    size = call.header(b"x-amz-mp-object-size")
+    if size is not None and size != str(sum(part.size for part in parts)):
+        raise S3Error("InvalidRequest", "The provided 'x-amz-mp-object-size' header does not match what was computed.")
+    return msgspec.structs.replace(meta, extra=extra, checksums=sums)

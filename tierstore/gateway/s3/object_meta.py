@@ -1,0 +1,186 @@
+"""What an S3 upload says about itself, and the header lines that give it back. Pure.
+
+Owns the names of this door in ObjectMeta.extra. Invariant: no line holds CR, LF or NUL.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from tierstore.gateway.object_answer import http_date
+from tierstore.gateway.s3 import checksums
+from tierstore.gateway.s3.errors import S3Error
+from tierstore.gateway.s3.request import Call, header_text
+from tierstore.names import USER_META_BYTES_MAX, version_text
+from tierstore.wire.names import LookupResult, ObjectMeta
+
+META_PREFIX: Final = b"x-amz-meta-"
+#: Names in ObjectMeta.extra.
+STORAGE_CLASS: Final = "s3.class"
+CANNED_ACL: Final = "s3.acl"
+OWNER: Final = "s3.owner"
+CHECKSUM_TYPE: Final = "s3.checksum-type"
+CHECKSUM_ALGORITHM: Final = "s3.checksum-algorithm"
+PARTS: Final = "s3.parts"           # MessagePack of [[size, count], ...]: runs of equal parts
+UPLOAD: Final = "s3.upload"
+REDIRECT: Final = "s3.redirect"
+
+CANNED_ACLS: Final = frozenset({
+    "private", "public-read", "public-read-write", "authenticated-read", "aws-exec-read", "bucket-owner-read",
+    "bucket-owner-full-control", "log-delivery-write",
+})  # fmt: skip
+STORAGE_CLASSES: Final = frozenset({
+    "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER", "DEEP_ARCHIVE",
+    "GLACIER_IR", "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE",
+})  # fmt: skip
+_KEPT: Final = (b"cache-control", b"content-disposition", b"content-language", b"expires")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_RESPONSE: Final = {
+    "response-content-type": "content-type", "response-content-language": "content-language",
+    "response-expires": "expires", "response-cache-control": "cache-control",
+    "response-content-disposition": "content-disposition", "response-content-encoding": "content-encoding",
+}  # fmt: skip
+TAGS_MAX: Final = 10
+
+
+def meta_of(call: Call) -> ObjectMeta:
+    """The metadata of a PUT, CreateMultipartUpload or a copy with REPLACE. Raises S3Error."""
+    user_meta: dict[str, str] = {}
+    for name, value in call.exchange.headers:
+        if name.startswith(META_PREFIX):
+            short = _checked(name[len(META_PREFIX) :].decode("latin-1"))
+            text = _checked(header_text(value).strip())
+            user_meta[short] = f"{user_meta[short]},{text}" if short in user_meta else text
+    if sum(len(n.encode()) + len(v.encode()) for n, v in user_meta.items()) > USER_META_BYTES_MAX:
+        raise S3Error("MetadataTooLarge")
+    headers = {}
+    for name in _KEPT:
+        kept = call.header(name)
+        if kept is not None:
+            headers[name.decode()] = _checked(kept)
+    encodings = [part.strip() for part in (call.header(b"content-encoding") or "").split(",")]
+    encoding = ", ".join(part for part in encodings if part and part != "aws-chunked")
+    if encoding:
+        headers["content-encoding"] = _checked(encoding)
+    extra: dict[str, bytes] = {OWNER: call.principal.user.encode()}
+    storage = call.header(b"x-amz-storage-class")
+    if storage is not None and storage not in STORAGE_CLASSES:
+        raise S3Error("InvalidStorageClass", "The storage class that you specified is not valid.")
+    if storage not in (None, "STANDARD"):
+        extra[STORAGE_CLASS] = str(storage).encode()
+    acl = canned_acl(call)
+    if acl and acl != "private":
+        extra[CANNED_ACL] = acl.encode()
+    redirect = call.header(b"x-amz-website-redirect-location")
+    if redirect is not None:
+        extra[REDIRECT] = _checked(redirect).encode()
+    tags = parse_tag_header(call.header(b"x-amz-tagging"))
+    return ObjectMeta(
+        content_type=_checked(call.header(b"content-type") or "binary/octet-stream"), user_meta=user_meta,
+        headers=headers, tags=tags, extra=extra,
+    )  # fmt: skip
+
+
+def canned_acl(call: Call) -> str:
+    acl = call.header(b"x-amz-acl") or ""
+    if acl and acl not in CANNED_ACLS:
+        raise S3Error("InvalidArgument", "", ArgumentName="x-amz-acl", ArgumentValue=acl[:64])
+    return acl
+
+
+def _checked(text: str) -> str:
+    if _CONTROL.search(text):
+        raise S3Error("InvalidArgument", "A header contains control characters")
+    return text
+
+
+def parse_tag_header(value: str | None) -> dict[str, str]:
+    if not value:
+        return {}
+    try:
+        pairs = parse_qsl(value, keep_blank_values=True, errors="strict", max_num_fields=TAGS_MAX + 1)
+    except (ValueError, UnicodeDecodeError):
+        raise S3Error("InvalidTag", "The tag set is malformed.") from None
+    return check_tags(pairs)
+
+
+def check_tags(pairs: list[tuple[str, str]], *, most: int = TAGS_MAX) -> dict[str, str]:
+    """Raises S3Error(InvalidTag, BadRequest)."""
+    tags = dict(pairs)
+    if len(pairs) > most:
+        raise S3Error("BadRequest", f"Object tags cannot be greater than {most}")
+    if len(tags) != len(pairs):
+        raise S3Error("InvalidTag", "Cannot provide multiple Tags with the same key")
+    for name, value in tags.items():
+        if not 1 <= len(name) <= 128 or len(value) > 256 or name.startswith("aws:"):
+            raise S3Error("InvalidTag", "The TagKey or TagValue you have provided is invalid")
+    return tags
+
+
+def object_lines(
+    call: Call, found: LookupResult, versioning: str, *, with_checksum: bool = False
+) -> bytes:
+    """The lines of a GET or HEAD answer but for Content-Range and length."""
+    meta = found.meta or ObjectMeta()
+    headers = {"content-type": meta.content_type or "binary/octet-stream", **meta.headers}
+    for name, header in _RESPONSE.items():
+        if name in call.query:
+            if not call.principal.access:
+                raise S3Error("InvalidRequest", "Request specific response headers cannot be used for anonymous GET "
+                              "requests.")  # fmt: skip
+            headers[header] = _checked(call.query[name])
+    lines = [
+        f'etag: "{found.etag}"', f"last-modified: {http_date(found.created_at_ms // 1000)}", "accept-ranges: bytes",
+        *(f"{name}: {value}" for name, value in headers.items() if not _CONTROL.search(value)),
+    ]
+    for name, value in meta.user_meta.items():
+        if _TOKEN.fullmatch(name) and not _CONTROL.search(value):
+            lines.append(f"x-amz-meta-{name}: {value}")
+    if versioning:
+        lines.append(f"x-amz-version-id: {shown_version(found.version, found.is_null)}")
+    if meta.tags:
+        lines.append(f"x-amz-tagging-count: {len(meta.tags)}")
+    for extra, name in ((STORAGE_CLASS, "x-amz-storage-class"), (REDIRECT, "x-amz-website-redirect-location")):
+        if extra in meta.extra:
+            lines.append(f"{name}: {meta.extra[extra].decode()}")
+    if with_checksum:
+        lines += [f"{checksums.PREFIX}{name}: {value}" for name, value in meta.checksums.items()
+                  if name in checksums.ALGORITHMS]  # fmt: skip
+        if meta.checksums:
+            lines.append(f"x-amz-checksum-type: {meta.extra.get(CHECKSUM_TYPE, b'FULL_OBJECT').decode()}")
+    return ("\r\n".join(lines) + "\r\n").encode()
+
+
+def shown_version(version: int, is_null: bool) -> str:
+    return "null" if is_null else version_text(version)
+
+
+def pack_parts(sizes: list[int]) -> bytes:
+    runs: list[list[int]] = []
+    for size in sizes:
+        if runs and runs[-1][0] == size:
+            runs[-1][1] += 1
+        else:
+            runs.append([size, 1])
+    return msgspec.msgpack.encode(runs)
+
+
+def part_span(meta: ObjectMeta | None, number: int, size: int) -> tuple[int, int, int]:
+    """(first byte, length, count of parts) of a part. Raises S3Error(InvalidPart) for one that is not there."""
+    raw = meta.extra.get(PARTS) if meta is not None else None
+    runs = msgspec.msgpack.decode(raw, type=list[tuple[int, int]]) if raw else [(size, 1)]
+    count = sum(times for _, times in runs)
+    if not 1 <= number <= count:
+        raise S3Error("InvalidPartNumber", "The requested partnumber is not satisfiable", 416)
+    at, left = 0, number - 1
+    for length, times in runs:
+        if left < times:
+            return at + left * length, length, count
+        at += length * times
+        left -= times
+    raise AssertionError("the count was checked")

@@ -1,0 +1,141 @@
+"""Every operation of S3 and how this door stands to it: the table that requests are matched by, and that
+docs/reference/s3.md is made from. Pure data.
+
+Invariant: an operation that is not `yes` or `partly` is answered NotImplemented, with its name; the test of a supported
+one exists (tests/docs/test_s3_reference.py compares).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Scope = Literal["service", "bucket", "object"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """query: the parameter that names a sub-resource, "" none. header: one that must be there. state: yes | partly |
+    unset (answered as AWS does when it was never configured; cannot be set) | no."""
+
+    name: str
+    method: str
+    scope: Scope
+    query: str = ""
+    header: bytes = b""
+    state: str = "no"
+    note: str = ""
+    test: str = ""
+
+
+def _row(  # noqa: PLR0917 - a table's columns
+    name: str, method: str, scope: Scope, query: str = "", state: str = "no", test: str = "", note: str = "",
+    header: bytes = b"",
+) -> Operation:  # fmt: skip
+    return Operation(name, method, scope, query, header, state, note, test)
+
+
+_COPY: Final = b"x-amz-copy-source"
+#: The first row that fits decides, so rows with a query or header stand before those without.
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    _row("ListBuckets", "GET", "service", "", "yes", "test_buckets_are_made_listed_and_removed"),
+    # -- buckets
+    _row("GetBucketLocation", "GET", "bucket", "location", "yes", "test_buckets_are_made_listed_and_removed"),
+    _row("GetBucketVersioning", "GET", "bucket", "versioning", "yes", "test_versions_markers_and_null_versions"),
+    _row("PutBucketVersioning", "PUT", "bucket", "versioning", "partly", "test_versions_markers_and_null_versions",
+         "no MFA delete"),
+    _row("GetBucketPolicy", "GET", "bucket", "policy", "yes", "test_a_policy_lets_strangers_read"),
+    _row("PutBucketPolicy", "PUT", "bucket", "policy", "yes", "test_a_policy_lets_strangers_read"),
+    _row("DeleteBucketPolicy", "DELETE", "bucket", "policy", "yes", "test_a_policy_lets_strangers_read"),
+    _row("GetBucketPolicyStatus", "GET", "bucket", "policyStatus", "yes", "test_a_policy_lets_strangers_read"),
+    _row("GetPublicAccessBlock", "GET", "bucket", "publicAccessBlock", "yes", "test_public_access_can_be_blocked"),
+    _row("PutPublicAccessBlock", "PUT", "bucket", "publicAccessBlock", "yes", "test_public_access_can_be_blocked"),
+    _row("DeletePublicAccessBlock", "DELETE", "bucket", "publicAccessBlock", "yes",
+         "test_public_access_can_be_blocked"),
+    _row("GetBucketOwnershipControls", "GET", "bucket", "ownershipControls", "yes", "test_canned_acls"),
+    _row("PutBucketOwnershipControls", "PUT", "bucket", "ownershipControls", "yes", "test_canned_acls"),
+    _row("DeleteBucketOwnershipControls", "DELETE", "bucket", "ownershipControls", "yes", "test_canned_acls"),
+    _row("GetBucketAcl", "GET", "bucket", "acl", "yes", "test_canned_acls"),
+    _row("PutBucketAcl", "PUT", "bucket", "acl", "partly", "test_canned_acls", "canned ACLs only"),
+    _row("GetBucketTagging", "GET", "bucket", "tagging", "yes", "test_tags_of_buckets_and_objects"),
+    _row("PutBucketTagging", "PUT", "bucket", "tagging", "yes", "test_tags_of_buckets_and_objects"),
+    _row("DeleteBucketTagging", "DELETE", "bucket", "tagging", "yes", "test_tags_of_buckets_and_objects"),
+    _row("GetBucketCors", "GET", "bucket", "cors", "yes", "test_cors_rules_and_preflight"),
+    _row("PutBucketCors", "PUT", "bucket", "cors", "yes", "test_cors_rules_and_preflight"),
+    _row("DeleteBucketCors", "DELETE", "bucket", "cors", "yes", "test_cors_rules_and_preflight"),
+    _row("GetBucketLifecycleConfiguration", "GET", "bucket", "lifecycle", "unset", "test_what_is_never_set"),
+    _row("PutBucketLifecycleConfiguration", "PUT", "bucket", "lifecycle"),
+    _row("DeleteBucketLifecycle", "DELETE", "bucket", "lifecycle"),
+    _row("GetBucketEncryption", "GET", "bucket", "encryption", "unset", "test_what_is_never_set"),
+    _row("PutBucketEncryption", "PUT", "bucket", "encryption"),
+    _row("DeleteBucketEncryption", "DELETE", "bucket", "encryption"),
+    _row("GetObjectLockConfiguration", "GET", "bucket", "object-lock", "unset", "test_what_is_never_set"),
+    _row("PutObjectLockConfiguration", "PUT", "bucket", "object-lock"),
+    _row("GetBucketNotificationConfiguration", "GET", "bucket", "notification", "unset", "test_what_is_never_set"),
+    _row("PutBucketNotificationConfiguration", "PUT", "bucket", "notification"),
+    _row("GetBucketRequestPayment", "GET", "bucket", "requestPayment", "unset", "test_what_is_never_set"),
+    _row("PutBucketRequestPayment", "PUT", "bucket", "requestPayment"),
+    _row("GetBucketLogging", "GET", "bucket", "logging", "unset", "test_what_is_never_set"),
+    _row("PutBucketLogging", "PUT", "bucket", "logging"),
+    _row("GetBucketWebsite", "GET", "bucket", "website", "unset", "test_what_is_never_set"),
+    _row("PutBucketWebsite", "PUT", "bucket", "website"),
+    _row("DeleteBucketWebsite", "DELETE", "bucket", "website"),
+    _row("GetBucketReplication", "GET", "bucket", "replication", "unset", "test_what_is_never_set",
+         "sites replicate by /v1/buckets/{bucket}/replication"),
+    _row("PutBucketReplication", "PUT", "bucket", "replication"),
+    _row("DeleteBucketReplication", "DELETE", "bucket", "replication"),
+    _row("GetBucketAccelerateConfiguration", "GET", "bucket", "accelerate", "unset", "test_what_is_never_set"),
+    _row("PutBucketAccelerateConfiguration", "PUT", "bucket", "accelerate"),
+    _row("ListBucketAnalyticsConfigurations", "GET", "bucket", "analytics"),
+    _row("ListBucketInventoryConfigurations", "GET", "bucket", "inventory"),
+    _row("ListBucketMetricsConfigurations", "GET", "bucket", "metrics"),
+    _row("ListBucketIntelligentTieringConfigurations", "GET", "bucket", "intelligent-tiering"),
+    _row("ListObjectVersions", "GET", "bucket", "versions", "yes", "test_versions_markers_and_null_versions"),
+    _row("ListMultipartUploads", "GET", "bucket", "uploads", "partly", "test_uploads_and_parts_are_listed",
+         "a common prefix may come again on the next page"),
+    _row("DeleteObjects", "POST", "bucket", "delete", "yes", "test_many_objects_are_deleted_at_once"),
+    _row("ListObjectsV2", "GET", "bucket", "list-type", "yes", "test_listings_page_through_keys_and_prefixes"),
+    _row("ListObjects", "GET", "bucket", "", "yes", "test_listings_page_through_keys_and_prefixes"),
+    _row("PostObject", "POST", "bucket"),
+    _row("CreateBucket", "PUT", "bucket", "", "partly", "test_buckets_are_made_listed_and_removed", "no object lock"),
+    _row("HeadBucket", "HEAD", "bucket", "", "yes", "test_buckets_are_made_listed_and_removed"),
+    _row("DeleteBucket", "DELETE", "bucket", "", "yes", "test_buckets_are_made_listed_and_removed"),
+    # -- objects
+    _row("GetObjectAcl", "GET", "object", "acl", "yes", "test_canned_acls"),
+    _row("PutObjectAcl", "PUT", "object", "acl", "partly", "test_canned_acls", "canned ACLs only"),
+    _row("GetObjectTagging", "GET", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),
+    _row("PutObjectTagging", "PUT", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),
+    _row("DeleteObjectTagging", "DELETE", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),
+    _row("GetObjectAttributes", "GET", "object", "attributes", "partly", "test_checksums_are_checked_kept_and_shown",
+         "parts are counted, not listed"),
+    _row("GetObjectRetention", "GET", "object", "retention"),
+    _row("PutObjectRetention", "PUT", "object", "retention"),
+    _row("GetObjectLegalHold", "GET", "object", "legal-hold"),
+    _row("PutObjectLegalHold", "PUT", "object", "legal-hold"),
+    _row("GetObjectTorrent", "GET", "object", "torrent"),
+    _row("RestoreObject", "POST", "object", "restore"),
+    _row("SelectObjectContent", "POST", "object", "select"),
+    _row("CreateMultipartUpload", "POST", "object", "uploads", "yes", "test_a_multipart_upload_of_three_parts"),
+    _row("CompleteMultipartUpload", "POST", "object", "uploadId", "yes", "test_a_multipart_upload_of_three_parts"),
+    _row("UploadPartCopy", "PUT", "object", "uploadId", "yes", "test_parts_are_copied", header=_COPY),
+    _row("UploadPart", "PUT", "object", "uploadId", "yes", "test_a_multipart_upload_of_three_parts"),
+    _row("AbortMultipartUpload", "DELETE", "object", "uploadId", "yes", "test_uploads_and_parts_are_listed"),
+    _row("ListParts", "GET", "object", "uploadId", "yes", "test_uploads_and_parts_are_listed"),
+    _row("CopyObject", "PUT", "object", "", "yes", "test_objects_are_copied", header=_COPY),
+    _row("PutObject", "PUT", "object", "", "partly", "test_objects_are_put_got_and_removed",
+         "no object lock, no SSE-C or SSE-KMS"),
+    _row("GetObject", "GET", "object", "", "yes", "test_ranges_and_conditions"),
+    _row("HeadObject", "HEAD", "object", "", "yes", "test_objects_are_put_got_and_removed"),
+    _row("DeleteObject", "DELETE", "object", "", "yes", "test_objects_are_put_got_and_removed"),
+)
+
+
+def find(method: str, scope: Scope, names: frozenset[str], *, is_copy: bool) -> Operation | None:
+    """The operation of a request, None when S3 has none. names: of the query's parameters."""
+    for row in OPERATIONS:
+        if row.method != method or row.scope != scope or (row.query and row.query not in names):
+            continue
+        if row.header and not is_copy:
+            continue
+        return row
+    return None

@@ -1,0 +1,140 @@
+"""One S3 request as the handlers see it: bucket, key, query, headers. Pure parsing.
+
+Invariant: what is here was decoded once and checked; anything malformed was answered 400 before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from tierstore.auth.access import ANONYMOUS, Principal
+from tierstore.auth.sigv4 import Claim
+from tierstore.errors import RequestError
+from tierstore.gateway.s3.errors import S3Error
+from tierstore.names import check_bucket_name, check_key
+from tierstore.serving.exchange import Exchange
+
+QUERY_PAIRS_MAX: Final = 1000
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(slots=True)
+class Call:
+    """A request under way. payload: x-amz-content-sha256 as sent; claim and signing_key: of signed requests."""
+
+    exchange: Exchange
+    method: str
+    path: bytes
+    bucket: str
+    key: str
+    pairs: list[tuple[str, str]]
+    query: dict[str, str]
+    principal: Principal = ANONYMOUS
+    claim: Claim | None = None
+    signing_key: bytes = b""
+    payload: str = ""
+    has_begun: bool = False
+    extra_lines: bytes = b""
+    names: frozenset[str] = field(default=frozenset())
+
+    def header(self, name: bytes) -> str | None:
+        """A header's value as text, None when it is not there."""
+        raw = self.exchange.header(name)
+        return None if raw is None else header_text(raw)
+
+    def reply(self, status: int, body: bytes = b"", lines: bytes = b"") -> None:
+        self.has_begun = True
+        self.exchange.reply(status, body, lines + self.extra_lines)
+
+    @property
+    def resource(self) -> str:
+        return f"/{self.bucket}/{self.key}" if self.key else f"/{self.bucket}"
+
+
+def header_text(raw: bytes) -> str:
+    """UTF-8 where it is, else Latin-1, which every header is."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def parse_call(exchange: Exchange, domain: str) -> Call:
+    """Raises S3Error(InvalidURI, InvalidBucketName, ...)."""
+    path, _, query = exchange.target.partition(b"?")
+    bucket_raw, _, key_raw = path[1:].partition(b"/")
+    host = (exchange.header(b"host") or b"").decode("latin-1").partition(":")[0].lower()
+    if domain and host.endswith("." + domain):
+        bucket_raw, key_raw = host[: -len(domain) - 1].encode("latin-1"), path[1:]
+    pairs = parse_query(query)
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        values.setdefault(name, value)
+    bucket = decoded(bucket_raw)
+    key = decoded(key_raw)
+    call = Call(exchange, exchange.method.decode("ascii"), path, bucket, key, pairs, values)
+    call.names = frozenset(values)
+    return call
+
+
+def check_names(call: Call) -> None:
+    """Raises S3Error for names that no bucket or object may have."""
+    try:
+        if call.bucket:
+            check_bucket_name(call.bucket)
+        if call.key:
+            check_key(call.key)
+    except RequestError as error:
+        if error.code == "bad-bucket-name":
+            raise S3Error("InvalidBucketName", BucketName=call.bucket[:80]) from None
+        raise
+
+
+def parse_query(query: bytes) -> list[tuple[str, str]]:
+    pairs = []
+    for pair in query.split(b"&") if query else ():
+        if not pair:
+            continue
+        name, _, value = pair.partition(b"=")
+        pairs.append((decoded(name.replace(b"+", b" ")), decoded(value.replace(b"+", b" "))))
+        if len(pairs) > QUERY_PAIRS_MAX:
+            raise S3Error("InvalidArgument", "Too many query parameters")
+    return pairs
+
+
+def decoded(raw: bytes) -> str:
+    """Percent-decoded UTF-8. Raises S3Error(InvalidURI)."""
+    if b"%" in raw:
+        if _BAD_ESCAPE.search(raw):
+            raise S3Error("InvalidURI", "Could not parse the specified URI.")
+        raw = unquote_to_bytes(raw)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise S3Error("InvalidURI", "Could not parse the specified URI: it is not UTF-8.") from None
+
+
+def number(value: str | None, name: str, *, default: int, least: int, most: int) -> int:
+    """A number of the query; more than `most` counts as `most`. Raises S3Error(InvalidArgument)."""
+    if value is None or (value == "" and default >= 0):
+        return default
+    if not value.isascii() or not value.isdigit() or len(value) > 10 or int(value) < least:
+        raise S3Error("InvalidArgument", f"Provided {name} not an integer or within integer range",
+                      ArgumentName=name, ArgumentValue=value[:40])  # fmt: skip
+    return min(int(value), most)
+
+
+def etags(header: str | None) -> list[str]:
+    """The ETags of a condition, without quotes; clients send them bare too."""
+    if header is None:
+        return []
+    found = [part.strip().removeprefix("W/").strip('"') for part in header.split(",")]
+    return [etag for etag in found if etag][:64]
+
+
+def first(pairs: Sequence[tuple[str, str]], name: str) -> str | None:
+    return next((value for key, value in pairs if key == name), None)

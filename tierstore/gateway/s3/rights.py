@@ -1,0 +1,131 @@
+"""May this caller do this? The one authorisation function of the S3 door: default deny, explicit Deny wins.
+
+In order: an explicit Deny of the bucket's policy refuses everybody; then roles (grants of the key), ownership of the
+bucket, an Allow of the policy, and a canned ACL may let in. Public access block takes the last two away from strangers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from tierstore.auth.access import Action, Principal, is_allowed
+from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
+from tierstore.gateway.s3.errors import S3Error
+from tierstore.gateway.s3.request import Call
+from tierstore.wire.names import BucketView
+
+#: Documents of a bucket that this door owns (buckets.config).
+POLICY: Final = "s3.policy"
+ACL: Final = "s3.acl"
+PUBLIC_BLOCK: Final = "s3.public-access-block"
+OWNERSHIP: Final = "s3.ownership"
+
+#: S3 action -> what a role must allow. Actions that are not here need `bucket` (admin of it) or ownership.
+_ROLE: Final[dict[str, Action]] = {
+    "s3:GetObject": "read", "s3:GetObjectVersion": "read", "s3:GetObjectTagging": "read", "s3:GetObjectAcl": "read",
+    "s3:GetObjectVersionTagging": "read", "s3:GetObjectAttributes": "read", "s3:GetObjectRetention": "read",
+    "s3:GetObjectLegalHold": "read",
+    "s3:ListBucket": "list", "s3:ListBucketVersions": "list", "s3:ListBucketMultipartUploads": "list",
+    "s3:ListMultipartUploadParts": "list", "s3:GetBucketLocation": "list", "s3:GetBucketVersioning": "list",
+    "s3:PutObject": "write", "s3:AbortMultipartUpload": "write", "s3:PutObjectTagging": "write",
+    "s3:PutObjectVersionTagging": "write", "s3:DeleteObjectTagging": "write", "s3:DeleteObjectVersionTagging": "write",
+    "s3:PutObjectRetention": "write", "s3:PutObjectLegalHold": "write", "s3:PutObjectAcl": "write",
+    "s3:DeleteObject": "delete", "s3:DeleteObjectVersion": "delete",
+}  # fmt: skip
+_PUBLIC_READ: Final = frozenset({"s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"})
+_PUBLIC_WRITE: Final = frozenset({"s3:PutObject", "s3:DeleteObject"})
+_OBJECT_READ: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion"})
+
+
+@dataclass(frozen=True, slots=True)
+class PublicBlock:
+    """The four switches of a public access block."""
+
+    block_acls: bool = False
+    ignore_acls: bool = False
+    block_policy: bool = False
+    restrict: bool = False
+
+
+def policy_of(bucket: BucketView) -> Policy | None:
+    """The bucket's policy. Cached by its text in policy_language."""
+    text = bucket.config.get(POLICY)
+    return Policy.of(text) if text else None
+
+
+def block_of(bucket: BucketView) -> PublicBlock:
+    text = bucket.config.get(PUBLIC_BLOCK)
+    return PublicBlock(*msgspec.json.decode(text, type=tuple[bool, bool, bool, bool])) if text else PublicBlock()
+
+
+def is_owner(principal: Principal, bucket: BucketView) -> bool:
+    return bool(principal.access) and principal.user == bucket.owner
+
+
+def allowed(
+    call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "", object_owner: str = ""
+) -> bool:
+    """object_acl: canned ACL of the object, when it is known."""
+    who = call.principal
+    verdict = ""
+    policy = policy_of(bucket)
+    block = block_of(bucket)
+    if policy is not None:
+        verdict = decide(policy, question_of(call, action, bucket, key))
+        if verdict == DENY:
+            return False
+    if is_owner(who, bucket) or is_allowed(who, _ROLE.get(action, "bucket"), bucket.name):
+        return True
+    if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
+        return True
+    if object_owner and object_owner == who.user and action in _OBJECT_READ:
+        return True
+    if block.ignore_acls:
+        return False
+    return _acl_allows(bucket.config.get(ACL, ""), object_acl, action, bool(who.access))
+
+
+def _acl_allows(bucket_acl: str, object_acl: str, action: str, is_known: bool) -> bool:
+    reads = {"public-read", "public-read-write"} | ({"authenticated-read"} if is_known else set())
+    if action in _PUBLIC_READ and bucket_acl in reads:
+        return True
+    if action in _PUBLIC_WRITE and bucket_acl == "public-read-write":
+        return True
+    return action in _OBJECT_READ and object_acl in reads
+
+
+def require(call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "") -> None:
+    """Raises S3Error(AccessDenied)."""
+    if not allowed(call, action, bucket, key, object_acl=object_acl):
+        raise S3Error("AccessDenied")
+
+
+def question_of(call: Call, action: str, bucket: BucketView, key: str) -> Question:
+    """What a policy judges. Condition keys are those that S3 documents and this door knows."""
+    exchange = call.exchange
+    context: dict[str, list[str]] = {"aws:sourceip": [exchange.peer], "aws:securetransport": ["false"]}
+    if call.principal.access:
+        context["aws:username"] = [call.principal.user]
+    for header, name in _CONTEXT_HEADERS:
+        value = exchange.header(header)
+        if value is not None:
+            context[name] = [value.decode("latin-1")]
+    for name in ("prefix", "delimiter", "max-keys"):
+        if name in call.query:
+            context[f"s3:{name}"] = [call.query[name]]
+    if "versionId" in call.query:
+        context["s3:versionid"] = [call.query["versionId"]]
+    resource = f"arn:aws:s3:::{bucket.name}" + (f"/{key}" if key else "")
+    user = call.principal.user if call.principal.access else ""
+    return Question(user, call.principal.access, action, resource, context)
+
+
+_CONTEXT_HEADERS: Final = (
+    (b"referer", "aws:referer"), (b"user-agent", "aws:useragent"), (b"x-amz-acl", "s3:x-amz-acl"),
+    (b"x-amz-copy-source", "s3:x-amz-copy-source"), (b"x-amz-metadata-directive", "s3:x-amz-metadata-directive"),
+    (b"x-amz-server-side-encryption", "s3:x-amz-server-side-encryption"),
+    (b"x-amz-storage-class", "s3:x-amz-storage-class"), (b"x-amz-content-sha256", "s3:x-amz-content-sha256"),
+)  # fmt: skip

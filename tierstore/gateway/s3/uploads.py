@@ -1,0 +1,152 @@
+"""The body of an S3 upload, checked: length, signature, MD5, checksums; into a PutWalk or a small put.
+
+Owns the common way of PutObject, UploadPart and POST forms. Invariant: nothing is committed before every digest that
+the client sent was compared with what came.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+from tierstore.auth.sigv4 import UNSIGNED_PAYLOAD, ChunkSigner
+from tierstore.gateway.s3 import checksums
+from tierstore.gateway.s3.auth import STREAMING, STREAMS, signed_chunks
+from tierstore.gateway.s3.body import BodyPump, ChunkedDecoder, Collected, Hasher
+from tierstore.gateway.s3.errors import S3Error
+from tierstore.gateway.s3.request import Call
+from tierstore.sdk.put import PutWalk
+
+OBJECT_BYTES_MAX: Final = 5 << 40
+PUT_BYTES_MAX: Final = 5 << 30
+
+
+@dataclass(slots=True)
+class Promise:
+    """What the head of an upload says about its body. size: decoded bytes."""
+
+    size: int
+    md5: bytes | None
+    sha256: str                       # of the payload, hex, "" when unsigned
+    algorithm: str                    # "" none
+    checksum: bytes | None            # None: in the trailer, or nowhere
+    trailer: str
+    is_chunked: bool
+
+
+def promise_of(call: Call) -> Promise:
+    """Raises S3Error before a byte of the body is read."""
+    exchange = call.exchange
+    is_chunked = call.payload in STREAMS
+    raw = call.header(b"x-amz-decoded-content-length") if is_chunked else None
+    if raw is not None and raw.isascii() and raw.isdigit() and len(raw) < 16:
+        size = int(raw)
+    elif is_chunked or (exchange.content_length is None and exchange.header(b"transfer-encoding") is not None):
+        raise S3Error("MissingContentLength")
+    else:
+        size = exchange.content_length or 0
+    if size > PUT_BYTES_MAX:
+        raise S3Error("EntityTooLarge")
+    algorithm, checksum = _checksum_header(call)
+    trailer = (call.header(b"x-amz-trailer") or "").lower()
+    if trailer and is_chunked:
+        if not trailer.startswith(checksums.PREFIX) or trailer[len(checksums.PREFIX) :] not in checksums.ALGORITHMS:
+            raise S3Error("InvalidRequest", "The value specified in the x-amz-trailer header is not supported")
+        if algorithm:
+            raise S3Error("InvalidRequest", "Expecting a single x-amz-checksum- header")
+        algorithm = trailer[len(checksums.PREFIX) :]
+    named = call.header(b"x-amz-sdk-checksum-algorithm")
+    if named and checksums.algorithm_of(named) != algorithm:
+        if algorithm:
+            raise S3Error("InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid.")
+        raise S3Error("InvalidRequest", "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* "
+                      "or x-amz-trailer headers were found.")  # fmt: skip
+    sha256 = call.payload.lower() if call.payload and not is_chunked and call.payload != UNSIGNED_PAYLOAD else ""
+    return Promise(size, _content_md5(call), sha256, algorithm, checksum, trailer if is_chunked else "", is_chunked)
+
+
+def _content_md5(call: Call) -> bytes | None:
+    value = call.header(b"content-md5")
+    if value is None:
+        return None
+    try:
+        raw = base64.b64decode(value.encode("ascii"), validate=True)
+    except (ValueError, UnicodeEncodeError):
+        raw = b""
+    if len(raw) != 16:
+        raise S3Error("InvalidDigest")
+    return raw
+
+
+def _checksum_header(call: Call) -> tuple[str, bytes | None]:
+    found = [
+        (name, value) for name in checksums.ALGORITHMS
+        if (value := call.header((checksums.PREFIX + name).encode())) is not None
+    ]  # fmt: skip
+    if len(found) > 1:
+        raise S3Error("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not "
+                      "allowed.")  # fmt: skip
+    return (found[0][0], checksums.decode(*found[0])) if found else ("", None)
+
+
+@dataclass(slots=True)
+class Received:
+    """A checked body. checksum: base64 of the algorithm's, "" when none was asked for."""
+
+    md5: str
+    algorithm: str
+    checksum: str
+    size: int
+
+
+class BodyReader:
+    """Pumps bodies. One per gateway process."""
+
+    def __init__(self, executor: Executor | None) -> None:
+        self._executor = executor
+
+    async def small(self, call: Call, limit_bytes: int) -> bytes:
+        """A body in memory, checked as its head promises."""
+        if call.exchange.content_length is not None and call.exchange.content_length > limit_bytes:
+            raise S3Error("MaxMessageLengthExceeded", "Your request was too large.")
+        promise = promise_of(call)
+        target = Collected(limit_bytes)
+        await self.receive(call, promise, target)
+        return bytes(target.body)
+
+    async def receive(
+        self, call: Call, promise: Promise, target: PutWalk | Collected, *, algorithm: str = ""
+    ) -> Received:
+        """Read the whole body into target. algorithm: to compute beside what the client sent. Raises S3Error."""
+        wanted = {"md5"} | ({promise.algorithm} if promise.algorithm else set())
+        wanted |= {"sha256"} if promise.sha256 else set()
+        wanted |= {algorithm} if algorithm else set()
+        pump = BodyPump(call.exchange, target, Hasher(wanted, self._executor))
+        decoder: ChunkedDecoder | None = None
+        if promise.is_chunked:
+            signed = signed_chunks(call)
+            signer = ChunkSigner(signed[1], signed[0]) if signed is not None else None
+            decoder = pump.decode(signer, has_trailer=call.payload != STREAMING)
+        call.exchange.receive(pump)
+        digests = await pump.run()
+        if pump.size != promise.size:
+            raise S3Error("IncompleteBody")
+        expected = promise.checksum
+        if promise.trailer and decoder is not None:
+            value = decoder.trailers.get(promise.trailer)
+            if value is None:
+                raise S3Error("MalformedTrailerError", "The trailer that was announced did not come.")
+            expected = checksums.decode(promise.algorithm, value)
+        if promise.sha256 and not hmac.compare_digest(digests["sha256"].hex(), promise.sha256):
+            raise S3Error("XAmzContentSHA256Mismatch")
+        if promise.md5 is not None and digests["md5"] != promise.md5:
+            raise S3Error("BadDigest")
+        if expected is not None and digests[promise.algorithm] != expected:
+            raise S3Error("BadDigest", f"The {promise.algorithm.upper()} you specified did not match the calculated "
+                          "checksum.")  # fmt: skip
+        used = promise.algorithm or algorithm
+        checksum = checksums.encode(digests[used]) if used else ""
+        return Received(digests["md5"].hex(), used, checksum, pump.size)
