@@ -1,8 +1,8 @@
-"""`python -m metadata serve|backup|rebuild --config FILE [--fd N]`: the metadata service in this process.
+"""`python -m metadata serve|backup|restore|rebuild --config FILE [--fd N]`: the metadata service in this process.
 
 Owns the process: the command line, settings, logs, exit code. What is done is metadata.app's: `serve(settings)` blocks
-until the service was stopped, `backup(settings, target)` and `rebuild(settings)` are one piece of work and return the
-lines of their report.
+until the service was stopped; `backup(settings, target)`, `restore(settings, source)` and `rebuild(settings)` are one
+piece of work and return the lines of their report.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from tierstore.telemetry.log import configure
 _COMMANDS = {
     "serve": "serve the catalog of a site",
     "backup": "write a consistent copy of the catalog to a file",
+    "restore": "load a backup into an empty catalog; no service may run on it",
     "rebuild": "make a lost catalog again from what the object servers hold",
 }
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The parsed command line: `command`, `target` (backup) and the shared arguments of all daemons."""
+    """The parsed command line: `command`, `target` or `source`, the shared arguments of all daemons."""
     top = argparse.ArgumentParser(prog="metadata", description="The metadata service of tierstore.", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="serve|backup|rebuild")
+    commands = top.add_subparsers(dest="command", required=True, metavar="serve|backup|restore|rebuild")
     for name, about in _COMMANDS.items():
         command = commands.add_parser(
             name, help=about, parents=[settings_parser(f"metadata {name}", about)], conflict_handler="resolve"
         )
         if name == "backup":
             command.add_argument("target", type=Path, help="file to write; must not exist")
+        elif name == "restore":
+            command.add_argument("source", type=Path, help="file that `backup` wrote")
     return top.parse_args(argv)
 
 
@@ -57,6 +60,8 @@ def _run(options: argparse.Namespace, settings: Settings) -> None:
         app.serve(settings)
     elif options.command == "backup":
         sys.stdout.write("".join(f"{line}\n" for line in app.backup(settings, options.target)))
+    elif options.command == "restore":
+        sys.stdout.write("".join(f"{line}\n" for line in app.restore(settings, options.source)))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in app.rebuild(settings)))
 

@@ -46,6 +46,7 @@ from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
 from metadata.services import tiering_metrics
+from metadata.services.adopt import Adoption, Findings
 from metadata.services.allocate import AllocateService
 from metadata.services.audit import AuditService
 from metadata.services.bucket_names import BucketNames
@@ -67,7 +68,7 @@ from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
 from metadata.services.placements import PlacementIndexer
 from metadata.services.policies import Policies
-from metadata.services.rebuild import Rebuild
+from metadata.services.rebuild import Rebuild, finish
 from metadata.services.recorder import Recorder
 from metadata.services.repair import Repair
 from metadata.services.repair_inventory import Inventories
@@ -545,9 +546,33 @@ def rebuild(settings: Settings) -> list[str]:
                 with contextlib.suppress(asyncio.CancelledError):
                     await walk
                 raise UnavailableError("the rebuild was interrupted; nothing was changed", code="interrupted")
-            return walk.result()
+            report = walk.result()
+        return report + await adopt(settings, work.findings)
 
     return uvloop.run(main())
+
+
+async def adopt(settings: Settings, findings: Findings) -> list[str]:
+    """The second half of a rebuild: the catalog that was loaded is opened anew, with nobody to serve, and takes in what
+    only the chunks' headers tell. The lines of the report."""
+    transport, rng = PooledTransport(), random.Random(secrets.randbits(64))
+    around = Surroundings(
+        clock=SystemClock(), rng=rng, random_bytes=secrets.token_bytes, advertise="", instance=secrets.token_hex(8),
+        transport=transport,
+    )  # fmt: skip
+    server = await MetadataServer.open(settings, around, await open_database(database_url(settings)))
+    # One copy that was found is enough to name an object: repair makes the others.
+    commits = CommitService(
+        server.database, server.view, server.clock, server.versions, rng=rng, copies_for=lambda *_: 1
+    )
+    try:
+        report = await Adoption(server.database, server.cluster, commits, rng).run(findings)
+        await server.database.write(finish)
+    finally:
+        await commits.close()
+        await server.stop()
+        await transport.close()
+    return report
 
 
 def backup(settings: Settings, target: Path) -> list[str]:

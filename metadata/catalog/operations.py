@@ -10,6 +10,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.leases import upsert
 from metadata.catalog.session import BulkRead, BulkWrite, lock_out_commits
 
 RESULTS: Final = BulkRead(schema.operations, ("id", "result"), ("id",))
@@ -76,6 +77,23 @@ def renew(
         ).rowcount:
             connection.execute(sa.insert(p).values(chunk_id=chunk, until_ms=now_ms + PIN_MS))
     return refused, renewed
+
+
+def lease(connection: sa.Connection, uploads: Iterable[bytes], *, until_ms: int) -> None:
+    """Let these uploads commit until then, lapsed or not: for a rebuild, which commits what was acknowledged before."""
+    for upload in sorted(set(uploads)):
+        upsert(connection, schema.upload_leases, ["upload_id"], {"upload_id": upload, "until_ms": until_ms})
+
+
+def mark_committed(connection: sa.Connection, uploads: Iterable[bytes]) -> None:
+    """These uploads have an owner: no later commit may name their chunks. Safe to repeat."""
+    t, wanted = schema.committed_uploads, sorted(set(uploads))
+    for at in range(0, len(wanted), 500):
+        part = wanted[at : at + 500]
+        known = set(connection.execute(sa.select(t.c.id).where(t.c.id.in_(part))).scalars())
+        fresh = [{"id": upload} for upload in part if upload not in known]
+        if fresh:
+            connection.execute(sa.insert(t), fresh)
 
 
 def pinned(connection: sa.Connection, chunks: Iterable[bytes], *, now_ms: int) -> set[bytes]:

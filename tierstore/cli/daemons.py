@@ -52,6 +52,16 @@ def metadata_backup(
     become("metadata", "backup", str(target), *settings_arguments(config, None, pairs))
 
 
+@metadata.command("restore")
+def metadata_restore(
+    source: Annotated[Path, typer.Argument(help="File that `backup` wrote.", exists=True, dir_okay=False)],
+    config: Config = None,
+    pairs: Set = None,
+) -> None:
+    """Load a backup into an empty catalog, of any engine; no service may run on it. Then run `rebuild`."""
+    become("metadata", "restore", str(source), *settings_arguments(config, None, pairs))
+
+
 @metadata.command("rebuild")
 def metadata_rebuild(config: Config = None, pairs: Set = None) -> None:
     """Make a lost catalog again from the snapshots, journals and chunk headers on the object servers."""

@@ -30,7 +30,7 @@ from tierstore.sdk.limits import OBJECT_BYTES_MAX, StoreLimits
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
-from tierstore.wire.hints import WriteHint, hint_of, name_of
+from tierstore.wire.hints import WriteHint, hint_of, name_of, native_etag
 from tierstore.wire.names import CommitChunk, CommitResult, Condition, ObjectMeta, Put, Renew
 
 Buffer = bytes | bytearray | memoryview
@@ -57,12 +57,6 @@ class PutParts:
     budget: BufferBudget
     limits: StoreLimits
     placement: PlacementClass
-
-
-def native_etag(crc32c: int, size: int, operation: bytes) -> str:
-    """The ETag of a native write: "ts-<crc32c>-<size>-<48 random bits>", all hex. Never 32 hex digits, so nobody takes
-    it for an MD5; another write of the same bytes has another ETag."""
-    return f"ts-{crc32c:08x}-{size:x}-{operation[6:12].hex()}"
 
 
 def etag_crc32c(etag: str) -> str | None:

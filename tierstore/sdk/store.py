@@ -35,13 +35,13 @@ from tierstore.sdk.fanout import ChunkFanout
 from tierstore.sdk.get import GetParts, GetWalk
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, SMALL_BYTES, StoreLimits
 from tierstore.sdk.placement import Placer
-from tierstore.sdk.put import STALE_RECEIPT_CODES, Buffer, PutParts, PutWalk, StaleReceipts, etag_crc32c, native_etag
+from tierstore.sdk.put import STALE_RECEIPT_CODES, Buffer, PutParts, PutWalk, StaleReceipts, etag_crc32c
 from tierstore.sdk.remote import BodyWalk, RemoteSource
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
-from tierstore.wire.hints import WriteHint, hint_of, name_of
+from tierstore.wire.hints import WriteHint, hint_of, name_of, native_etag
 from tierstore.wire.names import (
     AllocateItem,
     CommitChunk,

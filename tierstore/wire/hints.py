@@ -51,6 +51,12 @@ class Named(NamedTuple):
     write: WriteHint | None
 
 
+def native_etag(crc32c: int, size: int, operation: bytes) -> str:
+    """The ETag of a native write: "ts-<crc32c>-<size>-<48 random bits>", all hex. Never 32 hex digits, so nobody takes
+    it for an MD5; another write of the same bytes has another ETag."""
+    return f"ts-{crc32c:08x}-{size:x}-{operation[6:12].hex()}"
+
+
 def name_of(bucket: str, key: str) -> str:
     """The hint of a chunk that is no object, nor part of one, by itself."""
     return f"{bucket}/{key}"
