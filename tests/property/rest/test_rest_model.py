@@ -2,13 +2,15 @@
 
 Whatever order clients find, the answers must be those of a dict of bytes. One gateway, three object servers in memory,
 one of which at a time may be gone, full, rotten or broken off: N+1 promises that nothing of it shows.
+TIERSTORE_EXAMPLES=200 (a figure run) or 10000 (before a release) plays more than the 25 games of every test run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +28,7 @@ KEYS = st.one_of(
     st.sampled_from(["a", "a/", "a/b", "a/b/c", "..", "a//b", "ä", "b"]),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=20),
 )
+META = st.text("abc XYZ-_.:/0123456789", min_size=1, max_size=30).map(str.strip).filter(bool)
 SIZES = st.sampled_from([0, 1, 100, 65_535, 65_536, 65_537, 200_000, 262_144, 300_000])
 
 
@@ -35,6 +38,9 @@ class Known:
 
     body: bytes
     etag: str
+    version: str = ""
+    user_meta: dict[str, str] = field(default_factory=dict)
+    content_type: str = ""
 
 
 class RestAgainstDict(RuleBasedStateMachine):
@@ -81,11 +87,20 @@ class RestAgainstDict(RuleBasedStateMachine):
     def name(self, key: str) -> str:
         return key
 
-    @rule(key=keys, size=SIZES, chunked=st.booleans(), condition=st.sampled_from(["", "new", "same", "other"]))
-    def put(self, key: str, size: int, chunked: bool, condition: str) -> None:
+    @rule(
+        key=keys, size=SIZES, chunked=st.booleans(), condition=st.sampled_from(["", "new", "same", "other"]),
+        meta=st.dictionaries(st.sampled_from(["colour", "x-1", "long-name"]), META, max_size=2),
+        content_type=st.sampled_from(["", "text/plain", "application/x-thing; v=1"]),
+    )  # fmt: skip
+    def put(
+        self, key: str, size: int, chunked: bool, condition: str, meta: dict[str, str], content_type: str
+    ) -> None:
         body = self.rng.randbytes(size)
         known = self.model.get(key)
         headers = {"x_tierstore_checksum_crc32c": encode_crc(crc_of(body))}
+        headers |= {f"x-tierstore-meta-{name}": value for name, value in meta.items()}
+        if content_type:
+            headers["content-type"] = content_type
         succeeds = True
         if condition == "new":
             headers["if_none_match"] = "*"
@@ -100,15 +115,76 @@ class RestAgainstDict(RuleBasedStateMachine):
         got = self.send("PUT", key, pieces if chunked else body, **headers)
         assert got.status == (200 if succeeds else 412), got
         if succeeds:
-            self.model[key] = Known(body, got.headers["etag"])
+            self.model[key] = Known(body, got.headers["etag"], got.headers["x-tierstore-version"], meta, content_type)
+
+    @rule(key=keys, size=SIZES, chunked=st.booleans())
+    def put_with_a_wrong_checksum(self, key: str, size: int, chunked: bool) -> None:
+        """Refused, and what stood there stands there still (later reads look)."""
+        body = self.rng.randbytes(size)
+        got = self.send("PUT", key, [body] if chunked else body, x_tierstore_checksum_crc32c=encode_crc(crc_of(b"!")))
+        assert (got.status, got.code) == (400, "checksum-mismatch")
+
+    @rule(key=keys, size=st.sampled_from([100, 70_000, 300_000]), share=st.floats(0, 0.99))
+    def put_and_go_away(self, key: str, size: int, share: float) -> None:
+        """The client is gone before its body's end: nothing becomes visible."""
+        body = self.rng.randbytes(size)
+
+        async def one() -> None:
+            async with asyncio.timeout(20):
+                await self.door.cut(URL + quote(key, safe="/"), body[: int(size * share)], length=size)
+
+        self.loop.run_until_complete(one())
 
     @rule(key=keys)
     def get(self, key: str) -> None:
         got, known = self.send("GET", key), self.model.get(key)
         if known is None:
             assert got.status == 404
+            return
+        assert (got.status, got.body == known.body, got.headers["etag"]) == (200, True, known.etag)
+        prefix = "x-tierstore-meta-"
+        told = {name.removeprefix(prefix): value for name, value in got.headers.items() if name.startswith(prefix)}
+        assert told == known.user_meta
+        if known.content_type:
+            assert got.headers["content-type"] == known.content_type
+
+    @rule(key=keys, method=st.sampled_from(["GET", "HEAD"]), kind=st.sampled_from(["match", "none"]),
+          which=st.sampled_from(["own", "other", "*"]))  # fmt: skip
+    def read_if(self, key: str, method: str, kind: str, which: str) -> None:
+        known = self.model.get(key)
+        etag = {"own": known.etag if known else '"own"', "other": '"other"', "*": "*"}[which]
+        got = self.send(method, key, **{f"if_{'match' if kind == 'match' else 'none_match'}": etag})
+        is_same = known is not None and which != "other"
+        if known is None:
+            assert got.status in (404, 412)
+        elif kind == "match":
+            assert got.status == (200 if is_same else 412)
         else:
-            assert (got.status, got.body == known.body, got.headers["etag"]) == (200, True, known.etag)
+            assert got.status == (304 if is_same else 200)
+            assert not (is_same and got.body)
+
+    @rule(key=keys)
+    def get_version(self, key: str) -> None:
+        """The version that an answer named is the one that is read, for as long as it is the latest."""
+        known = self.model.get(key)
+        if known is None or not known.version:
+            return
+
+        async def one() -> Answer:
+            return await self.door.send("GET", URL + quote(key, safe="/") + f"?version={known.version}")
+
+        got = self.loop.run_until_complete(one())
+        assert (got.status, got.body == known.body) == (200, True)
+
+    @rule(key=keys, which=st.sampled_from(["own", "other"]))
+    def delete_if_match(self, key: str, which: str) -> None:
+        known = self.model.get(key)
+        if known is None:
+            return
+        got = self.send("DELETE", key, if_match=known.etag if which == "own" else '"other"')
+        assert got.status == (204 if which == "own" else 412)
+        if which == "own":
+            del self.model[key]
 
     @rule(key=keys, first=st.integers(0, 310_000), length=st.integers(1, 310_000), form=st.sampled_from("abc"))
     def get_range(self, key: str, first: int, length: int, form: str) -> None:
@@ -150,7 +226,8 @@ class RestAgainstDict(RuleBasedStateMachine):
             assert got.status == 404
         else:
             assert got.status == 200
-            self.model[to] = known
+            # the copy is a version of its own, whose number the answers to reads tell
+            self.model[to] = replace(known, version="")
             if rename:
                 del self.model[key]
         return to
@@ -205,5 +282,6 @@ class RestAgainstDict(RuleBasedStateMachine):
 
 TestRestAgainstDict = RestAgainstDict.TestCase
 TestRestAgainstDict.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("TIERSTORE_EXAMPLES", "25")), stateful_step_count=30, deadline=None,
+    suppress_health_check=list(HealthCheck),
 )

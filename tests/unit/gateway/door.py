@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -76,6 +77,17 @@ class Door:
         while piece := await call.read():
             out += piece
         return Answer(status, {n.decode(): v.decode("latin-1") for n, v in got}, bytes(out))
+
+    async def cut(self, target: str, body: bytes, *, length: int) -> None:
+        """A PUT whose client goes away after `body`, before the `length` bytes it announced."""
+        lines = [(b"host", b"gateway:1"), (b"authorization", b"Bearer " + TOKEN.encode())]
+        call = self.server.begin(b"PUT", target.encode(), lines, length=length, peer="127.0.0.1")
+        if body:
+            call.feed(body)
+        await asyncio.sleep(0)
+        call.disconnect()
+        with contextlib.suppress(ConnectionError):
+            await call.head()
 
 
 def run(work: Callable[[Door], Awaitable[None]], *, chunk_bytes: int = 1 << 20, seconds: float = 60) -> None:
