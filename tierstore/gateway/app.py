@@ -29,7 +29,6 @@ from tierstore.sdk.store import Store
 from tierstore.serving import pages, problem
 from tierstore.serving.asgi import declare
 from tierstore.serving.drain import Drain
-from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
