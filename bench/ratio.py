@@ -102,12 +102,12 @@ def compare(
             span = reference_seconds if side is reference and reference_seconds else seconds
             windows[side.name] = measure(httpload, side, seconds=span, connections=connections)
         pair = windows[ours.name], windows[reference.name]
-        if max(pair[0].steal, pair[1].steal) > STEAL_MAX:
+        if max(pair[0].steal, pair[1].steal) > STEAL_MAX or not all(window.requests for window in pair):
             dropped += 1
         else:
             pairs.append(pair)
     if not pairs:
-        raise RuntimeError("the host stole CPU in every window; nothing was measured")
+        raise RuntimeError("every window was disturbed or too short for one request; nothing was measured")
 
     def median(values: list[float]) -> float:
         return statistics.median(values)
