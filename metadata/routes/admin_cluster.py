@@ -182,14 +182,14 @@ def build(
     @router.post("/repair/continue", operation_id="continueRepair", summary="The servers that vanished are really gone")
     async def go_on(request: Request) -> DoneModel:
         who = await callers.admin(request)
-        repair.resume()
+        await repair.resume()
         await audit.note(who=who.access, action="continue-repair")
         return DoneModel()
 
     @router.post("/collect/agree", operation_id="agreeToCollect", summary="Orphans may go for a day, however many")
     async def agree(request: Request) -> DoneModel:
         who = await callers.admin(request)
-        guard.agree()
+        await guard.agree()
         await audit.note(who=who.access, action="agree-to-collect")
         return DoneModel()
 

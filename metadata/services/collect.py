@@ -15,8 +15,9 @@ Cost: one transaction per GARBAGE_ROWS rows; a delete job of 1,024 ids is one ro
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from metadata.catalog import garbage, jobs, leases, operations
 from metadata.catalog.database import Database
@@ -40,8 +41,7 @@ ORPHANS_FREE: Final = 1000
 DAY_MS: Final = 86_400_000
 
 
-@dataclass(slots=True)
-class Spent:
+class Spent(msgspec.Struct, array_like=True, frozen=True):
     """Orphans of one device within the running day."""
 
     since_ms: int = 0
@@ -49,11 +49,16 @@ class Spent:
 
 
 class DeletionGuard:
-    """Says whether anything may be deleted. Its barrier is durable: a restart does not forget it."""
+    """Says whether anything may be deleted. Barrier, the day's count of each device and an operator's word are rows of
+    the catalog: neither a restart nor another process forgets them."""
 
     SETTING: Final = "deletion-barred"
     #: Setting "from,to" in ms: chunks of uploads that began between them were lost to a rebuild and are spared.
     REBUILT_WINDOW: Final = "rebuilt-window"
+    #: Setting: until when (catalog ms) orphans may go without a bound.
+    AGREED: Final = "orphans-agreed-until"
+    #: Settings, one a device: Spent as JSON.
+    SPENT: Final = "orphans-spent."
 
     def __init__(
         self, database: Database, cluster: Cluster, *, orphan_share: float = ORPHAN_SHARE_PER_DAY
@@ -62,8 +67,6 @@ class DeletionGuard:
         self._cluster = cluster
         self._orphan_share = orphan_share
         self.barred = ""
-        self._spent: dict[int, Spent] = defaultdict(Spent)
-        self._agreed_until_ms = 0
         #: Devices that stopped for an operator's word.
         self.asking: dict[int, int] = {}
 
@@ -105,28 +108,43 @@ class DeletionGuard:
 
     async def spend(self, device: int, orphans: list[bytes]) -> list[bytes]:
         """Those orphans of a device that may go today; the rest waits for an operator's word."""
+        if not orphans:
+            return []
         now_ms = self._cluster.now_ms()
-        spent = self._spent[device]
-        if now_ms - spent.since_ms >= DAY_MS:
-            spent.since_ms, spent.chunks = now_ms, 0
-        if now_ms < self._agreed_until_ms:
-            spent.chunks += len(orphans)
-            return orphans
-        info = self._cluster.view.devices[device]
-        allowed = max(ORPHANS_FREE, int(info.chunks * self._orphan_share))
-        take = orphans[: max(0, allowed - spent.chunks)]
-        spent.chunks += len(take)
+        allowed = max(ORPHANS_FREE, int(self._cluster.view.devices[device].chunks * self._orphan_share))
+
+        def work(c: Connection) -> list[bytes]:
+            take: list[bytes] = []
+
+            def count(text: str) -> str:
+                nonlocal take
+                spent = msgspec.json.decode(text, type=Spent) if text else Spent()
+                if now_ms - spent.since_ms >= DAY_MS:
+                    spent = Spent(now_ms)
+                is_free = now_ms < self._agreed_until_ms(c)
+                take = orphans if is_free else orphans[: max(0, allowed - spent.chunks)]
+                return msgspec.json.encode(Spent(spent.since_ms, spent.chunks + len(take))).decode()
+
+            leases.change_setting(c, f"{self.SPENT}{device}", count)
+            return take
+
+        take = await self._database.write(work)
         if len(take) < len(orphans):
             self.asking[device] = self.asking.get(device, 0) + len(orphans) - len(take)
         return take
 
+    def _agreed_until_ms(self, c: Connection) -> int:
+        return int(leases.setting(c, self.AGREED) or 0)
+
     async def spare_rebuilt(self, orphans: list[bytes]) -> list[bytes]:
         """Orphans without those that a rebuild could not know: written behind the last journal piece. They wait for
         an operator's word."""
-        if not orphans or self._cluster.now_ms() < self._agreed_until_ms:
+        if not orphans:
             return orphans
-        text = await self._database.read(lambda c: leases.setting(c, self.REBUILT_WINDOW))
-        if not text:
+        text, agreed_until_ms = await self._database.read(
+            lambda c: (leases.setting(c, self.REBUILT_WINDOW), self._agreed_until_ms(c))
+        )
+        if not text or self._cluster.now_ms() < agreed_until_ms:
             return orphans
         first_ms, last_ms = (int(part) for part in text.split(","))
         return [
@@ -134,9 +152,10 @@ class DeletionGuard:
             if not first_ms <= allocated_at_ms(UploadId(chunk[:UPLOAD_ID_BYTES])) <= last_ms
         ]  # fmt: skip
 
-    def agree(self) -> None:
-        """An operator's word: for a day orphans may go without a bound."""
-        self._agreed_until_ms = self._cluster.now_ms() + DAY_MS
+    async def agree(self) -> None:
+        """An operator's word: for a day orphans may go without a bound. Durable when it returns."""
+        until_ms = self._cluster.now_ms() + DAY_MS
+        await self._database.write(lambda c: leases.set_setting(c, self.AGREED, str(until_ms)))
         self.asking.clear()
 
 

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs
+from metadata.catalog import garbage, jobs, leases
 from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
@@ -47,6 +47,8 @@ from tierstore.ticket import ROLE_HOME
 
 #: Rows looked at in one transaction.
 PAGE: Final = 256
+#: Setting: ids of the servers of which an operator said that they are really gone (JSON).
+CONTINUED: Final = "repair-continued"
 #: Open copy jobs per reason; planning waits while there are more.
 OPEN_MAX: Final = 2000
 #: Servers whose last heartbeats lie within this span vanished at once.
@@ -138,14 +140,31 @@ class Repair:
             else ""
         )
 
-    def resume(self) -> None:
-        """An operator's word: the servers that are dead now are really gone."""
-        self._continued = frozenset(s.id for s in self._view.servers.values() if s.state == "dead")
+    async def resume(self) -> None:
+        """An operator's word: the servers that are dead now are really gone. Durable when it returns; it holds for
+        these servers until they came back."""
+        gone = sorted(s.id for s in self._view.servers.values() if s.state == "dead")
+        text = msgspec.json.encode(gone).decode()
+        await self._database.write(lambda c: leases.set_setting(c, CONTINUED, text))
+        self._continued = frozenset(gone)
+
+    async def _recall(self) -> None:
+        """Take up an operator's word from the catalog (a restart, another process), less whoever is back."""
+        text = await self._database.read(lambda c: leases.setting(c, CONTINUED))
+        given = frozenset(msgspec.json.decode(text, type=list[int])) if text else frozenset()
+        dead = {s.id for s in self._view.servers.values() if s.state == "dead"}
+        # Right after a start everybody counts as alive for one lease: what was said is not forgotten then.
+        settled = self._cluster.now_ms() - self._cluster.watching_since_ms
+        self._continued = given & dead
+        if given - dead and settled > 2000 * self._cluster.settings.timers.dead_seconds:
+            left = msgspec.json.encode(sorted(self._continued)).decode()
+            await self._database.write(lambda c: leases.set_setting(c, CONTINUED, left))
 
     # -- steps ------------------------------------------------------------------------------------------------
     async def step(self, epoch: int) -> tuple[int, bool]:
         """Mend reported copies, then go on with lost devices; (jobs queued or entries dropped, is there more)."""
         done, more = await self.mend(epoch)
+        await self._recall()
         lost = self.lost_devices()
         for device in [d for d, scan in self._scans.items() if scan.why == "repair" and d not in lost]:
             del self._scans[device]

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import jobs, leases, schema
 from metadata.catalog.packed import BAD, DELETING
+from metadata.services.collect import DeletionGuard
 from tests.unit.cluster.cluster_kit import follow_feed, new_cluster, report
 from tierstore.errors import ConflictError
 from tierstore.wire.cluster import BadChunk, JobReport
@@ -68,7 +69,7 @@ async def test_repair_halts_when_most_servers_vanish_and_goes_on_at_a_word() -> 
     await c.settle("c", "d")
     assert c.repair.status.is_halted and "a, b" in c.repair.status.halted_why
     assert await c.homes(chunk) == {"a", "c"}
-    c.repair.resume()
+    await c.repair.resume()
     await c.settle("c", "d")
     assert await c.homes(chunk) == {"c", "d"}
 
@@ -378,7 +379,9 @@ async def test_many_orphans_wait_for_an_operators_word() -> None:
     await c.inventories.schedule(every_ms=0)
     await c.stores["a"].turn(c)
     assert len(c.held_on(c.device("a"))) == 500 and c.guard.asking == {c.device("a"): 500}
-    c.guard.agree()
+    again = DeletionGuard(c.world.database, c.world.cluster)
+    assert await again.spend(c.device("a"), [bytes(16)]) == [], "a restart begins no new day"
+    await again.agree()     # and another process hears the word
     await c.inventories.schedule(every_ms=0)
     await c.stores["a"].turn(c)
     assert not c.held_on(c.device("a"))
