@@ -113,16 +113,16 @@ async def grouping(world: NamesWorld, serial: list[int]) -> Result:
 
 def lookups(world: NamesWorld, serial: list[int]) -> list[Result]:
     asks = [LookupItem("bbb", f"k{1 + i * 7919 % serial[0]:012}") for i in range(20_000)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     for item in asks:
         result = world.lookups.lookup_now(item, ADMIN)
         assert result is not None and len(result.chunks[0].replicas) == 2
-    any_us = (time.perf_counter() - begun) / len(asks) * 1e6
+    any_us = (time.process_time() - begun) / len(asks) * 1e6
     item = asks[0]
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(20_000):
         world.lookups.lookup_now(item, ADMIN)
-    hot_us = (time.perf_counter() - begun) / 20_000 * 1e6
+    hot_us = (time.process_time() - begun) / 20_000 * 1e6
     return [
         Result("lookup in process, any", any_us, unit="us", is_less_better=True, cpu_us=any_us),
         Result("lookup in process, a hot one", hot_us, unit="us", is_less_better=True, cpu_us=hot_us),
