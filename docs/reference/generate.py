@@ -215,11 +215,31 @@ def _page(lines: list[str]) -> str:
     return text.rstrip("\n") + "\n"
 
 
+def s3_page() -> str:
+    """Every operation of S3, from the table that requests are matched by."""
+    from tierstore.gateway.s3.operations import OPERATIONS
+
+    shown = {"yes": "yes", "partly": "partly", "unset": "answered as never set", "no": "not supported"}
+    supported = sum(row.state in ("yes", "partly") for row in OPERATIONS)
+    lines = [
+        "# S3 operations", "",
+        f"{supported} of {len(OPERATIONS)} operations are served, wholly or in part. What is not supported is answered",
+        "`NotImplemented`; nothing is accepted and then ignored. The test named holds the row (tests/integration/s3).",
+        "",
+        "| operation | supported | remark | test |", "|---|---|---|---|",
+    ]
+    for row in OPERATIONS:
+        test = f"`{row.test}`" if row.test else ""
+        lines.append(f"| {row.name} | {shown[row.state]} | {row.note} | {test} |")
+    return _page(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "commands.md": commands_page,
     "metrics.md": metrics_page,
     "errors.md": errors_page,
+    "s3.md": s3_page,
 }
 
 
