@@ -208,6 +208,11 @@ class Inventories:
             if chunk in busy or chunk in held or chunk in collecting or device in placed.get(chunk, []):
                 continue
             if chunk in placed:
+                # The row itself decides: a copy made here since the question is in it before it is in the reverse
+                # table, and then this is no stray.
+                located = self._book.locate(c, placed[chunk][0], chunk)
+                if located is None or any(r.device == device for r in located.chunk.replicas):
+                    continue
                 self._queue.queue_drop(c, chunk, device, via=placed[chunk][0], generation=0, now_ms=now_ms)
                 strays += 1
             else:

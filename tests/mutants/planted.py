@@ -108,6 +108,12 @@ MUTANTS = (
         ("tests/unit/cluster/test_redundancy.py",), "upload",
     ),
     Mutant(
+        "a stray is judged by the reverse table alone", "metadata/services/repair_inventory.py",
+        "                if located is None or any(r.device == device for r in located.chunk.replicas):\n",
+        "                if located is None:\n",
+        ("tests/unit/cluster/test_inventory_race.py",),
+    ),
+    Mutant(
         "a condemned upload may commit", "metadata/services/commit.py",
         "            facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}\n",
         "            facts.condemned = set()\n",

@@ -1,6 +1,8 @@
 """One simulated run from its seed: ten virtual minutes of clients and faults, then peace, then judgement.
 
-    PYTHONHASHSEED=0 python -m tests.simulation.run SEED [SEED ...]       TIERSTORE_SEED=7 ... prints its whole story
+    PYTHONHASHSEED=0 python -m tests.simulation.run SEED [SEED ...]
+    TIERSTORE_SEED=7 PYTHONHASHSEED=0 python -m tests.simulation.run        prints its whole story
+    TIERSTORE_STORIES=DIR                                                   keeps the stories of failed runs there
 
 The hash seed is fixed because sets of text are walked in an order that depends on it.
 """
@@ -138,8 +140,6 @@ def play(seed: int, *, keep_all: bool = False) -> Verdict:
         virtual_time.run(seed, lambda loop: _play(loop, verdict, keep_all=keep_all), simulation=True)
     except Exception as error:  # a run that breaks down is a verdict too: its seed must be told
         verdict.violations.append(f"the run broke down: {error!r}")
-        if keep_all:
-            raise
     finally:
         logging.getLogger().removeHandler(handler)
     verdict.violations += handler.found
@@ -154,12 +154,16 @@ def main() -> int:
     logging.getLogger().addHandler(logging.NullHandler())
     seeds = [int(text) for text in sys.argv[1:]] or [int(os.environ["TIERSTORE_SEED"])]
     is_told = "TIERSTORE_SEED" in os.environ
+    keep_all = is_told or "TIERSTORE_STORIES" in os.environ
     failed = 0
     for seed in seeds:
-        verdict = play(seed, keep_all=is_told)
+        verdict = play(seed, keep_all=keep_all)
         if is_told:
             print("\n".join(verdict.story))
             print(json.dumps({"operations": verdict.operations, "faults": verdict.faults}, indent=1))
+        if verdict.violations and (place := os.environ.get("TIERSTORE_STORIES")):
+            with open(os.path.join(place, f"seed-{seed}.txt"), "w") as file:
+                file.write("\n".join([*verdict.story, verdict.line(), ""]))
         print(verdict.line(), flush=True)
         failed += bool(verdict.violations)
     return 1 if failed else 0
