@@ -8,6 +8,7 @@ for each other (user "site:<name>", readwrite); it is not kept. Either side repl
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 from collections.abc import Callable, Sequence
@@ -242,8 +243,8 @@ class Sites:
 
         gone = await self._database.write(work)
         self._names.forget()
-        if access := row.link.get("access"):
-            await self._credentials.revoke(str(access), who=who.access)
+        for access in (row.link.get("access"), row.link.get("old_access")):
+            await self._end_key(access, who)
         await self.refresh()
         return gone
 
@@ -278,16 +279,31 @@ class Sites:
         except TierstoreError:
             await self._credentials.revoke(access, who=who.access)
             raise
-        link = {**row.link, "token": answer.token, "access": access}
+        now = await self._fresh(name)
+        link = {key: value for key, value in now.link.items() if key != "old_access"}
+        link |= {"token": answer.token, "access": access}
         await self._database.write(lambda c: sites.set_link(c, name, link))
-        await self._credentials.revoke(str(row.link["access"]), who=who.access)
+        for old in {row.link.get("access"), now.link.get("access"), now.link.get("old_access")} - {access}:
+            await self._end_key(old, who)
         await self.refresh()
+
+    async def _fresh(self, name: str) -> SiteRow:
+        """The site as the catalog has it now, after a wait in which another request may have changed it."""
+        await self.refresh()
+        return self.known.get(name)
+
+    async def _end_key(self, access: object, who: Principal) -> None:
+        """Revoke a key that may be gone already."""
+        if access:
+            with contextlib.suppress(NotFound):
+                await self._credentials.revoke(str(access), who=who.access)
 
     async def rotated(self, name: str, token: str, who: Principal) -> NewKey:
         """The other half: the caller's new token for it is ours now; it gets a new one for here. Its old one holds
         until it shows the new one, at the latest for a day."""
-        row = self.known.get(name)
         access, ours = await self._new_key(name, who)
+        row = await self._fresh(name)
+        await self._end_key(row.link.get("old_access"), who)
         old = str(row.link["access"])
         link = {**row.link, "token": token, "access": access, "old_access": old}
         await self._database.write(lambda c: sites.set_link(c, name, link))
@@ -299,8 +315,9 @@ class Sites:
         row = self.known.get(name)
         old = row.link.get("old_access")
         if old and who.access == row.link.get("access"):
-            await self._credentials.revoke(str(old), who=who.access)
-            link = {key: value for key, value in row.link.items() if key != "old_access"}
+            await self._end_key(old, who)
+            now = await self._fresh(name)
+            link = {key: value for key, value in now.link.items() if key != "old_access" or value != old}
             await self._database.write(lambda c: sites.set_link(c, name, link))
             await self.refresh()
 

@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS: Final = 2.0
 NAMES_PER_BATCH: Final = 256
 NAMES_SECONDS: Final = 30.0
+#: Bodies wait so long for names that keep coming.
+NAMES_FIRST_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 1.0
 #: Rows of bodies whose order is known; the queue behind it waits on disk.
 WINDOW_ROWS: Final = 20_000
@@ -123,6 +125,7 @@ class TargetWorker:
         self._has_bodies = asyncio.Event()
         self._retries: dict[int, tuple[QueueRow, float, int]] = {}
         self._ready_at = 0.0            # of the bandwidth
+        self._names_since = math.inf    # when the batches of names under way began
         self._moved: list[tuple[float, int]] = []
 
     @property
@@ -132,6 +135,10 @@ class TargetWorker:
     @property
     def _may_send(self) -> bool:
         return self.status.is_reachable and not self.status.is_paused and self._parts.epoch() != 0
+
+    def _may_send_bodies(self, now: float) -> bool:
+        """Names go first, and the order of bodies wants to know them all; but not for ever."""
+        return self._may_send and not 0 <= now - self._names_since < NAMES_FIRST_SECONDS
 
     def kick(self) -> None:
         self._kicked.set()
@@ -193,8 +200,13 @@ class TargetWorker:
     # -- names ----------------------------------------------------------------------------------------------
     async def _names(self) -> None:
         self._kicked.clear()
-        while self._may_send and await self._names_batch():
-            pass
+        self._names_since = self._parts.clock.monotonic()
+        try:
+            while self._may_send and await self._names_batch():
+                pass
+        finally:
+            self._names_since = math.inf
+            self._has_bodies.set()
         waiting = asyncio.ensure_future(self._kicked.wait())
         try:
             await asyncio.wait({waiting}, timeout=IDLE_SECONDS)
@@ -261,7 +273,7 @@ class TargetWorker:
                 if now - ranked_at >= RANK_SECONDS:
                     self._order.rank()
                     ranked_at = now
-                while self._may_send and len(running) < STREAMS and (parcel := self._parcel()):
+                while self._may_send_bodies(now) and len(running) < STREAMS and (parcel := self._parcel()):
                     running.add(asyncio.ensure_future(self._deliver(parcel)))
                 if running:
                     done, running = await asyncio.wait(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 
 from tests.kit.cluster import Cluster, _argv, _descendants, _is_running, cluster, wait_until
 from tests.kit.proxy import FaultyLink
+from tierstore.sdk.near import NearStore, connect_near
 
 ARRIVAL_SECONDS = 30.0
 
@@ -253,3 +255,39 @@ def test_keys_are_rotated_and_strangers_kept_out(both: tuple[Cluster, Site, Site
     wait_until(
         lambda: a.http.get(f"{a.url}/v1/route").json()["site"] == b.name, seconds=20, what="the network's site is near"
     )
+
+
+def test_a_client_reads_from_the_near_site_and_from_the_next_while_it_is_gone(both: tuple[Cluster, Site, Site]) -> None:
+    c, a, b = both
+    assert c.up is not None
+    assert a.http.put(f"{a.url}/v1/buckets/near").status_code == 201
+    a.rules("near", b.name)
+    a.put("k", b"everywhere", "near")
+    wait_until(lambda: b.get("k", "near").status_code == 200, seconds=ARRIVAL_SECONDS, what="the object at both")
+    a.admin("PATCH", f"sites/{b.name}", json={"networks": ["127.0.0.0/8"]})
+    wait_until(lambda: a.http.get(f"{a.url}/v1/route").json()["site"] == b.name, seconds=20, what="b is near")
+    argvs = [b.process(c, role)["argv"] for role in ("gateway", "metadata")]
+    pids = [pid for pid in _descendants(c.up.pid) if _argv(pid) in argvs]
+
+    async def read(store: NearStore) -> bytes:
+        async with await store.get("near", "k") as reader:
+            return await reader.read()
+
+    async def client() -> None:
+        async with await connect_near([a.url, b.url], c.token) as store:
+            assert await read(store) == b"everywhere" and store.site == b.name
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                assert await read(store) == b"everywhere" and store.site == a.name
+                assert time.monotonic() - began < 4.0       # 2 s, and as much again for a busy machine
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            until = time.monotonic() + 20
+            while store.site != b.name and time.monotonic() < until:
+                await asyncio.sleep(0.1)
+            assert store.site == b.name and await read(store) == b"everywhere"
+
+    asyncio.run(client())

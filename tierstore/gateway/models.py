@@ -119,9 +119,11 @@ class RouteSite(BaseModel):
 
 
 class Route(BaseModel):
-    """Where a client should go: `gateways` in the order to try them; `site` is the first one's, `served_by` this."""
+    """Where a client should go: `gateways` in the order to try them; `site` is the first one's, `served_by`
+    this. is_by_network: a site's networks hold the client's address; else it may measure."""
 
     site: str
     gateways: list[str]
     sites: list[RouteSite] = []
     served_by: str = ""
+    is_by_network: bool = False

@@ -181,7 +181,8 @@ def route_of(address: str, own_gateways: Sequence[str], peers: Peers) -> RouteMo
     ranked.sort()
     sites = [RouteSite(site=name, gateways=gateways) for _, _, name, gateways in ranked]
     return RouteModel(
-        site=sites[0].site, gateways=[url for site in sites for url in site.gateways], sites=sites, served_by=peers.site
+        site=sites[0].site, gateways=[url for site in sites for url in site.gateways], sites=sites,
+        served_by=peers.site, is_by_network=ranked[0][0] < 0,
     )
 
 
