@@ -100,6 +100,23 @@ def test_a_server_lost_with_its_disks_is_made_up_for(
         assert not found.thin and found.chunks >= objects, found.thin[:5]
 
 
+@pytest.mark.parametrize("objects", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_fast_device_wiped_loses_nothing(tmp_path: Path, objects: int) -> None:
+    """R18: copies on fast devices are extra. All of them get new disks at once; every object is there."""
+    with cluster(tmp_path, "--servers", "3") as c:
+        asyncio.run(_store(c, objects, 100_000))
+        for _ in range(3):      # read often, so that the promoter has a reason
+            asyncio.run(_read_all(c, objects, 100_000))
+        c.kill_everything()
+        wiped = [d["path"] for p in c.processes("objectd") for d in p.devices if d["tier"] == "ssd"]
+        for path in wiped:
+            shutil.rmtree(path)
+        c.start()
+        asyncio.run(_read_all(c, objects, 100_000))
+        print(f"{len(wiped)} fast devices wiped, {objects} objects read")
+        assert len(wiped) == 3
+
+
 @contextmanager
 def _another_server(c: Cluster, number: int) -> Iterator[str]:
     """An object server more, against the running cluster, as an operator adds one: a settings file, one process."""
@@ -144,7 +161,11 @@ def test_servers_are_added_and_drained_under_load_with_a_kill_in_the_middle(tmp_
             drained = c.processes("objectd")[0].name
             admin.call(c, "POST", f"/v1/admin/servers/{drained}/drain")
             await asyncio.to_thread(c.kill, c.processes("objectd")[1].name)
-            await until(lambda: admin.server(c, drained)["state"] == "drained", 90, "drained")
+            try:
+                await until(lambda: admin.server(c, drained)["state"] == "drained", 120, "drained")
+            except AssertionError:
+                print(admin.server(c, drained), admin.ask(c, "/v1/admin/jobs?limit=30"))
+                raise
             pid = c.send_signal(drained, signal.SIGSTOP)    # it is gone for good
             try:
                 outcome = await load.stop()

@@ -83,7 +83,9 @@ class Load:
     async def _work(self, number: int) -> None:
         client = self._client()
         try:
-            while not self._stop:
+            # wait_for may swallow a cancellation: a test that failed must not be kept alive by its load
+            task = asyncio.current_task()
+            while not self._stop and not (task and task.cancelling()):
                 choice = self._random.random()
                 if choice < 0.35:
                     await self._put_once(client, f"once/{number}/{next(self._numbers)}")
