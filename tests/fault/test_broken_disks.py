@@ -81,7 +81,9 @@ def _is_full(answer: Answer | None) -> bool:
     return answer is not None and answer.status in (503, 507) and bool(json.loads(answer.body)["code"])
 
 
-@pytest.mark.parametrize("options", ["size=40m", "size=400m,nr_inodes=700"], ids=["bytes", "inodes"])
+@pytest.mark.parametrize(
+    "options", ["size=40m", pytest.param("size=400m,nr_inodes=700", marks=pytest.mark.slow)], ids=["bytes", "inodes"]
+)
 def test_full_object_servers_refuse_writes_serve_reads_and_free_room_by_deletes(tmp_path: Path, options: str) -> None:
     """R9, data: 507 or 503, never a lost or torn object; the delete that must make room needs none."""
     with ExitStack() as stack:
@@ -106,6 +108,7 @@ def test_full_object_servers_refuse_writes_serve_reads_and_free_room_by_deletes(
             asyncio.run(filled.read_all())
 
 
+@pytest.mark.slow
 def test_a_full_catalog_refuses_writes_serves_reads_and_takes_deletes(tmp_path: Path) -> None:
     """R9, catalog: its ballast lets deletes through; everything acknowledged is there after a restart."""
     with _small_disk(tmp_path / "cluster" / "metadata", "size=28m"), cluster(tmp_path, env=AT_ONCE) as c:
@@ -126,8 +129,8 @@ def test_a_full_catalog_refuses_writes_serves_reads_and_takes_deletes(tmp_path: 
     "places",
     [
         "store.segment.before_sync=error:EIO;store.file.before_sync=error:EIO",
-        "store.segment.before_write=error:EIO;store.file.before_write=error:EIO",
-        "store.read.before=error:EIO",
+        pytest.param("store.segment.before_write=error:EIO;store.file.before_write=error:EIO", marks=pytest.mark.slow),
+        pytest.param("store.read.before=error:EIO", marks=pytest.mark.slow),
     ],
     ids=["sync", "write", "read"],
 )

@@ -61,7 +61,9 @@ def _repaired(c: Cluster) -> bool:
     return bool(repair and repair["done"] and not repair["waiting"] + repair["running"] + repair["left_bytes"])
 
 
-@pytest.mark.parametrize("returns", [False, True], ids=["stays away", "returns empty"])
+@pytest.mark.parametrize(
+    "returns", [pytest.param(False, marks=pytest.mark.slow), True], ids=["stays away", "returns empty"]
+)
 @pytest.mark.parametrize(
     ("objects", "size", "environment", "seconds"),
     [(60, 300_000, SHORT, 30.0), pytest.param(1000, 1_000_000, {}, 60.0, marks=pytest.mark.slow)],
