@@ -21,6 +21,7 @@ from typing import Any, Final
 import uvloop
 from fastapi import FastAPI, Request
 
+from metadata import metrics
 from metadata.catalog import snapshots
 from metadata.catalog.book import CatalogBook, Located
 from metadata.catalog.database import Database, open_database
@@ -264,6 +265,9 @@ class MetadataServer:
         runners = [DutyRunner(duty, around.clock, self.lease, self.switches) for duty in duties]
         self.promoter = Promoter(runners, self.lease, around.clock)
         self.jobs.on_done = self.promoter.kick
+        metrics.watch_duties(self.promoter)
+        metrics.watch_jobs(self.jobs)
+        metrics.watch_safety(self.guard, self.repair)
 
     def _own_directory(self) -> Path | None:
         """Where this process may keep files of its own; None without one (the catalog is elsewhere)."""
@@ -393,6 +397,7 @@ class MetadataServer:
         )
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))
         self.app = app
+        metrics.watch_catalog(self.commits, self.cluster)
 
     async def _report_bad(self, bad: Sequence[BadChunk], caller: Principal) -> None:
         """A reader's report is a suspicion: the object server that holds the copy checks it, and is believed (its own

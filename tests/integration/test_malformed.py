@@ -247,6 +247,12 @@ def test_the_metrics_token_opens_the_metrics_of_every_process_and_nothing_else_d
                 answer = await client.request("GET", "/-/metrics")
                 assert answer.status == expected, (process.name, answer)
                 assert (b"tierstore_" in answer.body) == (expected == 200), process.name
+                if expected == 200 and process.role == "metadata":
+                    for name in (
+                        b'tierstore_duty_steps_total{kind="liveness"}', b"tierstore_commit_items_total",
+                        b'tierstore_known_servers{role="objectd",state="up"} 2.0', b"tierstore_deletions_barred 0.0",
+                    ):  # fmt: skip
+                        assert name in answer.body, name
                 client.close()
 
     asyncio.run(main())
