@@ -141,7 +141,8 @@ def _another_server(c: Cluster, number: int) -> Iterator[str]:
         process.wait(40)
 
 
-@pytest.mark.parametrize("writes", [60, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [60, 3000])
 def test_servers_are_added_and_drained_under_load_with_a_kill_in_the_middle(tmp_path: Path, writes: int) -> None:
     """R20: no read fails, nothing is lost, the drained server is empty and may go."""
 
