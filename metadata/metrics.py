@@ -29,8 +29,8 @@ _DUTIES: Final[tuple[tuple[str, str, Callable[[DutyStatus], float]], ...]] = (
     ("tierstore_duty_items_total", "what duties' steps have done, in each duty's own unit", lambda s: s.done),
 )
 _JOBS: Final[tuple[tuple[str, str, Callable[[Tally], float]], ...]] = (
-    ("tierstore_jobs_done_total", "background jobs that succeeded", lambda t: t.done),
-    ("tierstore_jobs_failed_total", "attempts of background jobs that failed", lambda t: t.failed),
+    ("tierstore_queue_jobs_done_total", "background jobs that succeeded", lambda t: t.done),
+    ("tierstore_queue_jobs_failed_total", "attempts of background jobs that failed", lambda t: t.failed),
     ("tierstore_job_bytes_total", "bytes moved by background jobs that succeeded", lambda t: t.bytes_moved),
 )
 
