@@ -88,6 +88,9 @@ class Heartbeats:
             info = view.servers.get(server)
         if info is None or info.incarnation != message.incarnation:
             return HeartbeatAnswer(now_ms=now_ms, sequence=0, map_revision=view.revision, reregister=True)
+        if any(report.seen_sequence > cluster.sequence for report in message.devices):
+            # Another process on the same database told it a newer sequence: without ours it would delete nothing.
+            await cluster.refresh()
         self._note(message, now_ms)
         acknowledged = 0
         if self._heat is not None and message.heat_sequence and (self._lease.is_mine or not self._lease.holder.url):
