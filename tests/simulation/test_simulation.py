@@ -25,10 +25,11 @@ from tierstore.names import ChunkId
 ROOT = Path(__file__).parents[2]
 PAST = [int(line.split()[0]) for line in (Path(__file__).parent / "past_seeds.txt").read_text().splitlines()
         if line and not line.startswith("#")]  # fmt: skip
-QUICK = [*PAST[:2], *range(101, 107)]
+#: Few: one takes 12 s of an idle core, and the whole suite has ten minutes. The slow form is the figure.
+QUICK = PAST[:2]
 SLOW = [*PAST, *range(1000, 2000)]
-#: Of one run: 25 s when everything else runs beside it.
-SEED_SECONDS_MAX = 90
+#: Of one run, also on a machine that does ten other things.
+SEED_SECONDS_MAX = 300
 
 
 def begin(seeds: Sequence[int]) -> subprocess.Popen[str]:
