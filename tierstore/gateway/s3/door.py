@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from tierstore.clock import Clock
-from tierstore.errors import TierstoreError
+from tierstore.errors import NotFound, TierstoreError
 from tierstore.gateway.objects import ObjectDoor
 from tierstore.gateway.s3 import cors, operations
 from tierstore.gateway.s3.auth import Authenticator
@@ -62,7 +62,10 @@ class S3Door:
         return [Route(method, b"/", self.handle, accepts=_is_s3) for method in METHODS]
 
     def handle(self, exchange: Exchange) -> None:
-        """One request."""
+        """One request. What is native and has no route comes here by way of FastAPI: it gets a native answer."""
+        if not _is_s3(exchange.target.partition(b"?")[0][1:]):
+            exchange.fail(NotFound("nothing is served at this path", code="no-such-route"))
+            return
         try:
             self._native.begin(exchange, self._run(exchange))
         except TierstoreError as error:
