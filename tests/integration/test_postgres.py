@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ def holder(url: str) -> str:
     return str(rows[0][0]) if rows else ""
 
 
+def _has(load: Load, count: int) -> bool:
+    return len(load.outcome.acknowledged) > count
+
+
 class TwoDoors(Load):
     """A load whose clients go to one gateway or the other in turn."""
 
@@ -69,9 +74,9 @@ def test_a_cluster_on_postgresql_loses_nothing_when_processes_are_killed(
         await load.prepare()
         load.start()
         for name in ("metadata1", "objectd2", "metadata1"):
-            at = len(load.outcome.acknowledged)
+            enough = len(load.outcome.acknowledged) + 20
             await asyncio.to_thread(
-                wait_until, lambda at=at: len(load.outcome.acknowledged) > at + 20, seconds=60, what="writes go on"
+                wait_until, partial(_has, load, enough), seconds=60, what="writes go on"
             )
             await asyncio.to_thread(c.kill, name)
         outcome = await load.stop()
