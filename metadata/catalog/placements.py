@@ -154,7 +154,9 @@ def move(session: Session, chunks: Iterable[PackedChunk], owner: Owner) -> None:
 
 def move_many(session: Session, moves: Iterable[tuple[Iterable[PackedChunk], tuple[int, str, int]]]) -> None:
     """The same for many rows at once: (chunks, new owner) of each."""
-    rows = {(replica.device, chunk.id): owner for chunks, owner in moves for chunk in chunks for replica in chunk.replicas}
+    rows = {
+        (replica.device, chunk.id): owner for chunks, owner in moves for chunk in chunks for replica in chunk.replicas
+    }
     session.write(_MOVE, [(*pair, *rows[pair]) for pair in sorted(rows)])
 
 

@@ -157,7 +157,8 @@ class WriteFile(msgspec.Struct, array_like=True, frozen=True, tag="write"):
     """New bytes of a file: cut to truncate_to (-1: not), then lay the pieces over what is there.
 
     append_at: pieces at or behind it are appended: they move by (size now - append_at) (-1: none). make: the file is
-    new (one transaction for name and body); one that is there meanwhile is written to (its number is in the answer). base_version: refuse unless the file still is that version (0: any)."""
+    new (one transaction for name and body); one that is there meanwhile is written to (its number is in the answer).
+    base_version: refuse unless the file still is that version (0: any)."""
 
     bucket: str
     path: str
