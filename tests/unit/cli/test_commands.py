@@ -137,7 +137,6 @@ def test_answers_become_tables_or_json(answer: Any, shown: str, capsys: pytest.C
         (["mb", "ts://NO"], "is not a bucket name", 2),
         (["admin", "keys", "create", "u", "--grant", "x=owner"], "write it like", 2),
         (["admin", "policy", "set", "/no/such.toml"], "does not exist", 2),
-        (["up", "--sites", "2"], "--sites 1", 2),
         (["admin", "status", "--endpoint", "http://127.0.0.1:1"], "is the cluster up?", 6),
     ],
 )
