@@ -266,7 +266,7 @@ def test_a_daemon_that_cannot_start_ends_up_with_its_log_and_leaves_nothing(tmp_
 
 @pytest.mark.usefixtures("daemons")
 def test_what_cannot_work_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    """A second supervisor, a port in use, fewer servers than hold data, sites: one clear line each."""
+    """A second supervisor, a port in use, fewer servers than hold data: one clear line each."""
 
     async def scenario() -> None:
         async with running(tmp_path / "data") as cluster:
@@ -277,7 +277,6 @@ def test_what_cannot_work_is_refused_with_the_way_out(tmp_path: Path) -> None:
                 await Supervisor(plan.Options(data=tmp_path / "other", port_base=base)).run(lambda *_: None)
         for options, message in (
             ({"servers": 2}, "run with --servers 3"),
-            ({"sites": 2}, "--sites 1"),
             ({"servers": 99}, "must be 1..60"),
             ({"copies": 4}, "raise --servers"),
             ({"port_base": 80}, "--port-base must be"),
