@@ -31,8 +31,8 @@ $(STAMP): requirements-dev.lock pyproject.toml
 			apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv && $(PYTHON) -m venv $(VENV); \
 		else echo "Python has no venv module; run: sudo apt-get install -y python3-venv"; exit 1; fi; }
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-dev.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e '.[dev]'
 	@touch $@
 
 # run: a whole cluster on this machine, in DATA; Ctrl-C stops it.
@@ -48,7 +48,7 @@ test-slow: $(STAMP) fuse tools-test
 	@$(BIN)/python -m pytest -m slow $(TESTS)
 
 # check: style, types, import rules, and that the docs say what the code does.
-check: $(STAMP)
+check: $(STAMP) fuse
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
@@ -94,7 +94,7 @@ fuse: $(STAMP)
 		$(call need,$(FUSE_TOOLS)); \
 		test -e /usr/include/fuse3/fuse_lowlevel.h || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 			apt-get update -qq && apt-get install -y -qq --no-install-recommends libfuse3-dev >/dev/null; }; \
-		$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-fuse.lock 2>/dev/null \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-fuse.lock 2>/dev/null \
 			&& touch $(VENV)/.fuse; } || echo "no mounts without: sudo apt-get install -y libfuse3-dev pkg-config fuse3 gcc"
 
 tools-test:
