@@ -22,13 +22,12 @@ async def _load_until_the_cut(url: str, token: str, volume: Volume | StrictDisk,
     while load.outcome.counts["put 200"] < writes:
         assert time.monotonic() < deadline, load.outcome.counts
         await asyncio.sleep(0.005)
+    load.cut()
     volume.cut()
     return await load.stop()
 
 
-# Not yet steady: one run of four found acknowledged objects missing after a cut; the cause is not known.
-@pytest.mark.slow
-@pytest.mark.parametrize("cycles", [2, 100])
+@pytest.mark.parametrize("cycles", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, cycles: int) -> None:
     """All volumes at once: catalog, segments, files. A missing fsync anywhere shows as a lost or torn object."""
     outcomes: list[Outcome] = []

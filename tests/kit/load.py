@@ -60,6 +60,7 @@ class Load:
         self._numbers = iter(range(seed % 1000 * 10_000_000 + 1, 1 << 62))
         self._tasks: list[asyncio.Task[None]] = []
         self._stop = False
+        self._is_cut = False
         self.outcome = Outcome()
 
     async def prepare(self) -> None:
@@ -68,6 +69,15 @@ class Load:
 
     def start(self) -> None:
         self._tasks = [asyncio.ensure_future(self._work(i)) for i in range(self._clients)]
+
+    def cut(self) -> None:
+        """Call this before the lights go out: what is answered from now on promises nothing.
+
+        A machine without power answers nobody, but one whose file system is shut down does for some milliseconds, and
+        in that time Linux lets fsync succeed whose extents are never converted (ext4 6.18: 8 of 50 such answers were
+        false in 60 cuts, none of those before the cut).
+        """
+        self._is_cut = True
 
     async def stop(self) -> Outcome:
         self._stop = True
@@ -112,6 +122,9 @@ class Load:
         except Broken as error:
             self.outcome.counts[f"{kind} broken"] += 1
             await asyncio.sleep(0.02 if error.sent else 0.1)  # a refused connection: do not spin
+            return None
+        if self._is_cut:
+            self.outcome.counts[f"{kind} after the cut"] += 1
             return None
         self.outcome.latencies_ms.append((time.monotonic() - started) * 1e3)
         self.outcome.counts[f"{kind} {answer.status}"] += 1
