@@ -12,6 +12,7 @@ Declaring a metric twice with the same meaning gives the same one; with another 
 
 from __future__ import annotations
 
+import logging
 import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+_log = logging.getLogger(__name__)
 M = TypeVar("M")
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -87,7 +89,11 @@ class _Watched(Collector):
             )
             totals: dict[tuple[str, ...], float] = {}
             for read in list(readers.values()):
-                values = read()
+                try:
+                    values = read()
+                except Exception:  # one owner that cannot say must not take the other figures away
+                    _log.exception("the watched metric %s could not be read", name)
+                    continue
                 for labels, value in (values.items() if isinstance(values, Mapping) else [((), values)]):
                     totals[labels] = totals.get(labels, 0.0) + value
             for labels, value in totals.items():

@@ -103,6 +103,12 @@ def test_watched_values_are_added_up_and_end_with_their_owners() -> None:
             labels=["tier"],
         )
     assert value() == "5.0"
+
+    def unreadable() -> float:
+        raise RuntimeError("gone")
+
+    metrics.watched("tierstore_test_broken_items", "gauge", "waiting", first, unreadable)
+    assert value() == "5.0"  # and the scrape goes on past the one that fails
     del owner, second
     gc.collect()
     assert value() == "2.0"
