@@ -44,6 +44,7 @@ REGISTER_SECONDS: Final = 5.0        # deadline of one registration
 HEARTBEAT_SECONDS: Final = 3.0       # deadline of one heartbeat
 INVENTORY_SECONDS: Final = 30.0      # deadline of one page: metadata compares it with its reverse table
 RETRY_SECONDS_MAX: Final = 1.0       # between attempts to reach metadata: as often as a heartbeat, no oftener
+REMIND_SECONDS: Final = 60.0         # the same reason for waiting is logged again this often
 NOTE_SECONDS: Final = 5.0            # the devices write the catalog's sequence down this often at most
 QUEUE_SAMPLES: Final = 4             # samples of the devices' queues per heartbeat
 SOFTWARE: Final = "tierstore/0.1"
@@ -86,6 +87,9 @@ class Agent:
         self._one_beat = asyncio.Lock()
         self._is_stopping = False
         self.is_registered = False     # in this life
+        #: Why metadata has not taken its registration or its last heartbeat, for people; "" when it has.
+        self.waits_for = "metadata has not answered yet"
+        self._told_at = -REMIND_SECONDS
         self.answered_at = clock.monotonic()
         self.map_revision = 0
         self.heartbeats_total = 0
@@ -110,16 +114,28 @@ class Agent:
                 if not self.is_registered:
                     await self.register()
                 await self.beat()
+                self.waits_for, self._told_at = "", -REMIND_SECONDS
                 pause = 0.2
                 await self._until_next_beat()
             except TierstoreError as error:
                 self.failures_total += 1
                 if isinstance(error, NotAuthenticated | AccessDenied):
                     self.is_registered = False      # another catalog: come back by secret or by join token
-                log.warning("metadata did not take a heartbeat", code=error.code, detail=error.detail)
+                self._tell(error)
                 # reads go on with the keys at hand; what was to be told is kept and told later
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
+
+    def _tell(self, error: TierstoreError) -> None:
+        """Into the log when the reason is news, and once a minute while it lasts: the attempts go on each second."""
+        now, why = self._clock.monotonic(), str(error)
+        if why == self.waits_for and now - self._told_at < REMIND_SECONDS:
+            return
+        self.waits_for, self._told_at = why, now
+        log.warning(
+            "metadata did not take a heartbeat, trying on" if self.is_registered else "not joined, trying on",
+            code=error.code, detail=error.detail,
+        )  # fmt: skip
 
     def beat_soon(self) -> None:
         """Do not wait for the interval: a job is done, or the state changed."""

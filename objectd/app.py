@@ -26,6 +26,7 @@ from objectd.heat import HeatCounter
 from objectd.memory import Memory
 from objectd.residency import Residency
 from objectd.routes.reads import ChunkReads
+from objectd.routes.receipts import ReceiptRenewals
 from objectd.routes.table import declare_routes, routes
 from objectd.routes.uploads import ChunkUploads
 from objectd.slots import Slot, Slots
@@ -90,6 +91,9 @@ class ObjectServer:
             settings=config.chunks,
         )  # fmt: skip
         self.uploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
+        self.receipts = ReceiptRenewals(
+            standing=self.standing, slots=self.slots, device_timeout=config.chunks.device_timeout
+        )
         self.jobs = JobRunner(
             clock=clock, standing=self.standing, slots=config.background.job_slots,
             copy_rate=config.background.copy_rate,
@@ -113,7 +117,7 @@ class ObjectServer:
         )  # fmt: skip
         self.upkeep = Upkeep(clock=clock, settings=config.upkeep)
         self._add_works()
-        self.routes = routes(self.reads, self.uploads)
+        self.routes = routes(self.reads, self.uploads, self.receipts)
         self.app = self._application()
         self._duties: set[asyncio.Task[None]] = set()
         self.drain.on_announce(self.agent.beat_soon)
@@ -156,7 +160,7 @@ class ObjectServer:
         if self.drain.is_announced:
             reasons.append("a restart is announced")
         if not self.standing.is_known:
-            reasons.append("it has not joined a cluster yet")
+            reasons.append(f"it has not joined a cluster yet: {self.agent.waits_for or 'no ticket key'}")
         elif not self.slots.by_id:
             reasons.append("none of its devices is known to the cluster")
         reasons += [f"device {slot.device.path} has failed" for slot in self.slots if slot.device.state == "failed"]

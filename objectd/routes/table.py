@@ -10,11 +10,13 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from objectd.routes.reads import ChunkReads
+from objectd.routes.receipts import RECEIPT_BYTES_MAX, ReceiptRenewals
 from objectd.routes.uploads import ChunkUploads
 from tierstore.serving.asgi import declare
 from tierstore.serving.table import Route
 
 CHUNKS: Final = b"/v1/chunks/"
+RECEIPTS: Final = b"/v1/receipts"
 _TICKET: Final = {
     "name": "ticket", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128},
     "description": "minted by the metadata service for this act, server, device and chunk; expires within 5 minutes",
@@ -26,14 +28,17 @@ def _problem(description: str) -> dict[str, Any]:
     return {"description": description, "content": _PROBLEM}
 
 
-def routes(reads: ChunkReads, uploads: ChunkUploads) -> list[Route]:
+def routes(reads: ChunkReads, uploads: ChunkUploads, receipts: ReceiptRenewals) -> list[Route]:
     """The hot route table."""
-    return [Route(b"GET", CHUNKS, reads.handle), Route(b"PUT", CHUNKS, uploads.handle)]
+    return [
+        Route(b"GET", CHUNKS, reads.handle), Route(b"PUT", CHUNKS, uploads.handle),
+        Route(b"POST", RECEIPTS, receipts.handle),
+    ]  # fmt: skip
 
 
 def declare_routes(app: FastAPI, table: list[Route]) -> None:
     """Declare them in FastAPI."""
-    get, put = table
+    get, put, renew = table
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     declare(
         app, get, "/v1/chunks/{ticket}", summary="Read blocks of a chunk", operation_id="read_chunk", tags=["chunks"],
@@ -83,5 +88,19 @@ def declare_routes(app: FastAPI, table: list[Route]) -> None:
             413: _problem("Larger than the ticket allows"),
             503: _problem("Too many uploads, or the device failed"),
             507: _problem("The device is full"),
+        },
+    )  # fmt: skip
+    text = {"text/plain": {"schema": {"type": "string", "maxLength": RECEIPT_BYTES_MAX}}}
+    declare(
+        app, renew, "/v1/receipts", summary="Sign a receipt of an earlier life of this server again",
+        operation_id="renew_receipt", tags=["chunks"],
+        openapi_extra={"requestBody": {"required": True, "description": "the old receipt", "content": text}},
+        responses={
+            200: {"description": "The receipt of the server's present life: the chunk is durable", "content": text},
+            403: _problem("The receipt is not of this server"),
+            404: _problem("The chunk is not here any more"),
+            409: _problem("The chunk is here with other bytes"),
+            413: _problem("No receipt is that long"),
+            503: _problem("The device failed or does not answer"),
         },
     )  # fmt: skip

@@ -170,7 +170,6 @@ async def _heat_reaches_the_holder(c: Cluster, url: str) -> None:
     asked.close()
 
 
-@pytest.mark.slow   # not steady yet: failed once on a loaded machine, cause not looked into
 def test_a_database_that_may_lose_commits_is_refused_at_start(tmp_path: Path, postgres: PostgresServer) -> None:
     """fsync or full_page_writes off acknowledge what a power cut takes back; the message says what to set. (Of one that
     has synchronous_commit off, tests/contract/test_catalog_database.py.)"""
@@ -178,7 +177,7 @@ def test_a_database_that_may_lose_commits_is_refused_at_start(tmp_path: Path, po
     try:
         done = subprocess.run(
             [sys.executable, "-m", "metadata", "serve", "--set", f"catalog.url={unsafe.url()}",
-             "--set", f"catalog.data={tmp_path}"],
+             "--set", f"catalog.data={tmp_path}", "--set", "listen.port=0"],   # another cluster may have the usual one
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     finally:

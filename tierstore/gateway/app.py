@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 
 from tierstore.auth.access import authorize
 from tierstore.clock import Clock
+from tierstore.errors import UnavailableError
 from tierstore.gateway import routes, sites
 from tierstore.gateway.bodies import Bodies
 from tierstore.gateway.config import GatewayConfig
@@ -39,6 +40,8 @@ log = get_logger("gateway")
 
 #: How long the start waits for the cluster before it serves 503 in the meantime.
 _JOIN_SECONDS = 5.0
+#: Between attempts to fetch the cluster map after it has joined.
+_OPEN_RETRY_SECONDS = 1.0
 
 
 class Gateway:
@@ -124,21 +127,27 @@ class Gateway:
         if self.drain.is_announced:
             reasons.append("a restart is announced")
         if not self.objects.is_open:
-            reasons.append("it has not joined the cluster yet")
+            reasons.append(f"it has not joined the cluster yet: {self.membership.waits_for or 'no cluster map'}")
         return reasons
 
     async def start(self, url: str) -> None:
-        """Join the cluster as `url`; after a while without it, go on in the background."""
+        """Join the cluster as `url`; after a while without it, go on in the background, however often it is refused."""
         self._joining = asyncio.create_task(self._join(url), name="gateway-join")
         await asyncio.wait({self._joining}, timeout=_JOIN_SECONDS)
         if self._joining.done():
             self._joining.result()
         else:
-            log.warning("metadata is not there yet; requests get 503 meanwhile")
+            log.warning("requests get 503 until this gateway has joined", why=self.membership.waits_for)
 
     async def _join(self, url: str) -> None:
-        registered = await self.membership.join(url)
-        await self.store.open()
+        registered = await self.membership.join_whatever_comes(url)
+        while True:
+            try:
+                await self.store.open()
+                break
+            except UnavailableError as error:
+                log.warning("joined, but the cluster map does not come; trying on", why=str(error))
+                await asyncio.sleep(_OPEN_RETRY_SECONDS)
         self.objects.open(registered.site)
         self.listing.open(registered.site)
         self.forwarder.open()

@@ -23,6 +23,11 @@ from tierstore.wire.cluster import Heartbeat, Register, Registered
 
 FILE_NAME: Final = "gateway.json"
 _RETRY_SECONDS: Final = 0.25
+#: After a refusal that only an operator can end (a wrong token, a name that is taken): often enough to come back soon
+#: after it was mended.
+_REFUSED_SECONDS: Final = 5.0
+#: The same reason is told again this often.
+_REMIND_SECONDS: Final = 60.0
 _NAME_TAKEN: Final = "server-name-taken"
 _log = logging.getLogger("tierstore.gateway")
 
@@ -55,6 +60,9 @@ class Membership:
         self._task: asyncio.Task[None] | None = None
         self._sequence = 0
         self.registered: Registered | None = None
+        #: Why it has not joined (again) yet, for people; "" once it has.
+        self.waits_for = "metadata has not answered yet"
+        self._told = ("", 0.0)
 
     def _next_life(self, directory: str) -> _Identity:
         """The identity as kept, or a new one, with the incarnation raised and written down. directory "": nothing is
@@ -82,6 +90,24 @@ class Membership:
         except OSError as error:
             raise ConfigError(f"membership.data: {self._path} cannot be written: {error.strerror}") from None
 
+    async def join_whatever_comes(self, url: str) -> Registered:
+        """join(), and again after every refusal: an operator may mend the token or free the name meanwhile."""
+        while True:
+            try:
+                return await self.join(url)
+            except TierstoreError as error:
+                self._tell(f"the cluster refuses this gateway: {error}")
+                await asyncio.sleep(_REFUSED_SECONDS)
+
+    def _tell(self, why: str) -> None:
+        """Note why it has to wait; into the log when that is news, and once a minute while it lasts."""
+        self.waits_for = why
+        told, at = self._told
+        now = asyncio.get_running_loop().time()
+        if why != told or now - at >= _REMIND_SECONDS:
+            self._told = (why, now)
+            _log.warning("not joined, trying on: %s", why)
+
     async def join(self, url: str = "") -> Registered:
         """Register as `url`, however long metadata takes to come up or to see that this gateway's last life, whose
         identity was lost with its disk, is dead. Raises the refusal of a wrong token or name."""
@@ -98,7 +124,7 @@ class Membership:
             except TierstoreError as error:
                 if not error.retryable and error.code != _NAME_TAKEN:
                     raise
-                _log.info("metadata does not take the registration yet: %s", error)
+                self._tell(f"metadata does not take the registration yet: {error}")
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             self.registered = registered
@@ -107,6 +133,7 @@ class Membership:
             if secret != self._identity.secret:
                 self._keep(msgspec.structs.replace(self._identity, secret=secret))
             self._on_secret(secret)
+            self.waits_for = ""
             return registered
 
     def start(self) -> None:

@@ -29,6 +29,8 @@ class StoreLimits:
     allocations_ahead_max: int = 512
     chunk_attempts_max: int = 6            # servers tried for one chunk, beyond its copies
     commit_attempts_max: int = 3           # whole small PUTs repeated because a server left between store and commit
+    receipt_renewals_at_once: int = 16     # after a server that stored chunks of an upload restarted before its commit
+    receipt_renew_seconds: float = 10.0    # one such question
     chunk_store_seconds: float = 10.0      # plus one second for each chunk_store_bytes_per_second
     chunk_store_bytes_per_second: int = 4 * MIB
     straggler_seconds: float = 1.5         # after the others finished, before a spare is given the chunk too

@@ -27,6 +27,7 @@ from tierstore.sdk.allocations import AllocationPool, PlacementClass, UploadRoom
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.fanout import ChunkFanout
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, StoreLimits
+from tierstore.sdk.receipts import renew_receipts
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
@@ -260,17 +261,30 @@ class PutWalk:
         chunks = [self._chunks[index] for index in range(self._index)]
         etag = etag or native_etag(whole, self.size, self._write.begun if self._write is not None else operation)
         put = Put(self._bucket, self._key, self.size, etag, chunks, meta, condition)
-        try:
-            result = await client.commit(
-                put, access=self._access, operation=operation, seconds=self._parts.limits.request_seconds
-            )
-        except ConflictError as error:
-            if error.code not in STALE_RECEIPT_CODES:
-                raise
-            self._parts.allocations.drop(self._parts.placement)
-            raise StaleReceipts(error.detail) from error
+        result = await self._commit(put, operation)
         self._ended = True
         return result
+
+    async def _commit(self, put: Put, operation: bytes) -> CommitResult:
+        """Commit; when a server that stored a part of it has restarted since, with receipts of its new life. The same
+        operation each time: what was refused is judged anew."""
+        limits = self._parts.limits
+        for attempt in range(1, limits.commit_attempts_max + 1):
+            try:
+                return await self._parts.client.commit(
+                    put, access=self._access, operation=operation, seconds=limits.request_seconds
+                )
+            except ConflictError as error:
+                if error.code not in STALE_RECEIPT_CODES:
+                    raise
+                renewed = put.chunks
+                if error.code == "device-refused" and attempt < limits.commit_attempts_max:
+                    renewed = await renew_receipts(self._parts, put.chunks)
+                if renewed == put.chunks:
+                    self._parts.allocations.drop(self._parts.placement)
+                    raise StaleReceipts(error.detail) from error
+                put = msgspec.structs.replace(put, chunks=renewed)
+        raise AssertionError("the loop returns or raises")
 
     def commit_as(self, bucket: str, key: str) -> None:
         """Commit under another name than the one whose rules said where the bytes go (parts of S3's uploads)."""

@@ -253,6 +253,15 @@ class ObjectClient:
         )
         return _receipt(reply, url)
 
+    async def renew_receipt(self, url: str, receipt: bytes, *, seconds: float) -> bytes:
+        """The same receipt signed by the server's present life, after it found the chunk. May be repeated.
+
+        Raises NotFound when the chunk is not there, TicketRefused for another server's receipt, UnavailableError."""
+        reply = await self._transport.call(
+            url, b"POST", b"/v1/receipts", headers=((b"content-type", b"text/plain"),), body=receipt, seconds=seconds
+        )
+        return _receipt(reply, url)
+
     async def begin_chunk(
         self, url: str, ticket: bytes, *, index: int, name: str = "", chunk_bytes: int, seconds: float,
     ) -> ChunkUpload:  # fmt: skip

@@ -69,6 +69,20 @@ def test_it_waits_while_its_name_is_held_by_its_own_lost_life(
     assert heard == ["tsd.7.new"] and len(registry.shown) == 3
 
 
+def test_a_refused_gateway_says_why_and_joins_when_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator mends the token of the cluster, or removes the server that has the name: nobody restarts gateways."""
+    monkeypatch.setattr("tierstore.gateway.membership._REFUSED_SECONDS", 0)
+    refused = NotAuthenticated("the join token is wrong")
+    door = membership(Registry(refused, refused, "tsd.7.new"), tmp_path, [])
+    seen: list[str] = []
+    monkeypatch.setattr(door, "_tell", lambda why, tell=door._tell: (tell(why), seen.append(door.waits_for)))
+    asyncio.run(door.join_whatever_comes("http://g"))
+    assert len(seen) == 2 and all("the join token is wrong" in why for why in seen)
+    assert door.waits_for == "" and len(caplog.records) == 1, "the same reason is logged once a minute"
+
+
 def test_a_wrong_join_token_is_told_at_once(tmp_path: Path) -> None:
     """Waiting would hide a mistake of the operator."""
     with pytest.raises(NotAuthenticated):

@@ -12,7 +12,7 @@ import pytest
 from objectd.agent_state import FILE_NAME, AgentState, AgentStateFile
 from objectd.heat import COUNT_MAX, HeatCounter, unpack_entries
 from tests.unit.objectd.world import CLUSTER, METADATA, World, play
-from tierstore.errors import ConfigError, NotAuthenticated, TicketRefused, UnavailableError
+from tierstore.errors import ConfigError, ConflictError, NotAuthenticated, TicketRefused, UnavailableError
 from tierstore.names import ChunkId
 from tierstore.wire.cluster import DeviceGrant, TicketKey
 
@@ -81,15 +81,21 @@ def test_a_server_serves_with_what_it_kept_while_metadata_is_away() -> None:
 
 
 def test_a_server_never_registered_is_not_ready_and_refuses() -> None:
-    """Without keys no ticket can be judged: closed by default."""
+    """Without keys no ticket can be judged: closed by default. Its page says what it waits for, and it comes when it
+    may, without a restart."""
 
     async def test(world: World) -> None:
         world.network.remove(METADATA)
         server = await world.start("one", world.device(1), wait=False)
-        assert server.reasons_not_ready() == ["it has not joined a cluster yet"]
+        await world.until(lambda: "unreachable" in server.reasons_not_ready()[0])
         world.metadata.keys[0] = [TicketKey(1, bytes(32))]
         with pytest.raises(TicketRefused):
             await world.get(server, 1, ChunkId(bytes(16)), b"x")
+        world.metadata.error = ConflictError("another server has that name", code="server-name-taken")
+        world.network.register(METADATA, world.metadata.server)
+        await world.until(lambda: "another server has that name" in server.reasons_not_ready()[0])
+        world.metadata.error = None
+        await world.until(lambda: not server.reasons_not_ready())
 
     play(test)
 
