@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from unittest import mock
 
-from tierstore.gateway.s3 import door
+from tierstore.gateway.s3 import handlers
 from tierstore.gateway.s3.operations import OPERATIONS, find
 
 TESTS = Path(__file__).parents[1] / "integration" / "s3"
@@ -22,8 +22,8 @@ def test_every_supported_operation_names_a_test_that_exists() -> None:
 
 def test_the_door_serves_exactly_what_the_table_says() -> None:
     """A handler without a row would be reachable under no name, a row without one would be a lie."""
-    part = mock.MagicMock()
-    served = set(door._handlers(part, part, part, part))
+    doors = mock.MagicMock()
+    served = set(handlers.handlers_of(doors))
     assert served == {row.name for row in OPERATIONS if row.state != "no"}
 
 

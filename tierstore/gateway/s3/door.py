@@ -9,7 +9,6 @@ one that raises later has its connection closed; requests under way are bounded 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -18,12 +17,9 @@ from tierstore.errors import NotFound, TierstoreError
 from tierstore.gateway.objects import ObjectDoor
 from tierstore.gateway.s3 import cors, operations
 from tierstore.gateway.s3.auth import Authenticator
-from tierstore.gateway.s3.buckets import Buckets
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, error_body, s3_error
-from tierstore.gateway.s3.listing import Listings
-from tierstore.gateway.s3.multipart import Multipart
-from tierstore.gateway.s3.objects import Objects
+from tierstore.gateway.s3.handlers import build, handlers_of
 from tierstore.gateway.s3.request import Call, check_names, parse_call
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.sdk.store import Store
@@ -38,7 +34,6 @@ _ENCRYPTION: Final = (
     b"x-amz-copy-source-server-side-encryption-customer-algorithm", b"x-amz-object-lock-mode",
     b"x-amz-object-lock-legal-hold",
 )  # fmt: skip
-Handler = Callable[[Call], Awaitable[None]]
 
 
 class S3Door:
@@ -51,11 +46,7 @@ class S3Door:
         self._auth = Authenticator(store.client, clock)
         self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
         reader = BodyReader(self._executor)
-        objects = Objects(store, self._catalog, reader)
-        self._handlers = _handlers(
-            objects, Buckets(self._catalog, reader), Listings(store, self._catalog),
-            Multipart(store, self._catalog, reader, objects),
-        )  # fmt: skip
+        self._handlers = handlers_of(build(store, self._catalog, reader))
 
     def routes(self) -> list[Route]:
         """The rows of the protocol class's table: everything that is not native."""
@@ -123,49 +114,3 @@ def _answer(exchange: Exchange, error: S3Error, resource: str) -> None:
         return
     body = error_body(error, resource=resource, request_id=exchange.request_id)
     exchange.reply(error.status, b"" if exchange.method == b"HEAD" else body, XML_LINE + error.lines)
-
-
-def _handlers(objects: Objects, buckets: Buckets, listings: Listings, multipart: Multipart) -> dict[str, Handler]:
-    """Operation -> handler. Those of operations.OPERATIONS that are supported in any way, exactly (a test compares)."""
-    unset = buckets.unset
-    return {
-        "ListBuckets": buckets.list, "CreateBucket": buckets.create, "HeadBucket": buckets.head,
-        "DeleteBucket": buckets.delete, "GetBucketLocation": buckets.location,
-        "GetBucketVersioning": buckets.get_versioning, "PutBucketVersioning": buckets.put_versioning,
-        "GetBucketPolicy": buckets.get_policy, "PutBucketPolicy": buckets.put_policy,
-        "DeleteBucketPolicy": buckets.delete_policy, "GetBucketPolicyStatus": buckets.policy_status,
-        "GetPublicAccessBlock": buckets.get_public_access, "PutPublicAccessBlock": buckets.put_public_access,
-        "DeletePublicAccessBlock": buckets.delete_public_access,
-        "GetBucketOwnershipControls": buckets.get_ownership, "PutBucketOwnershipControls": buckets.put_ownership,
-        "DeleteBucketOwnershipControls": buckets.delete_ownership,
-        "GetBucketAcl": buckets.get_acl, "PutBucketAcl": buckets.put_acl,
-        "GetBucketTagging": buckets.get_tags, "PutBucketTagging": buckets.put_tags,
-        "DeleteBucketTagging": buckets.delete_tags,
-        "GetBucketCors": buckets.get_cors, "PutBucketCors": buckets.put_cors, "DeleteBucketCors": buckets.delete_cors,
-        "GetBucketLifecycleConfiguration": unset("s3:GetLifecycleConfiguration", "NoSuchLifecycleConfiguration"),
-        "GetBucketEncryption": unset(
-            "s3:GetEncryptionConfiguration", "ServerSideEncryptionConfigurationNotFoundError"
-        ),
-        "GetObjectLockConfiguration": unset(
-            "s3:GetBucketObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"
-        ),
-        "GetBucketNotificationConfiguration": unset("s3:GetBucketNotification", "", "NotificationConfiguration"),
-        "GetBucketRequestPayment": unset(
-            "s3:GetBucketRequestPayment", "", "RequestPaymentConfiguration", "<Payer>BucketOwner</Payer>"
-        ),
-        "GetBucketLogging": unset("s3:GetBucketLogging", "", "BucketLoggingStatus"),
-        "GetBucketWebsite": unset("s3:GetBucketWebsite", "NoSuchWebsiteConfiguration"),
-        "GetBucketReplication": unset("s3:GetReplicationConfiguration", "ReplicationConfigurationNotFoundError"),
-        "GetBucketAccelerateConfiguration": unset("s3:GetAccelerateConfiguration", "", "AccelerateConfiguration"),
-        "ListObjects": listings.objects, "ListObjectsV2": listings.objects_v2, "ListObjectVersions": listings.versions,
-        "DeleteObjects": objects.delete_many,
-        "PutObject": objects.put, "GetObject": objects.get, "HeadObject": objects.get, "DeleteObject": objects.delete,
-        "CopyObject": objects.copy, "GetObjectAttributes": objects.attributes,
-        "GetObjectAcl": objects.get_acl, "PutObjectAcl": objects.put_acl,
-        "GetObjectTagging": objects.get_tags, "PutObjectTagging": objects.put_tags,
-        "DeleteObjectTagging": objects.delete_tags,
-        "CreateMultipartUpload": multipart.create, "UploadPart": multipart.put_part,
-        "UploadPartCopy": multipart.copy_part, "CompleteMultipartUpload": multipart.complete,
-        "AbortMultipartUpload": multipart.abort, "ListParts": multipart.list_parts,
-        "ListMultipartUploads": multipart.list_uploads,
-    }  # fmt: skip

@@ -8,10 +8,10 @@ from typing import Final
 
 from tierstore.gateway.s3 import rights
 from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.conditions import version_of
 from tierstore.gateway.s3.documents import document, element, moment, text, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.object_meta import shown_version
-from tierstore.gateway.s3.objects import version_of
 from tierstore.gateway.s3.request import Call, number
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, ListResult

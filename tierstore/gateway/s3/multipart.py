@@ -17,7 +17,11 @@ import msgspec
 from tierstore.errors import NotFound
 from tierstore.gateway.object_request import parse_range
 from tierstore.gateway.s3 import checksums, documents, rights
+from tierstore.gateway.s3.acl import check_acl
+from tierstore.gateway.s3.answers import checksum_lines, version_line
 from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.conditions import write_condition
+from tierstore.gateway.s3.copies import Copies
 from tierstore.gateway.s3.documents import Node, document, element, moment, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.object_meta import (
@@ -29,7 +33,6 @@ from tierstore.gateway.s3.object_meta import (
     pack_parts,
     shown_version,
 )
-from tierstore.gateway.s3.objects import Objects, check_acl, checksum_lines, version_line, write_condition
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, BodyReader, promise_of
 from tierstore.sdk.store import Store
@@ -52,11 +55,11 @@ PART_BYTES_MIN: Final = 5 << 20
 class Multipart:
     """Handlers of multipart uploads."""
 
-    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, objects: Objects) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, copies: Copies) -> None:
         self._store = store
         self._catalog = catalog
         self._reader = reader
-        self._objects = objects
+        self._copies = copies
 
     async def create(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
@@ -111,7 +114,7 @@ class Multipart:
     async def copy_part(self, call: Call) -> None:
         """UploadPartCopy. The whole of an object of one piece is shared; a range is read and written."""
         _, upload, part = await self._part_of(call)
-        source, key, _, found = await self._objects.copy_source(call)
+        source, key, _, found = await self._copies.copy_source(call)
         first, length = _copy_span(call, found)
         walk = self._store.put_walk(call.bucket, call.key, size=length)
         reading = self._store.read_walk(source.name, key, found, first=first, length=length)

@@ -1,0 +1,118 @@
+"""Who may do what in a bucket, as its owner sets it: policy, public access block, ownership, canned ACL."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from tierstore.auth.policy_language import Policy, PolicyError
+from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3.acl import acl_document
+from tierstore.gateway.s3.bucket_files import BucketFiles
+from tierstore.gateway.s3.documents import document, element
+from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.object_meta import canned_acl
+from tierstore.gateway.s3.request import Call
+
+_JSON_LINE: Final = b"content-type: application/json\r\n"
+_SWITCHES: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+
+
+class BucketRights:
+    """Handlers of a bucket's rights."""
+
+    def __init__(self, files: BucketFiles) -> None:
+        self._files = files
+
+    async def get_policy(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:GetBucketPolicy")
+        text = bucket.config.get(rights.POLICY)
+        if text is None:
+            raise S3Error("NoSuchBucketPolicy", "The bucket policy does not exist")
+        call.reply(200, text.encode(), _JSON_LINE)
+
+    async def put_policy(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:PutBucketPolicy")
+        try:
+            text = (await self._files.body(call)).decode()
+            policy = Policy.of(text)
+        except (PolicyError, UnicodeDecodeError) as error:
+            raise S3Error("MalformedPolicy", str(error)) from None
+        arn = f"arn:aws:s3:::{call.bucket}"
+        for statement in policy.statements:
+            for resource in (*statement.resources, *statement.not_resources):
+                if resource not in ("*", arn) and not resource.startswith((f"{arn}/", f"{arn}*")):
+                    raise S3Error("MalformedPolicy", "Policy has invalid resource")
+        if policy.is_public and rights.block_of(bucket).block_policy:
+            raise S3Error("AccessDenied")
+        await self._files.set(call, rights.POLICY, text)
+        call.reply(204)
+
+    async def delete_policy(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:DeleteBucketPolicy")
+        await self._files.set(call, rights.POLICY, None)
+        call.reply(204)
+
+    async def policy_status(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:GetBucketPolicyStatus")
+        policy = rights.policy_of(bucket)
+        if policy is None:
+            raise S3Error("NoSuchBucketPolicy", "The bucket policy does not exist")
+        call.reply(200, document("PolicyStatus", element("IsPublic", policy.is_public)), XML_LINE)
+
+    async def get_public_access(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:GetBucketPublicAccessBlock")
+        if rights.PUBLIC_BLOCK not in bucket.config:
+            raise S3Error("NoSuchPublicAccessBlockConfiguration", "The public access block configuration was not found")
+        block = rights.block_of(bucket)
+        values = (block.block_acls, block.ignore_acls, block.block_policy, block.restrict)
+        inner = "".join(element(name, value) for name, value in zip(_SWITCHES, values, strict=True))
+        call.reply(200, document("PublicAccessBlockConfiguration", inner), XML_LINE)
+
+    async def put_public_access(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketPublicAccessBlock")
+        root = documents.parse(await self._files.body(call), "PublicAccessBlockConfiguration")
+        values = [(root.text(name) or "false").lower() == "true" for name in _SWITCHES]
+        await self._files.set(call, rights.PUBLIC_BLOCK, msgspec.json.encode(values).decode())
+        call.reply(200)
+
+    async def delete_public_access(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketPublicAccessBlock")
+        await self._files.set(call, rights.PUBLIC_BLOCK, None)
+        call.reply(204)
+
+    async def get_ownership(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:GetBucketOwnershipControls")
+        rule = element("ObjectOwnership", bucket.config.get(rights.OWNERSHIP, "BucketOwnerEnforced"))
+        call.reply(200, document("OwnershipControls", f"<Rule>{rule}</Rule>"), XML_LINE)
+
+    async def put_ownership(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketOwnershipControls")
+        rule = documents.parse(await self._files.body(call), "OwnershipControls").one("Rule")
+        value = rule.text("ObjectOwnership") if rule is not None else None
+        if value not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
+            raise S3Error("MalformedXML")
+        await self._files.set(call, rights.OWNERSHIP, value)
+        call.reply(200)
+
+    async def delete_ownership(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketOwnershipControls")
+        await self._files.set(call, rights.OWNERSHIP, None)
+        call.reply(204)
+
+    async def get_acl(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:GetBucketAcl")
+        call.reply(200, acl_document(bucket.owner, bucket.config.get(rights.ACL, "")), XML_LINE)
+
+    async def put_acl(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:PutBucketAcl")
+        acl = canned_acl(call)
+        if not acl:
+            raise S3Error("NotImplemented", "Only canned ACLs (x-amz-acl) can be set.")
+        if bucket.config.get(rights.OWNERSHIP, "BucketOwnerEnforced") == "BucketOwnerEnforced" and acl != "private":
+            raise S3Error("AccessControlListNotSupported", "The bucket does not allow ACLs")
+        if rights.block_of(bucket).block_acls and acl.startswith("public"):
+            raise S3Error("AccessDenied")
+        await self._files.set(call, rights.ACL, acl)
+        call.reply(200)

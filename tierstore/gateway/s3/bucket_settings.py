@@ -1,0 +1,58 @@
+"""Configurations of a bucket that stand in documents: tags, CORS."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tierstore.gateway.s3 import documents
+from tierstore.gateway.s3.bucket_files import BucketFiles
+from tierstore.gateway.s3.cors import CORS, parse_rules
+from tierstore.gateway.s3.documents import document, element
+from tierstore.gateway.s3.request import Call
+from tierstore.gateway.s3.tagging import parse_tagging
+
+TAGS: Final = "s3.tagging"
+
+
+class BucketSettings:
+    """Handlers of a bucket's configurations."""
+
+    def __init__(self, files: BucketFiles) -> None:
+        self._files = files
+
+    async def get_tags(self, call: Call) -> None:
+        await self._files.show(call, "s3:GetBucketTagging", TAGS, "NoSuchTagSet")
+
+    async def put_tags(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketTagging")
+        body = await self._files.body(call)
+        parse_tagging(body, most=50)
+        await self._files.set(call, TAGS, body.decode())
+        call.reply(204)
+
+    async def delete_tags(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketTagging")
+        await self._files.set(call, TAGS, None)
+        call.reply(204)
+
+    async def get_cors(self, call: Call) -> None:
+        await self._files.show(call, "s3:GetBucketCORS", CORS, "NoSuchCORSConfiguration")
+
+    async def put_cors(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketCORS")
+        rules = parse_rules(documents.parse(await self._files.body(call), "CORSConfiguration"))
+        await self._files.set(call, CORS, _cors_text(rules))
+        call.reply(200)
+
+    async def delete_cors(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutBucketCORS")
+        await self._files.set(call, CORS, None)
+        call.reply(204)
+
+
+def _cors_text(rules: list[dict[str, list[str]]]) -> str:
+    listed = "".join(
+        f"<CORSRule>{''.join(element(name, value) for name, values in rule.items() for value in values)}</CORSRule>"
+        for rule in rules
+    )
+    return document("CORSConfiguration", listed).decode()

@@ -1,0 +1,67 @@
+"""Conditions of requests: which version is meant, If-Match and its kin on reads and writes. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from tierstore.errors import NotFound, TierstoreError
+from tierstore.gateway.s3.errors import S3Error
+from tierstore.gateway.s3.request import Call, etags
+from tierstore.names import parse_version
+from tierstore.wire.names import Condition
+
+NULL_VERSION: Final = -1
+
+
+def version_of(text: str | None) -> int:
+    """0: the latest. Raises S3Error(InvalidArgument)."""
+    if text is None:
+        return 0
+    if text == "null":
+        return NULL_VERSION
+    try:
+        return parse_version(text)
+    except TierstoreError:
+        raise S3Error("InvalidArgument", "Invalid version id specified", ArgumentName="versionId",
+                      ArgumentValue=text[:64]) from None  # fmt: skip
+
+
+def write_condition(call: Call) -> Condition | None:
+    """If-Match and If-None-Match of a write. Raises S3Error(NotImplemented) for what S3 does not take."""
+    if_match, if_none = call.header(b"if-match"), call.header(b"if-none-match")
+    if if_match is None and if_none is None:
+        return None
+    return Condition(etags(if_match), etags(if_none))
+
+
+def missing(error: NotFound, condition: Condition | None) -> Exception:
+    """If-Match on a key that is not there is NoSuchKey, as AWS has it."""
+    return error if condition is None or error.code != "no-such-key" else S3Error("NoSuchKey")
+
+
+def read_condition(call: Call, etag: str, created_at_ms: int, *, prefix: bytes = b"") -> bool:
+    """False: 304. Raises S3Error(PreconditionFailed). RFC 9110, 13.2.2."""
+    if_match, if_none = call.header(prefix + b"if-match"), call.header(prefix + b"if-none-match")
+    modified = created_at_ms // 1000
+    if if_match is not None:
+        if etag not in etags(if_match) and if_match.strip() != "*":
+            raise S3Error("PreconditionFailed", Condition="If-Match")
+    elif (since := _date(call.header(prefix + b"if-unmodified-since"))) is not None and modified > since:
+        raise S3Error("PreconditionFailed", Condition="If-Unmodified-Since")
+    if if_none is not None:
+        return etag not in etags(if_none) and if_none.strip() != "*"
+    since = _date(call.header(prefix + b"if-modified-since"))
+    return since is None or modified > since
+
+
+def _date(text: str | None) -> float | None:
+    """Seconds; None for no date, which a server ignores."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        found = parsedate_to_datetime(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return None

@@ -1,0 +1,88 @@
+"""CopyObject, and the source of it and of UploadPartCopy.
+
+Invariant: no byte moves; the conditions on the source are judged on the version that is copied.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+import msgspec
+
+from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3.acl import check_acl
+from tierstore.gateway.s3.answers import checksum_elements, version_line
+from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.conditions import read_condition, version_of, write_condition
+from tierstore.gateway.s3.documents import element, moment
+from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PARTS, meta_of, shown_version
+from tierstore.gateway.s3.reads import Reads
+from tierstore.gateway.s3.request import Call
+from tierstore.names import check_bucket_name, check_key
+from tierstore.sdk.store import Store
+from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
+
+
+class Copies:
+    """Handlers of copies."""
+
+    def __init__(self, store: Store, catalog: S3Catalog, reads: Reads) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._reads = reads
+
+    async def copy_source(self, call: Call) -> tuple[BucketView, str, int, LookupResult]:
+        """(bucket, key, version, object) of x-amz-copy-source, after rights and copy-source conditions."""
+        raw = call.header(b"x-amz-copy-source") or ""
+        path, _, query = raw.partition("?")
+        name, _, key = unquote(path).lstrip("/").partition("/")
+        if not name or not key or (query and not query.startswith("versionId=")):
+            raise S3Error("InvalidArgument", "Copy Source must mention the source bucket and key: bucket/key",
+                          ArgumentName="x-amz-copy-source", ArgumentValue=raw[:200])  # fmt: skip
+        check_bucket_name(name)
+        version = version_of(query.removeprefix("versionId=") if query else None)
+        bucket = await self._catalog.bucket(name)
+        action = "s3:GetObjectVersion" if version else "s3:GetObject"
+        found = await self._reads.find(call, bucket, action, version=version, key=check_key(key))
+        if not read_condition(call, found.etag, found.created_at_ms, prefix=b"x-amz-copy-source-"):
+            raise S3Error("PreconditionFailed")
+        return bucket, key, version, found
+
+    async def copy(self, call: Call) -> None:
+        """CopyObject: no byte moves."""
+        target = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:PutObject", target, call.key)
+        source, key, _, found = await self.copy_source(call)
+        if found.size > 5 << 30:
+            raise S3Error("InvalidRequest", "The specified copy source is larger than the maximum allowable size for a "
+                          "copy source: 5368709120")  # fmt: skip
+        meta = self._copied_meta(call, found, is_same=(source.name, key) == (call.bucket, call.key))
+        check_acl(call, target)
+        done = await self._store.copy(
+            source.name, key, call.bucket, call.key, meta=meta, condition=write_condition(call),
+            from_version=found.version,
+        )  # fmt: skip
+        lines = version_line(done.version, target)
+        if source.versioning:
+            lines += f"x-amz-copy-source-version-id: {shown_version(found.version, found.is_null)}\r\n"
+        inner = element("LastModified", moment(done.created_at_ms)) + element("ETag", f'"{found.etag}"')
+        inner += checksum_elements(meta)
+        call.reply(200, documents.document("CopyObjectResult", inner), XML_LINE + lines.encode())
+
+    def _copied_meta(self, call: Call, found: LookupResult, *, is_same: bool) -> ObjectMeta:
+        directive = call.header(b"x-amz-metadata-directive") or "COPY"
+        tagging = call.header(b"x-amz-tagging-directive") or "COPY"
+        if directive not in ("COPY", "REPLACE") or tagging not in ("COPY", "REPLACE"):
+            raise S3Error("InvalidArgument", "Unknown metadata directive.")
+        said = meta_of(call)
+        had = found.meta or ObjectMeta()
+        if is_same and directive == "COPY" and "versionId=" not in (call.header(b"x-amz-copy-source") or "") \
+                and call.header(b"x-amz-storage-class") is None:  # fmt: skip
+            raise S3Error("InvalidRequest", "This copy request is illegal because it is trying to copy an object to "
+                          "itself without changing the object's metadata, storage class, website redirect location or "
+                          "encryption attributes.")  # fmt: skip
+        extra = {**said.extra, **{n: v for n, v in had.extra.items() if n in (CHECKSUM_TYPE, PARTS)}}
+        tags = said.tags if tagging == "REPLACE" else had.tags
+        base = said if directive == "REPLACE" else had
+        return msgspec.structs.replace(base, checksums=had.checksums, extra=extra, tags=tags)

@@ -1,0 +1,81 @@
+"""Tags and ACL of an object: what is read and replaced beside its bytes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tierstore.gateway.s3 import documents
+from tierstore.gateway.s3.acl import acl_document, check_acl
+from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.conditions import version_of
+from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.object_meta import CANNED_ACL, OWNER, meta_of, shown_version
+from tierstore.gateway.s3.reads import Reads
+from tierstore.gateway.s3.request import Call
+from tierstore.gateway.s3.tagging import parse_tagging, tagging_document
+from tierstore.gateway.s3.uploads import BodyReader
+from tierstore.sdk.store import Store
+from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
+
+
+class ObjectFacts:
+    """Handlers of what stands beside the bytes."""
+
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, reads: Reads) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._reader = reader
+        self._reads = reads
+
+    async def get_tags(self, call: Call) -> None:
+        bucket, found = await self._for_tags(call, "Get")
+        tags = found.meta.tags if found.meta is not None else {}
+        call.reply(200, tagging_document(tags), XML_LINE + self._version(bucket, found))
+
+    async def put_tags(self, call: Call) -> None:
+        bucket, found = await self._for_tags(call, "Put")
+        tags = parse_tagging(await self._reader.small(call, documents.BODY_BYTES_MAX))
+        await self._set_tags(call, found, tags)
+        call.reply(200, b"", self._version(bucket, found))
+
+    async def delete_tags(self, call: Call) -> None:
+        bucket, found = await self._for_tags(call, "Delete")
+        await self._set_tags(call, found, {})
+        call.reply(204, b"", self._version(bucket, found))
+
+    async def _for_tags(self, call: Call, verb: str) -> tuple[BucketView, LookupResult]:
+        bucket = await self._catalog.bucket(call.bucket)
+        version = version_of(call.query.get("versionId"))
+        action = f"s3:{verb}ObjectVersionTagging" if version else f"s3:{verb}ObjectTagging"
+        return bucket, await self._reads.find(call, bucket, action, version=version)
+
+    async def _set_tags(self, call: Call, found: LookupResult, tags: dict[str, str]) -> None:
+        meta = msgspec.structs.replace(found.meta or ObjectMeta(), tags=tags)
+        await self._store.set_meta(call.bucket, call.key, meta, version=found.version)
+
+    @staticmethod
+    def _version(bucket: BucketView, found: LookupResult) -> bytes:
+        if not bucket.versioning:
+            return b""
+        return f"x-amz-version-id: {shown_version(found.version, found.is_null)}\r\n".encode()
+
+    async def get_acl(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        found = await self._reads.find(call, bucket, "s3:GetObjectAcl", version=version_of(call.query.get("versionId")))
+        meta = found.meta or ObjectMeta()
+        owner = meta.extra.get(OWNER, b"").decode() or bucket.owner
+        call.reply(200, acl_document(owner, meta.extra.get(CANNED_ACL, b"").decode()), XML_LINE)
+
+    async def put_acl(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        found = await self._reads.find(call, bucket, "s3:PutObjectAcl", version=version_of(call.query.get("versionId")))
+        check_acl(call, bucket)
+        acl = meta_of(call).extra.get(CANNED_ACL, b"")
+        if call.header(b"x-amz-acl") is None:
+            raise S3Error("NotImplemented", "Only canned ACLs (x-amz-acl) can be set.")
+        meta = found.meta or ObjectMeta()
+        extra = {**meta.extra, CANNED_ACL: acl}
+        await self._store.set_meta(
+            call.bucket, call.key, msgspec.structs.replace(meta, extra=extra), version=found.version
+        )
+        call.reply(200)

@@ -1,0 +1,160 @@
+"""GetObject, HeadObject, GetObjectAttributes: an object found, judged, and its bytes sent.
+
+Owns the way of one read: rights, lookup, conditions, range, walk. Invariant: rights are judged before a byte is read;
+a stranger who may not list hears AccessDenied, not NoSuchKey.
+
+Cost of a GET of 4 KiB beyond the native one: SigV4 15 us, the bucket's view from memory.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tierstore.errors import NotFound
+from tierstore.gateway.object_request import parse_range
+from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3.answers import checksum_elements, http_moment
+from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.conditions import NULL_VERSION, read_condition, version_of
+from tierstore.gateway.s3.documents import element
+from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.object_meta import CANNED_ACL, OWNER, PARTS, object_lines, part_span, shown_version
+from tierstore.gateway.s3.request import Call, number
+from tierstore.sdk.store import Store
+from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
+from tierstore.wire.s3 import VersionsAsk
+
+
+class Reads:
+    """Handlers of reads, and the lookup that other handlers share."""
+
+    def __init__(self, store: Store, catalog: S3Catalog) -> None:
+        self._store = store
+        self._catalog = catalog
+
+    async def get(self, call: Call) -> None:
+        """GetObject and HeadObject."""
+        bucket = await self._catalog.bucket(call.bucket)
+        is_head = call.method == "HEAD"
+        version = version_of(call.query.get("versionId"))
+        wanted = parse_range(call.exchange.header(b"range")) if call.exchange.header(b"range") else None
+        part = number(call.query.get("partNumber"), "partNumber", default=-1, least=1, most=10_000) \
+            if "partNumber" in call.query else 0  # fmt: skip
+        if part and wanted is not None:
+            raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
+        found = await self.find(call, bucket, "s3:GetObjectVersion" if version else "s3:GetObject", version=version,
+                                want_chunks=not is_head)  # fmt: skip
+        is_modified = read_condition(call, found.etag, found.created_at_ms)
+        is_whole = wanted is None and (not part or found.meta is None or PARTS not in found.meta.extra)
+        asks_checksum = (call.header(b"x-amz-checksum-mode") or "").upper() == "ENABLED"
+        lines = object_lines(call, found, bucket.versioning, with_checksum=asks_checksum and is_whole and is_modified)
+        if not is_modified:
+            call.reply(304, b"", lines)
+            return
+        status, first, length = 200, 0, found.size
+        if part:
+            first, length, count = part_span(found.meta, part, found.size)
+            if found.meta is not None and PARTS in found.meta.extra:
+                lines += b"x-amz-mp-parts-count: %d\r\n" % count
+            status = 206
+        elif wanted is not None:
+            span = wanted.within(found.size)
+            if span is None:
+                raise S3Error("InvalidRange", lines=b"content-range: bytes */%d\r\n" % found.size,
+                              ActualObjectSize=str(found.size))  # fmt: skip
+            first, length = span
+            status = 206
+        if status == 206 and found.size:
+            lines += b"content-range: bytes %d-%d/%d\r\n" % (first, first + length - 1, found.size)
+        lines += call.extra_lines
+        call.has_begun = is_head
+        if is_head:
+            call.exchange.begin(status, lines, length)
+            call.exchange.end()
+            return
+        await self._send(call, found, status, lines, first, length)
+
+    async def _send(  # noqa: PLR0917 - one answer
+        self, call: Call, found: LookupResult, status: int, lines: bytes, first: int, length: int
+    ) -> None:
+        walk = self._store.read_walk(call.bucket, call.key, found, first=first, length=length)
+        try:
+            await walk.start()
+            call.has_begun = True
+            if walk.whole is not None:
+                call.exchange.reply(status, walk.whole, lines)
+                return
+            call.exchange.begin(status, lines, length)
+            while piece := await walk.next_piece():
+                await call.exchange.send(piece)
+            call.exchange.end()
+        finally:
+            await walk.close()
+
+    async def find(
+        self, call: Call, bucket: BucketView, action: str, *, version: int = 0, key: str = "", want_chunks: bool = False
+    ) -> LookupResult:
+        """The object, after the caller's rights. A stranger who may not list hears AccessDenied, not NoSuchKey."""
+        key = key or call.key
+        if not rights.allowed(call, action, bucket, key) and not rights.block_of(bucket).ignore_acls:
+            # only an ACL of the object itself can let in: it must be read first
+            found = await self._lookup_or_none(bucket.name, key, version)
+            acl = found.meta.extra.get(CANNED_ACL, b"").decode() if found is not None and found.meta else ""
+            owner = found.meta.extra.get(OWNER, b"").decode() if found is not None and found.meta else ""
+            if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner):
+                raise S3Error("AccessDenied")
+        elif not rights.allowed(call, action, bucket, key):
+            raise S3Error("AccessDenied")
+        try:
+            return await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks)
+        except NotFound as error:
+            if bucket.versioning:
+                await self._raise_for_marker(bucket, key, version)
+            if not rights.allowed(call, "s3:ListBucket", bucket):
+                raise S3Error("AccessDenied") from error
+            if error.code == "no-such-version" or version:
+                raise S3Error("NoSuchVersion", Key=key) from error
+            raise S3Error("NoSuchKey", Key=key) from error
+
+    async def _lookup_or_none(self, bucket: str, key: str, version: int) -> LookupResult | None:
+        try:
+            return await self._store.find(bucket, key, version=version, want_chunks=False)
+        except NotFound:
+            return None
+
+    async def _raise_for_marker(self, bucket: BucketView, key: str, version: int) -> None:
+        """A delete marker answers with its version: 404, or 405 when it was asked for by version."""
+        page = await self._catalog.versions(VersionsAsk(bucket.name, key, limit=1000))
+        for view in page.versions:
+            if view.key != key:
+                return
+            is_asked = version in (view.version, 0) or (version == NULL_VERSION and view.is_null)
+            if is_asked and view.is_marker:
+                shown = shown_version(view.version, view.is_null)
+                lines = f"x-amz-delete-marker: true\r\nx-amz-version-id: {shown}\r\n".encode()
+                raise S3Error("MethodNotAllowed" if version else "NoSuchKey", lines=lines)
+            if not version:
+                return
+
+    async def attributes(self, call: Call) -> None:
+        """GetObjectAttributes."""
+        bucket = await self._catalog.bucket(call.bucket)
+        version = version_of(call.query.get("versionId"))
+        found = await self.find(call, bucket, "s3:GetObjectVersion" if version else "s3:GetObject", version=version)
+        asked = {part.strip() for part in (call.header(b"x-amz-object-attributes") or "").split(",")}
+        if not asked <= {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"} or not asked - {""}:
+            raise S3Error("InvalidArgument", "Invalid attribute name specified.")
+        meta = found.meta or ObjectMeta()
+        inner = element("ETag", found.etag) if "ETag" in asked else ""
+        if "Checksum" in asked and meta.checksums:
+            inner += f"<Checksum>{checksum_elements(meta)}</Checksum>"
+        if "ObjectParts" in asked and PARTS in meta.extra:
+            runs = msgspec.msgpack.decode(meta.extra[PARTS], type=list[tuple[int, int]])
+            inner += f"<ObjectParts>{element('PartsCount', sum(times for _, times in runs))}</ObjectParts>"
+        if "StorageClass" in asked:
+            inner += element("StorageClass", "STANDARD")
+        inner += element("ObjectSize", found.size) if "ObjectSize" in asked else ""
+        lines = f"last-modified: {http_moment(found.created_at_ms)}\r\n"
+        if bucket.versioning:
+            lines += f"x-amz-version-id: {shown_version(found.version, found.is_null)}\r\n"
+        call.reply(200, documents.document("GetObjectAttributesResponse", inner), XML_LINE + lines.encode())

@@ -1,0 +1,114 @@
+"""PutObject, DeleteObject, DeleteObjects.
+
+Owns the way of one write: rights, conditions, walk, answer. Invariants: rights are judged before a byte is read;
+conditions are decided in the commit; a body is committed only after all its digests held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from tierstore.errors import NotFound, TierstoreError
+from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3.acl import check_acl
+from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
+from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.conditions import missing, version_of, write_condition
+from tierstore.gateway.s3.documents import element
+from tierstore.gateway.s3.errors import XML_LINE, S3Error, s3_error
+from tierstore.gateway.s3.object_meta import meta_of, shown_version
+from tierstore.gateway.s3.request import Call, etags
+from tierstore.gateway.s3.uploads import OBJECT_BYTES_MAX, BodyReader, promise_of
+from tierstore.names import check_key
+from tierstore.sdk.store import Store
+from tierstore.wire.names import BucketView, Condition
+
+DELETE_KEYS_MAX: Final = 1000
+#: Objects of one DeleteObjects that are deleted at the same time.
+DELETES_AT_ONCE: Final = 32
+
+
+class Writes:
+    """Handlers of writes."""
+
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._reader = reader
+
+    async def put(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        rights.require(call, "s3:PutObject", bucket, call.key)
+        meta = meta_of(call)
+        check_acl(call, bucket)
+        condition = write_condition(call)
+        promise = promise_of(call)
+        walk = self._store.put_walk(call.bucket, call.key, size=promise.size, size_max=OBJECT_BYTES_MAX)
+        try:
+            received = await self._reader.receive(
+                call, promise, walk, algorithm="" if promise.algorithm else "crc64nvme"
+            )
+            meta = with_checksum(meta, received)
+            made = await walk.finish(meta=meta, condition=condition, etag=received.md5)
+        except NotFound as error:
+            raise missing(error, condition) from error
+        finally:
+            await walk.abort()
+        lines = f'etag: "{received.md5}"\r\n' + version_line(made.version, bucket) + checksum_lines(received)
+        call.reply(200, b"", lines.encode())
+
+    # -- delete ---------------------------------------------------------------------------------------------
+    async def delete(self, call: Call) -> None:
+        bucket = await self._catalog.bucket(call.bucket)
+        version = version_of(call.query.get("versionId"))
+        rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, call.key)
+        condition = Condition(if_match=etags(call.header(b"if-match"))) if call.header(b"if-match") else None
+        done = await self._store.delete(call.bucket, call.key, version=version, condition=condition)
+        lines = ""
+        if bucket.versioning and done.version:
+            if version:
+                lines = f"x-amz-version-id: {call.query['versionId']}\r\n"
+            else:
+                lines = version_line(done.version, bucket)
+            if done.is_delete_marker:
+                lines += "x-amz-delete-marker: true\r\n"
+        call.reply(204, b"", lines.encode())
+
+    async def delete_many(self, call: Call) -> None:
+        """DeleteObjects: each key has its own result."""
+        bucket = await self._catalog.bucket(call.bucket)
+        root = documents.parse(await self._reader.small(call, documents.BODY_BYTES_MAX), "Delete")
+        is_quiet = root.text("Quiet") == "true"
+        wanted = [
+            (node.text("Key") or "", node.text("VersionId"), node.text("ETag")) for node in root.all("Object")
+        ]
+        if not 1 <= len(wanted) <= DELETE_KEYS_MAX:
+            raise S3Error("MalformedXML")
+        results: list[str] = []
+        for at in range(0, len(wanted), DELETES_AT_ONCE):
+            some = wanted[at : at + DELETES_AT_ONCE]
+            results += await asyncio.gather(
+                *(self._delete_one(call, bucket, *one, is_quiet=is_quiet) for one in some)
+            )
+        call.reply(200, documents.document("DeleteResult", "".join(results)), XML_LINE)
+
+    async def _delete_one(
+        self, call: Call, bucket: BucketView, key: str, version_text: str | None, etag: str | None, *, is_quiet: bool
+    ) -> str:  # fmt: skip
+        try:
+            version = version_of(version_text or None)
+            rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, key)
+            condition = Condition(if_match=etags(etag)) if etag else None
+            done = await self._store.delete(bucket.name, check_key(key), version=version, condition=condition)
+        except (S3Error, TierstoreError) as error:
+            shown = s3_error(error, call.exchange.request_id)
+            inner = element("Key", key) + element("VersionId", version_text) + element("Code", shown.code)
+            return f"<Error>{inner}{element('Message', shown.message)}</Error>"
+        if is_quiet:
+            return ""
+        inner = element("Key", key) + element("VersionId", version_text)
+        if bucket.versioning and done.is_delete_marker and done.version:
+            marker = version_text or shown_version(done.version, bucket.versioning != "enabled")
+            inner += element("DeleteMarker", True) + element("DeleteMarkerVersionId", marker)
+        return f"<Deleted>{inner}</Deleted>"
