@@ -17,6 +17,8 @@ from tierstore.errors import ConflictError, NotFound
 COLUMNS: Final = ("id", "name", "owner", "versioning", "created_at_ms", "config")
 #: Document of a bucket into which other sites replicate: their names, comma-separated.
 REPLICATED_FROM: Final = "replicated-from"
+#: Document of a bucket with object lock (tierstore.wire.lock).
+OBJECT_LOCK: Final = "s3.object-lock"
 #: As lookups read it, and as commits hold it (so that a bucket is not removed under a commit).
 BY_NAME: Final = BulkRead(schema.buckets, COLUMNS, ("name",))
 BY_NAME_HELD: Final = BulkRead(schema.buckets, COLUMNS, ("name",), lock="KEY SHARE")
@@ -115,6 +117,8 @@ def configure(
     new_versioning = bucket.versioning if versioning is None else versioning
     if bucket.versioning and not new_versioning:
         raise ConflictError("versioning can be suspended, not undone", code="versioning-cannot-be-removed")
+    if new_versioning != "enabled" and (OBJECT_LOCK in bucket.config or OBJECT_LOCK in (documents or {})):
+        raise ConflictError("object lock needs versioning, and keeps it on", code="object-lock-needs-versioning")
     config = dict(bucket.config)
     for document, text in (documents or {}).items():
         if text is None:

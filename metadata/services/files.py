@@ -28,6 +28,7 @@ from metadata.services.files_bodies import FileBodies
 from metadata.services.files_names import holder_of
 from metadata.services.files_work import FileWork, check_path, directory_key, name_of
 from metadata.services.mutations import Facts, check_operation
+from metadata.services.object_lock import check_files
 from metadata.services.replicas_view import ReplicaOrder
 from metadata.services.view import ClusterView
 from metadata.services.writes import Committed, WriteSet
@@ -302,6 +303,7 @@ class FilesService:
         m = item.mutation
         bucket = facts.bucket(m.bucket)
         authorize(who, "write", m.bucket)
+        check_files(bucket)
         now_ns = facts.now_ms * 1_000_000 if isinstance(m, Make) else m.now_ns
         if isinstance(m, Make):
             now_ns = m.attributes.ctime_ns or now_ns

@@ -402,11 +402,12 @@ class Store:
 
     # -- names ----------------------------------------------------------------------------------------------
     async def delete(
-        self, bucket: str, key: str, *, version: int = 0, condition: Condition | None = None, access: str = ""
-    ) -> CommitResult:
+        self, bucket: str, key: str, *, version: int = 0, condition: Condition | None = None, access: str = "",
+        bypass_governance: bool = False,
+    ) -> CommitResult:  # fmt: skip
         """Delete an object (or one version for good). Deleting what is not there succeeds: see `existed`."""
         check_key(key)
-        mutation = Delete(bucket, key, version, condition)
+        mutation = Delete(bucket, key, version, condition, bypass_governance)
         return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
 
     async def copy(
@@ -436,12 +437,12 @@ class Store:
 
     async def set_meta(
         self, bucket: str, key: str, meta: ObjectMeta, *, version: int = 0, condition: Condition | None = None,
-        access: str = "",
+        access: str = "", lock: str = "", bypass_governance: bool = False,
     ) -> CommitResult:  # fmt: skip
-        """Replace content type, user metadata and the rest; body and version stay."""
+        """Replace content type, user metadata and the rest; body and version stay. lock: see wire.names.SetMeta."""
         check_key(key)
         check_user_meta(meta.user_meta)
-        mutation = SetMeta(bucket, key, meta, version, condition)
+        mutation = SetMeta(bucket, key, meta, version, condition, lock, bypass_governance)
         return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
 
     async def list_page(

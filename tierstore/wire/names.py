@@ -169,12 +169,14 @@ class Put(msgspec.Struct, array_like=True, frozen=True, tag="put"):
 
 
 class Delete(msgspec.Struct, array_like=True, frozen=True, tag="delete"):
-    """Delete the latest (version 0: a delete marker if the bucket is versioned) or one version for good."""
+    """Delete the latest (version 0: a delete marker if the bucket is versioned) or one version for good.
+    bypass_governance: also one under retention of that mode (the door has judged that the caller may)."""
 
     bucket: str
     key: str
     version: int = 0
     condition: Condition | None = None
+    bypass_governance: bool = False
 
 
 class Copy(msgspec.Struct, array_like=True, frozen=True, tag="copy"):
@@ -204,13 +206,16 @@ class Compose(msgspec.Struct, array_like=True, frozen=True, tag="compose"):
 
 
 class SetMeta(msgspec.Struct, array_like=True, frozen=True, tag="meta"):
-    """Replace the metadata of a version in place (tags, attributes); the body and the version id stay."""
+    """Replace the metadata of a version in place (tags, attributes); the body and the version id stay. Its object lock
+    stays too, but for the part that `lock` names: "" | "retention" | "hold"."""
 
     bucket: str
     key: str
     meta: ObjectMeta
     version: int = 0
     condition: Condition | None = None
+    lock: str = ""
+    bypass_governance: bool = False
 
 
 class Fill(msgspec.Struct, array_like=True, frozen=True, tag="fill"):

@@ -15,6 +15,7 @@ from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.object_meta import canned_acl
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.uploads import BodyReader
+from tierstore.wire import lock
 from tierstore.wire.s3 import UploadsAsk, VersionsAsk
 
 REGION: Final = "us-east-1"
@@ -63,8 +64,7 @@ class Buckets:
         if acl not in ("", "private") and ownership == "BucketOwnerEnforced":
             raise S3Error("InvalidBucketAclWithObjectOwnership",
                           "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")  # fmt: skip
-        if (call.header(b"x-amz-bucket-object-lock-enabled") or "").lower() == "true":
-            raise S3Error("NotImplemented", "Object lock is not supported.")
+        is_locking = (call.header(b"x-amz-bucket-object-lock-enabled") or "").lower() == "true"
         try:
             await self._catalog.create(call.bucket, who.user)
         except ConflictError as error:
@@ -79,8 +79,12 @@ class Buckets:
             wanted[rights.ACL] = acl
         if ownership != "BucketOwnerEnforced":
             wanted[rights.OWNERSHIP] = ownership
+        if is_locking:
+            wanted[lock.DOCUMENT] = lock.rule_text(lock.LockRule())
         if wanted:
-            await self._catalog.configure(call.bucket, who.user, documents=wanted)
+            await self._catalog.configure(
+                call.bucket, who.user, documents=wanted, versioning="enabled" if is_locking else ""
+            )
         call.reply(200, b"", f"location: /{call.bucket}\r\n".encode())
 
     async def head(self, call: Call) -> None:
@@ -111,11 +115,14 @@ class Buckets:
         call.reply(200, document("VersioningConfiguration", element("Status", state)), XML_LINE)
 
     async def put_versioning(self, call: Call) -> None:
-        await self._files.bucket(call, "s3:PutBucketVersioning")
+        bucket = await self._files.bucket(call, "s3:PutBucketVersioning")
         root = documents.parse(await self._files.body(call), "VersioningConfiguration")
         status = root.text("Status")
         if status not in ("Enabled", "Suspended"):
             raise S3Error("IllegalVersioningConfigurationException", "The Versioning element must be specified")
+        if status == "Suspended" and lock.DOCUMENT in bucket.config:
+            raise S3Error("InvalidBucketState", "An Object Lock configuration is present on this bucket, so the "
+                          "versioning state cannot be changed.")  # fmt: skip
         if root.text("MfaDelete") == "Enabled":
             raise S3Error("NotImplemented", "MFA delete is not supported.")
         await self._catalog.configure(call.bucket, call.principal.user, versioning=status.lower())

@@ -39,6 +39,10 @@ class S3Catalog:
         self._clock = clock
         self._buckets: dict[str, tuple[BucketView, float]] = {}
 
+    @property
+    def now_ms(self) -> int:
+        return self._clock.now_ms()
+
     async def bucket(self, name: str, *, fresh: bool = False) -> BucketView:
         """Raises NotFound(no-such-bucket)."""
         now = self._clock.monotonic()

@@ -16,6 +16,7 @@ from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import read_condition, version_of, write_condition
 from tierstore.gateway.s3.documents import element, moment
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.lock_forms import locked_meta
 from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PARTS, meta_of, shown_version
 from tierstore.gateway.s3.reads import Reads
 from tierstore.gateway.s3.request import Call
@@ -57,7 +58,7 @@ class Copies:
         if found.size > 5 << 30:
             raise S3Error("InvalidRequest", "The specified copy source is larger than the maximum allowable size for a "
                           "copy source: 5368709120")  # fmt: skip
-        meta = self._copied_meta(call, found, is_same=(source.name, key) == (call.bucket, call.key))
+        meta = self._copied_meta(call, target, found, is_same=(source.name, key) == (call.bucket, call.key))
         check_acl(call, target)
         done = await self._store.copy(
             source.name, key, call.bucket, call.key, meta=meta, condition=write_condition(call),
@@ -70,12 +71,12 @@ class Copies:
         inner += checksum_elements(meta)
         call.reply(200, documents.document("CopyObjectResult", inner), XML_LINE + lines.encode())
 
-    def _copied_meta(self, call: Call, found: LookupResult, *, is_same: bool) -> ObjectMeta:
+    def _copied_meta(self, call: Call, target: BucketView, found: LookupResult, *, is_same: bool) -> ObjectMeta:
         directive = call.header(b"x-amz-metadata-directive") or "COPY"
         tagging = call.header(b"x-amz-tagging-directive") or "COPY"
         if directive not in ("COPY", "REPLACE") or tagging not in ("COPY", "REPLACE"):
             raise S3Error("InvalidArgument", "Unknown metadata directive.")
-        said = meta_of(call)
+        said = locked_meta(call, target, meta_of(call), self._catalog.now_ms)
         had = found.meta or ObjectMeta()
         if is_same and directive == "COPY" and "versionId=" not in (call.header(b"x-amz-copy-source") or "") \
                 and call.header(b"x-amz-storage-class") is None:  # fmt: skip

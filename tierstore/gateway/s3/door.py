@@ -31,8 +31,7 @@ METHODS: Final = (b"GET", b"HEAD", b"PUT", b"POST", b"DELETE", b"OPTIONS")
 HASH_THREADS: Final = 2
 _ENCRYPTION: Final = (
     b"x-amz-server-side-encryption-customer-algorithm", b"x-amz-server-side-encryption-aws-kms-key-id",
-    b"x-amz-copy-source-server-side-encryption-customer-algorithm", b"x-amz-object-lock-mode",
-    b"x-amz-object-lock-legal-hold",
+    b"x-amz-copy-source-server-side-encryption-customer-algorithm",
 )  # fmt: skip
 
 

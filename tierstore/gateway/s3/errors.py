@@ -83,6 +83,8 @@ _OURS: Final = {
     "checksum-mismatch": "BadDigest", "bad-checksum": "InvalidRequest", "body-length": "IncompleteBody",
     "bad-user-metadata": "MetadataTooLarge", "bad-meta": "MetadataTooLarge", "bad-version": "NoSuchVersion",
     "part-changed": "InvalidPart", "busy": "SlowDown", "bad-etag": "InvalidArgument",
+    "object-locked": "AccessDenied", "no-object-lock": "InvalidRequest",
+    "object-lock-needs-versioning": "InvalidBucketState",
 }  # fmt: skip
 
 

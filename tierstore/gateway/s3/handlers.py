@@ -12,6 +12,7 @@ from tierstore.gateway.s3.buckets import Buckets
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.copies import Copies
 from tierstore.gateway.s3.listing import Listings
+from tierstore.gateway.s3.locks import Locks
 from tierstore.gateway.s3.multipart import Multipart
 from tierstore.gateway.s3.object_facts import ObjectFacts
 from tierstore.gateway.s3.reads import Reads
@@ -37,6 +38,7 @@ class Doors:
     copies: Copies
     facts: ObjectFacts
     multipart: Multipart
+    locks: Locks
 
 
 def build(store: Store, catalog: S3Catalog, reader: BodyReader) -> Doors:
@@ -46,7 +48,7 @@ def build(store: Store, catalog: S3Catalog, reader: BodyReader) -> Doors:
     return Doors(
         Buckets(catalog, reader, files), files, BucketRights(files), BucketSettings(files), Listings(store, catalog),
         reads, Writes(store, catalog, reader), copies, ObjectFacts(store, catalog, reader, reads),
-        Multipart(store, catalog, reader, copies),
+        Multipart(store, catalog, reader, copies), Locks(store, catalog, reader, files=files, reads=reads),
     )  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
     """Operation -> handler. Those of operations.OPERATIONS that are supported in any way, exactly (a test compares)."""
     buckets, files, multipart, listings = doors.buckets, doors.files, doors.multipart, doors.listings
     writes, reads, facts, settings, who = doors.writes, doors.reads, doors.facts, doors.settings, doors.rights
-    unset = files.unset
+    unset, locks = files.unset, doors.locks
     return {
         "ListBuckets": buckets.list, "CreateBucket": buckets.create, "HeadBucket": buckets.head,
         "DeleteBucket": buckets.delete, "GetBucketLocation": buckets.location,
@@ -74,9 +76,9 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "GetBucketEncryption": unset(
             "s3:GetEncryptionConfiguration", "ServerSideEncryptionConfigurationNotFoundError"
         ),
-        "GetObjectLockConfiguration": unset(
-            "s3:GetBucketObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"
-        ),
+        "GetObjectLockConfiguration": locks.get_configuration, "PutObjectLockConfiguration": locks.put_configuration,
+        "GetObjectRetention": locks.get_retention, "PutObjectRetention": locks.put_retention,
+        "GetObjectLegalHold": locks.get_legal_hold, "PutObjectLegalHold": locks.put_legal_hold,
         "GetBucketNotificationConfiguration": unset("s3:GetBucketNotification", "", "NotificationConfiguration"),
         "GetBucketRequestPayment": unset(
             "s3:GetBucketRequestPayment", "", "RequestPaymentConfiguration", "<Payer>BucketOwner</Payer>"

@@ -24,6 +24,7 @@ from tierstore.gateway.s3.conditions import write_condition
 from tierstore.gateway.s3.copies import Copies
 from tierstore.gateway.s3.documents import Node, document, element, moment, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.lock_forms import locked_meta
 from tierstore.gateway.s3.object_meta import (
     CHECKSUM_ALGORITHM,
     CHECKSUM_TYPE,
@@ -65,7 +66,7 @@ class Multipart:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", bucket, call.key)
         check_acl(call, bucket)
-        meta = meta_of(call)
+        meta = locked_meta(call, bucket, meta_of(call), self._catalog.now_ms)
         lines = b""
         algorithm = call.header(b"x-amz-checksum-algorithm")
         kind = call.header(b"x-amz-checksum-type")

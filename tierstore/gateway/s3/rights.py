@@ -124,6 +124,7 @@ def question_of(call: Call, action: str, bucket: BucketView, key: str) -> Questi
 
 
 _CONTEXT_HEADERS: Final = (
+    (b"x-amz-object-lock-mode", "s3:object-lock-mode"), (b"x-amz-object-lock-legal-hold", "s3:object-lock-legal-hold"),
     (b"referer", "aws:referer"), (b"user-agent", "aws:useragent"), (b"x-amz-acl", "s3:x-amz-acl"),
     (b"x-amz-copy-source", "s3:x-amz-copy-source"), (b"x-amz-metadata-directive", "s3:x-amz-metadata-directive"),
     (b"x-amz-server-side-encryption", "s3:x-amz-server-side-encryption"),

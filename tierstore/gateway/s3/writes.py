@@ -17,6 +17,7 @@ from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import missing, version_of, write_condition
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, s3_error
+from tierstore.gateway.s3.lock_forms import locked_meta, may_bypass
 from tierstore.gateway.s3.object_meta import meta_of, shown_version
 from tierstore.gateway.s3.request import Call, etags
 from tierstore.gateway.s3.uploads import OBJECT_BYTES_MAX, BodyReader, promise_of
@@ -40,7 +41,7 @@ class Writes:
     async def put(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", bucket, call.key)
-        meta = meta_of(call)
+        meta = locked_meta(call, bucket, meta_of(call), self._catalog.now_ms)
         check_acl(call, bucket)
         condition = write_condition(call)
         promise = promise_of(call)
@@ -64,7 +65,9 @@ class Writes:
         version = version_of(call.query.get("versionId"))
         rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, call.key)
         condition = Condition(if_match=etags(call.header(b"if-match"))) if call.header(b"if-match") else None
-        done = await self._store.delete(call.bucket, call.key, version=version, condition=condition)
+        done = await self._store.delete(
+            call.bucket, call.key, version=version, condition=condition, bypass_governance=may_bypass(call, bucket)
+        )
         lines = ""
         if bucket.versioning and done.version:
             if version:
@@ -100,7 +103,10 @@ class Writes:
             version = version_of(version_text or None)
             rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, key)
             condition = Condition(if_match=etags(etag)) if etag else None
-            done = await self._store.delete(bucket.name, check_key(key), version=version, condition=condition)
+            done = await self._store.delete(
+                bucket.name, check_key(key), version=version, condition=condition,
+                bypass_governance=may_bypass(call, bucket),
+            )  # fmt: skip
         except (S3Error, TierstoreError) as error:
             shown = s3_error(error, call.exchange.request_id)
             inner = element("Key", key) + element("VersionId", version_text) + element("Code", shown.code)
