@@ -231,7 +231,7 @@ class MetadataServer:
         )  # fmt: skip
         self.recorder = Recorder(around.clock, self._own_directory())
         self.pins = Pins(database, policy=lambda: self.policies.current.policy, now=self.tiering.now)
-        self.drains = Drains(database, self.cluster, self.repair, self.book)
+        self.drains = Drains(database, self.cluster, self.repair)
         self.collection = Collection(
             database, self.cluster, self.guard, keep_ms=int(settings.duties.collect_after * 1000)
         )

@@ -79,6 +79,15 @@ def renew(
     return refused, renewed
 
 
+def is_any_leased(connection: sa.Connection, *, begun_ms: int, now_ms: int) -> bool:
+    """Whether an upload that was allocated up to that time lives on under a lease."""
+    t = schema.upload_leases.c
+    last = begun_ms.to_bytes(6, "big") + b"\xff" * 6       # ids begin with the time of their allocation
+    return connection.execute(
+        sa.select(sa.literal(1)).where(t.upload_id <= last, t.until_ms > now_ms).limit(1)
+    ).first() is not None
+
+
 def lease(connection: sa.Connection, uploads: Iterable[bytes], *, until_ms: int) -> None:
     """Let these uploads commit until then, lapsed or not: for a rebuild, which commits what was acknowledged before."""
     for upload in sorted(set(uploads)):

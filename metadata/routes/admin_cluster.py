@@ -36,6 +36,7 @@ class DeviceModel(BaseModel):
     is_reconciled: bool = Field(description="counts for N+1: its inventory was compared since it came back")
     drain_left_chunks: int | None = Field(description="null unless it is being drained")
     drain_left_bytes: int | None
+    drain_waits_for: str = Field(description="chunks, jobs under way, uploads under way, the reverse table; else empty")
 
 
 class AdminServerModel(BaseModel):
@@ -235,6 +236,7 @@ def _server(s: ServerStatus, drains: Drains) -> AdminServerModel:
                 read_bytes_per_second=d.read_bytes_per_second, is_reconciled=d.counts_for_copies,
                 drain_left_chunks=draining.left_chunks if draining else None,
                 drain_left_bytes=draining.left_bytes if draining else None,
+                drain_waits_for=draining.waits_for if draining else "",
             )
         )  # fmt: skip
     return AdminServerModel(

@@ -2,9 +2,13 @@
 
 A drained device goes ok -> draining -> drained. While it drains nothing new is allocated there, receipts of tickets
 already given are still good, and repair.evacuate copies its chunks away and lets its replicas go one by one.
-Completion is one transaction that locks commits out and the device's row, waits for the reverse table to have passed
-everything committed before, finds the device empty in it, and only then writes `drained`: a commit whose receipts name
-it came before and was seen, or comes after and is refused (rule 11).
+Completion is one transaction that locks commits out and the device's row, brings the reverse table to the feed's head
+itself, finds the device empty in it, and only then writes `drained`: a commit whose receipts name it came before and
+was seen, or comes after and is refused (rule 11). So the end is reached also under writers that never pause: nobody
+else has to bring the table to a head that runs away.
+
+Uploads that began before the drain may have chunks on the device that no row names yet. Those under a lease are waited
+for, LONG_UPLOADS_WAIT_MS at most; the others commit within seconds or are stored anew by their writer.
 """
 
 from __future__ import annotations
@@ -12,18 +16,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from metadata.catalog import garbage, jobs, servers
+from metadata.catalog import garbage, jobs, operations, placements, servers
 from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection, require_epoch
-from metadata.catalog.session import lock_out_commits
+from metadata.catalog.session import Session, StaleRows, lock_out_commits
 from metadata.services.cluster import Cluster
 from metadata.services.duties import PROMOTER
-from metadata.services.jobs_work import ReplicaBook
 from metadata.services.repair import Repair
 from metadata.services.view import DeviceInfo
 from tierstore.errors import ConflictError, NotFound
 
 WHY: Final = "drain"
+REVERSE_TABLE: Final = "the reverse table"
+#: Pieces of the feed that a step applies to the reverse table before it tries to finish, beside the writers.
+PIECES_AHEAD_MAX: Final = 64
+#: And while commits are locked out: about 2 ms each.
+PIECES_LOCKED_MAX: Final = 4
+#: An upload under a lease that began before the drain has this long to commit; as long as one without a lease lives.
+LONG_UPLOADS_WAIT_MS: Final = operations.UPLOAD_LIFE_MS
 
 
 @dataclass(slots=True)
@@ -43,12 +53,13 @@ class DrainProgress:
 class Drains:
     """The operators' wishes and their fulfilment."""
 
-    def __init__(self, database: Database, cluster: Cluster, repair: Repair, book: ReplicaBook) -> None:
+    def __init__(self, database: Database, cluster: Cluster, repair: Repair) -> None:
         self._database = database
         self._cluster = cluster
         self._repair = repair
-        self._book = book
         self.progress: dict[int, DrainProgress] = {}
+        #: When this process first saw each device drain: a new holder of the lease waits anew, never too short.
+        self._since_ms: dict[int, int] = {}
 
     # -- wishes -----------------------------------------------------------------------------------------------
     async def drain(self, server_name: str, *, device: int = 0) -> list[int]:
@@ -119,8 +130,9 @@ class Drains:
     # -- the duty ---------------------------------------------------------------------------------------------
     async def step(self, epoch: int) -> tuple[int, bool]:
         """Go on with everything that drains; (chunks acted on, more at once)."""
-        view = self._cluster.view
+        view, now_ms = self._cluster.view, self._cluster.now_ms()
         draining = [d for d in view.devices.values() if d.state == "draining"]
+        self._since_ms = {d.id: self._since_ms.get(d.id, now_ms) for d in draining}
         for gone in set(self.progress) - {d.id for d in draining}:
             if self.progress[gone].state != "drained":
                 del self.progress[gone]
@@ -130,30 +142,28 @@ class Drains:
             done += acted
             more = more or is_unfinished
             if not is_unfinished:
-                await self._finish(device, epoch)
+                more = await self._finish(device, epoch) or more
         await self._finish_servers(epoch)
         return done, more
 
-    async def _finish(self, device: DeviceInfo, epoch: int) -> None:
-        def work(c: Connection) -> tuple[int, int, bool, str]:
-            require_epoch(c, PROMOTER, epoch)
-            chunks, size = garbage.count_on_device(c, device.id)
-            if chunks:
-                return chunks, size, False, ""
-            lock_out_commits(c)
-            row = servers.lock_device(c, device.id)
-            if row is None or row.wish != "draining":
-                return 0, 0, False, ""
-            if self._book.mark(c) < servers.feed_sequence(c):
-                return 0, 0, False, "the reverse table"
-            if garbage.placed_between(c, device.id, after=b"", last=None, limit=1):
-                return 1, 0, False, ""
-            if jobs.open_on_device(c, device.id, ["copy", "delete"]):
-                return 0, 0, False, "deletions under way"
-            servers.change_device(c, device.id, state="drained")
-            return 0, 0, True, ""
+    async def _finish(self, device: DeviceInfo, epoch: int) -> bool:
+        """Declare the device drained if nothing is left on it; whether it is worth trying again at once."""
+        since_ms, now_ms = self._since_ms[device.id], self._cluster.now_ms()
 
-        chunks, size, is_drained, waits_for = await self._database.write(work)
+        def look(c: Connection) -> tuple[int, int, str]:
+            chunks, size = garbage.count_on_device(c, device.id)
+            return chunks, size, "chunks" if chunks else _still_open(c, device.id, since_ms=since_ms, now_ms=now_ms)
+
+        chunks, size, waits_for = await self._database.read(look)
+        is_drained = False
+        if not waits_for:
+            try:
+                await self._catch_up()
+                waits_for, is_drained = await self._database.batch(
+                    lambda session: self._close(session, device.id, epoch, since_ms=since_ms, now_ms=now_ms)
+                )
+            except StaleRows:
+                waits_for = REVERSE_TABLE       # another process wrote the same rows of it: again in a moment
         known = self.progress.get(device.id)
         if known is None:
             known = self.progress[device.id] = DrainProgress(device.id, device.server, chunks, chunks, size)
@@ -165,6 +175,36 @@ class Drains:
             known.state = "drained"
             self._repair.forget_scan(device.id)
             await self._cluster.refresh()
+        return waits_for == REVERSE_TABLE
+
+    async def _catch_up(self) -> None:
+        """Bring the reverse table near the feed's head without waiting for a pause of the writers, as its own task
+        does: they may never make one."""
+        for _ in range(PIECES_AHEAD_MAX):
+            if not (await self._database.batch(placements.index_piece)).more:
+                return
+
+    @staticmethod
+    def _close(session: Session, device: int, epoch: int, *, since_ms: int, now_ms: int) -> tuple[str, bool]:
+        """(what it still waits for, whether it is drained now). With commits locked out the feed has an end."""
+        c = session.connection
+        require_epoch(c, PROMOTER, epoch)
+        lock_out_commits(c)
+        row = servers.lock_device(c, device)
+        if row is None or row.wish != "draining":
+            return "", False
+        for _ in range(PIECES_LOCKED_MAX):
+            if not placements.index_piece(session).more:
+                break
+        else:
+            return REVERSE_TABLE, False
+        if garbage.placed_between(c, device, after=b"", last=None, limit=1):
+            return "chunks", False
+        waits_for = _still_open(c, device, since_ms=since_ms, now_ms=now_ms)
+        if waits_for:
+            return waits_for, False
+        servers.change_device(c, device, state="drained")
+        return "", True
 
     async def _finish_servers(self, epoch: int) -> None:
         """A server is drained when all its devices are."""
@@ -181,3 +221,12 @@ class Drains:
             await self._database.write(work)
             await self._cluster.refresh()
             self._cluster.judge_all()
+
+
+def _still_open(c: Connection, device: int, *, since_ms: int, now_ms: int) -> str:
+    """What may still bring chunks to a device, or take them from it; "" for nothing."""
+    if jobs.open_on_device(c, device, ["copy", "delete"]):
+        return "jobs under way"
+    if now_ms - since_ms < LONG_UPLOADS_WAIT_MS and operations.is_any_leased(c, begun_ms=since_ms, now_ms=now_ms):
+        return "uploads under way"
+    return ""

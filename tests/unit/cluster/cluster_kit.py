@@ -233,8 +233,11 @@ class MiniCluster:
     def device(self, name: str) -> int:
         return self.stores[name].server.device()
 
-    async def put(self, key: str, *names: str, size: int = 100, shared: bool = False) -> bytes:
-        """An object of one chunk with home replicas on these servers; its chunk id."""
+    async def put(
+        self, key: str, *names: str, size: int = 100, shared: bool = False, is_indexed: bool = True
+    ) -> bytes:
+        """An object of one chunk with home replicas on these servers; its chunk id. is_indexed: the reverse table and
+        this process hear of it at once."""
         self.next_chunk += 1
         chunk_id = upload_id(self.world.clock.now_ms(), self.next_chunk) + bytes(4)
         replicas = tuple(Replica(self.device(n), ROLE_HOME, LIVE, 1, 0, 0) for n in names)
@@ -255,8 +258,9 @@ class MiniCluster:
             feed.append(c, [change], at_ms=self.world.clock.now_ms())
 
         await self.world.database.write(write)
-        await follow_feed(self.world)
-        await self.world.cluster.refresh()
+        if is_indexed:
+            await follow_feed(self.world)
+            await self.world.cluster.refresh()
         return chunk_id
 
     async def delete(self, key: str) -> None:
@@ -329,7 +333,7 @@ async def new_cluster(*names: str, copies: int = 2) -> MiniCluster:
     repair = Repair(world.database, world.cluster, queue, book, random.Random(3))
     guard = DeletionGuard(world.database, world.cluster)
     cluster = MiniCluster(
-        world, queue, repair, Drains(world.database, world.cluster, repair, book), guard,
+        world, queue, repair, Drains(world.database, world.cluster, repair), guard,
         Collection(world.database, world.cluster, guard),
         Inventories(world.database, world.cluster, queue=queue, book=book, guard=guard, clock=world.clock),
         Scrub(world.database, world.cluster, book), copies=copies,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
-from metadata.catalog import jobs, leases, schema
+from metadata.catalog import jobs, leases, operations, schema
 from metadata.catalog.packed import BAD, DELETING
 from metadata.services.collect import DeletionGuard
 from tests.unit.cluster.cluster_kit import follow_feed, new_cluster, report
@@ -214,14 +216,74 @@ async def test_a_drain_that_would_break_the_promise_is_refused() -> None:
 
 
 async def test_an_empty_device_is_drained_only_when_the_reverse_table_has_caught_up() -> None:
-    """Rule 11: a commit that came just before must be seen."""
+    """Rule 11: a commit that came just before must be seen, also when nobody has entered it in the table yet."""
     c = await new_cluster("a", "b", "c")
     await c.put("k", "b", "c")
-    await c.world.database.write(lambda k: leases.set_setting(k, "placements_sequence", "0"))
     await c.drains.drain("a")
+    late = await c.put("late", "a", "b", is_indexed=False)
     await c.drains.step(0)
-    assert c.drains.progress[c.device("a")].waits_for == "the reverse table"
     assert c.world.cluster.view.devices[c.device("a")].state == "draining"
+    assert c.drains.progress[c.device("a")].waits_for == "chunks"
+    await c.settle()
+    assert c.world.cluster.view.devices[c.device("a")].state == "drained"
+    assert await c.homes(late) == {"b", "c"}
+
+
+async def test_a_drain_ends_under_writers_that_never_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R20: between any two transactions somebody commits; the feed's head then always runs ahead of the reverse table
+    and a drain that waits for the two to meet waits for ever."""
+    c = await new_cluster("a", "b", "c")
+    moved = await c.put("k", "a", "b")
+    written: list[bytes] = []
+    plain = c.world.database.batch
+
+    async def batch(fn: Any, **named: Any) -> Any:
+        result = await plain(fn, **named)
+        written.append(await c.put(f"more{len(written)}", "b", "c", is_indexed=False))
+        return result
+
+    monkeypatch.setattr(c.world.database, "batch", batch)
+    await c.drains.drain("a")
+    for _ in range(30):
+        await c.repair.step(0)
+        await c.drains.step(0)
+        for name in ("a", "b", "c"):
+            await c.stores[name].turn(c)
+        if c.world.cluster.view.devices[c.device("a")].state == "drained":
+            break
+    assert c.world.cluster.view.devices[c.device("a")].state == "drained", c.drains.progress
+    assert await c.homes(moved) == {"b", "c"} and len(written) > 1
+
+
+async def test_a_drain_waits_for_long_uploads_that_began_before_it_but_not_for_ever() -> None:
+    """A stream of many chunks cannot be sent again: what it stored before the drain is let in, within bounds."""
+    c = await new_cluster("a", "b", "c")
+    begun = c.world.clock.now_ms().to_bytes(6, "big") + b"stream"
+    young = (c.world.clock.now_ms() + 60_000).to_bytes(6, "big") + b"young!"
+
+    def renew(until_ms: int) -> Any:
+        return lambda k: operations.lease(k, [begun, young], until_ms=until_ms)
+
+    await c.world.database.write(renew(c.world.clock.now_ms() + 300_000))
+    await c.drains.drain("a")
+    await c.settle()
+    assert c.drains.progress[c.device("a")].waits_for == "uploads under way"
+    await c.pass_time(500, "a", "b", "c")
+    await c.world.database.write(renew(c.world.clock.now_ms() + 300_000))
+    await c.settle()
+    assert c.world.cluster.view.devices[c.device("a")].state == "draining"
+    await c.pass_time(101, "a", "b", "c")
+    await c.settle()
+    assert c.world.cluster.view.devices[c.device("a")].state == "drained"
+
+
+async def test_a_drain_does_not_wait_for_uploads_that_began_after_it() -> None:
+    """They were given other devices; under many long uploads a drain would else take its longest time."""
+    c = await new_cluster("a", "b", "c")
+    young = (c.world.clock.now_ms() + 60_000).to_bytes(6, "big") + b"young!"
+    until_ms = c.world.clock.now_ms() + 3_000_000
+    await c.world.database.write(lambda k: operations.lease(k, [young], until_ms=until_ms))
+    await c.drains.drain("a")
     await c.settle()
     assert c.world.cluster.view.devices[c.device("a")].state == "drained"
 
