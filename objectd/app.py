@@ -83,22 +83,22 @@ class ObjectServer:
         self._open_devices = open_devices
         self.drain = Drain()
         self.standing = Standing(clock, incarnation=state.incarnation)
-        self.slots = Slots()
-        self.heat = HeatCounter(entries_max=config.chunks.heat_entries_max, now_seconds=clock.monotonic())
-        self.memory = Memory(config.chunks.mem_bytes)
-        self.reads = ChunkReads(
+        self.slots: Slots = Slots()
+        self.heat: HeatCounter = HeatCounter(entries_max=config.chunks.heat_entries_max, now_seconds=clock.monotonic())
+        self.memory: Memory = Memory(config.chunks.mem_bytes)
+        self.reads: ChunkReads = ChunkReads(
             standing=self.standing, slots=self.slots, heat=self.heat, memory=self.memory, residency=Residency(),
             settings=config.chunks,
         )  # fmt: skip
-        self.uploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
+        self.uploads: ChunkUploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
         self.receipts = ReceiptRenewals(
             standing=self.standing, slots=self.slots, device_timeout=config.chunks.device_timeout
         )
-        self.jobs = JobRunner(
+        self.jobs: JobRunner = JobRunner(
             clock=clock, standing=self.standing, slots=config.background.job_slots,
             copy_rate=config.background.copy_rate,
         )  # fmt: skip
-        self.agent = Agent(
+        self.agent: Agent = Agent(
             clock=clock, transport=transport, metadata_urls=config.membership.metadata, advertise=advertise,
             failure_domain=config.membership.failure_domain, join_token=config.auth.join_token,
             heartbeat_seconds=config.timers.heartbeat, state=state, state_file=state_file, standing=self.standing,
@@ -107,11 +107,11 @@ class ObjectServer:
             in_flight=lambda: self.uploads.uploads + self.reads.cold_reads,
             is_draining=lambda: self.drain.is_announced,
         )  # fmt: skip
-        self.verify = VerifyWork(slots=self.slots, run_blocking=run_blocking)
+        self.verify: VerifyWork = VerifyWork(slots=self.slots, run_blocking=run_blocking)
         self.remove = RemoveWork(slots=self.slots, may_delete=self.agent.may_delete, note=self.agent.note,
             on_removed=self.memory.forget,
         )
-        self.scrub = Scrub(
+        self.scrub: Scrub = Scrub(
             clock=clock, verify=self.verify, run_blocking=run_blocking, rate=config.background.scrub_rate,
             file=CursorFile(os.path.join(state_file.directory, SCRUB_FILE_NAME)) if state_file else None,
         )  # fmt: skip

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 from metadata.catalog import buckets, sites
 from metadata.catalog.queries import Connection
@@ -21,7 +20,7 @@ from metadata.services.sites import Sites
 from metadata.services.sites_apply import rules_of
 from metadata.services.sites_send import Parts, TargetStatus, TargetWorker, record_of
 from tierstore.errors import TierstoreError, UnavailableError
-from tierstore.telemetry.metrics import watched
+from tierstore.telemetry.metrics import Value, Watch
 from tierstore.wire.names import CommitItem, CommitResult
 from tierstore.wire.sites import (
     NAME_GONE,
@@ -51,7 +50,7 @@ class Replication:
         self.sync_waits = 0
         self.sync_degraded = 0
         self.sync_failed = 0
-        _watch(self)
+        _WATCH.show(self)
 
     # -- workers --------------------------------------------------------------------------------------------
     async def step(self) -> int:
@@ -181,38 +180,53 @@ class Replication:
                 raise UnavailableError(fetched.results[0].detail, code=fetched.results[0].code)
 
 
-def _watch(replication: Replication) -> None:
-    """Figures of all targets together, and per site."""
-    me = weakref.ref(replication)
-
-    def of_targets(read: Callable[[TargetStatus], float]) -> Callable[[], dict[tuple[str, ...], float]]:
-        def values() -> dict[tuple[str, ...], float]:
-            known = me()
-            return {(s.site,): read(s) for s in known.statuses()} if known is not None else {}
-
-        return values
-
-    def counted(name: str) -> Callable[[], float]:
-        return lambda: float(getattr(known, name)) if (known := me()) is not None else 0.0
-
-    for kind, name, about, read in _OF_TARGETS:
-        watched(f"tierstore_replication_{name}", kind, about, replication, of_targets(read), labels=("site",))
-    for what in ("waits", "degraded", "failed"):
-        watched(
-            f"tierstore_replication_sync_{what}_total", "counter", f"commits under a sync rule: {what}", replication,
-            counted(f"sync_{what}"),
-        )  # fmt: skip
+#: Figures of all targets together, and per site.
+_WATCH: Final = Watch[Replication]()
 
 
-_OF_TARGETS: Final[tuple[tuple[Literal["counter", "gauge"], str, str, Callable[[TargetStatus], float]], ...]] = (
-    ("gauge", "backlog_objects", "changes that a site has not got", lambda s: s.backlog.objects),
-    ("gauge", "backlog_bytes", "bytes of bodies that a site has not got", lambda s: s.backlog.bytes),
-    ("gauge", "oldest_timestamp_seconds", "when the oldest of them was written; 0: none waits",
-     lambda s: s.backlog.oldest_ms / 1000),
-    ("gauge", "confirmed_timestamp_seconds", "when a site was last known to have everything; 0: not yet",
-     lambda s: s.confirmed_at_ms / 1000),
-    ("gauge", "reachable_sites", "1: the site answers", lambda s: float(s.is_reachable)),
-    ("gauge", "latency_seconds", "round trip to a site's metadata", lambda s: s.latency_ms / 1000),
-    ("counter", "sent_bytes_total", "bytes of bodies that travelled to a site", lambda s: s.bytes_sent),
-    ("counter", "failures_total", "messages to a site that failed", lambda s: s.failures),
+def _of_targets(read: Callable[[TargetStatus], float]) -> Callable[[Replication], Value]:
+    return lambda replication: {(s.site,): read(s) for s in replication.statuses()}
+
+
+_WATCH.gauge(
+    "tierstore_replication_backlog_objects", "changes that a site has not got",
+    _of_targets(lambda s: s.backlog.objects), labels=("site",),
 )  # fmt: skip
+_WATCH.gauge(
+    "tierstore_replication_backlog_bytes", "bytes of bodies that a site has not got",
+    _of_targets(lambda s: s.backlog.bytes), labels=("site",),
+)  # fmt: skip
+_WATCH.gauge(
+    "tierstore_replication_oldest_timestamp_seconds", "when the oldest of them was written; 0: none waits",
+    _of_targets(lambda s: s.backlog.oldest_ms / 1000), labels=("site",),
+)  # fmt: skip
+_WATCH.gauge(
+    "tierstore_replication_confirmed_timestamp_seconds",
+    "when a site was last known to have everything; 0: not yet",
+    _of_targets(lambda s: s.confirmed_at_ms / 1000), labels=("site",),
+)  # fmt: skip
+_WATCH.gauge(
+    "tierstore_replication_reachable_sites", "1: the site answers", _of_targets(lambda s: float(s.is_reachable)),
+    labels=("site",),
+)  # fmt: skip
+_WATCH.gauge(
+    "tierstore_replication_latency_seconds", "round trip to a site's metadata",
+    _of_targets(lambda s: s.latency_ms / 1000), labels=("site",),
+)  # fmt: skip
+_WATCH.counter(
+    "tierstore_replication_sent_bytes_total", "bytes of bodies that travelled to a site",
+    _of_targets(lambda s: s.bytes_sent), labels=("site",),
+)  # fmt: skip
+_WATCH.counter(
+    "tierstore_replication_failures_total", "messages to a site that failed", _of_targets(lambda s: s.failures),
+    labels=("site",),
+)  # fmt: skip
+_WATCH.counter(
+    "tierstore_replication_sync_waits_total", "commits under a sync rule: waits", lambda r: float(r.sync_waits)
+)
+_WATCH.counter(
+    "tierstore_replication_sync_degraded_total", "commits under a sync rule: degraded", lambda r: float(r.sync_degraded)
+)
+_WATCH.counter(
+    "tierstore_replication_sync_failed_total", "commits under a sync rule: failed", lambda r: float(r.sync_failed)
+)

@@ -35,6 +35,16 @@ def test_a_reference_page_is_what_the_code_says(page: str) -> None:
     assert (ROOT / "docs/reference" / page).read_text() == made, "run `make reference`"
 
 
+def test_the_metrics_of_every_daemon_are_on_the_page() -> None:
+    """Metrics declared only when a process is built were missing, and the page was empty."""
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+    for name in ("tierstore_lookups_total", "tierstore_commit_items_total", "tierstore_duty_steps_total",
+                 "tierstore_queue_jobs_done_total", "tierstore_promotions_total", "tierstore_replication_backlog_bytes",
+                 "tierstore_chunk_reads_total", "tierstore_device_free_bytes", "tierstore_object_reads_total"):  # fmt: skip
+        assert f"`{name}`" in page
+    assert page.count("\n| `tierstore_") >= 60
+
+
 def test_every_error_code_has_a_meaning_and_no_meaning_is_left_over() -> None:
     """A code that nobody explains is a riddle. Mend it: docs/reference/errors.toml."""
     assert set(GENERATOR.meanings()) == set(GENERATOR.error_codes())

@@ -61,15 +61,15 @@ class Gateway:
         self.client = MetadataClient(
             transport, config.membership.metadata, token="", clock=clock, rng=rng, limits=bounds
         )
-        self.object_client = ObjectClient(transport, clock)
-        self.store = Store(self.client, self.object_client, clock=clock, limits=store_limits(config))
+        self.object_client: ObjectClient = ObjectClient(transport, clock)
+        self.store: Store = Store(self.client, self.object_client, clock=clock, limits=store_limits(config))
         self.credentials = CredentialCache(self.client, clock)
         self.forwarder = Forwarder(
             config.membership.metadata, self.credentials, clock, hold_seconds=config.timers.metadata_restart,
             request_seconds=config.timers.request, body_bytes_max=config.limits.small_body_bytes_max,
             connections_max=config.limits.peer_connections_max,
         )  # fmt: skip
-        self.objects = ObjectDoor(
+        self.objects: ObjectDoor = ObjectDoor(
             self.store, self.credentials,
             limits=DoorLimits(config.limits.requests_in_flight_max, config.limits.object_bytes_max),
         )  # fmt: skip

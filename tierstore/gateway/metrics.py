@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from tierstore.telemetry.metrics import watched
+from tierstore.telemetry.metrics import Watch
 
 if TYPE_CHECKING:
     from tierstore.gateway.app import Gateway
 
+_GATEWAY: Final = Watch["Gateway"]()
+_GATEWAY.counter(
+    "tierstore_read_failures_total", "reads of a chunk's copy that failed and went to another copy",
+    lambda g: g.store.servers.read_failures_total,
+)  # fmt: skip
+_GATEWAY.counter(
+    "tierstore_write_failures_total", "servers that failed to store a chunk, which another one then got",
+    lambda g: g.store.servers.write_failures_total,
+)  # fmt: skip
+_GATEWAY.counter(
+    "tierstore_hedges_total", "slow first bytes for which a second replica was asked",
+    lambda g: g.store.servers.hedges_total,
+)  # fmt: skip
+_GATEWAY.counter(
+    "tierstore_object_reads_total", "bodies answered, by the tier that served the first byte",
+    lambda g: {(tier,): float(count) for tier, count in g.store.servers.served.items()}, labels=("tier",),
+)  # fmt: skip
+_GATEWAY.counter(
+    "tierstore_blocks_verified_total", "blocks read from object servers whose sum was right",
+    lambda g: g.object_client.blocks_verified,
+)  # fmt: skip
+_GATEWAY.gauge("tierstore_gateway_requests", "object requests under way", lambda g: g.objects.in_flight)
+_GATEWAY.counter(
+    "tierstore_gateway_answers_total", "object requests that their handlers have ended",
+    lambda g: g.objects.answered_total,
+)  # fmt: skip
+_GATEWAY.gauge(
+    "tierstore_gateway_upload_buffer_bytes", "bodies of uploads held in memory", lambda g: g.store.budget.held_bytes
+)
+
 
 def watch(gateway: Gateway) -> None:
-    """Show one gateway's figures for as long as its parts live."""
-    objects, budget = weakref.ref(gateway.objects), weakref.ref(gateway.store.budget)
-    servers = weakref.ref(gateway.store.servers)
-    watched(
-        "tierstore_read_failures_total", "counter", "reads of a chunk's copy that failed and went to another copy",
-        gateway.store.servers, lambda: book.read_failures_total if (book := servers()) else 0,
-    )  # fmt: skip
-    watched(
-        "tierstore_write_failures_total", "counter", "servers that failed to store a chunk, which another one then got",
-        gateway.store.servers, lambda: book.write_failures_total if (book := servers()) else 0,
-    )  # fmt: skip
-    watched(
-        "tierstore_hedges_total", "counter", "slow first bytes for which a second replica was asked",
-        gateway.store.servers, lambda: book.hedges_total if (book := servers()) else 0,
-    )  # fmt: skip
-    watched(
-        "tierstore_object_reads_total", "counter", "bodies answered, by the tier that served the first byte",
-        gateway.store.servers,
-        lambda: {(tier,): float(count) for tier, count in book.served.items()} if (book := servers()) else {},
-        labels=("tier",),
-    )  # fmt: skip
-    verifier = weakref.ref(gateway.object_client)
-    watched(
-        "tierstore_blocks_verified_total", "counter", "blocks read from object servers whose sum was right",
-        gateway.object_client, lambda: client.blocks_verified if (client := verifier()) else 0,
-    )  # fmt: skip
-    watched(
-        "tierstore_gateway_requests", "gauge", "object requests under way", gateway.objects,
-        lambda: door.in_flight if (door := objects()) else 0,
-    )  # fmt: skip
-    watched(
-        "tierstore_gateway_answers_total", "counter", "object requests that their handlers have ended", gateway.objects,
-        lambda: door.answered_total if (door := objects()) else 0,
-    )  # fmt: skip
-    watched(
-        "tierstore_gateway_upload_buffer_bytes", "gauge", "bodies of uploads held in memory", gateway.store.budget,
-        lambda: held.held_bytes if (held := budget()) else 0,
-    )  # fmt: skip
+    """Show one gateway's figures for as long as it lives."""
+    _GATEWAY.show(gateway)

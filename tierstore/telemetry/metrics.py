@@ -4,8 +4,9 @@ Names are `tierstore_<noun>_<unit>`, the unit being bytes, seconds, ratio, total
 are few and bounded: tier, role, kind, code. Never a key, a bucket, an address or an id: `_LABELS` is the whole list.
 
 Two ways. Off the hot path: `counter`, `gauge`, `histogram` (prometheus-client; about 1 us an update). On the hot path,
-keep plain ints in an object and register a function that is read at scrape time: `watched`. Several objects may watch
-one metric (two devices, several servers in one simulated process): their values are added.
+keep plain ints in an object and declare functions that read them at scrape time: `Watch`. Several objects may show
+one metric (two devices, several servers in one simulated process): their values are added. All declarations stand at
+module level, so that importing the packages is enough to list every metric.
 
 Declaring a metric twice with the same meaning gives the same one; with another meaning it is an error.
 """
@@ -17,7 +18,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -26,6 +27,7 @@ from prometheus_client.registry import Collector
 
 _log = logging.getLogger(__name__)
 M = TypeVar("M")
+Owner = TypeVar("Owner")
 Kind = Literal["counter", "gauge", "histogram"]
 
 _NAME = re.compile(r"tierstore(_[a-z0-9]+){2,}")
@@ -50,12 +52,12 @@ class Declared:
     labels: tuple[str, ...]
 
 
-#: Called at scrape time: one number, or label values -> number.
-Reading = Callable[[], float | Mapping[tuple[str, ...], float]]
+#: What a reader answers at scrape time: one number, or label values -> number.
+Value = float | Mapping[tuple[str, ...], float]
 
 _declared: dict[str, Declared] = {}
 _built: dict[str, Any] = {}
-_watched: dict[str, weakref.WeakKeyDictionary[object, Reading]] = {}
+_watched: dict[str, weakref.WeakKeyDictionary[Any, Callable[[Any], Value]]] = {}
 
 
 def declared() -> list[Declared]:
@@ -88,9 +90,9 @@ class _Watched(Collector):
                 name, about.description, labels=about.labels
             )
             totals: dict[tuple[str, ...], float] = {}
-            for read in list(readers.values()):
+            for owner, read in list(readers.items()):
                 try:
-                    values = read()
+                    values = read(owner)
                 except Exception:  # one owner that cannot say must not take the other figures away
                     _log.exception("the watched metric %s could not be read", name)
                     continue
@@ -137,21 +139,39 @@ def _of(name: str, kind: type[M]) -> M:
     return found
 
 
-def watched(
-    name: str,
-    kind: Literal["counter", "gauge"],
-    description: str,
-    owner: object,
-    read: Reading,
-    *,
-    labels: Iterable[str] = (),
-) -> None:
-    """Have `read` called at scrape time for as long as `owner` lives (it is held weakly; so must `read` hold it:
-    pass a function that closes over a weak reference or over the counted values, or the owner never dies)."""
-    _declare(name, kind, description, labels)
-    if name in _built:
-        raise ValueError(f"metric {name} is declared as an object: it cannot be watched")
-    _watched.setdefault(name, weakref.WeakKeyDictionary())[owner] = read
+class Watch(Generic[Owner]):
+    """Metrics that are read from objects of one kind. Declare them at module level, once:
+
+        _STORE: Final = Watch[Store]()
+        _STORE.counter("tierstore_things_total", "things stored", lambda store: store.things)
+
+    and `show` each object: it is read at every scrape for as long as it lives (held weakly)."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, Callable[[Owner], Value]] = {}
+
+    def counter(
+        self, name: str, description: str, read: Callable[[Owner], Value], labels: Iterable[str] = ()
+    ) -> None:
+        """A count that only rises, in the object."""
+        self._add(name, "counter", description, read, labels)
+
+    def gauge(self, name: str, description: str, read: Callable[[Owner], Value], labels: Iterable[str] = ()) -> None:
+        """A value that rises and falls."""
+        self._add(name, "gauge", description, read, labels)
+
+    def _add(
+        self, name: str, kind: Kind, description: str, read: Callable[[Owner], Value], labels: Iterable[str]
+    ) -> None:
+        _declare(name, kind, description, labels)
+        if name in _built:
+            raise ValueError(f"metric {name} is declared as an object: it cannot be watched")
+        self._readers[name] = read
+
+    def show(self, owner: Owner) -> None:
+        """Read this object's numbers from now on. Safe to repeat."""
+        for name, read in self._readers.items():
+            _watched.setdefault(name, weakref.WeakKeyDictionary())[owner] = read
 
 
 def exposition() -> tuple[bytes, str]:

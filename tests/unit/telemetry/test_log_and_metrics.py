@@ -80,7 +80,12 @@ def test_metric_names_and_labels_are_checked_when_they_are_declared() -> None:
 
 
 class Holder:
-    pass
+    def __init__(self, depth: float) -> None:
+        self.depth = depth
+
+
+_HOLDER = metrics.Watch[Holder]()
+_HOLDER.gauge("tierstore_test_depth_items", "waiting", lambda holder: {("ssd",): holder.depth}, labels=["tier"])
 
 
 def test_watched_values_are_added_up_and_end_with_their_owners() -> None:
@@ -92,24 +97,16 @@ def test_watched_values_are_added_up_and_end_with_their_owners() -> None:
             (s.split()[-1] for s in text.splitlines() if s.startswith('tierstore_test_depth_items{tier="ssd"}')), None
         )
 
-    first, second = Holder(), Holder()
-    for owner, depth in ((first, 2.0), (second, 3.0)):
-        metrics.watched(
-            "tierstore_test_depth_items",
-            "gauge",
-            "waiting",
-            owner,
-            lambda depth=depth: {("ssd",): depth},
-            labels=["tier"],
-        )
+    assert value() is None
+    first, second = Holder(2.0), Holder(3.0)
+    _HOLDER.show(first)
+    _HOLDER.show(second)
     assert value() == "5.0"
-
-    def unreadable() -> float:
-        raise RuntimeError("gone")
-
-    metrics.watched("tierstore_test_broken_items", "gauge", "waiting", first, unreadable)
+    broken = metrics.Watch[Holder]()
+    broken.gauge("tierstore_test_broken_items", "waiting", lambda holder: 1 / 0)
+    broken.show(first)
     assert value() == "5.0"  # and the scrape goes on past the one that fails
-    del owner, second
+    del second
     gc.collect()
     assert value() == "2.0"
     assert "tierstore_test_depth_items" in {metric.name for metric in metrics.declared()}
