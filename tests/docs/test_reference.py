@@ -38,10 +38,11 @@ def test_a_reference_page_is_what_the_code_says(page: str) -> None:
 def test_the_metrics_of_every_daemon_are_on_the_page() -> None:
     """Metrics declared only when a process is built were missing, and the page was empty."""
     page = (ROOT / "docs/reference/metrics.md").read_text()
-    for name in ("tierstore_lookups_total", "tierstore_commit_items_total", "tierstore_duty_steps_total",
-                 "tierstore_queue_jobs_done_total", "tierstore_promotions_total", "tierstore_replication_backlog_bytes",
-                 "tierstore_chunk_reads_total", "tierstore_device_free_bytes", "tierstore_object_reads_total"):  # fmt: skip
-        assert f"`{name}`" in page
+    names = (
+        "lookups_total", "commit_items_total", "duty_steps_total", "queue_jobs_done_total", "promotions_total",
+        "replication_backlog_bytes", "chunk_reads_total", "device_free_bytes", "object_reads_total",
+    )  # fmt: skip
+    assert [name for name in names if f"`tierstore_{name}`" not in page] == []
     assert page.count("\n| `tierstore_") >= 60
 
 

@@ -29,7 +29,8 @@ def postgres() -> Iterator[PostgresServer]:
     running.stop()
 
 
-@pytest.mark.parametrize("kills_holder", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills_holder", [False, True])
 def test_a_server_is_drained_with_two_metadata_processes(
     tmp_path: Path, postgres: PostgresServer, kills_holder: bool
 ) -> None:
