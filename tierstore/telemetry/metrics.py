@@ -91,16 +91,22 @@ class _Watched(Collector):
             )
             totals: dict[tuple[str, ...], float] = {}
             for owner, read in list(readers.items()):
-                try:
-                    values = read(owner)
-                except Exception:  # one owner that cannot say must not take the other figures away
-                    _log.exception("the watched metric %s could not be read", name)
-                    continue
+                values = _value_of(name, read, owner)
                 for labels, value in (values.items() if isinstance(values, Mapping) else [((), values)]):
                     totals[labels] = totals.get(labels, 0.0) + value
             for labels, value in totals.items():
                 family.add_metric(labels, value)
             yield family
+
+
+def _value_of(name: str, read: Callable[[Any], Value], owner: object) -> Value:
+    """What the reader says; nothing when it cannot say."""
+    try:
+        return read(owner)
+    except Exception as error:  # one owner that cannot say must not take the other figures away
+        # Its text only: whoever keeps the error keeps every frame up to the scrape, and all owners in them, alive.
+        _log.error("the watched metric %s could not be read: %s", name, repr(error))
+        return {}
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the output and say nothing
