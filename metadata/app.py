@@ -93,7 +93,7 @@ from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, SystemClock
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.names import SiteId
-from tierstore.policy import rules
+from tierstore.policy import parser
 from tierstore.serving import pages, problem
 from tierstore.serving.drain import Drain
 from tierstore.serving.limits import Limits
@@ -285,7 +285,7 @@ class MetadataServer:
         self.credentials = Credentials(
             database, clock, daemon=self.cluster.authenticate, random_bytes=self.around.random_bytes
         )
-        self.policies = Policies(database, clock, rules.parse)
+        self.policies = Policies(database, clock, parser.parse)
         self.names = BucketNames(database)
         order = ReplicaOrder(self.view, rng)
         self.lookups = LookupService(database, self.names, order, clock)

@@ -12,7 +12,7 @@ import msgspec
 
 from metadata.services.whatif import Question
 from tierstore.policy.history import History
-from tierstore.policy.rules import parse
+from tierstore.policy.parser import parse
 from tierstore.policy.simulate import Fleet, Speed
 from tierstore.policy.whatif import compare
 

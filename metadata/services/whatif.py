@@ -17,7 +17,8 @@ import msgspec
 from metadata.services.recorder import Recorder
 from tierstore.errors import UnavailableError
 from tierstore.policy.history import decode as decode_segment
-from tierstore.policy.rules import Policy, parse
+from tierstore.policy.parser import parse
+from tierstore.policy.rules import Policy
 from tierstore.policy.simulate import Fleet
 from tierstore.policy.trace import OPERATIONS
 

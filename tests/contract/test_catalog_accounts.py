@@ -14,7 +14,7 @@ from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.auth.access import Principal, token_hash
 from tierstore.errors import AccessDenied, ConfigError, ConflictError, NotAuthenticated, NotFound, RequestError
 from tierstore.names import ServerId
-from tierstore.policy import rules
+from tierstore.policy import parser
 from tierstore.ticket import open_write
 from tierstore.wire.names import AllocateItem
 
@@ -159,7 +159,7 @@ def test_policies_are_checked_kept_and_rolled_back(run: Run) -> None:
     """A wrong policy must be found before it moves data, and undone in one step."""
 
     async def check(w: NamesWorld) -> None:
-        policies = Policies(w.database, w.clock, rules.parse)
+        policies = Policies(w.database, w.clock, parser.parse)
         seen: list[int] = []
         policies.listeners.append(lambda current: seen.append(current.revision))
         assert policies.current.revision == 0
@@ -176,7 +176,7 @@ def test_policies_are_checked_kept_and_rolled_back(run: Run) -> None:
         assert [(r.revision, r.note) for r in await policies.history()] == [
             (3, "rollback to revision 1"), (2, ""), (1, "three"),
         ]  # fmt: skip
-        other = Policies(w.database, w.clock, rules.parse)
+        other = Policies(w.database, w.clock, parser.parse)
         await other.refresh()
         assert other.current.revision == 3 and seen == [1, 2, 3]
         with pytest.raises(NotFound):

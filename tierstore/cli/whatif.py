@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 from tierstore.cli.output import print_table, say
 from tierstore.errors import ConfigError, RequestError
 from tierstore.names import TIERS
-from tierstore.policy.rules import parse
+from tierstore.policy.parser import parse
 from tierstore.policy.simulate import SPEEDS, Fleet, Speed
 from tierstore.policy.trace import Trace, parse_csv
 from tierstore.policy.whatif import compare

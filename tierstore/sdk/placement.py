@@ -15,7 +15,8 @@ import msgspec
 from tierstore.clock import Clock
 from tierstore.errors import TierstoreError
 from tierstore.names import TIERS
-from tierstore.policy.rules import DISK_TIERS, Policy, Rule, parse
+from tierstore.policy.parser import parse
+from tierstore.policy.rules import DISK_TIERS, Policy, Rule
 from tierstore.sdk.allocations import PlacementClass
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.units import KIB, MIB

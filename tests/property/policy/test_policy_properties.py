@@ -13,8 +13,9 @@ from tierstore.policy.decide import Planner
 from tierstore.policy.heat import HeatTable, pack_delta
 from tierstore.policy.history import Access, decode, encode
 from tierstore.policy.memcache import MemCache
+from tierstore.policy.parser import parse, parse_toml
 from tierstore.policy.plan import Candidate
-from tierstore.policy.rules import MODES, Match, Policy, PromoterRules, Rule, Schedule, parse, parse_toml
+from tierstore.policy.rules import MODES, Match, Policy, PromoterRules, Rule, Schedule
 from tierstore.policy.shelf import Device
 
 keys = st.integers(0, 20)

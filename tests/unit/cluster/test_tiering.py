@@ -22,7 +22,8 @@ from tests.unit.cluster.cluster_kit import MiniCluster, follow_feed, new_cluster
 from tierstore.clock import ManualClock
 from tierstore.errors import ConflictError
 from tierstore.policy.heat import pack_delta
-from tierstore.policy.rules import Policy, parse
+from tierstore.policy.parser import parse
+from tierstore.policy.rules import Policy
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 from tierstore.wire.cluster import DeviceReport
 

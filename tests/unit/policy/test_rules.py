@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tierstore.errors import RequestError
-from tierstore.policy.rules import Match, Policy, PromoterRules, Rule, Schedule, parse, parse_toml
+from tierstore.policy.parser import parse, parse_toml
+from tierstore.policy.rules import Match, Policy, PromoterRules, Rule, Schedule
 
 FIXED = """\
 version = 1
