@@ -60,6 +60,8 @@ T = TypeVar("T")
 OpenDevices = Callable[[ObjectdConfig, Clock], Awaitable[list[Device]]]
 
 DUTY_PAUSE_SECONDS: Final = 5.0       # before a background duty that failed unexpectedly goes on
+#: A device has at least so many segments; see segment_bytes_of.
+SEGMENTS_MIN: Final = 64
 STOP_SECONDS_MAX: Final = 20.0        # for metadata to hear of the stop and for the devices to close
 SCRUB_FILE_NAME: Final = "scrub.json"
 
@@ -254,7 +256,7 @@ async def open_disks(config: ObjectdConfig, clock: Clock) -> list[Device]:
         capacity = device.capacity or _file_system_bytes(device.path)
         settings = StoreSettings(
             segment_chunk_bytes_max=config.chunks.segment_chunk_bytes_max,
-            segment_bytes_max=config.chunks.segment_bytes,
+            segment_bytes_max=segment_bytes_of(config, capacity),
             reserve_bytes=min(device.reserve, capacity // 10),
             write_pending_bytes_max=STREAM_WINDOW_BYTES,
             io_deadline_seconds=config.chunks.device_timeout,
@@ -266,6 +268,13 @@ async def open_disks(config: ObjectdConfig, clock: Clock) -> list[Device]:
         )
         opened.append(disk)
     return opened
+
+
+def segment_bytes_of(config: ObjectdConfig, capacity_bytes: int) -> int:
+    """Bytes of a segment of a device: as configured, less on a small one. The open segment is never compacted, so what
+    was let go in it takes room until it is full: at most a small share of the device may be lost so."""
+    smallest = 2 * config.chunks.segment_chunk_bytes_max    # a record of any size fits
+    return min(config.chunks.segment_bytes, max(capacity_bytes // SEGMENTS_MIN, smallest))
 
 
 def _file_system_bytes(path: str) -> int:

@@ -20,6 +20,10 @@ log = get_logger("objectd.work.upkeep")
 
 STEP_SECONDS_MAX: Final = 300.0       # for one round of compaction or emptying on a slow device
 CHECK_SECONDS_MAX: Final = 30.0
+#: A device that is short of space with at least this share of it dead is looked at each HURRY_SECONDS: a fast tier is
+#: always nearly full, and copies that are let go must make room for those that come.
+HURRY_SHARE: Final = 1 / 64
+HURRY_SECONDS: Final = 1.0
 
 
 class Upkeep:
@@ -35,11 +39,21 @@ class Upkeep:
     async def run(self, slot: Slot) -> None:
         """A round each interval, for ever."""
         while True:
-            await self._clock.sleep(self._settings.interval)
+            await self._clock.sleep(self._pause(slot))
             try:
                 await self.round(slot)
             except (OSError, TimeoutError, TierstoreError) as error:
                 log.warning("upkeep failed", device_path=slot.device.path, detail=str(error))
+
+    def _pause(self, slot: Slot) -> float:
+        """Seconds until the next round."""
+        usage = slot.device.usage()
+        is_hurried = self._is_short(slot) and usage.garbage_bytes >= HURRY_SHARE * usage.capacity_bytes
+        return min(HURRY_SECONDS, self._settings.interval) if is_hurried else self._settings.interval
+
+    def _is_short(self, slot: Slot) -> bool:
+        usage = slot.device.usage()
+        return slot.device.state == "full" or usage.free_bytes < self._settings.short_of_space * usage.capacity_bytes
 
     async def round(self, slot: Slot) -> None:
         """Check a failed device; else empty the trash and compact. Raises what the device raises."""
@@ -51,8 +65,7 @@ class Upkeep:
             return
         if device.state == "read-only":
             return
-        usage = device.usage()
-        is_short = device.state == "full" or usage.free_bytes < self._settings.short_of_space * usage.capacity_bytes
+        is_short = self._is_short(slot)
         seconds = min(self.trash_seconds, self._settings.trash_min) if is_short else self.trash_seconds
         async with asyncio.timeout(STEP_SECONDS_MAX):
             freed = await device.empty_trash(self._clock.now_ms() - int(seconds * 1000))

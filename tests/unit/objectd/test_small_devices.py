@@ -1,0 +1,60 @@
+"""A small, nearly full device on which copies come and go, as a fast tier is: what was let go makes room again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from pathlib import Path
+
+from objectd.app import open_disks
+from objectd.config import Chunks, DeviceConfig, ObjectdConfig, Upkeep
+from objectd.slots import Slot
+from objectd.work.upkeep import Upkeep as UpkeepDuty
+from tierstore.checksum import sums_of
+from tierstore.clock import SystemClock
+from tierstore.errors import CapacityError
+from tierstore.names import ChunkId
+
+MIB = 1 << 20
+SIZE = 30_000
+EACH_SECOND = 10
+
+
+def test_a_full_fast_device_takes_new_copies_as_long_as_old_ones_go(tmp_path: Path) -> None:
+    """Else a small fast tier is full of dead records after an hour, and nothing is promoted any more."""
+
+    async def run() -> None:
+        config = ObjectdConfig(
+            devices=(DeviceConfig(path=str(tmp_path / "ssd"), tier="ssd", capacity=8 * MIB),),
+            chunks=Chunks(), upkeep=Upkeep(interval=10.0),
+        )  # fmt: skip
+        clock = SystemClock()
+        [device] = await open_disks(config, clock)
+        duty, slot, rng = UpkeepDuty(clock=clock, settings=config.upkeep), Slot(device), random.Random(1)
+        held: deque[ChunkId] = deque()
+        refused = 0
+        try:
+            for second in range(60):        # 17 MiB through a device of 8 MiB, filled to four fifths
+                while (len(held) + EACH_SECOND) * SIZE > 0.8 * 8 * MIB:
+                    gone = held.popleft()
+                    await device.trash(gone)
+                    await device.forget_trashed(gone)
+
+                async def store(number: int) -> int:
+                    data, chunk = rng.randbytes(SIZE), ChunkId(number.to_bytes(16, "big"))
+                    try:
+                        await device.put_small(chunk, data, sums_of(data))
+                    except CapacityError:
+                        return 1
+                    held.append(chunk)
+                    return 0
+
+                first = second * EACH_SECOND
+                refused += sum(await asyncio.gather(*(store(first + n) for n in range(EACH_SECOND))))
+                await duty.round(slot)
+            assert refused <= 6, f"{refused} of {60 * EACH_SECOND} found no room"
+        finally:
+            await device.close()
+
+    asyncio.run(run())
