@@ -20,13 +20,18 @@ from tierstore.names import ChunkId
 from tierstore.policy.memcache import MemCache
 
 TIER: Final = "mem"
+#: A chunk above this share of the cache does not enter. Twice what one cache of all servers' RAM would take: it is
+#: cut into as many parts as there are servers, and each chunk is kept by one of them.
+ADMIT_SHARE: Final = 0.2
 
 
 class Memory:
     """One per server. Event loop only. 0 bytes: off."""
 
     def __init__(self, capacity_bytes: int) -> None:
-        self._cache: MemCache[bytes, bytes] = MemCache(capacity_bytes)
+        self._cache: MemCache[bytes, bytes] = MemCache(
+            capacity_bytes, admit_bytes_max=int(capacity_bytes * ADMIT_SHARE)
+        )
         self._lines: dict[int, bytes] = {}
         self.is_on = capacity_bytes > 0
 
