@@ -69,6 +69,7 @@ from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
 from metadata.services.placements import PlacementIndexer
 from metadata.services.policies import Policies
+from metadata.services.read_soon import ReadSoon
 from metadata.services.rebuild import Rebuild, finish
 from metadata.services.recorder import Recorder
 from metadata.services.repair import Repair
@@ -230,6 +231,9 @@ class MetadataServer:
             choose=lambda size, tier, taken: self.repair.choose(size, tier, exclude_servers=taken),
         )  # fmt: skip
         self.recorder = Recorder(around.clock, self._own_directory())
+        self.read_soon = ReadSoon(
+            self.view, around.clock, rules=lambda: self.tiering.rules, table=lambda: self.heat.table
+        )
         self.pins = Pins(database, policy=lambda: self.policies.current.policy, now=self.tiering.now)
         self.drains = Drains(database, self.cluster, self.repair)
         self.collection = Collection(
@@ -253,8 +257,8 @@ class MetadataServer:
             RepairDuty(self.repair), AuditDuty(self.repair), DrainDuty(self.drains), CollectDuty(self.collection),
             ReconcileDuty(self.inventories, every_seconds=settings.duties.inventory_interval),
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
-            TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk), HistoryDuty(self.recorder),
-            SitesDuty(lambda: self.replication),
+            TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
+            HistoryDuty(self.recorder, self.read_soon), SitesDuty(lambda: self.replication),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
             self.snapshots = Snapshots(
@@ -289,7 +293,7 @@ class MetadataServer:
         self.names = BucketNames(database)
         order = ReplicaOrder(self.view, rng)
         self.lookups = LookupService(database, self.names, order, clock)
-        self.lookups.on_read, self.lookups.on_window = self.recorder.read, self.tiering.learn_names
+        self.lookups.on_read, self.lookups.on_window = self._note_read, self.tiering.learn_names
         self.allocations = AllocateService(self.view, clock, rng)
         self.commits = CommitService(
             database, self.view, clock, self.versions, rng=rng, copies_for=self._copies_for
@@ -298,7 +302,7 @@ class MetadataServer:
             database, self.commits, FileBodies(self.versions, rng=rng, copies_for=self._copies_for), names=self.names,
             order=order, view=self.view, clock=clock, copies=lambda: self.settings.placement.copies,
         )  # fmt: skip
-        self.commits.listeners += [self.recorder.committed, self.tiering.committed]
+        self.commits.listeners += [self.recorder.committed, self.tiering.committed, self.read_soon.committed]
         self.tiering_view = TieringView(database, self.cluster, self.names, self.tiering, self.walk)
         tiering_metrics.watch(self.tiering, self.tiering_view, self.recorder)
         self.whatif = WhatIf(
@@ -327,6 +331,11 @@ class MetadataServer:
         )
         self.cluster.policy = lambda: (self.policies.current.revision, self.policies.current.document)
         self.cluster.auth_revision = lambda: self.credentials.revision
+        self.cluster.read_soon = lambda: self.read_soon.buckets
+
+    def _note_read(self, bucket: str, key: str, size: int) -> None:
+        self.recorder.read(bucket, key, size)
+        self.read_soon.read(bucket, key, size)
 
     def _copies_for(self, bucket: str, key: str, size: int) -> int:
         """Home copies that the policy asks for; the cluster's default where it says nothing."""

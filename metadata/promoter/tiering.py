@@ -6,13 +6,14 @@ Both run only in the holder of the lease and are paused like any duty (`admin jo
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
+from metadata.services.read_soon import ReadSoon
 from metadata.services.recorder import Recorder
 from metadata.services.tiering import Tiering
 from metadata.services.tiering_pins import Pins
 from metadata.services.tiering_walk import ShelfWalk
 
 WALK_SECONDS = 2.0
-FLUSH_SECONDS = 10.0
+FLUSH_SECONDS = 5.0
 
 
 class TieringDuty:
@@ -63,15 +64,18 @@ class WalkDuty:
 
 
 class HistoryDuty:
-    """Takes what was recorded into the rolling log and its files; in every process."""
+    """Takes what was recorded into the rolling log and its files, and judges which buckets are read soon; in every
+    process."""
 
     name = "history"
     interval_seconds = FLUSH_SECONDS
     is_single = False
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, read_soon: ReadSoon) -> None:
         self._recorder = recorder
+        self._read_soon = read_soon
 
     async def step(self, epoch: int) -> Step:
-        done = await self._recorder.flush()
-        return Step(done=done, detail=f"{self._recorder.requests} requests recorded, {self._recorder.used_bytes} bytes")
+        done, soon = await self._recorder.flush(), self._read_soon.judge()
+        recorded = f"{self._recorder.requests} requests recorded, {self._recorder.used_bytes} bytes"
+        return Step(done=done, detail=f"{recorded}; {soon} buckets are read soon")

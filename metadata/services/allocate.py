@@ -8,13 +8,14 @@ PLAN_SECONDS, because usage and load move.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Final
 
 from metadata.services.view import ClusterView
 from tierstore.auth.access import Principal, is_allowed_somewhere
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, RequestError, TierstoreError
-from tierstore.names import UPLOAD_ID_BYTES, DeviceId, ServerId, UploadId, upload_id
+from tierstore.names import TIERS, UPLOAD_ID_BYTES, DeviceId, ServerId, UploadId, upload_id
 from tierstore.policy.placement import Candidate, Plan
 from tierstore.ticket import TICKET_SECONDS_MAX, WriteTicket, mint_write
 from tierstore.wire.names import AllocateItem, AllocateResult, Allocation, Target
@@ -33,7 +34,7 @@ class AllocateService:
         self._view = view
         self._clock = clock
         self._rng = rng
-        self._plans: dict[tuple[tuple[str, ...], int], tuple[int, float, Plan]] = {}
+        self._plans: dict[tuple[tuple[str, ...], int, bool], tuple[int, float, Plan]] = {}
 
     def allocate(self, item: AllocateItem, who: Principal) -> AllocateResult:
         """`count` allocations, or the error why there is none."""
@@ -56,6 +57,7 @@ class AllocateService:
             item.copies, draw=self._rng.random, exclude_servers=frozenset(item.exclude_servers)
         )
         expires_at = now_ms // 1000 + TICKET_SECONDS_MAX
+        extra = self._extra(item, choice.targets)
 
         def target(candidate: Candidate) -> Target:
             key_id, key = self._view.signing_key(candidate.server) or (0, b"")
@@ -69,20 +71,35 @@ class AllocateService:
             return Target(candidate.server, candidate.device, candidate.tier, ticket)
 
         return Allocation(
-            upload, index, [target(c) for c in choice.targets], [target(c) for c in choice.spares], expires_at * 1000
-        )
+            upload, index, [target(c) for c in choice.targets], [target(c) for c in choice.spares], expires_at * 1000,
+            [target(extra)] if extra is not None else [],
+        )  # fmt: skip
 
-    def _plan(self, item: AllocateItem) -> Plan:
+    def _extra(self, item: AllocateItem, homes: Sequence[Candidate]) -> Candidate | None:
+        """A device for one more copy: of the fastest of the asked tiers with room, faster than the homes' tiers."""
+        if not item.extra_tiers:
+            return None
+        slowest = min((_place(home.tier) for home in homes), default=0)
+        tiers = [tier for tier in item.extra_tiers if _place(tier) < slowest]
+        for tier in sorted(tiers, key=_place):
+            plan = self._plan(item, only=tier)
+            if plan.fitting_servers:
+                return plan.choose(1, draw=self._rng.random, spares=0).targets[0]
+        return None
+
+    def _plan(self, item: AllocateItem, *, only: str = "") -> Plan:
+        """only: of the devices of one tier."""
         # Sizes in powers of two: few plans, and a device with room for the class has room for the chunk.
         size = 1 << max(12, (item.chunk_bytes_max - 1).bit_length())
-        key = (tuple(item.tiers), size)
+        key = ((only,) if only else tuple(item.tiers), size, bool(only))
         now = self._clock.monotonic()
         known = self._plans.get(key)
         if known is not None and known[0] == self._view.revision and now - known[1] < PLAN_SECONDS:
             return known[2]
         if len(self._plans) >= PLANS_MAX:
             self._plans.clear()
-        plan = Plan(self._candidates(), tiers=item.tiers, chunk_bytes=size)
+        candidates = [c for c in self._candidates() if only in ("", c.tier)]
+        plan = Plan(candidates, tiers=item.tiers, chunk_bytes=size)
         self._plans[key] = (self._view.revision, now, plan)
         return plan
 
@@ -101,6 +118,11 @@ class AllocateService:
                 )
             )  # fmt: skip
         return candidates
+
+
+def _place(tier: str) -> int:
+    """Place of a tier in the order of speed, the fastest first."""
+    return TIERS.index(tier) if tier in TIERS else len(TIERS)
 
 
 def _check(item: AllocateItem) -> None:

@@ -83,6 +83,7 @@ class Cluster:
         self.sequence = 0
         self.policy: Callable[[], tuple[int, bytes]] = lambda: (0, b"")
         self.auth_revision: Callable[[], int] = lambda: 0
+        self.read_soon: Callable[[], frozenset[str]] = frozenset
         self._rows: dict[int, ServerRow] = {}
         self._secrets: dict[int, bytes] = {}
         self._keys_created: dict[int, list[tuple[int, int]]] = {}
@@ -453,7 +454,7 @@ class Cluster:
             cluster_id=view.cluster_id, revision=view.revision, site=view.site, servers=everyone,
             sites=[SiteView(view.site_id, view.site, gateways, metadata_urls)], policy_revision=revision,
             policy=document, chunk_bytes=self.settings.chunk_bytes, auth_revision=self.auth_revision(),
-            copies=self.settings.copies,
+            copies=self.settings.copies, read_soon=sorted(self.read_soon()),
         )  # fmt: skip
 
 

@@ -287,6 +287,9 @@ class Tiering:
             if where is None:
                 continue
             rule = self.rule_of(where)
+            for replica in where.chunk.replicas:
+                if replica.role == ROLE_CACHE and replica.state == LIVE:
+                    self.adopt(where, replica.device)    # a fast copy that came with the write
             usable = tuple(r.device for r in where.chunk.replicas if r.state == LIVE and self._view.can_read(r.device))
             before = self._scores.get(chunk)
             reads = table.reads(score, now) - table.reads(before, now) if before is not None else 0.0

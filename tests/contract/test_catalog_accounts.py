@@ -201,6 +201,10 @@ def test_allocations_hold_tickets_that_their_servers_accept(run: Run) -> None:
                 )  # fmt: skip
                 assert (ticket.upload, ticket.device) == (made.upload, target.device) and ticket.covers(0)
         upload = result.allocations[0].upload
+        extra = w.allocations.allocate(AllocateItem(["hdd"], count=2, extra_tiers=["ssd", "nvme"]), ADMIN).allocations
+        assert [[t.tier for t in a.extras] for a in extra] == [["ssd"]] * 2
+        none = w.allocations.allocate(AllocateItem(["ssd"], extra_tiers=["ssd", "hdd"]), ADMIN).allocations
+        assert none[0].extras == [], "nothing there is faster than the home copies"
         more = w.allocations.allocate(AllocateItem([], count=4, upload=upload, first_index=5), ADMIN).allocations
         assert [(a.upload, a.index) for a in more] == [(upload, i) for i in (5, 6, 7, 8)]
 

@@ -19,6 +19,10 @@ _GATEWAY.counter(
     lambda g: g.store.servers.write_failures_total,
 )  # fmt: skip
 _GATEWAY.counter(
+    "tierstore_extra_copies_failed_total", "fast copies beside the home ones that were not there in time and left out",
+    lambda g: g.store.servers.extra_copies_failed_total,
+)  # fmt: skip
+_GATEWAY.counter(
     "tierstore_hedges_total", "slow first bytes for which a second replica was asked",
     lambda g: g.store.servers.hedges_total,
 )  # fmt: skip

@@ -128,6 +128,16 @@ class HeatTable:
         if score > COLD:
             self._put(chunk, max(score, self.score(chunk)))
 
+    def expect(self, chunks: list[bytes], reads: float, at: float) -> None:
+        """New chunks of which each is expected to be read so often soon: they begin with that heat, untouched."""
+        if reads <= 0:
+            return
+        score = math.log2(reads) + (at - self.landmark) / self.half_life_seconds
+        for chunk in chunks:
+            if len(self._slots) - self._kept >= self._exact_max:
+                return  # newcomers without a read must not push out what was read
+            self._put(chunk, max(score, self.score(chunk)))
+
     def forget(self, chunk: bytes) -> None:
         """The chunk is gone. Unknown chunks are ignored."""
         slot = self._slots.pop(chunk, None)

@@ -47,7 +47,7 @@ _RULE_KEYS: Final = ("name", "match", "mode", "home", "fast", "copies", "schedul
 _MATCH_KEYS: Final = ("bucket", "prefix", "size_min", "size_max")
 _PROMOTER_KEYS: Final = (
     "tick", "half_life", "hysteresis", "beta", "budget", "device_rate_max", "fill", "min_count", "chunk_max", "mem",
-    "candidates_max", "paused", "schedule",
+    "candidates_max", "read_soon", "paused", "schedule",
 )  # fmt: skip
 
 Path = tuple[str | int, ...]
@@ -170,6 +170,7 @@ class _Parser:
             chunk_share_max=self._number(path, table, "chunk_max", base.chunk_share_max, low=0, high=1),
             mem=self._number(path, table, "mem", base.mem, low=0, high=1),
             candidates_max=candidates if type(candidates) is int else base.candidates_max,
+            read_soon=self._number(path, table, "read_soon", base.read_soon, low=0, high=1),
             is_paused=paused is True,
             schedule=self._schedule((*path, "schedule"), table.get("schedule")),
         )

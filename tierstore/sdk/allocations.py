@@ -34,6 +34,8 @@ class PlacementClass:
     tiers: tuple[str, ...]
     copies: int
     chunk_bytes: int
+    #: Tiers for one more copy, beside the home ones, fastest first; () = none.
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -79,7 +81,10 @@ class AllocationPool:
             assert refill is not None
             # others wait for the same refill: a waiter that gives up must not cancel it for them
             await asyncio.shield(refill)
-        item = AllocateItem(list(placement.tiers), placement.copies, chunk_bytes_max=placement.chunk_bytes)
+        item = AllocateItem(
+            list(placement.tiers), placement.copies, chunk_bytes_max=placement.chunk_bytes,
+            extra_tiers=list(placement.extra),
+        )  # fmt: skip
         return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations[0]
 
     async def take_more(
@@ -90,6 +95,7 @@ class AllocationPool:
         item = AllocateItem(
             list(placement.tiers), copies or placement.copies, count, upload, first_index,
             placement.chunk_bytes, exclude_servers=exclude or [],
+            extra_tiers=[] if exclude else list(placement.extra),
         )  # fmt: skip
         return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations
 
@@ -109,8 +115,9 @@ class AllocationPool:
         count = self._wanted(stock) - len(stock.ready)
         stock.used = 0
         item = AllocateItem(
-            list(placement.tiers), placement.copies, count, chunk_bytes_max=placement.chunk_bytes
-        )
+            list(placement.tiers), placement.copies, count, chunk_bytes_max=placement.chunk_bytes,
+            extra_tiers=list(placement.extra),
+        )  # fmt: skip
         result = await self._client.allocate(item, seconds=self.limits.request_seconds)
         stock.ready.extend(result.allocations)
 

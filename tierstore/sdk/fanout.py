@@ -3,6 +3,9 @@
 Owns the tasks that send and the choice of targets; all tasks have ended when `run` returns or raises. The chunk stays
 in the caller's memory until then, so a spare gets the same bytes (docs/adr/0060): nothing is read back from a server.
 
+An allocation may name one more target, for a cache copy on a fast device. It runs beside the others, and whatever
+becomes of it the home copies decide: it is waited for no longer than `extra_copy_seconds` after them.
+
 Invariants: the receipts returned are of `copies` different servers; fewer is an error and nothing becomes visible
 (chunks that were stored are collected as orphans); a slow server holds up only its own task: each sends from the
 shared buffer under its own back-pressure.
@@ -50,6 +53,7 @@ class ChunkFanout:
         self._asking: asyncio.Task[None] | None = None
         self._asks = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._extra: asyncio.Task[bytes] | None = None
         #: True when no send was cut off: nobody looks at `data` any more.
         self.is_quiet = True
         #: Tier of the first copy that was stored.
@@ -66,13 +70,34 @@ class ChunkFanout:
         """Send, and return what the commit needs. Raises UnavailableError(not-enough-servers), CapacityError."""
         try:
             self._fill()
+            if self._allocation.extras:
+                self._extra = self._loop.create_task(self._send(self._allocation.extras[0]))
             await self._settled
+            extra = await self._extra_receipt()
         finally:
             self._stop()
         return CommitChunk(
             id=chunk_id(UploadId(self._allocation.upload), self._allocation.index),
-            chunk_bytes=len(self._data), crc32c=self.crc32c, receipts=self._receipts,
+            chunk_bytes=len(self._data), crc32c=self.crc32c, receipts=self._receipts, cache_receipts=extra,
         )  # fmt: skip
+
+    async def _extra_receipt(self) -> list[bytes]:
+        """The receipt of the copy beside the home ones, if it is there about when they are: nobody waits for it."""
+        task = self._extra
+        if task is None:
+            return []
+        done, _ = await asyncio.wait({task}, timeout=self._limits.extra_copy_seconds)
+        if not done:
+            self._parts.servers.extra_copies_failed_total += 1
+            return []
+        error = task.exception()
+        if error is None:
+            self.tier = self._allocation.extras[0].tier
+            return [task.result()]
+        if not isinstance(error, TierstoreError):
+            raise error
+        self._parts.servers.extra_copies_failed_total += 1
+        return []
 
     def _fill(self) -> None:
         """See to it that as many servers as are still needed have the chunk on its way."""
@@ -186,6 +211,12 @@ class ChunkFanout:
             self._timer.cancel()
         if self._asking is not None:
             self._asking.cancel()
+        if self._extra is not None:
+            if not self._extra.done():
+                self.is_quiet = False
+                self._extra.cancel()
+            elif not self._extra.cancelled():
+                self._extra.exception()     # looked at, also when the home copies failed first
         for task in self._running:
             self.is_quiet = False
             task.cancel()

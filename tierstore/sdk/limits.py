@@ -34,6 +34,7 @@ class StoreLimits:
     chunk_store_seconds: float = 10.0      # plus one second for each chunk_store_bytes_per_second
     chunk_store_bytes_per_second: int = 4 * MIB
     straggler_seconds: float = 1.5         # after the others finished, before a spare is given the chunk too
+    extra_copy_seconds: float = 0.02       # that a fast copy beside the home ones may be later than they
     request_seconds: float = 15.0          # lookup, allocate, commit, list: all attempts together
     lookup_chunks_ahead: int = 256
     first_byte_seconds: float = 10.0       # all replicas and hedges together

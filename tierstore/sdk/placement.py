@@ -36,6 +36,7 @@ class Placer:
         self._policy = Policy()
         self._document = b""
         self._copies = 2
+        self._read_soon: frozenset[str] = frozenset()
         self._chunk_bytes = 8 * MIB
         client.on_map_change.append(self._learn)
         if client.map is not None:
@@ -45,10 +46,14 @@ class Placer:
         """Where a body of `size` bytes (None: not known yet) under this name goes now."""
         now = self._clock.now_ms() / 1000
         rule = self._policy.rule_for(bucket, key, self._chunk_bytes if size is None else size, now)
-        return PlacementClass(home_tiers(rule), rule.copies or self._copies, self._chunk_bytes)
+        return PlacementClass(
+            home_tiers(rule), rule.copies or self._copies, self._chunk_bytes,
+            extra_tiers(rule) if bucket in self._read_soon else (),
+        )  # fmt: skip
 
     def _learn(self, fresh: ClusterMap) -> None:
         self._copies = fresh.copies
+        self._read_soon = frozenset(fresh.read_soon)
         self._chunk_bytes = min(max(fresh.chunk_bytes, CHUNK_BYTES_MIN), CHUNK_BYTES_MAX)
         if fresh.policy == self._document:
             return
@@ -69,3 +74,11 @@ def home_tiers(rule: Rule) -> tuple[str, ...]:
     if rule.home:
         return (rule.home, *(tier for tier in slow_first if tier != rule.home))
     return slow_first
+
+
+def extra_tiers(rule: Rule) -> tuple[str, ...]:
+    """Tiers for one fast copy beside the home ones, of a bucket whose new objects are read soon. Only under `auto`:
+    the other modes say themselves what is fast."""
+    if rule.mode != "auto":
+        return ()
+    return rule.fast or tuple(tier for tier in DISK_TIERS if tier != rule.home)

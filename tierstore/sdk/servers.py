@@ -31,6 +31,7 @@ class ServerBook:
         #: bytes for which a second replica was asked.
         self.read_failures_total = 0
         self.write_failures_total = 0
+        self.extra_copies_failed_total = 0
         self.hedges_total = 0
         #: Reads by the tier that served the first byte.
         self.served: dict[str, int] = {}

@@ -228,6 +228,7 @@ class ClusterMap(msgspec.Struct, array_like=True, frozen=True):
     chunk_bytes: int = 8 << 20
     auth_revision: int = 0
     copies: int = 2
+    read_soon: list[str] = []     # buckets whose new objects get a fast copy at once
 
 
 class Credential(msgspec.Struct, array_like=True, frozen=True):

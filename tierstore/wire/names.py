@@ -101,6 +101,7 @@ class AllocateItem(msgspec.Struct, array_like=True, frozen=True):
     chunk_bytes_max: int = 8 << 20
     access: str = ""
     exclude_servers: list[int] = []
+    extra_tiers: list[str] = []   # one more copy, of role cache, on one of these if it is faster than the homes
 
 
 class Target(msgspec.Struct, array_like=True, frozen=True):
@@ -118,6 +119,7 @@ class Allocation(msgspec.Struct, array_like=True, frozen=True):
     targets: list[Target]
     spares: list[Target]
     expires_at_ms: int            # catalog time
+    extras: list[Target] = []     # at most one: for a cache copy, which may fail
 
 
 class AllocateResult(msgspec.Struct, array_like=True, frozen=True):

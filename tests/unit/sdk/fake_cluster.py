@@ -145,6 +145,7 @@ class FakeMetadata:
         self.credential_lookups = 0
         self.lose_answers = 0           # commits that are applied and then answered 503
         self.refuse_receipts_of: set[int] = set()
+        self.read_soon: list[str] = []      # buckets whose new objects get a copy on server 1, the fast one
         self.window = names.LOOKUP_CHUNKS_MAX
         self._last_version = 1
         self.app = self._application()
@@ -204,6 +205,7 @@ class FakeMetadata:
         return ClusterMap(
             "cluster", self.revision, "site1", servers, [SiteView(1, "site1", ["http://gateway:1"])],
             chunk_bytes=self.chunk_bytes, auth_revision=self.auth_revision, copies=self.copies,
+            read_soon=self.read_soon,
         )  # fmt: skip
 
     # -- messages -------------------------------------------------------------------------------------------
@@ -251,14 +253,19 @@ class FakeMetadata:
         if len(able) < item.copies:
             return names.AllocateResult("not-enough-servers", f"{len(able)} servers, {item.copies} needed")
         out = []
+        fast = self.servers[0] if item.extra_tiers else None
+        able = [s for s in able if s is not fast]        # home copies are slow ones then
         for number in range(item.count):
             now = self.clock.now_ms()
             upload = item.upload or upload_id(now, self.rng.getrandbits(48))
             chosen = self.rng.sample(able, len(able))
             targets = [names.Target(s.id, s.id * 10, s.tier, upload.hex().encode()) for s in chosen]
             index = item.first_index + number if item.upload else 0
+            extras = [names.Target(fast.id, fast.id * 10, fast.tier, upload.hex().encode())] if fast else []
             out.append(
-                names.Allocation(upload, index, targets[: item.copies], targets[item.copies :][:1], now + 300_000)
+                names.Allocation(
+                    upload, index, targets[: item.copies], targets[item.copies :][:1], now + 300_000, extras
+                )
             )
         return names.AllocateResult(allocations=out)
 

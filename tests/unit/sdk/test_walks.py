@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from tests.unit.sdk.fake_cluster import FakeCluster, full, hang
+from tests.unit.sdk.fake_cluster import FakeCluster, FakeObjectServer, full, hang
 from tierstore.checksum import crc_of
 from tierstore.errors import (
     ChecksumMismatch,
@@ -137,6 +137,50 @@ def test_a_full_server_makes_a_spare_take_the_chunk() -> None:
         assert holders(cluster) == [2, 0, 2]
 
     run(work)
+
+
+async def _follow_map(cluster: FakeCluster, store: Store) -> None:
+    """New objects of the bucket are read soon from now on, and the store knows it."""
+    cluster.metadata.read_soon, cluster.metadata.revision = ["bkt"], 2
+    await store.put("bkt", "first", b"x")     # its answers show the new revision
+    async with asyncio.timeout(5):
+        while not (store.client.map and store.client.map.read_soon):
+            await asyncio.sleep(0.01)
+
+
+def test_what_is_read_soon_gets_a_fast_copy_beside_its_home_copies() -> None:
+    """A promoter comes too late for what is written once and read at once."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        await _follow_map(cluster, store)
+        data = random.Random(5).randbytes(2 * MIB + 9)
+        await store.put("bkt", "k", data)
+        chunks = cluster.metadata.objects["bkt"]["k"].chunks
+        assert [(len(c.receipts), len(c.cache_receipts)) for c in chunks] == [(2, 1)] * 3
+        assert all(c.id in cluster.servers[0].chunks for c in chunks), "on the fast server"
+        assert await body_of(store, "k") == data
+
+    run(work, servers=4)
+
+
+@pytest.mark.parametrize("fault", ["full", "hung", "gone"])
+def test_a_fast_copy_that_cannot_be_made_fails_and_delays_no_put(fault: str) -> None:
+    """Fast copies are extra: the home copies decide, whatever state the fast tier is in."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        await _follow_map(cluster, store)
+        fast: FakeObjectServer = cluster.servers[0]
+        if fault == "gone":
+            cluster.remove(fast)
+        fast.before_write = {"full": full, "hung": hang}.get(fault)
+        before = store.servers.extra_copies_failed_total
+        async with asyncio.timeout(5):
+            await store.put("bkt", "k", random.Random(5).randbytes(MIB))
+        [chunk] = cluster.metadata.objects["bkt"]["k"].chunks
+        assert (len(chunk.receipts), chunk.cache_receipts) == (2, [])
+        assert store.servers.extra_copies_failed_total == before + 1
+
+    run(work, servers=4)
 
 
 def test_a_hung_server_does_not_hold_up_a_put() -> None:
