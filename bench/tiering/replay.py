@@ -236,7 +236,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         runs = {name: Run(**tree) for name, tree in json.loads(figures.read_text()).items()} if figures.exists() else {}
         runs |= measure(chosen.requests, chosen.seconds, folder, names=chosen.only or NAMES)
-        figures.write_text(json.dumps({name: asdict(run) for name, run in runs.items()}))
+        figures.write_text(json.dumps({name: asdict(run) | {"tiers": dict(run.tiers)} for name, run in runs.items()}))
     finally:
         if chosen.folder is None:
             shutil.rmtree(folder, ignore_errors=True)

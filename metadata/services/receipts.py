@@ -66,7 +66,11 @@ def pack_bodies(
         devices: set[int] = set()
         places: list[tuple[int, int, int, int]] = []
         for receipt, role in of_chunk:
-            _check_member(receipt, members)
+            refusal = _refusal(receipt, members)
+            if refusal is not None:
+                if role == ROLE_CACHE:
+                    continue    # it is extra: left out, its bytes are found and dropped as an orphan's
+                raise refusal
             if receipt.device in devices:
                 continue
             devices.add(receipt.device)
@@ -85,15 +89,16 @@ def pack_bodies(
     return packed
 
 
-def _check_member(receipt: Receipt, members: Members) -> None:
+def _refusal(receipt: Receipt, members: Members) -> ConflictError | None:
+    """Why a device may not take part; None: it may."""
     server_id, state = members.devices.get(receipt.device, (0, "unknown"))
     incarnation, server_state = members.servers.get(receipt.server, (0, "unknown"))
     if server_id == receipt.server and state not in REFUSED_STATES and server_state not in REFUSED_STATES:
         if incarnation == receipt.incarnation:
-            return
+            return None
         why = f"server {receipt.server} has restarted since (incarnation {incarnation}, was {receipt.incarnation})"
     else:
         why = f"device {receipt.device} of server {receipt.server} is {state}, its server {server_state}"
-    raise ConflictError(
+    return ConflictError(
         f"{why}: write the chunk again elsewhere", code="device-refused", device=receipt.device, server=receipt.server
     )

@@ -16,7 +16,8 @@ from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.auth.access import Principal
 from tierstore.clock import ManualClock
 from tierstore.errors import AccessDenied, ConflictError, RequestError
-from tierstore.wire.names import Condition, Delete, ObjectMeta, Put, Renew
+from tierstore.ticket import ROLE_CACHE, ROLE_HOME
+from tierstore.wire.names import CommitChunk, Condition, Delete, LookupItem, ObjectMeta, Put, Renew
 
 __all__ = ["postgres", "run", "url_of"]
 
@@ -178,6 +179,12 @@ def test_receipts_must_be_genuine_of_enough_servers_and_of_this_life(run: Run) -
         await w.database.write(drained)
         assert (await w.put("k")).code == "device-refused"
         assert (await w.put("k", chunks=[w.chunk(devices=(10, 30))])).code == ""
+        mixed = w.chunk(devices=(10, 30, 20, 31))       # the third device is drained: as a cache copy it is left out
+        mixed = CommitChunk(mixed.id, mixed.chunk_bytes, mixed.crc32c, mixed.receipts[:2], mixed.receipts[2:])
+        assert (await w.put("k", chunks=[mixed])).code == ""
+        found = await w.lookups.lookup(LookupItem("bbb", "k"), ADMIN)
+        roles = {r.device: r.role for r in found.chunks[0].replicas}
+        assert roles == {10: ROLE_HOME, 30: ROLE_HOME, 31: ROLE_CACHE}
 
     run(check)
 
