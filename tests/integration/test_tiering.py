@@ -254,3 +254,33 @@ def test_hot_chunks_are_served_from_ram(roomy: httpx.Client) -> None:
         lambda: [t["tier"] for t in roomy.get("/v1/admin/tiering").json()["tiers"]] == ["mem", "ssd", "hdd"],
         seconds=5, what="the mem tier is shown",
     )  # fmt: skip
+
+
+def test_new_objects_of_a_bucket_that_is_read_soon_get_a_fast_copy_at_once(roomy: httpx.Client) -> None:
+    """Written once, read a minute later: a promoter comes too late for it."""
+    set_policy(roomy, [], read_soon=0.5)
+    for bucket in ("soon", "archive"):
+        assert roomy.put(f"/v1/buckets/{bucket}").status_code in (201, 409)
+    written: list[str] = []
+
+    def lands(bucket: str, *, is_read: bool) -> str:
+        """Write an object; tier that the answer names."""
+        written.append(f"{bucket}/{len(written)}")
+        answer = roomy.put(f"/v1/objects/{written[-1]}", content=b"s" * 20_000)
+        assert answer.status_code == 200, answer.text
+        if is_read:
+            assert roomy.get(f"/v1/objects/{written[-1]}").content == b"s" * 20_000
+        return str(answer.headers["x-tierstore-tier"])
+
+    for _ in range(40):
+        lands("archive", is_read=False)
+        lands("soon", is_read=True)
+    wait_until(lambda: lands("soon", is_read=True) == "ssd", seconds=20, what="the bucket is known to be read soon")
+    chunk = roomy.get(f"/v1/explain/{written[-1]}").json()["chunks"][0]
+    assert sorted((r["role"], r["tier"]) for r in chunk["replicas"]) == [
+        ("cache", "ssd"), ("home", "hdd"), ("home", "hdd")
+    ]  # fmt: skip
+    assert chunk["heat_per_hour"] > 0, "its bucket's past speaks for it"
+    assert lands("archive", is_read=False) == "hdd"
+    set_policy(roomy, [], read_soon=0.0)
+    wait_until(lambda: lands("soon", is_read=True) == "hdd", seconds=20, what="it is switched off")
