@@ -15,7 +15,8 @@ from metadata.promoter.runner import DutyStatus, Promoter
 from metadata.services.cluster import Cluster
 from metadata.services.collect import DeletionGuard
 from metadata.services.commit import CommitService
-from metadata.services.jobs import JobQueue, Tally
+from metadata.services.jobs import JobQueue
+from metadata.services.jobs_rates import Tally
 from metadata.services.repair import Repair
 from tierstore.telemetry.metrics import Value, Watch
 

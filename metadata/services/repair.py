@@ -241,7 +241,7 @@ class Repair:
                 return False
             self._book.rewrite(c, located, [r for r in chunk.replicas if r.device != device], at_ms=now_ms)
             return True
-        replicas = self._queue.without(c, located, list(chunk.replicas), device, via=device, now_ms=now_ms)
+        replicas = self._queue.replicas.without(c, located, list(chunk.replicas), device, via=device, now_ms=now_ms)
         if replicas != list(chunk.replicas):
             self._book.rewrite(c, located, replicas, at_ms=now_ms)
             return True
@@ -251,7 +251,7 @@ class Repair:
 
     def _requeue_drop(self, c: Connection, located: Located, victim: Replica, *, now_ms: int) -> None:
         via = next((r.device for r in located.chunk.replicas if r.device != victim.device), victim.device)
-        self._queue.queue_drop(
+        self._queue.replicas.queue_drop(
             c, located.chunk.id, victim.device, via=via, generation=victim.generation, now_ms=now_ms
         )
 
@@ -274,7 +274,7 @@ class Repair:
         if target is None:
             return None
         live = len(homes) + (1 if old is not None and why == "drain" and is_alive(self._view, drop) else 0)
-        rank = CLASS_DRAIN if live >= self._queue.copies_of(located) else endangered(len(homes))
+        rank = CLASS_DRAIN if live >= self._queue.replicas.copies_of(located) else endangered(len(homes))
         via = next((r.device for r in chunk.replicas if r.device != drop), drop)
         return NewJob(
             "copy", why, rank, target.server, target.id, chunk=chunk.id, bytes=chunk.chunk_bytes,
@@ -397,7 +397,7 @@ class Repair:
         # Each chunk is judged once per pass: at the first of its devices that counts.
         if device != min((r.device for r in counted), default=device):
             return 0
-        homes, wanted = home_servers(self._view, replicas), self._queue.copies_of(located)
+        homes, wanted = home_servers(self._view, replicas), self._queue.replicas.copies_of(located)
         if len(homes) < wanted:
             # Homes on servers that are merely away are not replaced here: their grace has not passed.
             away = [
@@ -413,7 +413,7 @@ class Repair:
             return jobs.add(c, [job], now_ms=now_ms) if job is not None else 0
         if len(counted) > max(wanted, len(homes)) or len(homes) > wanted:
             victim = self._excess(counted)
-            left = self._queue.without(c, located, list(replicas), victim.device, via=device, now_ms=now_ms)
+            left = self._queue.replicas.without(c, located, list(replicas), victim.device, via=device, now_ms=now_ms)
             if left != list(replicas):
                 self._book.rewrite(c, located, left, at_ms=now_ms)
                 return 1

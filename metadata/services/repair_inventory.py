@@ -213,7 +213,7 @@ class Inventories:
                 located = self._book.locate(c, placed[chunk][0], chunk)
                 if located is None or any(r.device == device for r in located.chunk.replicas):
                     continue
-                self._queue.queue_drop(c, chunk, device, via=placed[chunk][0], generation=0, now_ms=now_ms)
+                self._queue.replicas.queue_drop(c, chunk, device, via=placed[chunk][0], generation=0, now_ms=now_ms)
                 strays += 1
             else:
                 orphans.append(chunk)

@@ -324,7 +324,7 @@ class Tiering:
             require_epoch(c, PROMOTER, epoch)
             gone, unknown = [], []
             for demotion in demotions:
-                located = self._queue.locate(c, demotion.device, demotion.chunk)
+                located = self._queue.replicas.locate(c, demotion.device, demotion.chunk)
                 if located is None:
                     unknown.append(demotion)
                 replica = next(
@@ -333,7 +333,7 @@ class Tiering:
                 if located is None or replica is None or replica.role != ROLE_CACHE or replica.state != LIVE:
                     continue    # it went another way; a home copy is never let go here
                 via = next((r.device for r in located.chunk.replicas if r.role == ROLE_HOME), demotion.device)
-                left = self._queue.without(
+                left = self._queue.replicas.without(
                     c, located, list(located.chunk.replicas), demotion.device, via=via, now_ms=now_ms
                 )
                 self._book.rewrite(c, located, left, at_ms=now_ms)

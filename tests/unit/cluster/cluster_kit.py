@@ -209,6 +209,8 @@ class MiniCluster:
 
     world: World
     queue: JobQueue
+    book: CatalogBook
+    switches: DutySwitches
     repair: Repair
     drains: Drains
     guard: DeletionGuard
@@ -333,7 +335,7 @@ async def new_cluster(*names: str, copies: int = 2) -> MiniCluster:
     repair = Repair(world.database, world.cluster, queue, book, random.Random(3))
     guard = DeletionGuard(world.database, world.cluster)
     cluster = MiniCluster(
-        world, queue, repair, Drains(world.database, world.cluster, repair), guard,
+        world, queue, book, switches, repair, Drains(world.database, world.cluster, repair), guard,
         Collection(world.database, world.cluster, guard),
         Inventories(world.database, world.cluster, queue=queue, book=book, guard=guard, clock=world.clock),
         Scrub(world.database, world.cluster, book), copies=copies,

@@ -349,7 +349,7 @@ async def test_paused_work_waits() -> None:
     await c.put("k", "a", "b")
     await c.pass_time(45, "b", "c")
     await c.repair.step(0)
-    switches = c.queue._switches
+    switches = c.switches
     await switches.set("repair", paused=True)
     assert not (await c.stores["c"].server.beat(slots=4)).jobs
     await switches.load()

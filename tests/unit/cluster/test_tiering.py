@@ -86,7 +86,7 @@ async def new_rig(*, capacity: int = 10 * MIB) -> Rig:
         return rig.revision, rig.policy
 
     tiering = Tiering(
-        cluster.world.database, cluster.world.cluster, cluster.queue._book, cluster.queue, heat, policy=policy
+        cluster.world.database, cluster.world.cluster, cluster.book, cluster.queue, heat, policy=policy
     )
 
     def choose(size: int, tier: str, taken: Any) -> DeviceInfo | None:
