@@ -23,9 +23,8 @@ from fastapi import FastAPI, Request
 
 from metadata import metrics
 from metadata.catalog import snapshots
-from metadata.catalog.book import CatalogBook, Located
+from metadata.catalog.book import CatalogBook
 from metadata.catalog.database import Database, open_database
-from metadata.catalog.packed import DELETING
 from metadata.catalog.setup import prepare
 from metadata.config import Settings
 from metadata.promoter.collect import CollectDuty
@@ -58,6 +57,7 @@ from metadata.services.cluster_liveness import Timers
 from metadata.services.cluster_status import Status
 from metadata.services.collect import Collection, DeletionGuard
 from metadata.services.commit import CommitService
+from metadata.services.copies import Copies
 from metadata.services.credentials import Credentials
 from metadata.services.drain import Drains
 from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
@@ -102,7 +102,6 @@ from tierstore.serving.run import Serving, inherited, listen
 from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
-from tierstore.ticket import ROLE_HOME
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport
@@ -211,9 +210,14 @@ class MetadataServer:
         self.switches = DutySwitches(database)
         self.book = CatalogBook()
         self.heat = HeatGatherer(around.clock, self._heat_file())
+        self.copies = Copies(
+            settings.placement.copies, policy=lambda: self.policies.current.policy,
+            now=lambda: self.clock.now_ms() / 1000,
+        )  # fmt: skip
         self.jobs = JobQueue(
-            database, self.cluster, self.book, self.switches, copies_of=self._copies_of, heat_of=self.heat.heat_per_hour
-        )
+            database, self.cluster, self.book, self.switches, copies_of=self.copies.of_chunk,
+            heat_of=self.heat.heat_per_hour,
+        )  # fmt: skip
         self.tiering = Tiering(
             database, self.cluster, self.book, self.jobs, self.heat,
             policy=lambda: (self.policies.current.revision, self.policies.current.policy),
@@ -296,11 +300,11 @@ class MetadataServer:
         self.lookups.on_read, self.lookups.on_window = self._note_read, self.tiering.learn_names
         self.allocations = AllocateService(self.view, clock, rng)
         self.commits = CommitService(
-            database, self.view, clock, self.versions, rng=rng, copies_for=self._copies_for
+            database, self.view, clock, self.versions, rng=rng, copies_for=self.copies.for_object
         )
         self.files = FilesService(
-            database, self.commits, FileBodies(self.versions, rng=rng, copies_for=self._copies_for), names=self.names,
-            order=order, view=self.view, clock=clock, copies=lambda: self.settings.placement.copies,
+            database, self.commits, FileBodies(self.versions, rng=rng, copies_for=self.copies.for_object),
+            names=self.names, order=order, view=self.view, clock=clock, copies=lambda: self.settings.placement.copies,
         )  # fmt: skip
         self.commits.listeners += [self.recorder.committed, self.tiering.committed, self.read_soon.committed]
         self.tiering_view = TieringView(database, self.cluster, self.names, self.tiering, self.walk)
@@ -336,19 +340,6 @@ class MetadataServer:
     def _note_read(self, bucket: str, key: str, size: int) -> None:
         self.recorder.read(bucket, key, size)
         self.read_soon.read(bucket, key, size)
-
-    def _copies_for(self, bucket: str, key: str, size: int) -> int:
-        """Home copies that the policy asks for; the cluster's default where it says nothing."""
-        rule = self.policies.current.policy.rule_for(bucket, key, size, self.clock.now_ms() / 1000)
-        return rule.copies or self.settings.placement.copies
-
-    def _copies_of(self, located: Located) -> int:
-        """Home copies that a chunk is to have now. One that several versions may share keeps as many as it was given:
-        no single rule speaks for it."""
-        if located.owner is not None and located.bucket:
-            return self._copies_for(located.bucket, located.owner[1], located.size)
-        homes = sum(r.role == ROLE_HOME and r.state != DELETING for r in located.chunk.replicas)
-        return max(self.settings.placement.copies, homes)
 
     def _this_site(self) -> Self:
         here = self.cluster.cluster_map(metadata_urls=[]).sites[0]

@@ -57,7 +57,7 @@ class JobQueue:
         self._cluster = cluster
         self._view = cluster.view
         self.replicas = Replicas(self._view, book, copies_of or (lambda located: cluster.settings.copies))
-        self._handing = HandOut(database, cluster, self.replicas, switches, rates or JobRates())
+        self._handing = HandOut(database, cluster, book, self.replicas, switches, rates=rates or JobRates())
         self._results = Results(self._view, book, self.replicas)
         self.heat_of = heat_of
         self.tallies: dict[str, Tally] = defaultdict(Tally)

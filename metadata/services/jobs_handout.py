@@ -10,15 +10,24 @@ from typing import Final
 import msgspec
 
 from metadata.catalog import jobs
+from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import JobRow
 from metadata.catalog.leases import Connection
-from metadata.catalog.packed import PackedChunk
+from metadata.catalog.packed import DELETING, PackedChunk
 from metadata.services.cluster import Cluster
 from metadata.services.duties import DutySwitches
 from metadata.services.jobs_rates import JobRates
 from metadata.services.jobs_replicas import Replicas
-from metadata.services.jobs_work import BatchWork, CopyWork, DropWork, InventoryWork, VerifyWork, readable
+from metadata.services.jobs_work import (
+    BatchWork,
+    CopyWork,
+    DropWork,
+    InventoryWork,
+    ReplicaBook,
+    VerifyWork,
+    readable,
+)
 from tierstore.names import ChunkId, DeviceId, ServerId
 from tierstore.ticket import NO_HEAT, TICKET_SECONDS_MAX, ReadTicket, mint_read
 from tierstore.wire.cluster import CopySource, Job
@@ -36,11 +45,13 @@ class HandOut:
     """One per job queue."""
 
     def __init__(
-        self, database: Database, cluster: Cluster, replicas: Replicas, switches: DutySwitches, rates: JobRates
-    ) -> None:
+        self, database: Database, cluster: Cluster, book: ReplicaBook, replicas: Replicas, switches: DutySwitches,
+        *, rates: JobRates,
+    ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
         self._view = cluster.view
+        self._book = book
         self._replicas = replicas
         self._switches = switches
         self.rates = rates
@@ -92,10 +103,7 @@ class HandOut:
             return self._wire_copy(c, row, job, now_ms)
         if row.kind in ("delete", "undelete"):
             if row.chunk:
-                drop = msgspec.msgpack.decode(row.payload, type=DropWork)
-                return msgspec.structs.replace(
-                    job, batch=row.chunk, generation=drop.generation, discard=drop.discard
-                )
+                return self._wire_drop(c, row, job)
             return msgspec.structs.replace(job, batch=msgspec.msgpack.decode(row.payload, type=BatchWork).ids)
         if row.kind == "verify":
             check = msgspec.msgpack.decode(row.payload, type=VerifyWork)
@@ -113,6 +121,8 @@ class HandOut:
         located = self._replicas.locate(c, work.via, row.chunk)
         if located is None or not self._replicas.is_wanted(located, row, work):
             jobs.remove(c, [row.id])
+            if located is not None and work.drop and not work.keep:
+                self._let_go(c, located, work.drop, via=work.via, now_ms=now_ms)
             return None
         sources = self._sources(located.chunk, row.device_id, now_ms)
         if not sources:
@@ -124,13 +134,32 @@ class HandOut:
             job, chunk_bytes=located.chunk.chunk_bytes, crc32c=located.chunk.crc32c, sources=sources
         )
 
+    def _let_go(self, c: Connection, located: Located, device: int, *, via: int, now_ms: int) -> None:
+        """The copy that a job was to replace: when others are enough by now, it goes without a replacement. A bad one
+        would else stay in the row until somebody misses a copy again."""
+        replicas = list(located.chunk.replicas)
+        left = self._replicas.without(c, located, replicas, device, via=via, now_ms=now_ms)
+        if left != replicas:
+            self._book.rewrite(c, located, left, at_ms=now_ms)
+
+    def _wire_drop(self, c: Connection, row: JobRow, job: Job) -> Job | None:
+        """A deletion of one replica, judged anew: it was queued on what was known then. When it may not go now the job
+        ends; the audit queues it again when it may."""
+        drop = msgspec.msgpack.decode(row.payload, type=DropWork)
+        located = self._replicas.locate(c, drop.via, row.chunk)
+        if located is not None and not self._replicas.may_be_deleted(located, row.device_id, drop.generation):
+            jobs.remove(c, [row.id])
+            return None
+        return msgspec.structs.replace(job, batch=row.chunk, generation=drop.generation, discard=drop.discard)
+
     def _sources(self, chunk: PackedChunk, target: int, now_ms: int) -> list[CopySource]:
         sources: list[CopySource] = []
         own = self._view.devices[target].server
+        found = readable(self._view, chunk.replicas)
+        if not found:   # copies that are to go are still good until they are gone
+            found = [r for r in chunk.replicas if r.state == DELETING and self._view.can_read(r.device)]
         # An own device first: no network.
-        for replica in sorted(
-            readable(self._view, chunk.replicas), key=lambda r: self._view.devices[r.device].server != own
-        )[:SOURCES_MAX]:
+        for replica in sorted(found, key=lambda r: self._view.devices[r.device].server != own)[:SOURCES_MAX]:
             device = self._view.devices[replica.device]
             key = self._view.signing_key(device.server)
             if key is None or replica.device == target:

@@ -52,6 +52,21 @@ class Replicas:
             return False    # two homes never share a server
         return len(homes) < self.copies_of(located)
 
+    def has_enough(self, located: Located, *, without: int = 0) -> bool:
+        """Whether enough homes count, leaving one device out."""
+        return len(home_servers(self._view, located.chunk.replicas, without=without)) >= self.copies_of(located)
+
+    def may_be_deleted(self, located: Located, device: int, generation: int) -> bool:
+        """Whether the copy whose deletion was queued may still go: the chunk's row says so of this very copy, or does
+        not name the device, and enough homes are elsewhere now. They were when it was marked; rot may have been found
+        since, and then the marked copy is the better for being there (it is read as a last resort)."""
+        mine = next((r for r in located.chunk.replicas if r.device == device), None)
+        if mine is not None and (mine.state != DELETING or mine.generation != generation):
+            return False
+        if mine is not None and mine.role == ROLE_CACHE:
+            return any(r.state == LIVE for r in located.chunk.replicas)
+        return self.has_enough(located, without=device)
+
     @staticmethod
     def may_stay(chunk: PackedChunk, device: int) -> bool:
         """Whether a home copy that has just been replaced may stay as the chunk's only cache copy."""
@@ -74,6 +89,8 @@ class Replicas:
             if len(homes) < self.copies_of(located):
                 return replicas
         rest = [r for r in replicas if r.device != device]
+        if not rest:
+            return replicas     # the last one named: whoever looks for the bytes begins there, bad or not
         if victim.state == BAD or not is_alive(self._view, device):
             return rest
         generation = (victim.generation + 1) & 0xFFFF

@@ -249,11 +249,15 @@ class Repair:
             return False
         return self.plan(located, why=why, drop=device)
 
-    def _requeue_drop(self, c: Connection, located: Located, victim: Replica, *, now_ms: int) -> None:
+    def _requeue_drop(self, c: Connection, located: Located, victim: Replica, *, now_ms: int) -> bool:
+        """Queue the deletion of a copy that is marked for it, unless it is missed by now; whether it may go."""
+        if not self._queue.replicas.may_be_deleted(located, victim.device, victim.generation):
+            return False
         via = next((r.device for r in located.chunk.replicas if r.device != victim.device), victim.device)
         self._queue.replicas.queue_drop(
             c, located.chunk.id, victim.device, via=via, generation=victim.generation, now_ms=now_ms
         )
+        return True
 
     def plan(self, located: Located, *, why: str, drop: int = 0) -> NewJob | None:
         """A copy job for one more home of the chunk, replacing the one on `drop`; None when no device can take it."""
@@ -349,6 +353,9 @@ class Repair:
             return None
         bad = Replica(victim.device, victim.role, BAD, victim.generation, victim.segment, victim.offset)
         marked = replace(located, chunk=chunk.with_replicas([*rest, bad]))
+        if rest and self._queue.replicas.has_enough(marked):
+            self._book.rewrite(c, located, rest, at_ms=now_ms)    # enough without it: nothing replaces it
+            return None
         if victim.state != BAD:
             self._book.rewrite(c, located, marked.chunk.replicas, at_ms=now_ms)
         return self.plan(marked, why="repair", drop=device)
@@ -391,7 +398,10 @@ class Repair:
         if mine is None:
             return 0
         if mine.state == DELETING:
-            self._requeue_drop(c, located, mine, now_ms=now_ms)
+            return self._requeue_drop(c, located, mine, now_ms=now_ms)
+        if mine.state == BAD and self._queue.replicas.has_enough(located):
+            left = [r for r in replicas if r.device != device]
+            self._book.rewrite(c, located, left, at_ms=now_ms)
             return 1
         counted = [r for r in replicas if counts(self._view, r)]
         # Each chunk is judged once per pass: at the first of its devices that counts.

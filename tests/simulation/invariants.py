@@ -14,9 +14,8 @@ from tests.simulation.workload import Violation
 from tierstore.ticket import ROLE_HOME
 
 
-def references(cluster: SimCluster, *, shared: set[bytes] | None = None) -> dict[bytes, tuple[Replica, ...]]:
-    """Every chunk that a name refers to, with its replicas, as committed now. shared: is filled with the chunks that
-    have rows of their own."""
+def references(cluster: SimCluster) -> dict[bytes, tuple[Replica, ...]]:
+    """Every chunk that a name refers to, with its replicas, as committed now."""
     database = cluster.metadata.database
     assert database is not None
 
@@ -28,8 +27,6 @@ def references(cluster: SimCluster, *, shared: set[bytes] | None = None) -> dict
                     found[chunk.id] = chunk.replicas
         for row in connection.execute(sa.select(schema.chunks.c.id, schema.chunks.c.replicas)):
             found[bytes(row.id)] = unpack_replicas(bytes(row.replicas))
-            if shared is not None:
-                shared.add(bytes(row.id))
         return found
 
     return database.read_now(read)
@@ -81,8 +78,7 @@ def unrest(cluster: SimCluster) -> str:
     if cluster.metadata.server is None:
         return "metadata is away"
     view, by_id = cluster.view, cluster.device_by_id()
-    shared: set[bytes] = set()
-    wanted = references(cluster, shared=shared)
+    wanted = references(cluster)
     for chunk, replicas in sorted(wanted.items()):
         live = [r for r in replicas if r.state == LIVE]
         if not any(by_id[r.device].is_good(chunk) for r in live if r.device in by_id):
@@ -91,8 +87,7 @@ def unrest(cluster: SimCluster) -> str:
         homes = Counter(view.devices[r.device].server for r in live if r.role == ROLE_HOME)
         if max(homes.values(), default=0) > 1:
             return f"{chunk.hex()} has two homes on one server: {replicas}"
-        # A chunk that several versions may share keeps as many homes as it came to have: no rule speaks for it.
-        if len(homes) < cluster.copies or (len(homes) > cluster.copies and chunk not in shared):
+        if len(homes) != cluster.copies:
             return f"{chunk.hex()} has {len(homes)} homes: {replicas}"
         if len(live) != len(replicas):
             return f"{chunk.hex()} has replicas that are not live: {replicas}"

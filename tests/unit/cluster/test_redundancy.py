@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import sqlalchemy as sa
 from metadata.catalog import jobs, leases, operations, schema
 from metadata.catalog.packed import BAD, DELETING
 from metadata.services.collect import DeletionGuard
+from metadata.services.copies import Copies
 from tests.unit.cluster.cluster_kit import follow_feed, new_cluster, report
 from tierstore.errors import ConflictError
+from tierstore.policy.rules import parse_toml
 from tierstore.wire.cluster import BadChunk, JobReport
 
 
@@ -483,3 +486,90 @@ async def test_the_audit_lets_an_extra_home_go_and_makes_a_missing_one() -> None
     await c.settle()
     assert len(await c.homes(extra)) == 2 == len(await c.replicas(extra))
     assert len(await c.homes(alone)) == 2
+
+
+async def test_a_bad_copy_beyond_the_wanted_ones_is_dropped_and_not_replaced() -> None:
+    """Its entry stayed in the row for ever (seed 107): no job wanted to replace it and nobody else looked at it."""
+    c = await new_cluster("a", "b", "c")
+    chunk = await c.put("k", "a", "b", "c")
+    c.stores["a"].held[c.device("a")].discard(chunk)
+    await c.queue.report_bad([BadChunk(chunk, c.device("a"), "bad-block")])
+    await c.repair.mend(0)
+    assert set(await c.replicas(chunk)) == {c.device("b"), c.device("c")}
+    await c.settle()
+    assert all(job.kind != "copy" for store in c.stores.values() for job in store.jobs_seen)
+
+
+async def test_a_replacement_that_is_no_longer_wanted_takes_the_bad_copy_with_it() -> None:
+    """A server comes back between plan and hand-out: enough homes again, but the bad entry is still in the row."""
+    c = await new_cluster("a", "b", "c", "d")
+    chunk = await c.put("k", "a", "b", "c")
+    await c.pass_time(25, "a", "b", "d")
+    c.stores["a"].held[c.device("a")].discard(chunk)
+    await c.queue.report_bad([BadChunk(chunk, c.device("a"), "bad-block")])
+    await c.repair.mend(0)
+    assert (await c.replicas(chunk))[c.device("a")].state == BAD
+    await c.pass_time(2, "a", "b", "c", "d")
+    await c.inventories.schedule(every_ms=1 << 50)
+    await c.stores["c"].turn(c)     # reconciled: it counts again
+    await c.settle()
+    assert await c.homes(chunk) == {"b", "c"} and len(await c.replicas(chunk)) == 2
+    assert all(job.kind != "copy" for store in c.stores.values() for job in store.jobs_seen)
+
+
+async def test_the_audit_drops_bad_entries_that_nothing_else_drops() -> None:
+    """The slow pass is what everything else rests on."""
+    c = await new_cluster("a", "b", "c")
+    chunk = await c.put("k", "a", "b", "c")
+
+    def spoil(k: leases.Connection) -> None:
+        located = c.book.locate(k, c.device("a"), chunk)
+        assert located is not None
+        replicas = [replace(r, state=BAD) if r.device == c.device("a") else r for r in located.chunk.replicas]
+        c.book.rewrite(k, located, replicas, at_ms=0)
+
+    await c.world.database.write(spoil)
+    for _ in range(4):
+        await c.repair.audit(0)
+    assert set(await c.replicas(chunk)) == {c.device("b"), c.device("c")}
+
+
+async def test_a_queued_deletion_does_not_go_out_when_the_copy_is_missed_by_then() -> None:
+    """Rule 4 once more at the hand-out: the homes it rested on rotted since. The copy that was to go is what repair
+    reads from, and goes when there are enough again."""
+    c = await new_cluster("a", "b", "c")
+    chunk = await c.put("k", "a", "b", "c")
+    for _ in range(4):
+        await c.repair.audit(0)
+    (doomed,) = [d for d, r in (await c.replicas(chunk)).items() if r.state == DELETING]
+    for name in ("a", "b", "c"):
+        if c.device(name) != doomed:
+            c.stores[name].held[c.device(name)].discard(chunk)
+            await c.queue.report_bad([BadChunk(chunk, c.device(name), "bad-block")])
+    await c.settle()
+    assert chunk in c.held_on(doomed)
+    for _ in range(12):     # one copy after the other, then the one too many
+        await c.pass_time(3, "a", "b", "c")
+        await c.repair.audit(0)
+        await c.settle()
+    replicas = await c.replicas(chunk)
+    assert len(await c.homes(chunk)) == len(replicas) == 2 and all(r.state == 0 for r in replicas.values())
+
+
+async def test_shared_chunks_keep_no_more_homes_than_a_rule_asks_for() -> None:
+    """They kept every home they ever got: a server that was away and came back left three for good."""
+    policy = {"rules": parse_toml("version = 1")}
+    c = await new_cluster("a", "b", "c")
+    copies = Copies(2, policy=lambda: policy["rules"], now=lambda: 0.0)
+    c.queue.replicas.copies_of = copies.of_chunk
+    chunk = await c.put("k", "a", "b", "c", shared=True)
+    policy["rules"] = parse_toml("version = 1\n[[rules]]\nname = \"careful\"\ncopies = 3\n")
+    for _ in range(4):
+        await c.repair.audit(0)
+    await c.settle()
+    assert len(await c.homes(chunk)) == 3, "one of the versions that share it may be under that rule"
+    policy["rules"] = parse_toml("version = 1")
+    for _ in range(4):
+        await c.repair.audit(0)
+    await c.settle()
+    assert len(await c.homes(chunk)) == 2 == len(await c.replicas(chunk))
