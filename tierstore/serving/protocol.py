@@ -26,6 +26,7 @@ from tierstore.serving.body_receiver import BodyReceiver
 from tierstore.serving.edge import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, EdgeProtocol
 from tierstore.serving.framing import check_expectation, check_framing, check_size, first_values
 from tierstore.serving.hot_exchange import OPEN, STREAMING, HotExchange
+from tierstore.serving.known_heads import KnownRequest
 from tierstore.serving.problem import EdgeError
 from tierstore.serving.state import ServingState
 from tierstore.serving.table import Route
@@ -49,6 +50,7 @@ class HotProtocol(EdgeProtocol):
         self._running: RequestResponseCycle | None = None
         self._in_head = False
         self._head_bytes = 0
+        self._first = b""                               # what was read at the beginning of a request, till it is parsed
         self._is_suspect = False                        # the head may be larger than the limit: count it
         self._receiver: BodyReceiver | None = None
         self._route: Route | None = None
@@ -76,8 +78,12 @@ class HotProtocol(EdgeProtocol):
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase == IDLE:
-            self._phase = HEAD
             self.since = self.state.tick
+            known = self.state.heads.find(data)
+            if known is not None and self._take_known(known, data):
+                return
+            self._phase = HEAD
+            self._first = data
             self._is_suspect = len(data) > self.state.limits.header_bytes_max
         elif phase == LINGER:
             self._discard(len(data))
@@ -87,6 +93,7 @@ class HotProtocol(EdgeProtocol):
         else:
             if phase == BODY:
                 self.since = self.state.tick
+            self._first = b""
             self._is_suspect = True
         was_in_head = self._in_head
         try:
@@ -109,6 +116,38 @@ class HotProtocol(EdgeProtocol):
         if exchange is not None and exchange is self.exchange and not exchange.body_ended:
             self._body_goes_on(exchange)
 
+    def _take_known(self, known: KnownRequest, data: bytes) -> bool:
+        """Begin a hot request without the parser. False: it is the parser's after all."""
+        method, target, head, at = known
+        length = head.content_length or 0
+        came = len(data) - at
+        route = self.state.table.match(method, target)
+        if (
+            route is None or came > length or self._no_more or self.exchange is not None or self.pipeline
+            or not (self.cycle is None or self.cycle.response_complete) or self.scheme == "https"
+        ):  # fmt: skip
+            return False
+        exchange = HotExchange(
+            self, route, method, target, head.headers, head.index, head.content_length, False, True, False
+        )
+        self.exchange = self._parsing = exchange
+        if not length:
+            self._phase = BUSY
+            self._invoke(exchange)
+            return True
+        self._phase = BODY
+        self._invoke(exchange)
+        if came:
+            exchange.take(data[at:])
+        if self._phase in (LINGER, CLOSED):
+            return True
+        if came == length:
+            self._phase = BUSY
+            self.body_complete(exchange)
+        elif exchange is self.exchange:
+            self._body_goes_on(exchange)
+        return True
+
     # -- parser callbacks -------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
         if self._no_more:
@@ -128,6 +167,7 @@ class HotProtocol(EdgeProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        first, self._first = self._first, b""
         headers = self.headers
         index = dict(headers)
         if self._is_suspect:
@@ -162,6 +202,8 @@ class HotProtocol(EdgeProtocol):
         exchange = HotExchange(
             self, route, method, self.url, headers, index, length, is_chunked, keep_alive, self.expect_100_continue
         )
+        if first and keep_alive:
+            self.state.heads.note(first, headers, index, length)
         self.exchange = self._parsing = exchange
         if not exchange.body_ended:
             self._phase = BODY

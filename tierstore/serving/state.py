@@ -13,6 +13,7 @@ import time
 from email.utils import formatdate
 from typing import Final, Protocol
 
+from tierstore.serving.known_heads import KnownHeads
 from tierstore.serving.limits import Limits
 from tierstore.serving.table import RouteTable
 
@@ -41,6 +42,7 @@ class ServingState:
     def __init__(self, table: RouteTable, limits: Limits) -> None:
         self.table = table
         self.limits = limits
+        self.heads = KnownHeads()
         self.tick = 0
         self.is_draining = False            # answers carry connection: close
         self.request_prefix = secrets.token_hex(4).encode("ascii") + b"-"
