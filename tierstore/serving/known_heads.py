@@ -14,6 +14,7 @@ Cost of a hit: one pattern, one find, one slice and one look-up, about 1.2 us; t
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 #: Heads kept, and the largest one that is: 1 MiB at most in a process.
@@ -28,7 +29,8 @@ _UNFIT: Final = (b"transfer-encoding", b"expect", b"upgrade", b"x-amz-date")
 Headers = list[tuple[bytes, bytes]]
 
 
-class KnownHead(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class KnownHead:
     """What stands behind a request line. content_length None: no body."""
 
     headers: Headers

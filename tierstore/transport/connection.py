@@ -1,7 +1,8 @@
 """One keep-alive connection of the pooled transport: httptools' response parser on a BufferedProtocol.
 
 Owns one request and its answer at a time. Small answers pass the parser; the body of a large one goes from the socket
-straight into the caller's memory (get_buffer hands out the caller's view), without the parser and without a copy.
+straight into the caller's memory, without the parser and without a copy: at once what the kernel has already, the rest
+as it comes (get_buffer hands out the caller's view).
 
 Invariants: a connection is reusable only when the request was sent wholly and the answer was read wholly, with no
 byte behind it; the write buffer's mark is 0, so "not paused" means that every byte written is in the kernel and the
@@ -14,6 +15,8 @@ swept by the pool).
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from typing import TYPE_CHECKING, Final
 
 import httptools
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from tierstore.transport.pool import Origin
 
 READ_BYTES: Final = 256 * 1024
+#: Of a streamed answer's head: what comes with it is copied by the parser, the rest goes straight to the reader.
+HEAD_READ_BYTES: Final = 4 * 1024
+#: Read without a turn of the loop at most: a fast peer must not keep the others waiting (about 0.5 ms).
+TURN_BYTES: Final = 2 * 1024 * 1024
 
 IDLE: Final = 0
 WAITING: Final = 1      # request sent or being sent, no byte of the answer yet
@@ -67,6 +74,9 @@ class Connection(asyncio.BufferedProtocol):
         self._read_paused = False
         self._unsent = 0                    # body bytes of an upload that were not written yet
         self._read_view = origin.read_view
+        self._head_view = origin.read_view[:HEAD_READ_BYTES]
+        self._turn_bytes = 0                # read without a turn of the loop since the last one
+        self._direct_socket: socket.socket | None = None        # a dup, to read what is there at once
         self._limit = origin.answer_bytes_max
 
     # -- asyncio ----------------------------------------------------------------------------------------------
@@ -84,6 +94,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.phase < COMPLETE:
             self._fail(UnavailableError(f"{self.origin.url} closed the connection", code=code, url=self.origin.url))
         self.phase = CLOSED
+        if self._direct_socket is not None:
+            self._direct_socket.close()
+            self._direct_socket = None
         self.origin.lost(self)
 
     def eof_received(self) -> None:
@@ -100,7 +113,7 @@ class Connection(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._is_direct and self._target is not None:
             return self._target[self._filled :]
-        return self._read_view
+        return self._head_view if self._is_stream else self._read_view
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._is_direct and self._target is not None:
@@ -279,6 +292,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         if len(view) - at > self._body_left or self.phase != BODY:
             raise UnavailableError("the answer's body is shorter than expected", code="broken-answer")
+        at = self._read_now(view, at)
+        if at == len(view):
+            self._end_if_read()
+            return
+        self._turn_bytes = 0
         self._target = view[at:]
         self._filled = 0
         self._waiter = waiter = self.loop.create_future()
@@ -291,6 +309,24 @@ class Connection(asyncio.BufferedProtocol):
                 self._target = None
                 self.drop()
         self._end_if_read()
+
+    def _read_now(self, view: memoryview, at: int) -> int:
+        """Take what the kernel has already; how far the view is filled then. Only while the transport does not read."""
+        if not self._read_paused or self.origin.is_tls or self.transport.is_closing() or self._turn_bytes >= TURN_BYTES:
+            return at
+        if self._direct_socket is None:
+            try:
+                self._direct_socket = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
+            except OSError:
+                return at                   # no descriptor left: the transport reads it
+            self._direct_socket.setblocking(False)
+        try:
+            count = self._direct_socket.recv_into(view[at:])
+        except OSError:
+            return at                       # nothing there yet, or broken: the transport will tell
+        self._body_left -= count
+        self._turn_bytes += count
+        return at + count
 
     def _end_if_read(self) -> None:
         if self.phase == BODY and self._is_direct and not self._body_left and not self._pieces:

@@ -16,14 +16,15 @@ from urllib.parse import quote_from_bytes
 
 import msgspec
 
-from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count, combine_sums, unpack_sums, verify_block
+from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count, combine_sums, crc_of, unpack_sums, verify_block
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, TierstoreError, UnavailableError, from_answer
 from tierstore.names import ChunkId
 from tierstore.transport.peer import Buffer, Headers, PeerReply, PeerStream, PeerTransport, PeerUpload
+from tierstore.transport.pieces import PieceBuffers
 
+#: A piece of a stream: a share of its data, so that the first byte is not late, in whole blocks within these bounds.
 PIECE_BYTES: Final = 4 * BLOCK_BYTES
-#: Of chunks that are several times as long: fewer turns of the loop, and still within a core's cache.
 LONG_PIECE_BYTES: Final = 16 * BLOCK_BYTES
 #: Chunks up to this are sent by one call; larger ones stream, so that an early refusal saves the bytes.
 SMALL_PUT_BYTES: Final = 256 * 1024
@@ -95,8 +96,10 @@ class VerifiedStream:
         self._data_left = blocks.data_bytes
         self._skip = first - blocks.begin
         self._left = length
-        self._piece_bytes = LONG_PIECE_BYTES if blocks.data_bytes >= 4 * LONG_PIECE_BYTES else PIECE_BYTES
-        self._buffer = memoryview(bytearray(min(self._piece_bytes, blocks.data_bytes)))
+        self._piece_bytes = _piece_bytes(blocks.data_bytes)
+        self._memory = client.pieces.take(self._piece_bytes)
+        self._buffer = memoryview(self._memory)
+        self._given: memoryview | None = None
 
     @property
     def unread(self) -> int:
@@ -112,17 +115,41 @@ class VerifiedStream:
         view = self._buffer[:size]
         await self._stream.read_into(view)
         self._data_left -= size
-        for at in range(0, size, BLOCK_BYTES):
-            verify_block(view[at : at + BLOCK_BYTES], self._sums[self._block], chunk=self._chunk, block=self._block)
-            self._block += 1
-            self._client.blocks_verified += 1
+        self._verify(view, size)
         begin, self._skip = self._skip, 0
-        piece = view[begin : begin + self._left]
+        piece = self._given = view[begin : begin + self._left]
         self._left -= len(piece)
         return piece
 
+    def _verify(self, view: memoryview, size: int) -> None:
+        block, sums = self._block, self._sums
+        for at in range(0, size, BLOCK_BYTES):
+            if crc_of(view[at : at + BLOCK_BYTES]) != sums[block]:
+                raise IntegrityError(
+                    f"block {block} of chunk {self._chunk.hex()} has a wrong checksum", code="bad-block"
+                )
+            block += 1
+        self._client.blocks_verified += block - self._block
+        self._block = block
+
     def close(self) -> None:
+        """Harmless to repeat. The last piece is no longer valid."""
         self._stream.close()
+        if self._memory:
+            memory, self._memory = self._memory, bytearray()
+            try:
+                if self._given is not None:
+                    self._given.release()
+                self._buffer.release()
+            except BufferError:
+                return          # a write of it is still under way: the buffer is not kept
+            self._client.pieces.give_back(memory)
+
+
+def _piece_bytes(data_bytes: int) -> int:
+    """Half of the data, in whole blocks within the bounds: a chunk of 1 MiB comes in two pieces."""
+    half = block_count(-(-data_bytes // 2)) * BLOCK_BYTES
+    return min(max(half, PIECE_BYTES), LONG_PIECE_BYTES)
 
 
 class ChunkUpload:
@@ -165,6 +192,7 @@ class ObjectClient:
     def __init__(self, transport: PeerTransport, clock: Clock) -> None:
         self._transport = transport
         self._clock = clock
+        self.pieces = PieceBuffers()
         #: Blocks whose sum was compared and right, for metrics.
         self.blocks_verified = 0
 
