@@ -30,6 +30,7 @@ from metadata.config import Settings
 from metadata.promoter.collect import CollectDuty
 from metadata.promoter.drain import DrainDuty
 from metadata.promoter.heat import HeatGatherer
+from metadata.promoter.lifecycle import LifecycleDuty
 from metadata.promoter.liveness import KeyDuty, LivenessDuty
 from metadata.promoter.reconcile import ReconcileDuty
 from metadata.promoter.repair import AuditDuty, RepairDuty
@@ -65,6 +66,7 @@ from metadata.services.duties_retention import Retention
 from metadata.services.files import FilesService
 from metadata.services.files_bodies import FileBodies
 from metadata.services.jobs import JobQueue
+from metadata.services.lifecycle import Lifecycle
 from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
 from metadata.services.placements import PlacementIndexer
@@ -181,6 +183,10 @@ class MetadataServer:
         root = settings.root
         await server.credentials.refresh()
         await server.credentials.bootstrap(access=root.access_key, secret=root.secret_key, token=root.token)
+        for user in settings.users:
+            await server.credentials.set_up(
+                user=user.name, access=user.access_key, secret=user.secret_key, grants=user.roles, policy=user.policy
+            )
         await server.policies.refresh()
         await server.sites.refresh()
         server._build_routes()
@@ -263,6 +269,7 @@ class MetadataServer:
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
             TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
             HistoryDuty(self.recorder, self.read_soon), SitesDuty(lambda: self.replication),
+            LifecycleDuty(lambda: self.lifecycle, interval_seconds=settings.duties.lifecycle_interval),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
             self.snapshots = Snapshots(
@@ -329,6 +336,10 @@ class MetadataServer:
         self.commits.on_replicated = self.replication.kick
         self.buckets = BucketService(database, self.names, clock, sites=self.sites.names)
         self.buckets.on_rules = self.sites.rules_changed
+        self.s3_names = S3Names(database, self.names, clock)
+        self.lifecycle = Lifecycle(
+            database, self.commits, self.s3_names, clock, rng=rng, day_seconds=self.settings.duties.lifecycle_day
+        )
         self.audit = AuditService(database, clock)
         self.indexer = PlacementIndexer(
             database, self.around.clock, interval_seconds=self.settings.duties.placements_interval
@@ -367,7 +378,7 @@ class MetadataServer:
             inventory=self._inventory,
         )  # fmt: skip
         mounts = files.FileRoutes(self.credentials, self.files, self.clock).routes()
-        s3_door = s3_routes.S3Routes(self.credentials, S3Names(self.database, self.names, self.clock)).routes()
+        s3_door = s3_routes.S3Routes(self.credentials, self.s3_names).routes()
         self.routes: list[Route] = [*names, *mounts, *s3_door, *members.hot]
         app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         problem.install(app)

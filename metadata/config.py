@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tierstore.config.load import Seconds, Size, secret, section, setting
+from tierstore.config.load import Seconds, Size, secret, section, setting, tables
 from tierstore.config.sections import Auth, Background, Limits, Listen, Log, Telemetry, Timers
 from tierstore.units import MIB
 
@@ -51,6 +51,8 @@ class Duties:
     inventory_interval: Seconds = setting(21_600.0, "between two listings of a device's chunks, which find orphans")
     trash: Seconds = setting(86400.0, "deleted chunks stay in the trash of their device")
     placements_interval: Seconds = setting(1.0, "between two batches of the reverse table")
+    lifecycle_interval: Seconds = setting(3600.0, "between two rounds of the lifecycle rules of buckets")
+    lifecycle_day: Seconds = setting(86400.0, "how long a day of a lifecycle rule lasts; seconds, for tests only")
     deleted_share_max: float = setting(0.01, "share of a device that collection may delete a day without an operator")
 
 
@@ -64,6 +66,27 @@ class Root:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A user's key for signed S3 requests, kept in step with the settings at every start."""
+
+    name: str = setting(description="the user; also the canonical id that S3 answers show")
+    access_key: str = setting(description="access key")
+    secret_key: str = secret("", "secret key, for signed requests")
+    grants: str = setting("", "roles, like photos=readwrite,*=readonly; empty: none")
+    policy: str = setting("", "JSON policy document attached to the user: what his signed requests may do")
+
+    def __post_init__(self) -> None:
+        if not self.secret_key:
+            raise ValueError(f"user {self.name!r} needs a secret_key")
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """grants as bucket -> role."""
+        pairs = (part.partition("=") for part in self.grants.split(",") if part.strip())
+        return {bucket.strip(): role.strip() for bucket, _, role in pairs}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of `python -m metadata serve`."""
 
@@ -73,6 +96,7 @@ class Settings:
     duties: Duties = section(Duties)
     background: Background = section(Background)
     root: Root = section(Root)
+    users: tuple[User, ...] = tables(User, "users' keys that are given by configuration")
     auth: Auth = section(Auth)
     limits: Limits = section(Limits)
     timers: Timers = section(Timers)

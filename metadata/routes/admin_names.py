@@ -13,6 +13,7 @@ from metadata.routes.callers import Callers
 from metadata.services.audit import AuditService
 from metadata.services.credentials import AccountRow, Credentials
 from metadata.services.policies import Current, Policies
+from metadata.services.users import policies_of
 from tierstore.errors import RequestError, TooLarge
 from tierstore.wire import MEDIA_TYPE, decode, encode
 
@@ -37,6 +38,18 @@ class NewKey(Key):
 
 class KeyList(BaseModel):
     keys: list[Key]
+
+
+class User(BaseModel):
+    """A user: the name that keys share, and the policies attached to him."""
+
+    user: str
+    keys: list[str]
+    policies: dict[str, dict[str, Any]]
+
+
+class UserList(BaseModel):
+    users: list[User]
 
 
 class KeyWish(BaseModel):
@@ -105,6 +118,7 @@ def build(
     """The router."""
     router = APIRouter(tags=["admin"])
     _keys(router, credentials, callers)
+    _users(router, credentials, callers)
     _policies(router, policies, callers)
 
     @router.get("/v1/admin/audit", response_model=AuditPage, summary="What operators did", operation_id="audit")
@@ -179,6 +193,38 @@ def _keys(router: APIRouter, credentials: Credentials, callers: Callers) -> None
         who = await callers.admin(request)
         await credentials.revoke(access_key, who=who.access)
         return Response(status_code=204)
+
+
+def _users(router: APIRouter, credentials: Credentials, callers: Callers) -> None:
+    @router.get("/v1/admin/users", response_model=UserList, summary="Users and their policies", operation_id="users")
+    async def everyone(request: Request) -> dict[str, Any]:
+        await callers.admin(request)
+        return {"users": _grouped(await credentials.everyone())}
+
+    @router.put(
+        "/v1/admin/users/{user}/policies/{name}", response_model=UserList, operation_id="attach_policy",
+        summary="Attach a policy to a user: what his signed S3 requests may do",
+    )  # fmt: skip
+    async def attach(request: Request, user: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+        who = await callers.admin(request)
+        return {"users": _grouped(await credentials.attach(user, name, json.dumps(document), who=who.access))}
+
+    @router.delete(
+        "/v1/admin/users/{user}/policies/{name}", response_model=UserList, operation_id="detach_policy",
+        summary="Take a policy from a user",
+    )  # fmt: skip
+    async def detach(request: Request, user: str, name: str) -> dict[str, Any]:
+        who = await callers.admin(request)
+        return {"users": _grouped(await credentials.attach(user, name, None, who=who.access))}
+
+
+def _grouped(accounts: list[AccountRow]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for account in accounts:
+        entry = found.setdefault(account.user, {"user": account.user, "keys": [], "policies": {}})
+        entry["keys"].append(account.access)
+        entry["policies"] |= {name: json.loads(document) for name, document in policies_of(account)}
+    return [found[user] for user in sorted(found)]
 
 
 def _policies(router: APIRouter, policies: Policies[Any], callers: Callers) -> None:

@@ -18,6 +18,7 @@ from metadata.catalog import accounts
 from metadata.catalog.accounts import Account
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
+from metadata.services import users
 from tierstore.auth.access import ROLES, USER_TOKEN, Principal, parse_bearer, token_hash, user_token
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, ConfigError, NotAuthenticated, NotFound, RequestError
@@ -120,7 +121,7 @@ class Credentials:
             raise NotFound("there is no such access key", code="no-such-access-key")
         return Credential(
             account.access, account.user, account.grants, account.token_sha256, account.secret, account.enabled,
-            list(account.policies), account.expires_at_ms,
+            [document for _, document in users.policies_of(account)], account.expires_at_ms,
         )  # fmt: skip
 
     # -- revisions ------------------------------------------------------------------------------------------
@@ -148,8 +149,9 @@ class Credentials:
         access = access or "TS" + self._random_bytes(ACCESS_BYTES).hex().upper()
         _check_access(access)
         token = user_token(access, self._random_bytes(TOKEN_BYTES))
+        kept = next((a.policies for a in await self.everyone() if a.user == user), ())
         account = Account(
-            access, user or access, grants, token_hash(token), self._random_bytes(TOKEN_BYTES).hex(), True, (),
+            access, user or access, grants, token_hash(token), self._random_bytes(TOKEN_BYTES).hex(), True, kept,
             self._clock.now_ms(), expires_at_ms,
         )  # fmt: skip
         await self._add(account, who)
@@ -177,6 +179,42 @@ class Credentials:
         else:
             await self._put(account, "settings", "key.update")
         return True
+
+    async def set_up(
+        self, *, user: str, access: str, secret: str, grants: dict[str, str], policy: str
+    ) -> bool:  # fmt: skip
+        """Make (or bring up to date) a user's key of the settings, for signed requests only; False: nothing to do."""
+        _check_access(access)
+        _check_grants(grants)
+        known = await self._database.read(lambda connection: accounts.by_access(connection, access))
+        policies = (users.packed("settings", policy),) if policy else ()
+        account = Account(
+            access, user, grants, known.token_sha256 if known else token_hash(self._random_bytes(TOKEN_BYTES)), secret,
+            True, policies, known.created_at_ms if known else self._clock.now_ms(), 0,
+        )  # fmt: skip
+        if known == account:
+            return False
+        await (self._add(account, "settings") if known is None else self._put(account, "settings", "key.update"))
+        return True
+
+    async def attach(self, user: str, name: str, document: str | None, *, who: str) -> list[Account]:
+        """Attach a policy to all keys of a user, replace it, or (None) take it away. Raises NotFound(no-such-user),
+        RequestError(bad-policy)."""
+        if document is not None:
+            users.check(name, document)
+        mine = [account for account in await self.everyone() if account.user == user]
+        if not mine:
+            raise NotFound(f"no key belongs to a user {user!r}", code="no-such-user")
+        changed = [replace(account, policies=users.with_policy(account, name, document)) for account in mine]
+        at_ms = self._clock.now_ms()
+
+        def work(connection: Connection) -> int:
+            action = "user.attach" if document is not None else "user.detach"
+            accounts.note(connection, at_ms=at_ms, who=who, action=action, target=user, detail=name)
+            return max(accounts.replace(connection, account, at_ms=at_ms) for account in changed)
+
+        self._took(await self._database.write(work))
+        return changed
 
     async def set_enabled(self, access: str, *, enabled: bool, who: str) -> Account:
         """Raises NotFound(code="no-such-access-key")."""

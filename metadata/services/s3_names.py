@@ -111,16 +111,20 @@ class S3Names:
         if row is None or row.bucket_id != bucket.id or row.key != call.key:
             raise NotFound("the upload is not known, was completed or given up", code="no-such-upload")
         if call.act == "abort":
-            parts_bucket = await self._parts_bucket(make=False)
-
-            def work(session: Session) -> None:
-                session.guard()
-                writes = WriteSet(at_ms=at_ms)
-                abort(session, writes, call.id, bucket_id=bucket.id, key=call.key, parts_bucket=parts_bucket.id)
-                writes.flush(session)
-
-            await self._database.batch(work)
+            await self.give_up(call)
         return _upload(row, call.bucket)
+
+    async def give_up(self, call: UploadCall) -> None:
+        """End an upload and its parts. Raises NotFound(no-such-upload)."""
+        bucket, parts_bucket = await self._names.get(call.bucket), await self._parts_bucket(make=False)
+
+        def work(session: Session) -> None:
+            session.guard()
+            writes = WriteSet(at_ms=self._clock.now_ms())
+            abort(session, writes, call.id, bucket_id=bucket.id, key=call.key, parts_bucket=parts_bucket.id)
+            writes.flush(session)
+
+        await self._database.batch(work)
 
     async def _parts_bucket(self, *, make: bool) -> Bucket:
         try:

@@ -32,12 +32,14 @@ DAEMON_TOKEN: Final = "tsd"  # noqa: S105 - the same
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who showed a valid credential. grants: bucket or "*" -> role. server: a daemon's id, else 0."""
+    """Somebody who showed a valid credential. grants: bucket or "*" -> role. server: a daemon's id, else 0. policies:
+    documents attached to the user, which the S3 door judges by."""
 
     access: str
     user: str
     grants: Mapping[str, str] = field(default_factory=dict)
     server: int = 0
+    policies: tuple[str, ...] = ()
 
     @property
     def is_daemon(self) -> bool:

@@ -66,8 +66,13 @@ class Policy:
 
     @staticmethod
     def of(text: str) -> Policy:
-        """Raises PolicyError."""
-        return _parsed(text)
+        """A bucket's policy. Raises PolicyError."""
+        return _parsed(text, has_principal=True)
+
+    @staticmethod
+    def of_user(text: str) -> Policy:
+        """A policy attached to a user: who is meant is clear, so no statement names a principal. Raises PolicyError."""
+        return _parsed(text, has_principal=False)
 
     @property
     def is_public(self) -> bool:
@@ -88,7 +93,7 @@ def decide(policy: Policy, question: Question) -> str:
 
 
 @lru_cache(maxsize=512)
-def _parsed(text: str) -> Policy:
+def _parsed(text: str, *, has_principal: bool) -> Policy:
     if len(text.encode("utf-8", "surrogatepass")) > DOCUMENT_BYTES_MAX:
         raise PolicyError(f"a policy has at most {DOCUMENT_BYTES_MAX} bytes")
     try:
@@ -104,7 +109,7 @@ def _parsed(text: str) -> Policy:
         statements = [statements]
     if not isinstance(statements, list) or not statements:
         raise PolicyError("Could not parse the policy: Statement is empty!")
-    return Policy(tuple(_statement(entry) for entry in statements))
+    return Policy(tuple(_statement(entry, has_principal=has_principal) for entry in statements))
 
 
 _FIELDS: Final = frozenset({
@@ -112,13 +117,16 @@ _FIELDS: Final = frozenset({
 })  # fmt: skip
 
 
-def _statement(raw: Any) -> Statement:
+def _statement(raw: Any, *, has_principal: bool) -> Statement:
     if not isinstance(raw, dict) or raw.keys() - _FIELDS:
         raise PolicyError("Unknown field in a statement")
     if raw.get("Effect") not in ("Allow", "Deny"):
         raise PolicyError("Invalid effect: Allow or Deny")
     for one, other in (("Principal", "NotPrincipal"), ("Action", "NotAction"), ("Resource", "NotResource")):
-        if (one in raw) == (other in raw):
+        if one == "Principal" and not has_principal:
+            if one in raw or other in raw:
+                raise PolicyError("A policy of a user names no principal")
+        elif (one in raw) == (other in raw):
             raise PolicyError(f"A statement needs {one} or {other}, one of them")
     statement = Statement(
         raw["Effect"], _principals(raw.get("Principal")), _principals(raw.get("NotPrincipal")),

@@ -22,6 +22,7 @@ from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, op
 from tierstore.cli.output import notes, print_fields, print_json, print_table, say
 from tierstore.cli.roll import roll
 from tierstore.cli.sites import replication, sites
+from tierstore.cli.users import users
 from tierstore.errors import ConfigError, NotFound, RequestError
 from tierstore.units import format_seconds, format_size, parse_rate
 
@@ -30,6 +31,7 @@ policy = typer.Typer(help="The tiering policy: versioned documents.", no_args_is
 keys = typer.Typer(help="Access keys and their rights.", no_args_is_help=True)
 admin.add_typer(policy, name="policy")
 admin.add_typer(keys, name="keys")
+admin.add_typer(users, name="users")
 admin.add_typer(sites, name="sites")
 admin.add_typer(replication, name="replication")
 admin.command("roll")(roll)
@@ -473,12 +475,14 @@ def keys_list(endpoint: Endpoint = None, token: Token = None, profile: Profile =
 @keys.command("create")
 def keys_create(
     user: Annotated[str, typer.Argument(help="Who it is for.")],
-    grant: Annotated[list[str], typer.Option(help="BUCKET=ROLE or *=ROLE (readonly, readwrite, admin); repeatable.")],
+    grant: Annotated[list[str] | None, typer.Option(
+        help="BUCKET=ROLE or *=ROLE (readonly, readwrite, admin); repeatable. Without: rights come by policies only."
+    )] = None,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make a key. Its secret and token are shown this once."""
     grants: dict[str, str] = {}
-    for text in grant:
+    for text in grant or ():
         bucket, separator, role = text.partition("=")
         if not separator or role not in ("readonly", "readwrite", "admin"):
             raise RequestError(f"--grant {text}: write it like photos=readwrite or *=admin")

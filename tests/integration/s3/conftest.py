@@ -12,12 +12,19 @@ from botocore.config import Config
 
 from tests.kit.cluster import Cluster, cluster
 
+#: A day of a lifecycle rule lasts two seconds here.
+SHORT_DAYS = {"TIERSTORE_DUTIES__LIFECYCLE_DAY": "2s", "TIERSTORE_DUTIES__LIFECYCLE_INTERVAL": "1s"}
+#: A user's key given by configuration.
+USERS = (
+    '[{name = "configured", access_key = "CONFIGURED1", secret_key = "configured-secret", policy = '
+    """'{"Statement": [{"Effect": "Allow", "Action": "s3:CreateBucket", "Resource": "*"}]}'}]"""
+)
 _NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("s3")) as started:
+    with cluster(tmp_path_factory.mktemp("s3"), env={**SHORT_DAYS, "TIERSTORE_USERS": USERS}) as started:
         yield started
 
 

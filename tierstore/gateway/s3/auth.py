@@ -19,6 +19,7 @@ from tierstore.errors import NotAuthenticated, NotFound
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.request import Call
 from tierstore.transport.metadata_client import MetadataClient
+from tierstore.wire.cluster import Credential
 
 STREAMING: Final = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 STREAMING_TRAILER: Final = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
@@ -107,13 +108,17 @@ class Authenticator:
         has_expired = 0 < found.expires_at_ms <= self._client.catalog_ms()
         if not found.enabled or has_expired or not found.secret:
             return _Entry(None, "", now + NEGATIVE_SECONDS)
-        return _Entry(Principal(found.access, found.user, found.grants), found.secret, now + FRESH_SECONDS)
+        return _Entry(_principal(found), found.secret, now + FRESH_SECONDS)
 
     async def form(self, credential: str, policy: str, signature: str) -> Principal:
         """The signer of a POST form's policy. Raises SignatureError, S3Error."""
         principal, secret = await self.key(credential.split("/", 1)[0])
         sigv4.verify_policy(secret, credential, policy, signature)
         return principal
+
+
+def _principal(found: Credential) -> Principal:
+    return Principal(found.access, found.user, found.grants, policies=tuple(found.policies))
 
 
 def _check_payload(payload: str) -> None:

@@ -52,7 +52,7 @@ class Buckets:
 
     async def create(self, call: Call) -> None:
         who = call.principal
-        if not (is_allowed(who, "write", call.bucket) or is_allowed(who, "bucket", call.bucket)):
+        if not rights.allowed_outside(call, "s3:CreateBucket", call.bucket):
             raise S3Error("AccessDenied")
         body = await self._reader.small(call, documents.BODY_BYTES_MAX)
         if body:

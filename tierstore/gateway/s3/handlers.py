@@ -11,6 +11,7 @@ from tierstore.gateway.s3.bucket_settings import BucketSettings
 from tierstore.gateway.s3.buckets import Buckets
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.copies import Copies
+from tierstore.gateway.s3.lifecycle import LifecycleDoor
 from tierstore.gateway.s3.listing import Listings
 from tierstore.gateway.s3.locks import Locks
 from tierstore.gateway.s3.multipart import Multipart
@@ -39,6 +40,7 @@ class Doors:
     facts: ObjectFacts
     multipart: Multipart
     locks: Locks
+    lifecycle: LifecycleDoor
 
 
 def build(store: Store, catalog: S3Catalog, reader: BodyReader) -> Doors:
@@ -49,6 +51,7 @@ def build(store: Store, catalog: S3Catalog, reader: BodyReader) -> Doors:
         Buckets(catalog, reader, files), files, BucketRights(files), BucketSettings(files), Listings(store, catalog),
         reads, Writes(store, catalog, reader), copies, ObjectFacts(store, catalog, reader, reads),
         Multipart(store, catalog, reader, copies), Locks(store, catalog, reader, files=files, reads=reads),
+        LifecycleDoor(files),
     )  # fmt: skip
 
 
@@ -72,7 +75,8 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "DeleteBucketTagging": settings.delete_tags,
         "GetBucketCors": settings.get_cors, "PutBucketCors": settings.put_cors,
         "DeleteBucketCors": settings.delete_cors,
-        "GetBucketLifecycleConfiguration": unset("s3:GetLifecycleConfiguration", "NoSuchLifecycleConfiguration"),
+        "GetBucketLifecycleConfiguration": doors.lifecycle.get, "PutBucketLifecycleConfiguration": doors.lifecycle.put,
+        "DeleteBucketLifecycle": doors.lifecycle.delete,
         "GetBucketEncryption": unset(
             "s3:GetEncryptionConfiguration", "ServerSideEncryptionConfigurationNotFoundError"
         ),

@@ -18,8 +18,10 @@ from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import NULL_VERSION, read_condition, version_of
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.object_meta import CANNED_ACL, OWNER, PARTS, object_lines, part_span, shown_version
 from tierstore.gateway.s3.request import Call, number
+from tierstore.policy.lifecycle import DOCUMENT as LIFECYCLE
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
 from tierstore.wire.s3 import VersionsAsk
@@ -48,6 +50,9 @@ class Reads:
         is_whole = wanted is None and (not part or found.meta is None or PARTS not in found.meta.extra)
         asks_checksum = (call.header(b"x-amz-checksum-mode") or "").upper() == "ENABLED"
         lines = object_lines(call, found, bucket.versioning, with_checksum=asks_checksum and is_whole and is_modified)
+        if LIFECYCLE in bucket.config and not version:
+            tags = found.meta.tags if found.meta is not None else {}
+            lines += expiration_line(bucket, call.key, found.size, tags, found.created_at_ms).encode()
         if not is_modified:
             call.reply(304, b"", lines)
             return

@@ -1,6 +1,7 @@
 """May this caller do this? The one authorisation function of the S3 door: default deny, explicit Deny wins.
 
-In order: an explicit Deny of the bucket's policy refuses everybody; then roles (grants of the key), ownership of the
+In order: an explicit Deny of the bucket's policy, or of one attached to the user, refuses; then an Allow of the user's
+policies, roles (grants of the key), ownership of the
 bucket, an Allow of the policy, and a canned ACL may let in. Public access block takes the last two away from strangers.
 """
 
@@ -77,6 +78,10 @@ def allowed(
         verdict = decide(policy, question_of(call, action, bucket, key))
         if verdict == DENY:
             return False
+    if who.policies:
+        own = by_user(call, action, question_of(call, action, bucket, key))
+        if own:
+            return own == ALLOW
     if is_owner(who, bucket) or is_allowed(who, _ROLE.get(action, "bucket"), bucket.name):
         return True
     if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
@@ -86,6 +91,22 @@ def allowed(
     if block.ignore_acls:
         return False
     return _acl_allows(bucket.config.get(ACL, ""), object_acl, action, bool(who.access))
+
+
+def by_user(call: Call, action: str, question: Question) -> str:
+    """What the policies attached to the caller say: ALLOW, DENY or ""."""
+    verdicts = {decide(Policy.of_user(text), question) for text in call.principal.policies}
+    return DENY if DENY in verdicts else ALLOW if ALLOW in verdicts else ""
+
+
+def allowed_outside(call: Call, action: str, name: str) -> bool:
+    """For what belongs to no bucket yet: making one, listing all."""
+    who = call.principal
+    view = BucketView(name, 0)
+    own = by_user(call, action, question_of(call, action, view, "")) if who.policies else ""
+    if own:
+        return own == ALLOW
+    return is_allowed(who, "write", name) or is_allowed(who, "bucket", name)
 
 
 def _acl_allows(bucket_acl: str, object_acl: str, action: str, is_known: bool) -> bool:

@@ -17,6 +17,7 @@ from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import missing, version_of, write_condition
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, s3_error
+from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.lock_forms import locked_meta, may_bypass
 from tierstore.gateway.s3.object_meta import meta_of, shown_version
 from tierstore.gateway.s3.request import Call, etags
@@ -57,6 +58,7 @@ class Writes:
         finally:
             await walk.abort()
         lines = f'etag: "{received.md5}"\r\n' + version_line(made.version, bucket) + checksum_lines(received)
+        lines += expiration_line(bucket, call.key, received.size, meta.tags, made.created_at_ms)
         call.reply(200, b"", lines.encode())
 
     # -- delete ---------------------------------------------------------------------------------------------

@@ -1,0 +1,19 @@
+"""Lifecycle: expires objects, versions, markers and uploads as rules say; sweeps parts without an upload."""
+
+from __future__ import annotations
+
+from metadata.promoter.runner import Step
+from metadata.services.lifecycle import Lifecycle
+
+
+class LifecycleDuty:
+    name = "lifecycle"
+    is_single = True
+
+    def __init__(self, lifecycle: Lifecycle, *, interval_seconds: float) -> None:
+        self._lifecycle = lifecycle
+        self.interval_seconds = interval_seconds
+
+    async def step(self, epoch: int) -> Step:
+        done, more = await self._lifecycle.step()
+        return Step(done=done, more=more, detail=self._lifecycle.progress)
