@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from metadata.promoter.runner import Step
 from metadata.services.lifecycle import Lifecycle
 
@@ -10,10 +12,11 @@ class LifecycleDuty:
     name = "lifecycle"
     is_single = True
 
-    def __init__(self, lifecycle: Lifecycle, *, interval_seconds: float) -> None:
+    #: A callable, because the names' services are built after the duties.
+    def __init__(self, lifecycle: Callable[[], Lifecycle], *, interval_seconds: float) -> None:
         self._lifecycle = lifecycle
         self.interval_seconds = interval_seconds
 
     async def step(self, epoch: int) -> Step:
-        done, more = await self._lifecycle.step()
-        return Step(done=done, more=more, detail=self._lifecycle.progress)
+        done, more = await self._lifecycle().step()
+        return Step(done=done, more=more, detail=self._lifecycle().progress)

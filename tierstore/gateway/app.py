@@ -67,7 +67,7 @@ class Gateway:
         self.forwarder = Forwarder(
             config.membership.metadata, self.credentials, clock, hold_seconds=config.timers.metadata_restart,
             request_seconds=config.timers.request, body_bytes_max=config.limits.small_body_bytes_max,
-            connections_max=config.limits.peer_connections_max,
+            connections_max=config.limits.peer_connections_max, on_rights=self.client.forget_rights,
         )  # fmt: skip
         self.objects: ObjectDoor = ObjectDoor(
             self.store, self.credentials,

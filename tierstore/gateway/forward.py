@@ -9,7 +9,7 @@ DELETE: RFC 9110, 9.2.2).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import httpx
@@ -24,6 +24,8 @@ _REQUEST_HEADERS: Final = ("accept", "content-type", "if-match", "if-none-match"
 _ANSWER_HEADERS: Final = ("content-type", "retry-after", "www-authenticate", "etag", "location", "content-disposition")
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 _PAUSE_SECONDS: Final = 0.1
+#: A change below these may take rights away: what this gateway remembers of keys goes at once.
+_RIGHTS: Final = (b"/v1/admin/keys", b"/v1/admin/users")
 
 
 class Forwarder:
@@ -32,6 +34,7 @@ class Forwarder:
     def __init__(
         self, urls: Sequence[str], credentials: CredentialCache, clock: Clock, *, hold_seconds: float = 10.0,
         request_seconds: float = 30.0, body_bytes_max: int = 4 << 20, connections_max: int = 64,
+        on_rights: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._urls = list(urls)
         self._at = 0
@@ -39,6 +42,7 @@ class Forwarder:
         self._clock = clock
         self._hold_seconds = hold_seconds
         self._body_bytes_max = body_bytes_max
+        self._on_rights = on_rights
         self._secret = ""
         self._is_open = False
         self._http = httpx.AsyncClient(
@@ -71,6 +75,8 @@ class Forwarder:
             target += b"?" + query
         body = await read_body(request, self._body_bytes_max)
         answer = await self._held(request.method, target, headers, body)
+        if request.method != "GET" and target.startswith(_RIGHTS):
+            self._on_rights()
         kept = {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers}
         return Response(answer.content, status_code=answer.status_code, headers=kept)
 

@@ -227,7 +227,14 @@ class MetadataClient:
         """A gateway's sign of life (object servers have their own agent)."""
         answer = await self._ask(b"/v1/internal/heartbeat", beat, HeartbeatAnswer, seconds)
         self.note_catalog_ms(answer.now_ms)
+        if answer.auth_revision >= 0:
+            self._note_auth(answer.auth_revision)
         return answer
+
+    def forget_rights(self) -> None:
+        """Keys or rights were changed by way of this process: caches of credentials are stale before any answer."""
+        for on_auth in self.on_auth_change:
+            on_auth()
 
     async def ask(self, target: bytes, question: object, kind: type[T], *, seconds: float = 10.0) -> T:
         """One message of another conversation (tierstore.files has its own) under this client's retries."""

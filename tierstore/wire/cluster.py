@@ -159,6 +159,7 @@ class HeartbeatAnswer(msgspec.Struct, array_like=True, frozen=True):
     scrub_bytes_per_second: int = 0
     trash_seconds: int = 86_400
     paused: bool = False
+    auth_revision: int = -1       # when it differs, what was heard of keys and rights is stale; -1: not told
 
 
 class ChunkHeader(msgspec.Struct, array_like=True, frozen=True):
