@@ -55,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace, settings: Settings) -> None:
     # Imported here: a wrong setting is told at once, before the service's packages are loaded.
     from metadata import app
+    from tierstore.serving.turn import wait_for_turn
 
     if options.command == "serve":
+        wait_for_turn()
         app.serve(settings)
     elif options.command == "backup":
         sys.stdout.write("".join(f"{line}\n" for line in app.backup(settings, options.target)))

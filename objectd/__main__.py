@@ -18,6 +18,7 @@ from tierstore.config.arguments import parse
 from tierstore.errors import TierstoreError
 from tierstore.serving.limits import Limits
 from tierstore.serving.run import Serving, serve
+from tierstore.serving.turn import wait_for_turn
 from tierstore.telemetry.log import configure, get_logger
 from tierstore.transport.pool import PooledTransport
 
@@ -37,6 +38,7 @@ def main() -> None:
 
 def run(config: ObjectdConfig) -> None:
     """Open, serve, close. Blocks."""
+    wait_for_turn()
     clock = SystemClock()
     identity = random.SystemRandom()
     state, state_file = open_state(config, identity)

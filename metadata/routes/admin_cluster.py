@@ -51,6 +51,7 @@ class AdminServerModel(BaseModel):
     incarnation: int
     seen_seconds_ago: float
     restart_seconds_left: float = Field(description="of an announced restart; 0: none")
+    takes_new: bool = Field(description="whether new chunks are placed on it now")
     load: float = Field(description="0..1")
     in_flight: int
     used_bytes: int
@@ -242,7 +243,8 @@ def _server(s: ServerStatus, drains: Drains) -> AdminServerModel:
     return AdminServerModel(
         name=info.name, id=info.id, role=info.role, state=info.state, url=info.url, site=info.site,
         failure_domain=info.failure_domain, software=info.software, incarnation=info.incarnation,
-        seen_seconds_ago=s.silent_seconds, restart_seconds_left=s.restart_seconds_left, load=info.load,
+        seen_seconds_ago=s.silent_seconds, restart_seconds_left=s.restart_seconds_left,
+        takes_new=info.accepts_new and info.state == "up", load=info.load,
         in_flight=info.in_flight, used_bytes=sum(d.used_bytes for d in devices),
         capacity_bytes=sum(d.capacity_bytes for d in devices), devices=devices,
     )  # fmt: skip

@@ -45,7 +45,14 @@ class AllocateService:
             plan = self._plan(item)
             return AllocateResult(allocations=[self._one(item, plan, i) for i in range(item.count)])
         except TierstoreError as error:
-            return AllocateResult(code=error.code, detail=error.detail)
+            returning = self._returning(item) if error.code == "not-enough-servers" else 0
+            return AllocateResult(code=error.code, detail=error.detail, returning=returning)
+
+    def _returning(self, item: AllocateItem) -> int:
+        """How many servers are away for a moment, when they would be enough together with those that are here."""
+        others = [s for s in self._view.servers.values() if s.role == "objectd" and s.id not in item.exclude_servers]
+        returning = sum(server.is_returning for server in others)
+        return returning if returning + sum(server.accepts_new for server in others) >= item.copies else 0
 
     def _one(self, item: AllocateItem, plan: Plan, place: int) -> Allocation:
         now_ms = self._clock.now_ms()

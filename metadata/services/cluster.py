@@ -215,6 +215,7 @@ class Cluster:
             ):
                 state = "draining"
             may_place = judgement.may_place and wish == "up"
+            server.is_returning = wish == "up" and not may_place and state != "dead"
             if state != server.state or may_place != server.accepts_new:
                 if state == "dead" and server.state != "dead":
                     died.append(server.id)

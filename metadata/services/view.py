@@ -21,7 +21,8 @@ READ_RANK: Final[dict[str, int]] = {"up": 0, "draining": 1, "drained": 1, "suspe
 
 @dataclass(slots=True)
 class ServerInfo:
-    """One server. accepts_new: placement may choose it (up, and heard of within 5 s). load: 0..1."""
+    """One server. accepts_new: placement may choose it (up, and heard of within 5 s). is_returning: it may not, but
+    is away for a moment only, as far as is known (a restart, silence shorter than death). load: 0..1."""
 
     id: int
     name: str
@@ -33,6 +34,7 @@ class ServerInfo:
     incarnation: int = 0
     failure_domain: str = ""
     accepts_new: bool = True
+    is_returning: bool = False
     load: float = 0.0
     in_flight: int = 0
     seen_at_ms: int = 0

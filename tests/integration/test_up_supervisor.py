@@ -25,6 +25,7 @@ from tierstore.up.supervisor import Supervisor
 #: Serves /-/readyz on the inherited socket; `crash` in the data directory makes it end at once.
 DAEMON = """
 import http.server, os, signal, socket, sys, threading
+from tierstore.serving.turn import wait_for_turn
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if os.path.exists(os.path.join(os.path.dirname(arguments["--config"]), "crash")):
     print("this daemon crashes", flush=True)
@@ -35,6 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.send_header("content-length", str(len(body))); self.end_headers()
         self.wfile.write(body)
     def log_message(self, *a): pass
+wait_for_turn()
 server = http.server.HTTPServer(("", 0), Handler, bind_and_activate=False)
 server.socket = socket.socket(fileno=int(arguments["--fd"]))
 signal.signal(signal.SIGTERM, lambda *a: threading.Thread(target=server.shutdown).start())

@@ -91,5 +91,9 @@ def _away(http: Http) -> list[str]:
 
 
 def _is_settled(server: dict[str, Any]) -> bool:
-    """Whether a server that came back counts for N+1 again: its announced restart is over, its devices reconciled."""
-    return not server["restart_seconds_left"] and all(device["is_reconciled"] for device in server["devices"])
+    """Whether a server that came back counts for N+1 again: its announced restart is over, its devices are reconciled,
+    and new chunks are placed on it, unless an operator has it emptied."""
+    takes_new = server["takes_new"] or server["state"] in {"draining", "drained"}
+    return (
+        takes_new and not server["restart_seconds_left"] and all(d["is_reconciled"] for d in server["devices"])
+    )

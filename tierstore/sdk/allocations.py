@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from tierstore.errors import UnavailableError
 from tierstore.sdk.limits import StoreLimits
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.wire.cluster import ClusterMap
@@ -85,7 +86,7 @@ class AllocationPool:
             list(placement.tiers), placement.copies, chunk_bytes_max=placement.chunk_bytes,
             extra_tiers=list(placement.extra),
         )  # fmt: skip
-        return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations[0]
+        return (await self._ask(item))[0]
 
     async def take_more(
         self, placement: PlacementClass, upload: bytes, first_index: int, count: int,
@@ -97,7 +98,20 @@ class AllocationPool:
             placement.chunk_bytes, exclude_servers=exclude or [],
             extra_tiers=[] if exclude else list(placement.extra),
         )  # fmt: skip
-        return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations
+        return await self._ask(item)
+
+    async def _ask(self, item: AllocateItem) -> list[Allocation]:
+        """Room from metadata. Too few servers are waited for while some are expected back in a moment: a restart must
+        not fail a write. Raises what metadata says, at the latest after placement_wait_seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.limits.placement_wait_seconds
+        while True:
+            try:
+                return (await self._client.allocate(item, seconds=self.limits.request_seconds)).allocations
+            except UnavailableError as error:
+                if not error.fields.get("returning") or loop.time() >= until:
+                    raise
+            await asyncio.sleep(self.limits.placement_poll_seconds)
 
     def drop(self, placement: PlacementClass) -> None:
         """Forget what is held ahead: its tickets are refused."""
@@ -118,8 +132,7 @@ class AllocationPool:
             list(placement.tiers), placement.copies, count, chunk_bytes_max=placement.chunk_bytes,
             extra_tiers=list(placement.extra),
         )  # fmt: skip
-        result = await self._client.allocate(item, seconds=self.limits.request_seconds)
-        stock.ready.extend(result.allocations)
+        stock.ready.extend(await self._ask(item))
 
     def _learn(self, fresh: ClusterMap) -> None:
         """A server left: drop what would be written to it."""

@@ -47,11 +47,14 @@ class ChunkFanout:
         self._settled: asyncio.Future[None] = self._loop.create_future()
         self._candidates: deque[Target] = deque(self._in_order(allocation))
         self._used: set[int] = set()
+        #: Of those, the ones that could not take it now but perhaps a moment later (a restart, a broken connection).
+        self._again: set[int] = set()
         self._running: dict[asyncio.Task[bytes], Target] = {}
         self._receipts: list[bytes] = []
         self._failures: list[TierstoreError] = []
         self._asking: asyncio.Task[None] | None = None
         self._asks = 0
+        self._ask_until = self._loop.time() + parts.limits.placement_wait_seconds
         self._timer: asyncio.TimerHandle | None = None
         self._extra: asyncio.Task[bytes] | None = None
         #: True when no send was cut off: nobody looks at `data` any more.
@@ -105,7 +108,7 @@ class ChunkFanout:
             if self._start_candidate():
                 continue
             if self._asking is None:
-                if self._asks < self._limits.chunk_attempts_max:
+                if self._asks < self._limits.chunk_attempts_max and self._loop.time() < self._ask_until:
                     self._asks += 1
                     self._asking = self._loop.create_task(self._ask_for_more())
                     self._asking.add_done_callback(self._asked)
@@ -154,6 +157,7 @@ class ChunkFanout:
             self._parts.servers.write_failures_total += 1
             if isinstance(error, UnavailableError):
                 self._parts.servers.note_failure(target.server)
+                self._again.add(target.server)
             self._failures.append(error)
             if isinstance(error, TicketRefused):
                 # expired or of another key: the server itself may take the chunk under a new ticket, and what is
@@ -172,7 +176,13 @@ class ChunkFanout:
             self._start_candidate()
 
     async def _ask_for_more(self) -> None:
-        """The spares are used up: ask metadata for other servers, for the same chunk id."""
+        """The spares are used up: ask metadata for other servers, for the same chunk id. Servers that failed are
+        among them from the second time on, after a pause: they may have been restarting. The id is write-once, so what
+        they did store is no harm."""
+        if self._asks > 1:
+            await asyncio.sleep(self._limits.chunk_again_seconds * 2 ** (self._asks - 2))
+            self._used -= self._again
+            self._again.clear()
         a = self._allocation
         missing = max(self._copies - len(self._receipts) - len(self._running), 1)
         try:
@@ -186,10 +196,8 @@ class ChunkFanout:
         self._asking = None
         for allocation in more:
             self._candidates.extend([*allocation.targets, *allocation.spares])
-        if self._candidates:
-            self._fill()
-        elif not self._settled.done() and len(self._receipts) + len(self._running) < self._copies:
-            self._give_up()
+        # with no candidate it asks again, later, or gives up
+        self._fill()
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         """An unexpected fault of the asking must end the fan-out, not leave it waiting."""

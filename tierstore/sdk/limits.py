@@ -27,7 +27,10 @@ class StoreLimits:
     chunks_allocated_ahead: int = 8
     allocations_ahead_min: int = 16
     allocations_ahead_max: int = 512
-    chunk_attempts_max: int = 6            # servers tried for one chunk, beyond its copies
+    chunk_attempts_max: int = 6            # times other servers are asked for, for one chunk
+    chunk_again_seconds: float = 0.2       # before servers that failed are tried again with it; doubles each time
+    placement_wait_seconds: float = 10.0   # for servers that restart, while without them there are too few
+    placement_poll_seconds: float = 0.1
     commit_attempts_max: int = 3           # whole small PUTs repeated because a server left between store and commit
     receipt_renewals_at_once: int = 16     # after a server that stored chunks of an upload restarted before its commit
     receipt_renew_seconds: float = 10.0    # one such question

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any, Final, cast
 
@@ -26,7 +27,9 @@ from tierstore.serving.limits import Limits
 from tierstore.serving.protocol import HotProtocol
 from tierstore.serving.state import ServingState
 from tierstore.serving.table import Route, RouteTable
+from tierstore.telemetry.log import get_logger
 
+log = get_logger("serving")
 BACKLOG: Final = 2048
 
 
@@ -80,6 +83,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        began_at = time.monotonic()
         self._drain.announce()
         self._drain.is_stopping = True
         # connections that the kernel already accepted for us are taken in before the listener goes
@@ -94,6 +98,7 @@ class _Server(uvicorn.Server):
         )
         self._state.stop()
         await self.lifespan.shutdown()
+        log.info("drained", seconds=round(time.monotonic() - began_at, 3))
 
 
 class Serving:

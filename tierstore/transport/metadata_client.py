@@ -126,10 +126,14 @@ class MetadataClient:
         return result
 
     async def allocate(self, item: AllocateItem, *, seconds: float = 10.0) -> AllocateResult:
-        """Raises UnavailableError(not-enough-servers), CapacityError(cluster-full), ..."""
+        """Raises UnavailableError(not-enough-servers), CapacityError(cluster-full), ... The first has a field
+        `returning` when servers are expected back in a moment."""
         result = await self._allocations.submit(item, seconds)
         if result.code:
-            raise from_code(result.code, result.detail)
+            error = from_code(result.code, result.detail)
+            if result.returning:
+                error.fields["returning"] = result.returning
+            raise error
         return result
 
     async def commit(

@@ -1,8 +1,9 @@
 """One child process: started on an inherited socket, watched, started again when it dies, stopped in order.
 
-Invariants. At most one process of a child is wanted at any time (one may be ending beside it when `overlaps`). A child
-never outlives the supervisor: the kernel kills it when its parent dies (PR_SET_PDEATHSIG). The command line is the same
-after every restart, because the socket stays open in the supervisor under the same number.
+Invariants. At most one process of a child is wanted at any time (in a planned restart another one is ending, or only
+loading its code, beside it). A child never outlives the supervisor: the kernel kills it when its parent dies
+(PR_SET_PDEATHSIG). The command line is the same after every restart, because the socket stays open in the supervisor
+under the same number.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
 
+from tierstore.serving.turn import TURN_VARIABLE
 from tierstore.telemetry.log import get_logger
 
 log = get_logger("up.child")
@@ -29,6 +32,8 @@ STEADY_SECONDS: Final = 30.0
 #: SIGTERM asks a daemon to drain; what is still there after this time is killed.
 STOP_SECONDS: Final = 20.0
 LOG_BYTES_MAX: Final = 16 << 20
+#: How long a planned restart waits for the successor's code to be loaded before the old process is asked to end.
+LOAD_SECONDS_MAX: Final = 30.0
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -59,6 +64,7 @@ class Child:
         self._keep = keep
         self._overlaps = overlaps
         self._wanted = False
+        self._is_stopping = False
         self._backoff = BACKOFF_SECONDS_MIN
         self._started_at = 0.0
         self._ends: dict[int, asyncio.Future[int]] = {}
@@ -73,21 +79,29 @@ class Child:
         self._spawn()
 
     def _spawn(self) -> None:
+        self.pid = self._run().pid
+        self._started_at = time.monotonic()
+        log.debug("started", name=self.name, pid=self.pid)
+
+    def _run(self, turn: socket.socket | None = None) -> subprocess.Popen[bytes]:
+        """Start a process and watch it. turn: it loads its code and waits for its turn at this end."""
+        descriptors, environment = [self._fd], None
+        if turn is not None:
+            descriptors.append(turn.fileno())
+            environment = {**os.environ, TURN_VARIABLE: str(turn.fileno())}
         if self._log_file.exists() and self._log_file.stat().st_size > LOG_BYTES_MAX:
             self._log_file.replace(self._log_file.with_suffix(".old"))
         with open(self._log_file, "ab") as output:
             # Spawned from the main thread, on purpose: the kernel's tie is to the thread that forked.
             process = subprocess.Popen(
-                self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(self._fd,),
-                process_group=0,
+                self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                pass_fds=descriptors, process_group=0, env=environment,
                 preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  # no threads run here, and `tie` only makes two system calls
             )  # fmt: skip
-        self.pid = process.pid
-        self._started_at = time.monotonic()
         ended = asyncio.get_running_loop().create_future()
         self._ends[process.pid] = ended
         self._watch(process, ended)
-        log.debug("started", name=self.name, pid=process.pid)
+        return process
 
     def _watch(self, process: subprocess.Popen[bytes], ended: asyncio.Future[int]) -> None:
         """A process descriptor becomes readable when its process ends: no thread, no SIGCHLD."""
@@ -132,21 +146,48 @@ class Child:
         """A planned restart: ask the old one to drain and end, start a new one on the same socket.
 
         Connections wait in the socket's queue meanwhile, so nobody is refused. A stateless child is started beside the
-        old one, which only finishes what it has; any other is started when the old one has ended."""
-        self._wanted = False        # its end is asked for: no restart of its own, no death counted
-        old = self.pid
-        ended = self._end(old)
-        if self._overlaps:
-            self._own(ended)
-        else:
-            await ended
+        old one, which only finishes what it has; any other loads its code beside it and begins when it has ended."""
         self._backoff = BACKOFF_SECONDS_MIN
-        self._wanted = True
-        self._spawn()
+        if self._overlaps:
+            self._wanted = False    # its end is asked for: no restart of its own, no death counted
+            self._own(self._end(self.pid))
+            self._wanted = True
+            self._spawn()
+            return
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                successor = self._run(theirs)
+            await self._until_loaded(ours, successor.pid)
+            if self._stops():
+                return
+            self._wanted = False    # its end is asked for: no restart of its own, no death counted
+            await self._end(self.pid)
+            if self._stops():
+                return
+            self._wanted = True
+            self.pid, self._started_at = successor.pid, time.monotonic()
+        if not self.is_alive:       # its death was not looked at while it was not the wanted one
+            self._died(successor.returncode or 0)
+
+    def _stops(self) -> bool:
+        return self._is_stopping
+
+    async def _until_loaded(self, turn: socket.socket, pid: int) -> None:
+        """Until the successor says that its code is loaded, has died, or took too long (then it is on its way all the
+        same, only later)."""
+        turn.setblocking(False)
+        try:
+            async with asyncio.timeout(LOAD_SECONDS_MAX):
+                await asyncio.get_running_loop().sock_recv(turn, 16)    # what it says, or nothing when it has died
+        except (TimeoutError, OSError):
+            log.warning("its successor is not loaded yet", name=self.name, pid=pid, seconds=LOAD_SECONDS_MAX)
 
     async def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL after STOP_SECONDS. Also whatever is still ending from a restart."""
+        """End it: SIGTERM, and SIGKILL after STOP_SECONDS. Also whatever is still ending from a restart, or waits for
+        its turn."""
         self._wanted = False
+        self._is_stopping = True
         await asyncio.gather(*(self._end(pid) for pid in list(self._ends)))
         for task in list(self._tasks):
             task.cancel()

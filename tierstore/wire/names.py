@@ -123,9 +123,13 @@ class Allocation(msgspec.Struct, array_like=True, frozen=True):
 
 
 class AllocateResult(msgspec.Struct, array_like=True, frozen=True):
+    """returning: with not-enough-servers, how many that are away for a moment (a restart, a metadata service that has
+    just begun to listen) would make them enough; 0: waiting is of no use."""
+
     code: str = ""
     detail: str = ""
     allocations: list[Allocation] = []
+    returning: int = 0
 
 
 class AllocateBatch(msgspec.Struct, array_like=True, frozen=True):

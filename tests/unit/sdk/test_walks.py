@@ -20,7 +20,7 @@ from tierstore.errors import (
 )
 from tierstore.sdk.store import Store
 from tierstore.wire.hints import parse_hint
-from tierstore.wire.names import CommitResult, Condition
+from tierstore.wire.names import AllocateItem, AllocateResult, CommitResult, Condition
 
 MIB = 1 << 20
 
@@ -207,7 +207,49 @@ def test_fewer_servers_than_copies_is_an_error_and_nothing_is_visible() -> None:
         with pytest.raises(NotFound):
             await store.head("bkt", "k")
 
-    run(work)
+    run(work, placement_wait_seconds=0.1)
+
+
+def test_a_put_waits_for_servers_that_restart() -> None:
+    """A rolling restart is routine: with too few servers for a second, a write takes a second longer and is no error."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        allocate, refusals = cluster.metadata._allocate, 3
+
+        def busy(item: AllocateItem) -> AllocateResult:
+            nonlocal refusals
+            refusals -= 1
+            if refusals >= 0:
+                return AllocateResult("not-enough-servers", "1 server, 2 needed", returning=1)
+            return allocate(item)
+
+        cluster.metadata._allocate = busy  # type: ignore[method-assign]
+        await store.put("bkt", "k", b"x" * 1000)
+        assert refusals < 0 and len(cluster.metadata.objects["bkt"]) == 1
+
+    run(work, placement_poll_seconds=0.01)
+
+
+def test_servers_that_failed_once_are_tried_again() -> None:
+    """Every connection was to a process that has just been restarted: the second attempt finds the new ones."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        failures = dict.fromkeys((server.id for server in cluster.servers), 1)
+
+        def once(server: FakeObjectServer) -> Callable[[], Awaitable[None]]:
+            async def fail() -> None:
+                failures[server.id] -= 1
+                if failures[server.id] >= 0:
+                    raise UnavailableError("the process ended", code="draining")
+
+            return fail
+
+        for server in cluster.servers:
+            server.before_write = once(server)
+        await store.put("bkt", "k", b"x" * 1000)
+        assert sum(holders(cluster)) == 2
+
+    run(work, chunk_again_seconds=0.01)
 
 
 def test_a_commit_refused_for_a_drained_device_is_stored_elsewhere() -> None:
