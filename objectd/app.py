@@ -36,6 +36,7 @@ from objectd.store.disk import DiskDevice
 from objectd.store.settings import StoreSettings
 from objectd.work import speed
 from objectd.work.copy import CopyWork
+from objectd.work.damage import DamageChecks
 from objectd.work.inventory import InventoryWork
 from objectd.work.remove import RemoveWork
 from objectd.work.runner import JobRunner
@@ -88,9 +89,11 @@ class ObjectServer:
         self.slots: Slots = Slots()
         self.heat: HeatCounter = HeatCounter(entries_max=config.chunks.heat_entries_max, now_seconds=clock.monotonic())
         self.memory: Memory = Memory(config.chunks.mem_bytes)
+        self.verify: VerifyWork = VerifyWork(slots=self.slots, run_blocking=run_blocking)
+        self.damage: DamageChecks = DamageChecks(slots=self.slots, verify=self.verify)
         self.reads: ChunkReads = ChunkReads(
             standing=self.standing, slots=self.slots, heat=self.heat, memory=self.memory, residency=Residency(),
-            settings=config.chunks,
+            settings=config.chunks, on_damage=self.damage.look,
         )  # fmt: skip
         self.uploads: ChunkUploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
         self.receipts = ReceiptRenewals(
@@ -109,7 +112,6 @@ class ObjectServer:
             in_flight=lambda: self.uploads.uploads + self.reads.cold_reads,
             is_draining=lambda: self.drain.is_announced,
         )  # fmt: skip
-        self.verify: VerifyWork = VerifyWork(slots=self.slots, run_blocking=run_blocking)
         self.remove = RemoveWork(slots=self.slots, may_delete=self.agent.may_delete, note=self.agent.note,
             on_removed=self.memory.forget,
         )
@@ -187,6 +189,7 @@ class ObjectServer:
             duty.cancel()
         await asyncio.gather(*duties, return_exceptions=True)
         await self.jobs.close()
+        await self.damage.close()
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 await self.agent.say_goodbye()

@@ -12,6 +12,7 @@ preadv of header, sums and data 2.5, then the adapter's one write. 1 MiB: one ca
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ from objectd.config import Chunks
 from objectd.heat import HeatCounter
 from objectd.memory import TIER, Memory
 from objectd.residency import Residency
-from objectd.slots import Slot, Slots, why_bad
+from objectd.slots import Slot, Slots
 from objectd.standing import Standing
 from objectd.store.device import Location, OpenChunk
 from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count
@@ -48,8 +49,10 @@ class ChunkReads:
 
     def __init__(
         self, *, standing: Standing, slots: Slots, heat: HeatCounter, memory: Memory, residency: Residency,
-        settings: Chunks,
+        settings: Chunks, on_damage: Callable[[Slot, ChunkId, int], None],
     ) -> None:  # fmt: skip
+        """on_damage(slot, chunk, its right length): a copy was found damaged; it sees to it that this is told."""
+        self._on_damage = on_damage
         self._standing = standing
         self._slots = slots
         self._heat = heat
@@ -196,8 +199,8 @@ class ChunkReads:
         except NotFound:
             self._slots.note_bad(chunk, slot.id, "missing")
             raise
-        except IntegrityError as error:
-            self._slots.note_bad(chunk, slot.id, why_bad(error))
+        except IntegrityError:
+            self._on_damage(slot, chunk, chunk_bytes)
             raise
         except TimeoutError:
             raise UnavailableError(
@@ -218,7 +221,7 @@ class ChunkReads:
 
     def _wrong_length(self, chunk: ChunkId, slot: Slot, found: int, wanted: int) -> IntegrityError:
         """A chunk id is written once, so another length is damage (or a forged hint, which its MAC rules out)."""
-        self._slots.note_bad(chunk, slot.id, "bad-footer")
+        self._on_damage(slot, chunk, wanted)
         return IntegrityError(
             f"chunk {chunk.hex()} has {found} bytes here, its ticket says {wanted}", code="bad-footer"
         )

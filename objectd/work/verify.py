@@ -50,14 +50,16 @@ class VerifyWork:
         return Outcome()
 
     async def check(
-        self, slot: Slot, chunk: ChunkId, *, crc32c: int | None, on_piece: Callable[[int], Awaitable[None]]
-    ) -> None:
-        """Read and check one chunk past the page cache; quarantine and report it when it is bad twice.
+        self, slot: Slot, chunk: ChunkId, *, crc32c: int | None, on_piece: Callable[[int], Awaitable[None]],
+        chunk_bytes: int | None = None,
+    ) -> None:  # fmt: skip
+        """Read and check one chunk past the page cache; quarantine and report it when it is bad twice. chunk_bytes,
+        crc32c: what it should have, when that is known.
 
         Raises IntegrityError (bad), NotFound, TimeoutError or OSError (a disk that does not answer is no bad chunk)."""
         for reading in range(1, READINGS + 1):
             try:
-                await self._read(slot, chunk, crc32c=crc32c, on_piece=on_piece)
+                await self._read(slot, chunk, crc32c=crc32c, on_piece=on_piece, chunk_bytes=chunk_bytes)
             except IntegrityError as error:
                 if reading < READINGS:
                     continue
@@ -66,13 +68,19 @@ class VerifyWork:
             return
 
     async def _read(
-        self, slot: Slot, chunk: ChunkId, *, crc32c: int | None, on_piece: Callable[[int], Awaitable[None]]
-    ) -> None:
+        self, slot: Slot, chunk: ChunkId, *, crc32c: int | None, on_piece: Callable[[int], Awaitable[None]],
+        chunk_bytes: int | None,
+    ) -> None:  # fmt: skip
         # a file that readers keep open has its sums in memory: they may have rotted on the disk since
         slot.device.forget_open(chunk)
         async with asyncio.timeout(FIND_SECONDS):
             opened = await slot.device.find(chunk)
         try:
+            if chunk_bytes is not None and opened.chunk_bytes != chunk_bytes:
+                # a chunk id is written once, so another length is damage
+                raise IntegrityError(
+                    f"chunk {chunk.hex()} has {opened.chunk_bytes} bytes here, not {chunk_bytes}", code="bad-footer"
+                )
             if opened.fd < 0 and self._run_blocking is not None:
                 # read whole with its header, perhaps from the page cache: now that the header is there for sure, the
                 # chunk can be opened by its descriptor and read past the cache

@@ -211,7 +211,7 @@ def test_fewer_servers_than_copies_is_an_error_and_nothing_is_visible() -> None:
 
 
 def test_a_put_waits_for_servers_that_restart() -> None:
-    """A rolling restart is routine: with too few servers for a second, a write takes a second longer and is no error."""
+    """Restarts are routine: with too few servers for a second, a write takes a second longer and is no error."""
 
     async def work(cluster: FakeCluster, store: Store) -> None:
         allocate, refusals = cluster.metadata._allocate, 3
