@@ -5,7 +5,7 @@ metadata so by itself: what a server says of its own devices is believed, the co
 bytes would lie where they are until the scrub comes by. So the read hands the chunk over here: the verify work reads it
 again, quarantines it and reports it.
 
-Owns the checks under way: at most CHECKS_MAX, one per copy; what is beyond is found again by the next read or the scrub.
+Owns the checks under way: at most CHECKS_MAX, one per copy; the rest is found again by the next read or the scrub.
 """
 
 from __future__ import annotations
