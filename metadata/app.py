@@ -320,7 +320,7 @@ class MetadataServer:
             self.recorder, policy=lambda: self.policies.current.policy, fleet=self.tiering_view.fleet
         )
         self.listings = ListingService(database, self.names, order, heat_of=self.heat_of)
-        self.uploads = UploadService(database, clock)
+        self.uploads = UploadService(database, clock, self.view)
         self.sites = Sites(
             database, self.names, clock, self.credentials, Courier(self.around.transport), me=self._this_site,
             random_hex=lambda: self.around.random_bytes(4).hex(),

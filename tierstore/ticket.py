@@ -33,6 +33,12 @@ READ: Final = 1
 WRITE: Final = 2
 RECEIPT: Final = 3
 
+#: A read ticket is renewed at most so often, and not later than so long after it has expired: a read that began may
+#: go on for RENEWALS_MAX times the renewal's interval (4 min: 6 hours), also of a version that was replaced meanwhile.
+RENEWALS_MAX: Final = 90
+RENEWAL_LATE_SECONDS_MAX: Final = 600
+_RENEWAL_SHIFT: Final = 1   # the flags above the first bit count renewals
+
 NO_HEAT: Final = 1      # flag: this read is the system's own (repair, scrub, replication, promoter)
 ROLE_HOME: Final = 0
 ROLE_CACHE: Final = 1
@@ -170,6 +176,26 @@ def open_read(text: bytes, keys: Keys, *, server: ServerId, now_seconds: float) 
     if to != server or expires_at < now_seconds:
         raise TicketRefused("the ticket is for another server" if to != server else "the ticket has expired")
     return ReadTicket(to, device, chunk, segment, offset, chunk_bytes, expires_at, flags)
+
+
+def renew_read(text: bytes, keys_of: Mapping[int, Keys], *, now_seconds: float) -> bytes:
+    """The same right for another TICKET_SECONDS_MAX, signed with the server's newest key; the count of renewals stands
+    in the ticket, under its MAC. Raises TicketRefused for one that is not genuine, was renewed often enough or expired
+    too long ago."""
+    raw = _decode(text)
+    keys: Keys = keys_of.get(int.from_bytes(raw[2:4], "little"), {})
+    _, _, server, device, chunk, segment, chunk_bytes, offset, expires_at, flags = _READ.unpack(
+        _check(raw, _READ, READ, keys)
+    )
+    renewals = (flags >> _RENEWAL_SHIFT) + 1
+    if renewals > RENEWALS_MAX or expires_at + RENEWAL_LATE_SECONDS_MAX < now_seconds:
+        raise TicketRefused("the ticket was renewed as often as may be, or has expired too long ago")
+    ticket = ReadTicket(
+        server, device, chunk, segment, offset, chunk_bytes, int(now_seconds) + TICKET_SECONDS_MAX,
+        flags & NO_HEAT | renewals << _RENEWAL_SHIFT,
+    )  # fmt: skip
+    key_id = list(keys)[-1]     # of no keys at all the check above has told
+    return mint_read(ticket, key_id=key_id, key=keys[key_id])
 
 
 def read_fields(text: bytes, keys: Keys) -> tuple[int, int, bytes, int, int, int, int, int]:

@@ -44,6 +44,7 @@ from tierstore.wire.names import (
     LookupReply,
     LookupResult,
     Renew,
+    Renewed,
 )
 
 T = TypeVar("T")
@@ -208,8 +209,7 @@ class HotRoutes:
 
         async def work(message: Renew) -> None:
             caller = await self._credentials.caller(header)
-            await self._uploads.renew(message, caller)
-            self._reply(exchange, {})
+            self._reply(exchange, Renewed(await self._uploads.renew(message, caller)))
 
         self._spawn_with(exchange, Renew, work)
 

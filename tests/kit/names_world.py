@@ -92,7 +92,7 @@ class NamesWorld:
             ListingService(database, names, order, heat_of=lambda chunk: 1.0),
             AllocateService(view, clock, rng),
             BucketService(database, names, clock, sites=lambda: ["site1", "site2"]),
-            UploadService(database, clock),
+            UploadService(database, clock, view),
             PlacementIndexer(database, clock),
             NameTaker(database, names, clock, versions),
         )  # fmt: skip

@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, TicketRefused, TierstoreError, UnavailableError
 from tierstore.names import ChunkId
@@ -29,7 +31,7 @@ from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import FetchedChunk, ObjectClient, VerifiedStream
 from tierstore.wire.cluster import BadChunk
-from tierstore.wire.names import ChunkView, LookupItem, LookupResult, ReplicaView
+from tierstore.wire.names import ChunkView, LookupItem, LookupResult, Renew, ReplicaView
 
 _EMPTY: Final = memoryview(b"")
 #: How much of a chunk is left when the next one is opened.
@@ -82,6 +84,8 @@ class GetWalk:
         self._ready = _EMPTY
         self._ahead: asyncio.Task[tuple[ReplicaView, _Opened]] | None = None
         self._chunk_end = first
+        self._pin_timer: asyncio.TimerHandle | None = None
+        self._pinning: asyncio.Task[None] | None = None
         self.tier = ""
         self.site = ""
         #: The whole range in one piece when it is small; else None.
@@ -108,6 +112,7 @@ class GetWalk:
             self._at = self._end
             return
         await self._open_current()
+        self._pin_timer = asyncio.get_running_loop().call_later(self._parts.limits.pin_seconds, self._start_pinning)
 
     async def next_piece(self) -> memoryview:
         """The next verified bytes, in order; valid until the next call; empty at the end."""
@@ -150,6 +155,12 @@ class GetWalk:
     async def close(self) -> None:
         """Let go of everything; harmless to repeat."""
         self._close_stream()
+        if self._pin_timer is not None:
+            self._pin_timer.cancel()
+        if self._pinning is not None:
+            self._pinning.cancel()
+            await asyncio.gather(self._pinning, return_exceptions=True)
+            self._pinning = None
         if self._window is not None:
             self._window.cancel()
             await asyncio.gather(self._window, return_exceptions=True)
@@ -205,6 +216,33 @@ class GetWalk:
         if len(self._chunks) > 1:
             chunk = self._chunks[1]
             self._ahead = loop.create_task(self._open_chunk(chunk, chunk.start))
+
+    def _start_pinning(self) -> None:
+        # no task before it is needed: nearly all reads end sooner
+        self._pinning = asyncio.get_running_loop().create_task(self._keep_pins())
+
+    async def _keep_pins(self) -> None:
+        """A long read must be able to finish, also when its object was replaced meanwhile and can no longer be looked
+        up: its chunks are pinned, and the tickets for them renewed (rule 14). What is not known yet of a body beyond
+        `lookup_chunks_ahead` chunks is lost with the name."""
+        limits = self._parts.limits
+        while True:
+            for at in range(0, len(self._chunks), limits.pins_at_once):
+                await self._pin(list(self._chunks)[at : at + limits.pins_at_once])
+            await asyncio.sleep(limits.pin_seconds)
+
+    async def _pin(self, chunks: list[ChunkView]) -> None:
+        tickets = [replica.ticket for chunk in chunks for replica in chunk.replicas]
+        try:
+            renewed = await self._parts.client.renew(
+                Renew(pins=[chunk.id for chunk in chunks], tickets=tickets), seconds=self._parts.limits.request_seconds
+            )
+        except TierstoreError:
+            return      # tried again after the interval: pins outlive three of them, a lookup gives new tickets
+        fresh = dict(zip(tickets, renewed.tickets, strict=False))
+        pinned = {chunk.start: _with_tickets(chunk, fresh) for chunk in chunks}
+        # by place, as some were read and others came meanwhile
+        self._chunks = deque(pinned.get(chunk.start, chunk) for chunk in self._chunks)
 
     # -- replicas -------------------------------------------------------------------------------------------
     async def _open_current(self) -> None:
@@ -313,6 +351,15 @@ class GetWalk:
             self._parts.client.report_bad(BadChunk(chunk.id, replica.device, "missing"))
         elif not isinstance(error, TicketRefused):
             self._parts.servers.note_failure(replica.server)
+
+
+def _with_tickets(chunk: ChunkView, fresh: dict[bytes, bytes]) -> ChunkView:
+    """The chunk with renewed tickets; where one was refused the old one stays (whoever reads then looks up anew)."""
+    replicas = [
+        msgspec.structs.replace(replica, ticket=fresh.get(replica.ticket) or replica.ticket)
+        for replica in chunk.replicas
+    ]
+    return msgspec.structs.replace(chunk, replicas=replicas)
 
 
 def _discard(answer: Any) -> None:

@@ -45,6 +45,7 @@ from tierstore.wire.names import (
     LookupResult,
     Mutation,
     Renew,
+    Renewed,
 )
 
 T = TypeVar("T")
@@ -206,8 +207,9 @@ class MetadataClient:
             raise from_code(result.code, result.detail)
         return result
 
-    async def renew(self, renew: Renew, *, seconds: float = 10.0) -> None:
-        await self._ask(b"/v1/internal/renew", renew, dict[str, object], seconds)
+    async def renew(self, renew: Renew, *, seconds: float = 10.0) -> Renewed:
+        """Durable when it returns. Raises ConflictError(upload-lapsed)."""
+        return await self._ask(b"/v1/internal/renew", renew, Renewed, seconds)
 
     async def bad_chunks(self, bad: Sequence[BadChunk], *, seconds: float = 10.0) -> None:
         await self._ask(b"/v1/internal/bad-chunks", list(bad), dict[str, object], seconds)

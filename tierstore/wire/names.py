@@ -311,7 +311,15 @@ class BucketView(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Renew(msgspec.Struct, array_like=True, frozen=True):
-    """Keep uploads (longer than 10 minutes) or pins of versions being read (longer than 15) alive."""
+    """Keep uploads (longer than 10 minutes) or pins of versions being read (longer than 15) alive. tickets: read
+    tickets of the same reads, whose right is to go on."""
 
     uploads: list[bytes] = []
     pins: list[bytes] = []        # chunk ids
+    tickets: list[bytes] = []
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """A map, as the answer always was. tickets: in the order of the message's; b"" for one that is not renewed."""
+
+    tickets: list[bytes] = []

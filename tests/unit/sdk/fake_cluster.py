@@ -56,6 +56,7 @@ class FakeObjectServer:
     cut_after: int = -1             # bytes of data after which an answer breaks off
     reads: int = 0
     writes: int = 0
+    tickets: list[bytes] = field(default_factory=list)      # that reads showed
 
     @property
     def url(self) -> str:
@@ -69,6 +70,7 @@ class FakeObjectServer:
 
     async def _read(self, exchange: Exchange) -> None:
         self.reads += 1
+        self.tickets.append(exchange.route_arg)
         if self.before_read is not None:
             await self.before_read()
         data = self.chunks.get(bytes.fromhex(exchange.route_arg.decode()))
@@ -138,6 +140,7 @@ class FakeMetadata:
         self.bad: list[BadChunk] = []
         self.batches: list[tuple[str, int]] = []
         self.renewed: list[bytes] = []
+        self.pinned: list[bytes] = []
         self.down: set[int] = set()
         self.revision = 1
         self.auth_revision = 1
@@ -357,9 +360,10 @@ class FakeMetadata:
             last = name
         return names.ListResult(objects=objects, prefixes=prefixes)
 
-    def _renew(self, renew: names.Renew) -> dict[str, object]:
+    def _renew(self, renew: names.Renew) -> names.Renewed:
         self.renewed += renew.uploads
-        return {}
+        self.pinned += renew.pins
+        return names.Renewed([ticket.upper() for ticket in renew.tickets])      # so that they can be told apart
 
     def _bad_chunks(self, bad: list[BadChunk]) -> dict[str, object]:
         self.bad += bad

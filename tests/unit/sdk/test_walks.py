@@ -396,6 +396,29 @@ def test_all_replicas_gone_is_unavailable_not_wrong() -> None:
     run(work)
 
 
+def test_a_slow_reader_of_a_replaced_object_finishes() -> None:
+    """It pins what it has still to read and renews its tickets; the name is another object's by now (rule 14)."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        body = random.Random(8).randbytes(12 * cluster.metadata.chunk_bytes)
+        await store.put("bkt", "k", body)
+        async with await store.get("bkt", "k") as reader:
+            out = bytearray(await reader.next_piece())
+            await store.put("bkt", "k", b"another")
+            cluster.metadata.old.clear()
+            async with asyncio.timeout(10):
+                while len(cluster.metadata.pinned) < 12:
+                    await asyncio.sleep(0.01)
+            for server in cluster.servers:
+                server.tickets.clear()
+            out += await reader.read()
+        assert bytes(out) == body
+        shown = [ticket for server in cluster.servers for ticket in server.tickets]
+        assert len(shown) >= 8 and all(ticket == ticket.upper() for ticket in shown[2:]), "read with renewed tickets"
+
+    run(work, pin_seconds=0.05)
+
+
 def test_a_long_object_is_read_window_by_window_of_one_version() -> None:
     """More chunks than one lookup gives; the object is replaced while it is read."""
 
