@@ -4,12 +4,13 @@ lock from then to its end: that orders the feed as it was committed and leaves n
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
 from metadata.catalog import schema
 from metadata.catalog.session import BulkWrite, Session
+from metadata.catalog.statement import Statement
 
 INSERT_CHANGES: Final = BulkWrite(
     "insert", schema.changes, ("sequence", "at_ms", "kind", "bucket_id", "key", "version")
@@ -81,22 +82,31 @@ def append(connection: sa.Connection, entries: Iterable[NewChange], *, at_ms: in
     return int(last)
 
 
+_C: Final = schema.changes.c
+_HEAD: Final = Statement(sa.select(schema.feed_head.c.sequence, schema.feed_head.c.version))
+_OLDEST: Final = Statement(sa.select(sa.func.coalesce(sa.func.min(_C.sequence), sa.literal_column("0"))))
+_READ: Final = Statement(
+    sa.select(*(_C[name] for name in Change._fields))
+    .where(_C.sequence > sa.bindparam("after"))
+    .order_by(_C.sequence)
+    .limit(sa.bindparam("limit"))
+)
+
+
 def head(connection: sa.Connection) -> tuple[int, int]:
     """(sequence of the newest change, largest version id)."""
-    row: Any = connection.execute(sa.select(schema.feed_head.c.sequence, schema.feed_head.c.version)).one()
+    row = _HEAD.first(connection)
     return int(row[0]), int(row[1])
 
 
 def read(connection: sa.Connection, after: int, limit: int) -> list[Change]:
     """Up to `limit` changes after a sequence, in order. Complete: what is committed later has a larger sequence."""
-    t = schema.changes.c
-    query = sa.select(*(t[name] for name in Change._fields)).where(t.sequence > after).order_by(t.sequence).limit(limit)
-    return [Change(*row) for row in connection.execute(query)]
+    return list(map(Change._make, _READ.rows(connection, after=after, limit=limit)))
 
 
 def oldest(connection: sa.Connection) -> int:
     """The first sequence still kept; a cursor below it minus one needs a resync. 0: the feed is empty."""
-    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.min(schema.changes.c.sequence), 0))).scalar_one())
+    return int(_OLDEST.first(connection)[0])
 
 
 def prune(connection: sa.Connection, *, through: int, limit: int = 10_000) -> int:

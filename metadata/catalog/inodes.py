@@ -12,7 +12,7 @@ names any more go to the garbage in the same transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -21,6 +21,7 @@ from metadata.catalog.bodies import Extent
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import PackedChunk, pack, unpack_replicas
 from metadata.catalog.session import BulkWrite, Session
+from metadata.catalog.statement import Statement
 
 DIRECTORY: Final = "d/"
 ORPHAN: Final = "o/"
@@ -41,9 +42,9 @@ def hidden(bucket_id: int) -> int:
     return -bucket_id
 
 
-def _range(*, inclusive: bool, light: bool) -> Any:
+def _range(*, inclusive: bool, light: bool) -> Statement:
     low = _O.key >= sa.bindparam("low") if inclusive else _O.key > sa.bindparam("low")
-    return (
+    return Statement(
         sa.select(*(_LIGHT if light else _COLUMNS))
         .where(_O.bucket_id == sa.bindparam("bucket_id"), low, _O.key < sa.bindparam("high"))
         .where(_O.kind != schema.KIND_MARKER)
@@ -56,13 +57,13 @@ _RANGES: Final = {
     (inclusive, light): _range(inclusive=inclusive, light=light)
     for inclusive in (True, False) for light in (True, False)
 }  # fmt: skip
-_ANY: Final = (
+_ANY: Final = Statement(
     sa.select(_O.key)
     .where(_O.bucket_id == sa.bindparam("bucket_id"), _O.key > sa.bindparam("low"), _O.key < sa.bindparam("high"))
     .where(_O.kind != schema.KIND_MARKER)
     .limit(1)
 )
-_ANY_WITH_LOW: Final = (
+_ANY_WITH_LOW: Final = Statement(
     sa.select(_O.key)
     .where(_O.bucket_id == sa.bindparam("bucket_id"), _O.key >= sa.bindparam("low"), _O.key < sa.bindparam("high"))
     .where(_O.kind != schema.KIND_MARKER)
@@ -73,8 +74,7 @@ _ANY_WITH_LOW: Final = (
 def below(connection: sa.Connection, bucket_id: int, prefix: str, *, itself: bool) -> bool:
     """Whether a key begins with prefix (which ends in a slash); itself: the key that is the prefix counts too."""
     query = _ANY_WITH_LOW if itself else _ANY
-    values = {"bucket_id": bucket_id, "low": prefix, "high": after_prefix(prefix)}
-    return connection.execute(query, values).first() is not None
+    return query.first(connection, bucket_id=bucket_id, low=prefix, high=after_prefix(prefix)) is not None
 
 
 def after_prefix(prefix: str) -> str:
@@ -87,8 +87,8 @@ def rows_between(
     connection: sa.Connection, bucket_id: int, low: str, high: str, limit: int, *, inclusive: bool, light: bool = False
 ) -> list[ObjectRow]:
     """Rows (no markers) in key order; light: without their bodies."""
-    values = {"bucket_id": bucket_id, "low": low, "high": high, "limit": limit}
-    return [ObjectRow._make(row) for row in connection.execute(_RANGES[inclusive, light], values)]
+    rows = _RANGES[inclusive, light].rows(connection, bucket_id=bucket_id, low=low, high=high, limit=limit)
+    return list(map(ObjectRow._make, rows))
 
 
 def latest(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | None:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import schema
 from metadata.catalog.session import BulkRead, BulkWrite
+from metadata.catalog.statement import Statement
 
 
 class ObjectRow(NamedTuple):
@@ -47,13 +48,18 @@ DELETE_VERSION: Final = BulkWrite(
 )
 
 
+_O: Final = schema.objects.c
+_LATEST: Final = Statement(
+    sa.select(*(_O[name] for name in COLUMNS)).where(
+        _O.bucket_id == sa.bindparam("bucket_id"), _O.key == sa.bindparam("key")
+    )
+)
+
+
 def latest(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | None:
     """The latest version as this snapshot has it, not locked."""
-    t = schema.objects.c
-    row = connection.execute(
-        sa.select(*(t[name] for name in COLUMNS)).where(t.bucket_id == bucket_id, t.key == key)
-    ).first()
-    return None if row is None else ObjectRow(*row)
+    row = _LATEST.first(connection, bucket_id=bucket_id, key=key)
+    return None if row is None else ObjectRow._make(row)
 
 
 def version(connection: sa.Connection, bucket_id: int, key: str, version_id: int) -> ObjectRow | None:

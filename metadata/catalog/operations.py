@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from metadata.catalog import schema
 from metadata.catalog.leases import upsert
 from metadata.catalog.session import BulkRead, BulkWrite, lock_out_commits
+from metadata.catalog.statement import Statement
 
 RESULTS: Final = BulkRead(schema.operations, ("id", "result"), ("id",))
 INSERT_RESULTS: Final = BulkWrite("insert", schema.operations, ("id", "result"))
@@ -30,9 +31,11 @@ PIN_MS: Final = 900_000
 OPERATION_LIFE_MS: Final = 3_600_000
 
 
+_ANY_CONDEMNED: Final = Statement(sa.select(schema.condemned_uploads.c.upload_id).limit(sa.literal_column("1")))
+
+
 def any_condemned(connection: sa.Connection) -> bool:
-    query = sa.select(sa.literal(1)).select_from(schema.condemned_uploads).limit(1)
-    return connection.execute(query).first() is not None
+    return _ANY_CONDEMNED.first(connection) is not None
 
 
 def condemn(connection: sa.Connection, uploads: Iterable[bytes], *, at_ms: int) -> None:

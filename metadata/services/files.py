@@ -64,6 +64,8 @@ WATCHERS_MAX: Final = 1000
 WATCH_SECONDS_MAX: Final = 30.0
 #: How often a watch looks at the feed when no commit of this process woke it (other processes write too).
 WATCH_POLL_SECONDS: Final = 0.5
+#: What is committed within so short a time is told together: a mount that writes hears of its own changes too.
+WATCH_GATHER_SECONDS: Final = 0.03
 CHANGES_MAX: Final = 2000
 #: A mount that is silent for so long has lost its open unlinked files.
 MOUNT_LEASE_MS: Final = 120_000
@@ -270,7 +272,7 @@ class FilesService:
             _settle(entry, result)
         for listener in self._commits.listeners if events else ():
             listener(events)
-        self._changed.set()
+        self._wake()
 
     def _transaction(self, session: Session, batch: list[_Pending]) -> tuple[list[FileResult], list[Committed]]:
         session.guard()
@@ -325,7 +327,12 @@ class FilesService:
 
     # -- watching -------------------------------------------------------------------------------------------
     def _heard(self, events: list[Committed]) -> None:
-        self._changed.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Whoever waits now has something to look at; whoever looks at this moment waits for the next one."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def watch(self, item: Watch, who: Principal) -> Watched:
         """What changed behind item.after. Raises UnavailableError when too many watch."""
@@ -340,7 +347,7 @@ class FilesService:
             until = self._clock.monotonic() + min(item.wait_seconds, WATCH_SECONDS_MAX)
             after = item.after
             while True:
-                self._changed.clear()
+                changed = self._changed
                 seen = await self._database.read(lambda c, after=after: _changes(c, bucket.id, after))  # type: ignore[misc]
                 left = until - self._clock.monotonic()
                 if seen.changes or seen.resync or item.after < 0 or left <= 0:
@@ -348,9 +355,10 @@ class FilesService:
                 after = seen.sequence
                 try:
                     async with asyncio.timeout(min(left, WATCH_POLL_SECONDS)):
-                        await self._changed.wait()
+                        await changed.wait()
                 except TimeoutError:
                     continue
+                await asyncio.sleep(WATCH_GATHER_SECONDS)
         finally:
             self._watchers -= 1
 
