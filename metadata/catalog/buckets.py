@@ -104,7 +104,20 @@ def delete(connection: sa.Connection, name: str, *, at_ms: int) -> None:
     if objects.has_any(connection, bucket.id):
         raise ConflictError(f"bucket {name!r} is not empty", code="bucket-not-empty", bucket=name)
     connection.execute(sa.delete(schema.buckets).where(schema.buckets.c.id == bucket.id))
-    append(connection, [NewChange(schema.CHANGE_BUCKET, bucket.id, name, 0)], at_ms=at_ms)
+    gone = [NewChange(schema.CHANGE_DELETE, -bucket.id, key, version) for key, version in _drop_directories(
+        connection, bucket.id
+    )]  # fmt: skip
+    append(connection, [*gone, NewChange(schema.CHANGE_BUCKET, bucket.id, name, 0)], at_ms=at_ms)
+
+
+def _drop_directories(connection: sa.Connection, bucket_id: int) -> list[tuple[str, int]]:
+    """Empty directories go with their bucket. Open files without a name (keys from "o/" on) go when the mount that has
+    them open ends, or its lease."""
+    t = schema.objects
+    below = t.c.bucket_id == -bucket_id, t.c.key < "o/"
+    found = [(str(row[0]), int(row[1])) for row in connection.execute(sa.select(t.c.key, t.c.version).where(*below))]
+    connection.execute(sa.delete(t).where(*below))
+    return found
 
 
 def configure(

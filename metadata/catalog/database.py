@@ -8,6 +8,7 @@ connections and the order of writes; it knows no table.
     write(fn)   fn(connection) -> T in one write transaction, durable when it returns. SQLite: in the one writer
                 thread, joined with whatever else waits into one transaction (a savepoint each).
     batch(fn)   fn(session) -> T, the hot form: bulk statements; durable when it returns.
+    work(fn)    the same for what takes long: SQLite runs it in the writer thread, beside the loop.
 
 fn is synchronous, must not touch the event loop, must not commit, and may be run again (it is redone when the
 transaction that it shared failed). An exception of fn undoes only fn and is raised to its caller.
@@ -39,6 +40,8 @@ class Database(Protocol):
     async def write(self, fn: Callable[[sa.Connection], T], *, seconds: float = 30.0) -> T: ...
 
     async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T: ...
+
+    async def work(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T: ...
 
     def select_now(self, read: BulkRead, keys: list[Row]) -> list[Row] | None:
         """The rows at once, without waiting, outside of any transaction; None when this engine cannot."""

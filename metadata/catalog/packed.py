@@ -103,6 +103,17 @@ def unpack(raw: bytes) -> list[PackedChunk]:
     return list(iter_packed(raw))
 
 
+def places(raw: bytes) -> list[tuple[int, bytes]]:
+    """(device, chunk id) of every replica: the quick form, for whole bodies that are moved under another name."""
+    found: list[tuple[int, bytes]] = []
+    at, end = 0, len(raw)
+    while at < end:
+        chunk, stop = raw[at : at + 16], at + CHUNK_BYTES + raw[at + CHUNK_BYTES - 1] * REPLICA_BYTES
+        found += [(replica[0], chunk) for replica in _REPLICA.iter_unpack(raw[at + CHUNK_BYTES : stop])]
+        at = stop
+    return found
+
+
 def first_replicas(raw: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
     """(device, role, state, generation, segment, offset) of the first chunk only: what a listing needs."""
     if len(raw) < CHUNK_BYTES:

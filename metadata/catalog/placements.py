@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import bodies, feed, schema
 from metadata.catalog.objects import LATEST, VERSION, ObjectRow
-from metadata.catalog.packed import PackedChunk, unpack
+from metadata.catalog.packed import PackedChunk, places, unpack
 from metadata.catalog.session import BulkWrite, Session
 
 MARK_SETTING: Final = "placements_sequence"
@@ -152,11 +152,9 @@ def move(session: Session, chunks: Iterable[PackedChunk], owner: Owner) -> None:
     session.write(_MOVE, [(device, chunk, bucket_id, key, version) for device, chunk in sorted(pairs)])
 
 
-def move_many(session: Session, moves: Iterable[tuple[Iterable[PackedChunk], tuple[int, str, int]]]) -> None:
-    """The same for many rows at once: (chunks, new owner) of each."""
-    rows = {
-        (replica.device, chunk.id): owner for chunks, owner in moves for chunk in chunks for replica in chunk.replicas
-    }
+def move_bodies(session: Session, moves: Iterable[tuple[bytes, tuple[int, str, int]]]) -> None:
+    """The same for many inline bodies at once: (packed chunks, new owner) of each."""
+    rows = {pair: owner for body, owner in moves for pair in places(body)}
     session.write(_MOVE, [(*pair, *rows[pair]) for pair in sorted(rows)])
 
 

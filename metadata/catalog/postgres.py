@@ -206,6 +206,9 @@ class PostgresDatabase:
     async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
         return await self._again(lambda connection: fn(PostgresSession(connection)), seconds)
 
+    async def work(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
+        return await self.batch(fn, seconds=seconds)
+
     async def _again(self, fn: Callable[[sa.Connection], T], seconds: float) -> T:
         self._writing += 1
         try:

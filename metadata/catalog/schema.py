@@ -19,7 +19,7 @@ tables = sa.MetaData()
 #: `objects.kind` and `versions.kind`.
 KIND_INLINE: Final = 0      # body = packed chunks, owned exclusively
 KIND_ROWS: Final = 1        # ref = body id in extents/chunks
-KIND_INODE: Final = 2       # ref = inode id
+KIND_INODE: Final = 2       # not used: a file is its object's row (docs/adr/0090)
 KIND_MARKER: Final = 3      # delete marker
 KIND_REMOTE: Final = 4      # the name came from another site; ref = body id of the bytes that are here, or NULL
 
@@ -192,26 +192,6 @@ placements = sa.Table(
     sa.Column("version", sa.BigInteger),
     sa.Column("chunk_bytes", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("device_id", "chunk_id"),
-    sqlite_with_rowid=False,
-)  # fmt: skip
-
-inodes = sa.Table(
-    "inodes", tables,
-    sa.Column("id", _id, primary_key=True),
-    sa.Column("bucket_id", sa.BigInteger, nullable=False),
-    sa.Column("links", sa.Integer, nullable=False),
-    sa.Column("attributes", _bytes, nullable=False),               # MessagePack of files.Attributes
-    sa.Column("body_id", sa.BigInteger),
-    sa.Column("size", sa.BigInteger, nullable=False, server_default="0"),
-    sqlite_autoincrement=True,
-)  # fmt: skip
-
-directories = sa.Table(
-    "directories", tables,
-    sa.Column("bucket_id", sa.BigInteger, nullable=False),
-    sa.Column("path", _key, nullable=False),
-    sa.Column("inode_id", sa.BigInteger, nullable=False),
-    sa.PrimaryKeyConstraint("bucket_id", "path"),
     sqlite_with_rowid=False,
 )  # fmt: skip
 

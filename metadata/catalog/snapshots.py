@@ -46,8 +46,8 @@ CHANGES_MS: Final = 3_600_000
 TABLES: Final[tuple[sa.Table, ...]] = (
     schema.settings, schema.feed_head, schema.sites, schema.servers, schema.devices, schema.ticket_keys,
     schema.buckets, schema.credentials, schema.policies, schema.objects, schema.versions, schema.extents,
-    schema.chunks, schema.inodes, schema.directories, schema.garbage, schema.condemned_uploads, schema.upload_leases,
-    schema.multipart_uploads, schema.multipart_parts, schema.operations, schema.audit, schema.replication_queue,
+    schema.chunks, schema.garbage, schema.condemned_uploads, schema.upload_leases, schema.multipart_uploads,
+    schema.multipart_parts, schema.operations, schema.audit, schema.replication_queue,
 )  # fmt: skip
 #: Small tables that a journal carries whole when they changed.
 SMALL: Final[tuple[sa.Table, ...]] = (
@@ -369,7 +369,6 @@ def settle(connection: sa.Connection, *, sequence: int, version: int) -> None:
     bodies = sa.union(
         *(sa.select(t.c.ref).where(t.c.kind.in_(_LONG), t.c.ref.is_not(None))
           for t in (schema.objects, schema.versions)),
-        sa.select(schema.inodes.c.body_id).where(schema.inodes.c.body_id.is_not(None)),
     )  # fmt: skip
     connection.execute(sa.delete(schema.extents).where(e.body_id.not_in(bodies)))
     count = sa.select(sa.func.count()).where(e.chunk_id == k.c.id).scalar_subquery()

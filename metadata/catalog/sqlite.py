@@ -207,6 +207,9 @@ class SqliteDatabase:
     async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
         return await self._queue(self._batches, fn, seconds)
 
+    async def work(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
+        return await self._queue(self._writes, lambda _: fn(self._session), seconds)
+
     async def _queue(self, queue: list[_Waiting], fn: Callable[[Any], T], seconds: float) -> T:
         if self._closed or len(queue) >= WRITES_WAITING_MAX:
             raise UnavailableError("the catalog is closing" if self._closed else "too many writes wait for the catalog")

@@ -34,7 +34,7 @@ from metadata.services.view import ClusterView
 from metadata.services.writes import Committed, WriteSet
 from tierstore.auth.access import Principal, authorize
 from tierstore.clock import Clock
-from tierstore.errors import IntegrityError, NotFound, RequestError, TierstoreError, UnavailableError
+from tierstore.errors import CapacityError, IntegrityError, NotFound, RequestError, TierstoreError, UnavailableError
 from tierstore.wire import decode, encode
 from tierstore.wire.files import (
     ORPHAN,
@@ -71,6 +71,8 @@ CHANGES_MAX: Final = 2000
 MOUNT_LEASE_MS: Final = 120_000
 MOUNT_LEASE: Final = "mount:"
 SWEEP_MAX: Final = 500
+#: A directory of the largest size that may be moved takes less.
+MOVE_SECONDS: Final = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +80,7 @@ class _Pending:
     item: FileChange
     principal: Principal
     done: asyncio.Future[FileResult]
+    is_long: bool = False       # moves a directory: a transaction of its own, beside the loop
 
 
 class FilesService:
@@ -180,6 +183,8 @@ class FilesService:
         row = inodes.latest(connection, *_place(bucket_id, q.path))
         if row is None:
             raise NotFound(f"there is no file {q.path!r}", code="no-such-file")
+        if row.kind == schema.KIND_REMOTE and row.size:
+            return FileResult(entry=files_meta.entry(row, name_of(q.path)), is_remote=True)
         end = min(row.size, q.first + q.length)
         views, more = self._views(connection, row, q.first, end) if q.first < end else ([], False)
         return FileResult(entry=files_meta.entry(row, name_of(q.path)), chunks=views, more=more)
@@ -224,7 +229,9 @@ class FilesService:
         if len(self._waiting) + len(items) > WAITING_MAX:
             raise UnavailableError("too many changes of files wait for the catalog")
         loop = asyncio.get_running_loop()
-        entries = [_Pending(item, who, loop.create_future()) for item, who in items]
+        entries = [
+            _Pending(item, who, loop.create_future(), await self._moves_a_directory(item)) for item, who in items
+        ]
         self._waiting += entries
         if self._running < self._database.batches_under_way_max:
             self._running += 1
@@ -233,15 +240,32 @@ class FilesService:
             task.add_done_callback(self._tasks.discard)
         return list(await asyncio.gather(*(entry.done for entry in entries)))
 
+    async def _moves_a_directory(self, item: FileChange) -> bool:
+        """As it looks now: should it become one in between, only the loop waits longer."""
+        m = item.mutation
+        if not isinstance(m, Rename):
+            return False
+        try:
+            bucket = await self._names.get(m.bucket)
+            return await self._database.read(lambda c: _is_directory(c, bucket.id, m.path))
+        except TierstoreError:
+            return False        # the change itself is going to say what is wrong
+
     async def _run(self) -> None:
         try:
             await asyncio.sleep(0)
             while self._waiting:
-                batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-                await self._settle_all(batch)
+                await self._settle_all(self._take())
                 await asyncio.sleep(0)
         finally:
             self._running -= 1
+
+    def _take(self) -> list[_Pending]:
+        """The next batch, in the order of arrival; what is long goes alone."""
+        waiting = self._waiting
+        count = next((n for n, entry in enumerate(waiting[:BATCH_MAX]) if entry.is_long), BATCH_MAX) or 1
+        self._waiting = waiting[count:]
+        return waiting[:count]
 
     async def _settle_all(self, batch: list[_Pending]) -> None:
         try:
@@ -265,9 +289,11 @@ class FilesService:
         return None
 
     async def _attempt(self, batch: list[_Pending]) -> None:
-        results, events = await self._database.batch(
-            lambda session: self._transaction(session, batch), seconds=COMMIT_SECONDS
-        )
+        if batch[0].is_long:
+            run, seconds = self._database.work, MOVE_SECONDS
+        else:
+            run, seconds = self._database.batch, COMMIT_SECONDS
+        results, events = await run(lambda session: self._transaction(session, batch), seconds=seconds)
         for entry, result in zip(batch, results, strict=True):
             _settle(entry, result)
         for listener in self._commits.listeners if events else ():
@@ -277,6 +303,7 @@ class FilesService:
     def _transaction(self, session: Session, batch: list[_Pending]) -> tuple[list[FileResult], list[Committed]]:
         session.guard()
         now_ms = self._clock.now_ms()
+        is_full = self._database.is_full     # then only what frees space is let through (rule 19)
         facts = self._commits.load(session, [_as_commit(entry.item) for entry in batch], now_ms, checked=True)
         results, events = [], []
         for entry in batch:
@@ -284,9 +311,12 @@ class FilesService:
             if repeat is not None:
                 results.append(decode(repeat, FileResult))
                 continue
-            writes = WriteSet(at_ms=now_ms, wants_events=bool(self._commits.listeners))
+            # The bytes of a directory's files are as hot after its move as before: nobody need hear of each.
+            writes = WriteSet(at_ms=now_ms, wants_events=bool(self._commits.listeners) and not entry.is_long)
             session.connection.exec_driver_sql("SAVEPOINT change")
             try:
+                if is_full and isinstance(entry.item.mutation, WriteFile | Make | Link):
+                    raise CapacityError("the catalog's disk is full: delete files or make room", code="catalog-full")
                 result = self._apply(session, facts, writes, entry.item, entry.principal)
             except TierstoreError as error:
                 session.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT change")
@@ -413,6 +443,12 @@ def _place(bucket_id: int, path: str) -> tuple[int, str]:
     if path.startswith(ORPHAN):
         return hidden(bucket_id), inodes.ORPHAN + path[len(ORPHAN) :]
     return bucket_id, path
+
+
+def _is_directory(connection: Connection, bucket_id: int, path: str) -> bool:
+    return inodes.latest(connection, hidden(bucket_id), directory_key(path)) is not None or inodes.below(
+        connection, bucket_id, f"{path}/", itself=True
+    )
 
 
 def _changes(connection: Connection, bucket_id: int, after: int) -> Watched:

@@ -21,7 +21,8 @@ from metadata.catalog.inodes import ExtentEdit
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import INLINE_CHUNKS_MAX, PackedChunk, pack, unpack
 from metadata.services import files_meta
-from metadata.services.files_names import FileNames
+from metadata.services.files_moves import FileMoves
+from metadata.services.files_names import check_here
 from metadata.services.files_work import FileWork, check_path, name_of
 from metadata.services.mutations import check_uploads
 from metadata.services.receipts import pack_bodies
@@ -45,7 +46,7 @@ class _Body:
     size: int
 
 
-class FileBodies(FileNames):
+class FileBodies(FileMoves):
     """Decides about bodies of files."""
 
     def write(
@@ -131,6 +132,7 @@ class FileBodies(FileNames):
             edit = ExtentEdit(w.session, ref := self._body_id())
             _require_no_hole(extents, 0)
         else:
+            check_here(base)
             _require_no_hole(extents, left)
             if not extents and base.kind == schema.KIND_INLINE and not w.bucket.versioning:
                 return self._shrunk(w, base, left)
@@ -155,6 +157,7 @@ class FileBodies(FileNames):
             self._displace(w.session, w.writes, w.bucket, base)
 
     def _same_body(self, w: FileWork, base: ObjectRow) -> _Body:
+        check_here(base)
         if w.bucket.versioning and base.bucket_id > 0:
             shared, ref = self._share(w.session, w.writes, w.bucket, base, is_latest=True)
             self._displace(w.session, w.writes, w.bucket, shared)

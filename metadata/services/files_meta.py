@@ -31,13 +31,21 @@ def inode_of(bucket_id: int, key: str, version: int) -> int:
 
 def attributes(row: ObjectRow) -> Attributes:
     """Stored, or the defaults: a plain file, as old as the object."""
-    if row.meta is not None and _MARK in row.meta:
-        raw = decode(row.meta, ObjectMeta).extra.get(POSIX)
-        if raw is not None:
-            return decode(raw, Attributes)
-    at_ns = row.created_at_ms * 1_000_000
-    ino = inode_of(row.bucket_id, row.key, row.version)
-    return Attributes(ino, FILE_MODE, atime_ns=at_ns, mtime_ns=at_ns, ctime_ns=at_ns)
+    held = stored(row.meta)
+    return held if held is not None else default(row.bucket_id, row.key, row.version, row.created_at_ms)
+
+
+def stored(meta: bytes | None) -> Attributes | None:
+    """None: no mount has touched it."""
+    if meta is None or _MARK not in meta:
+        return None
+    raw = decode(meta, ObjectMeta).extra.get(POSIX)
+    return decode(raw, Attributes) if raw is not None else None
+
+
+def default(bucket_id: int, key: str, version: int, created_at_ms: int) -> Attributes:
+    at_ns = created_at_ms * 1_000_000
+    return Attributes(inode_of(bucket_id, key, version), FILE_MODE, atime_ns=at_ns, mtime_ns=at_ns, ctime_ns=at_ns)
 
 
 def implied_directory(bucket_id: int, path: str, created_at_ms: int) -> Attributes:

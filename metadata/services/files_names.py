@@ -1,4 +1,5 @@
-"""What each change of files does to names: make, remove, rename, link, set attributes. Bodies: services/files_bodies.
+"""What each change of files does to names: make, remove, link, set attributes. Renames: services/files_moves, bodies:
+services/files_bodies.
 
 Rules only, on the rows that the transaction reads. Everything is checked before the first row is written, so a
 refusal changes nothing. A file is its object's row (docs/adr/0090); its number stays with it through renames.
@@ -10,26 +11,31 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import inodes, objects, placements, schema
-from metadata.catalog.inodes import DIRECTORY, NAMES, ORPHAN, hidden
+from metadata.catalog import objects, placements, schema
+from metadata.catalog.inodes import NAMES, ORPHAN, hidden
 from metadata.catalog.objects import ObjectRow
-from metadata.catalog.packed import PackedChunk, unpack
+from metadata.catalog.packed import unpack
 from metadata.services import files_meta
 from metadata.services.files_work import LINKS_MAX, Directory, FileWork, check_path, directory_key, name_of
 from metadata.services.mutations import META_BYTES_MAX, Mutator
-from tierstore.errors import ConflictError, NotFound, RequestError, TooLarge
+from tierstore.errors import ConflictError, NotFound, TooLarge
 from tierstore.wire import decode, encode
-from tierstore.wire.files import Attributes, Entry, FileResult, Link, Make, Remove, Rename, SetAttributes
+from tierstore.wire.files import Attributes, Entry, FileResult, Link, Make, Remove, SetAttributes
 from tierstore.wire.names import ObjectMeta
 
-#: Keys and directories that one rename may move.
-RENAME_KEYS_MAX: Final = 1_000_000
 _HOLDER: Final = "holder"
 
 
 def holder_of(row: ObjectRow) -> str:
     """The mount that has an orphan open."""
     return decode(row.meta, ObjectMeta).extra.get(_HOLDER, b"").decode() if row.meta is not None else ""
+
+
+def check_here(row: ObjectRow) -> None:
+    """Raises ConflictError(body-not-here): only the site that has the bytes may give them another name or share them.
+    A mount reads the file once, which brings them, and tries again."""
+    if row.kind == schema.KIND_REMOTE:
+        raise ConflictError("its bytes have not all come from another site yet", code="body-not-here")
 
 
 class FileNames(Mutator):
@@ -93,8 +99,7 @@ class FileNames(Mutator):
         elif w.bucket.versioning:
             self._leave_marker(w.session, w.facts, w.writes, w.bucket, row)
         else:
-            w.writes.deleted.append((row.bucket_id, row.key))
-            self._note(w.writes, schema.CHANGE_DELETE, w.bucket, row, row)
+            self._leave_name(w, row)
         self.finish(w)
         a = msgspec.structs.replace(files_meta.attributes(row), links=left, ctime_ns=w.now_ns)
         return FileResult(entry=Entry(name_of(m.path), a, row.size, row.version))
@@ -120,12 +125,25 @@ class FileNames(Mutator):
             if w.bucket.versioning:
                 self._leave_marker(w.session, w.facts, w.writes, w.bucket, marker)
             else:
-                w.writes.deleted.append((marker.bucket_id, marker.key))
                 w.writes.discard(w.session, marker)
-                self._note(w.writes, schema.CHANGE_DELETE, w.bucket, marker, marker)
+                self._leave_name(w, marker)
         if found.row is not None:
             w.writes.deleted.append((found.row.bucket_id, found.row.key))
             w.note(schema.CHANGE_DELETE, found.row)
+
+    def _leave_name(self, w: FileWork, row: ObjectRow) -> None:
+        """A row of a bucket without versions leaves its key; its body is somebody else's by now, or garbage. Other
+        sites are told by a marker."""
+        if not w.bucket.is_replicated:
+            w.writes.deleted.append((row.bucket_id, row.key))
+            self._note(w.writes, schema.CHANGE_DELETE, w.bucket, row, row)
+            return
+        marker = ObjectRow(
+            row.bucket_id, row.key, self._new_version(w.writes, row), schema.KIND_MARKER, 1, 0, "", w.facts.now_ms,
+            None, None, None,
+        )  # fmt: skip
+        w.writes.put(marker, row)
+        self._note(w.writes, schema.CHANGE_MARKER, w.bucket, marker, row)
 
     def _let_go(self, w: FileWork, row: ObjectRow, holder: str) -> tuple[ObjectRow, int]:
         """A name of a file is about to go: see to its body and its other names. Returns (the row as it is now, links
@@ -164,151 +182,6 @@ class FileNames(Mutator):
         w.note(schema.CHANGE_PUT, orphan)
         return row
 
-    # -- rename ---------------------------------------------------------------------------------------------
-    def rename(self, w: FileWork, m: Rename) -> FileResult:
-        check_path(m.path)
-        check_path(m.to_path)
-        source = w.directory(m.path)
-        target = w.directory(m.to_path)
-        if source is not None:
-            return self._rename_directory(w, m, source, target)
-        row = w.require_file(m.path)
-        if target is not None:
-            code = "file-exists" if m.no_replace else "is-directory"
-            raise ConflictError(f"{m.to_path!r} is a directory", code=code)
-        old = w.row(w.bucket.id, m.to_path)
-        there = old if old is not None and old.kind != schema.KIND_MARKER else None
-        if there is not None and m.no_replace:
-            raise ConflictError(f"{m.to_path!r} exists", code="file-exists")
-        a = files_meta.attributes(row)
-        if m.path == m.to_path or (there is not None and files_meta.attributes(there).ino == a.ino):
-            return FileResult(entry=files_meta.entry(row, name_of(m.to_path)))
-        w.touch_parent(m.path)
-        w.touch_parent(m.to_path)
-        replaced = None
-        if there is not None:
-            there, left = self._let_go(w, there, m.holder)
-            gone = msgspec.structs.replace(files_meta.attributes(there), links=left, ctime_ns=w.now_ns)
-            replaced = Entry(name_of(m.to_path), gone, there.size, there.version)
-            old = there
-        if w.bucket.versioning:
-            self._displace(w.session, w.writes, w.bucket, old)
-        a = msgspec.structs.replace(a, ctime_ns=w.now_ns)
-        moved = self._move_file(w, row, m.to_path, a, old)
-        others = w.others(row, a)
-        if others:
-            self._set_names(w, a.ino, [*(other.key for other in others), m.to_path])
-            self._rewrite_meta(w, others, a)
-        self.finish(w)
-        return FileResult(entry=files_meta.entry(moved, name_of(m.to_path)), replaced=replaced)
-
-    def _move_file(
-        self, w: FileWork, row: ObjectRow, to: str, a: Attributes, old: ObjectRow | None
-    ) -> ObjectRow:
-        """One row under another key, with the same body."""
-        version = self._new_version(w.writes, max(row.version, old.version if old is not None else 0))
-        body, kind, ref = row.body, row.kind, row.ref
-        if w.bucket.versioning:
-            shared, ref = self._share(w.session, w.writes, w.bucket, row, is_latest=True)
-            body, kind = shared.body, shared.kind
-            self._leave_marker(w.session, w.facts, w.writes, w.bucket, shared)
-        else:
-            w.writes.deleted.append((row.bucket_id, row.key))
-            if body:
-                placements.move(w.session, unpack(body), (w.bucket.id, to, version))
-            self._note(w.writes, schema.CHANGE_DELETE, w.bucket, row, None)
-        moved = row._replace(
-            key=to, version=version, kind=kind, body=body, ref=ref, meta=files_meta.with_attributes(row.meta, a),
-            is_null=int(w.bucket.versioning != "enabled"),
-        )  # fmt: skip
-        w.writes.put(moved, old)
-        self._note(w.writes, schema.CHANGE_PUT, w.bucket, moved, old)
-        return moved
-
-    def _rename_directory(
-        self, w: FileWork, m: Rename, source: Directory, target: Directory | None
-    ) -> FileResult:
-        if target is not None and m.no_replace:
-            raise ConflictError(f"{m.to_path!r} exists", code="file-exists")
-        if m.path == m.to_path:
-            return FileResult(entry=Entry(name_of(m.to_path), source.attributes))
-        if not m.path or not m.to_path or f"{m.to_path}/".startswith(f"{m.path}/"):
-            raise RequestError("a directory cannot be moved into itself", code="bad-rename")
-        if target is None and w.file(m.to_path) is not None:
-            raise ConflictError(f"{m.to_path!r} is not a directory", code="not-directory")
-        if target is not None and not w.is_empty(m.to_path):
-            raise ConflictError(f"{m.to_path!r} is not empty", code="directory-not-empty")
-        w.touch_parent(m.path, subdirs=-1)
-        w.touch_parent(m.to_path, subdirs=int(target is None))
-        replaced = None
-        if target is not None:
-            self._drop_directory(w, m.to_path, target)
-            replaced = Entry(name_of(m.to_path), msgspec.structs.replace(target.attributes, links=0))
-        # What was gathered so far stands before keys move into the same names.
-        self._flush_rows(w)
-        self._move_range(w, w.bucket.id, f"{m.path}/", f"{m.to_path}/")
-        self._move_range(w, hidden(w.bucket.id), f"{DIRECTORY}{m.path}/", f"{DIRECTORY}{m.to_path}/")
-        a = msgspec.structs.replace(source.attributes, ctime_ns=w.now_ns)
-        there = w.row(hidden(w.bucket.id), directory_key(m.to_path))
-        w.directories[m.to_path] = Directory(there, a)
-        self.finish(w)
-        return FileResult(entry=Entry(name_of(m.to_path), a), replaced=replaced)
-
-    def _flush_rows(self, w: FileWork) -> None:
-        w.session.write(objects.DELETE_LATEST, w.writes.deleted)
-        w.session.write(objects.REPLACE_LATEST, w.writes.replaced)
-        w.writes.deleted, w.writes.replaced = [], []
-
-    def _move_range(self, w: FileWork, bucket_id: int, source: str, target: str) -> None:
-        """Every row below a prefix to another one, a page at a time, in this transaction. Numbers of files stay."""
-        is_plain = bucket_id < 0 or not w.bucket.versioning
-        moved = 0
-        low = source
-        while True:
-            page = inodes.rows_between(
-                w.session.connection, bucket_id, low, inodes.after_prefix(source), inodes.STEP_ROWS,
-                inclusive=low == source,
-            )  # fmt: skip
-            if not page:
-                return
-            low = page[-1].key
-            moved += len(page)
-            if moved > RENAME_KEYS_MAX:
-                raise TooLarge(f"more than {RENAME_KEYS_MAX} keys lie below {source!r}", code="directory-too-large")
-            if is_plain:
-                self._move_page(w, page, source, target)
-                continue
-            for row in page:
-                to = target + row.key[len(source) :]
-                self._move_file(w, row, to, files_meta.attributes(row), w.row(bucket_id, to))
-
-    def _move_page(self, w: FileWork, page: list[ObjectRow], source: str, target: str) -> None:
-        rows: list[ObjectRow] = []
-        moves: list[tuple[list[PackedChunk], tuple[int, str, int]]] = []
-        for row in page:
-            to = target + row.key[len(source) :]
-            version = self._new_version(w.writes, row.version)
-            meta = row.meta
-            if row.bucket_id > 0:
-                a = files_meta.attributes(row)
-                meta = files_meta.with_attributes(row.meta, a)
-                if a.links > 1:
-                    _, names = w.names(a.ino)
-                    self._set_names_now(w, a.ino, [to if name == row.key else name for name in names])
-            new = row._replace(key=to, version=version, meta=meta)
-            rows.append(new)
-            if row.body:
-                moves.append((unpack(row.body), (row.bucket_id, to, version)))
-            if row.bucket_id > 0:
-                self._note(w.writes, schema.CHANGE_DELETE, w.bucket, row, None)
-                self._note(w.writes, schema.CHANGE_PUT, w.bucket, new, None)
-            else:
-                w.note(schema.CHANGE_DELETE, row)
-                w.note(schema.CHANGE_PUT, new)
-        w.session.write(objects.DELETE_LATEST, [(row.bucket_id, row.key) for row in page])
-        w.session.write(objects.INSERT_LATEST, rows)
-        placements.move_many(w.session, moves)
-
     # -- links ----------------------------------------------------------------------------------------------
     def link(self, w: FileWork, m: Link) -> FileResult:
         check_path(m.path)
@@ -317,6 +190,7 @@ class FileNames(Mutator):
         old = self._require_free(w, m.to_path)
         if row.bucket_id < 0:
             raise NotFound("a file without a name gets none", code="no-such-file")
+        check_here(row)
         a = files_meta.attributes(row)
         others = w.others(row, a)
         if len(others) + 2 > LINKS_MAX:

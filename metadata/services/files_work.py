@@ -81,6 +81,11 @@ class FileWork:
     now_ns: int
     directories: dict[str, Directory] = field(default_factory=dict)
 
+    @property
+    def keeps_history(self) -> bool:
+        """What leaves a key leaves a version or a marker there."""
+        return bool(self.bucket.versioning) or self.bucket.is_replicated
+
     # -- what stands where ----------------------------------------------------------------------------------
     def row(self, bucket_id: int, key: str) -> ObjectRow | None:
         """The latest row, locked; delete markers too."""

@@ -197,6 +197,7 @@ class FileResult(msgspec.Struct, array_like=True, frozen=True):
     total_bytes: int = 0
     free_bytes: int = 0
     replaced: Entry | None = None       # rename: what stood at the new name; links 0: nothing is left of it
+    is_remote: bool = False             # extents: (some of) its bytes are at another site; a gateway brings them
 
 
 class FileQuestions(msgspec.Struct, array_like=True, frozen=True):

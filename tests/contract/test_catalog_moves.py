@@ -1,0 +1,178 @@
+"""Directory renames in the catalog, on every engine: one transaction over the range, and all that hangs on its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from metadata.catalog import feed, schema
+from metadata.catalog.placements import index_piece
+from metadata.services import files_moves
+from tests.contract.catalog_subjects import Run, postgres, run, url_of
+from tests.contract.test_catalog_files import Files, on_files
+from tests.kit.names_world import ADMIN
+from tierstore.wire.files import S_IFDIR, Entry, Extents, FileQuestion, Link, Remove, Rename
+from tierstore.wire.names import ObjectMeta, Put
+
+__all__ = ["postgres", "run", "url_of"]
+
+
+async def entry(f: Files, path: str) -> Entry:
+    found = (await f.look(path)).entry
+    assert found is not None
+    return found
+
+
+def test_all_that_hangs_on_the_rows_moves_along(run: Run) -> None:
+    """Numbers stay, also of files that REST made; links still find each other; the reverse table names the new key."""
+
+    async def test(f: Files) -> None:
+        await f.make("a", kind=S_IFDIR)
+        await f.make("a/sub", kind=S_IFDIR)
+        await f.write("a/sub/mounted", 30, make=True)
+        await f.w.put("a/by-rest", size=20, meta=ObjectMeta("text/plain"))
+        await f.w.put("a-not-below", size=5)
+        await f.change(Link("bbb", "a/sub/mounted", "a/second", 1))
+        await f.change(Link("bbb", "a/sub/mounted", "outside", 1))
+        while (await f.w.database.batch(index_piece)).more:
+            pass
+        numbers = {name: (await entry(f, f"a/{name}")).attributes.ino for name in ("by-rest", "sub/mounted", "sub")}
+        assert (await f.change(Rename("bbb", "a", "ä/new", 7))).code == "no-such-directory"
+        await f.make("ä", kind=S_IFDIR)
+        assert (await f.change(Rename("bbb", "a", "ä/new", 7))).code == ""
+        assert await f.names() == ["a-not-below", "outside", "ä/"]
+        assert await f.names("ä/new") == ["by-rest", "second", "sub/"]
+        for name, ino in numbers.items():
+            assert (await entry(f, f"ä/new/{name}")).attributes.ino == ino
+        assert (await f.w.look("ä/new/by-rest")).meta.content_type == "text/plain"  # type: ignore[union-attr]
+        await f.write("outside", 7, at=30)
+        assert await f.extents("ä/new/second") == [(0, 0, 30), (30, 0, 7)]
+        while (await f.w.database.batch(index_piece)).more:
+            pass
+        owners = {key for _, _, key in await f.w.placed()}
+        assert "a/by-rest" not in owners
+        assert "ä/new/by-rest" in owners
+
+    on_files(run, test)
+
+
+def test_the_feed_tells_every_moved_name(run: Run) -> None:
+    """Other mounts, the journal and the reverse table hear of it by the feed: a delete and a put of each, no gaps."""
+
+    async def test(f: Files) -> None:
+        await f.make("a", kind=S_IFDIR)
+        for number in range(5):
+            await f.write(f"a/{number}", 10, make=True)
+        before = (await f.w.database.read(feed.head))[0]
+        await f.change(Rename("bbb", "a", "b", 7))
+        found = await f.w.database.read(lambda c: feed.read(c, before, 100))
+        assert [c.sequence for c in found] == list(range(before + 1, before + 1 + len(found)))
+        plain = [(c.kind, c.key) for c in found if c.bucket_id > 0]
+        assert plain == [(schema.CHANGE_DELETE, f"a/{n}") for n in range(5)] + [
+            (schema.CHANGE_PUT, f"b/{n}") for n in range(5)
+        ]
+        rows = {row.key: row.version for row in await f.w.rows(schema.objects) if row.bucket_id > 0}
+        assert {c.key: c.version for c in found if c.kind == schema.CHANGE_PUT and c.bucket_id > 0} == rows
+        assert (await f.w.database.read(feed.head))[1] >= max(rows.values())
+
+    on_files(run, test)
+
+
+def test_where_history_is_kept_each_file_leaves_its_own(run: Run) -> None:
+    """A directory of a bucket with versions, or of one that other sites have, leaves markers behind."""
+
+    async def test(f: Files) -> None:
+        config = json.dumps({"rules": [{"prefix": "", "target": "far"}]})
+        await f.w.buckets.configure("bbb", ADMIN, documents={"replication": config})
+        await f.make("a", kind=S_IFDIR)
+        await f.write("a/x", 10, make=True)
+        await f.write("a/y", 10, make=True)
+        await f.change(Remove("bbb", "a/y", 3))
+        assert (await f.change(Rename("bbb", "a", "b", 7))).code == ""
+        assert (await f.change(Rename("bbb", "b", "a", 8))).code == "", "markers stand there"
+        assert await f.names("a") == ["x"]
+        kinds = {row.key: row.kind for row in await f.w.rows(schema.objects) if row.bucket_id > 0}
+        assert kinds == {"a/x": schema.KIND_INLINE, "a/y": schema.KIND_MARKER, "b/x": schema.KIND_MARKER}
+        queued = {(row.key, row.kind) for row in await f.w.rows(schema.replication_queue)}
+        assert ("b/x", schema.CHANGE_MARKER) in queued
+
+    on_files(run, test)
+
+
+def test_too_many_keys_are_refused_before_anything_moves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(f: Files) -> None:
+        monkeypatch.setattr(files_moves, "RENAME_KEYS_MAX", 3)
+        await f.make("a", kind=S_IFDIR)
+        for number in range(4):
+            await f.make(f"a/{number}")
+        assert (await f.change(Rename("bbb", "a", "b", 7))).code == "directory-too-large"
+        assert len(await f.names("a")) == 4
+
+    on_files(run, test)
+
+
+def test_bytes_that_are_elsewhere_stay_reachable(run: Run) -> None:
+    """A name from another site whose body has not come: it may be listed and removed, not given another name."""
+
+    async def test(f: Files) -> None:
+        await f.make("d", kind=S_IFDIR)
+        await f.w.put("d/far", size=100)
+        await f.make("d/near")
+
+        def make_remote(connection: object) -> None:
+            t = schema.objects
+            connection.execute(  # type: ignore[attr-defined]
+                t.update().where(t.c.key == "d/far").values(kind=schema.KIND_REMOTE, body=None, ref=None)
+            )
+
+        await f.w.database.write(make_remote)
+        answer = await f.service.ask(FileQuestion(Extents("bbb", "d/far", 0, 10)), ADMIN)
+        assert (answer.code, answer.is_remote, answer.chunks) == ("", True, [])
+        assert (await entry(f, "d/far")).size == 100
+        assert (await f.change(Rename("bbb", "d/far", "d/other", 7))).code == "body-not-here"
+        assert (await f.change(Link("bbb", "d/far", "d/other", 7))).code == "body-not-here"
+        assert (await f.change(Rename("bbb", "d", "e", 7))).code == "directory-not-here"
+        assert (await f.write("d/far", 5, at=10)).code == "body-not-here"
+        assert (await f.write("d/far", 5, truncate_to=0)).code == ""
+        assert (await f.change(Rename("bbb", "d", "e", 7))).code == ""
+
+    on_files(run, test)
+
+
+def test_a_bucket_takes_its_empty_directories_along(run: Run) -> None:
+    """Else their rows would stay for ever: nobody can name them any more."""
+
+    async def test(f: Files) -> None:
+        await f.make("d", kind=S_IFDIR)
+        await f.make("d/e", kind=S_IFDIR)
+        before = (await f.w.database.read(feed.head))[0]
+        await f.w.buckets.delete("bbb", ADMIN)
+        assert [row.key for row in await f.w.rows(schema.objects)] == []
+        gone = [c.key for c in await f.w.database.read(lambda c: feed.read(c, before, 100)) if c.bucket_id < 0]
+        assert sorted(gone) == ["d/", "d/d/", "d/d/e/"]
+        await f.w.buckets.create("bbb", ADMIN)
+
+    on_files(run, test)
+
+
+def test_a_large_directory_moves_beside_the_loop(run: Run) -> None:
+    """Reads go on while a directory moves: its transaction is not the event loop's."""
+
+    async def test(f: Files) -> None:
+        await f.make("a", kind=S_IFDIR)
+        await f.make("still")
+        for at in range(0, 3000, 100):
+            await f.w.commit(*[Put("bbb", f"a/{n}", 10, "", [f.w.chunk(10)]) for n in range(at, at + 100)])
+        moving = asyncio.create_task(f.change(Rename("bbb", "a", "b", 7)))
+        looks = 0
+        while not moving.done():
+            assert (await entry(f, "still")).name == "still"
+            looks += 1
+            await asyncio.sleep(0)
+        assert (await moving).code == ""
+        assert looks > 1
+        assert len(await f.names("b")) == 1000, "a page"
+
+    on_files(run, test)
