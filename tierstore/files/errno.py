@@ -17,6 +17,7 @@ OF_CODE: Final[dict[str, int]] = {
     "directory-not-empty": errno.ENOTEMPTY,
     "directory-busy": errno.EBUSY,
     "directory-too-large": errno.EXDEV,      # `mv` then copies file by file
+    "directory-not-here": errno.EXDEV,
     "bad-rename": errno.EINVAL,
     "bad-path": errno.EILSEQ,
     "name-too-long": errno.ENAMETOOLONG,

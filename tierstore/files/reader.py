@@ -19,6 +19,7 @@ from typing import Final
 from tierstore.errors import TierstoreError
 from tierstore.sdk import Store
 from tierstore.sdk.budget import BufferBudget
+from tierstore.sdk.remote import BodyWalk
 from tierstore.units import KIB, MIB
 from tierstore.wire.files import FileResult
 from tierstore.wire.names import ChunkView, LookupResult
@@ -53,6 +54,7 @@ class Reader:
         self._size = size
         self._views: list[ChunkView] = []
         self._views_until = 0.0
+        self._is_remote = False     # its bytes come from another site, through a gateway
         self._stream: _Stream | None = None
         self._next = -1         # where a program that reads on would read
 
@@ -106,10 +108,12 @@ class Reader:
         finally:
             await walk.close()
 
-    async def walk(self, first: int, end: int):  # type: ignore[no-untyped-def]
+    async def walk(self, first: int, end: int) -> BodyWalk:
         """A walk over the bytes [first, end)."""
         views = await self._known(first, end)
-        found = LookupResult(version=self._version, size=self._size, chunks=views)
+        found = LookupResult(version=self._version, size=self._size, chunks=views, is_remote=self._is_remote)
+        if self._is_remote:
+            return self._store.remote_walk(self._bucket, self._path(), found, first=first, length=end - first)
 
         async def look(at: int) -> LookupResult:
             self._views = []
@@ -126,6 +130,7 @@ class Reader:
         if not (views and now < self._views_until and views[0].start <= first < views[-1].start + views[-1].length):
             result = await self.find(first, max(end - first, AHEAD_BYTES))
             views = self._views = result.chunks
+            self._is_remote = result.is_remote
             self._views_until = now + VIEWS_SECONDS
         return [view for view in views if view.start + view.length > first and view.start < end]
 

@@ -20,8 +20,9 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from tierstore.errors import TierstoreError
 from tierstore.files.errno import FileError, errno_of
+from tierstore.files.looking import NAME_BYTES_MAX
 from tierstore.files.node import Node
-from tierstore.files.tree import NAME_BYTES_MAX, Tree
+from tierstore.files.tree import Tree
 from tierstore.telemetry.log import get_logger
 from tierstore.wire.files import NO_OWNER, S_IFREG, Entry
 

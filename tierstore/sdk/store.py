@@ -26,6 +26,7 @@ from tierstore.errors import (
     PreconditionFailed,
     RangeNotSatisfiable,
     RequestError,
+    UnavailableError,
 )
 from tierstore.names import check_bucket_name, check_key, check_user_meta
 from tierstore.sdk.allocations import AllocationPool, PlacementClass
@@ -316,6 +317,13 @@ class Store:
     ) -> GetWalk:  # fmt: skip
         """Read a range of chunks that are found otherwise than by name and version."""
         return GetWalk(self._get_parts, bucket, key, found, first=first, length=length, lookup=lookup)
+
+    def remote_walk(self, bucket: str, key: str, found: LookupResult, *, first: int, length: int) -> BodyWalk:
+        """The same for a version whose bytes are (partly) at another site: they come through a gateway, which keeps
+        them. Raises UnavailableError(code="body-unreachable")."""
+        if self.remote is None:
+            raise UnavailableError("its bytes are at another site, and no gateway is known", code="body-unreachable")
+        return self.remote.walk(bucket, key, found, first=first, length=length, access="")
 
     async def fill(
         self, bucket: str, key: str, version: int, start: int, data: memoryview, *, access: str = ""
