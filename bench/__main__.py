@@ -29,6 +29,7 @@ GROUPS = {
     "objectd_slow": ("p99", False),
     "memory": ("rss,ready", False),
     "e2e": ("put4k,put1m,put64m,get4k,get1m,get64m,head4k,list1000,mixed,del4k", False),
+    "sites": ("async-put,sync-put,first-byte,link,arrival,near", False),
 }
 
 

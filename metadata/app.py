@@ -81,6 +81,7 @@ from metadata.services.s3_names import S3Names
 from metadata.services.scrub import Scrub
 from metadata.services.sites import Courier, Self, Sites
 from metadata.services.sites_apply import NameTaker
+from metadata.services.sites_read import BodyReader
 from metadata.services.sites_run import Replication
 from metadata.services.sites_send import Parts as SendParts
 from metadata.services.snapshot import Snapshots
@@ -330,7 +331,7 @@ class MetadataServer:
                 database, clock, self.sites.courier, self.sites.known, self._this_site, self.heat_of,
                 epoch=lambda: self.lease.epoch,
             ),
-            self.sites,
+            self.sites, BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock)),
         )  # fmt: skip
         self.name_taker = NameTaker(database, self.names, clock, self.versions)
         self.commits.on_replicated = self.replication.kick

@@ -27,6 +27,7 @@ from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, TierstoreError
 from tierstore.names import check_key
 from tierstore.telemetry.metrics import Watch
+from tierstore.ticket import NO_HEAT
 from tierstore.wire import decode
 from tierstore.wire.names import LOOKUP_CHUNKS_MAX, ChunkView, LookupItem, LookupResult, ObjectMeta
 
@@ -139,7 +140,8 @@ class LookupService:
                 )
             views.append(
                 self._order.chunk_view(
-                    chunk, start=e.start, chunk_offset=e.chunk_offset, length=e.length, now_ms=now_ms
+                    chunk, start=e.start, chunk_offset=e.chunk_offset, length=e.length, now_ms=now_ms,
+                    flags=_flags(item),
                 )
             )
         return views, len(wanted) > len(window)
@@ -165,7 +167,7 @@ class LookupService:
         """Views of the wanted chunks. Hot objects take views made a moment ago: the row was read in this request, so
         the same body under the same map gives the same answer, in one of a few orders of its replicas."""
         assert row.body is not None, "called for inline rows only"
-        if item.first or item.length >= 0:
+        if item.first or item.length >= 0 or item.is_own:
             return self._inline_views(row, item)
         now_ms, revision = self._clock.now_ms(), self._order.revision
         known = self._recent.get(row.body)
@@ -186,10 +188,17 @@ class LookupService:
         for chunk in iter_packed(row.body):
             if start < stop and start + chunk.length > item.first:
                 views.append(
-                    self._order.chunk_view(chunk, start=start, chunk_offset=0, length=chunk.length, now_ms=now_ms)
+                    self._order.chunk_view(
+                        chunk, start=start, chunk_offset=0, length=chunk.length, now_ms=now_ms, flags=_flags(item)
+                    )
                 )
             start += chunk.length
         return views
+
+
+def _flags(item: LookupItem) -> int:
+    """Of the tickets."""
+    return NO_HEAT if item.is_own else 0
 
 
 def _stop(size: int, item: LookupItem) -> int:

@@ -1,9 +1,9 @@
 """Replication of this process: a worker per target while it holds the promoter's lease, and the waits of sync rules.
 
-Sync (rule 17): the local commit, with its queue row, is durable first; then the name and the bytes are delivered to
-each site whose rule is sync, past the queue; then the writer hears of success. When that does not end in SYNC_SECONDS
-the rule decides: `fail` answers outcome-unknown (the version stays, and is delivered later by the queue), `degrade`
-answers success at once and is counted; while a target is known to be away, degrading costs no wait.
+Sync (rule 17): the local commit, with its queue row, is durable first; then name and bytes go to each site whose rule
+is sync, past the queue and in one message (one round trip); then the writer hears of success. When that does not end
+in SYNC_SECONDS the rule decides: `fail` answers outcome-unknown (the version stays, and is delivered later by the
+queue), `degrade` answers success at once and is counted; while a target is known to be away, degrading costs no wait.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Final
 
 from metadata.catalog import buckets, sites
 from metadata.catalog.queries import Connection
-from metadata.catalog.sites import QueueRow
+from metadata.catalog.sites import QueueRow, SiteRow
 from metadata.services.sites import Sites
 from metadata.services.sites_apply import rules_of
+from metadata.services.sites_read import BodyReader
 from metadata.services.sites_send import Parts, TargetStatus, TargetWorker, record_of
+from tierstore.checksum import crc_of
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.telemetry.metrics import Value, Watch
 from tierstore.wire.names import CommitItem, CommitResult
 from tierstore.wire.sites import (
     NAME_GONE,
+    NAME_PUT,
     SEGMENT_BYTES,
     FetchAnswer,
     FetchBatch,
@@ -31,11 +34,15 @@ from tierstore.wire.sites import (
     NameAnswer,
     NameBatch,
     NameRecord,
+    Push,
+    PushAnswer,
 )
 
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS: Final = 10.0
+#: Bodies up to this travel with their name; larger ones are fetched, two round trips later, past metadata.
+PUSH_BYTES_MAX: Final = 8 * SEGMENT_BYTES
 #: Pages of a backfill per step.
 BACKFILL_PAGES: Final = 8
 
@@ -43,9 +50,10 @@ BACKFILL_PAGES: Final = 8
 class Replication:
     """One per process."""
 
-    def __init__(self, parts: Parts, members: Sites) -> None:
+    def __init__(self, parts: Parts, members: Sites, body: BodyReader) -> None:
         self._parts = parts
         self._members = members
+        self._body = body
         self._workers: dict[str, tuple[TargetWorker, asyncio.Task[None]]] = {}
         self.sync_waits = 0
         self.sync_degraded = 0
@@ -165,13 +173,43 @@ class Replication:
 
         record = await self._parts.database.read(work)
         record = record or NameRecord(bucket.name, key, NAME_GONE, result.version)
+        if record.kind == NAME_PUT and 0 < record.size <= PUSH_BYTES_MAX:
+            await self._push(row, bucket, record)
+        else:
+            await self._name_and_fetch(row, bucket, record)
+
+    async def _push(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord) -> None:
+        """The name with its bytes: one round trip, segments beside each other."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for first in range(0, record.size, SEGMENT_BYTES):
+                    group.create_task(self._push_segment(row, bucket, record, first))
+        except* TierstoreError as errors:
+            failed = [error for error in errors.exceptions if isinstance(error, TierstoreError)]
+            raise UnavailableError(str(failed[0]), code=failed[0].code) from None
+
+    async def _push_segment(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord, first: int) -> None:
+        length = min(SEGMENT_BYTES, record.size - first)
+        async with self._body.turns:
+            data = await self._body.read(record.bucket, record.key, record.version, first=first, length=length)
+            push = Push(self._parts.me().name, record, bucket.versioning, first, crc_of(data), data)
+            answer = await self._members.courier.send(
+                row, "/v1/sites/push", push, PushAnswer, seconds=SYNC_SECONDS
+            )
+        if answer.code:
+            raise UnavailableError(answer.detail, code=answer.code)
+
+    async def _name_and_fetch(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord) -> None:
+        """A name without bytes, or with more than metadata should hold: the target fetches them."""
         courier = self._members.courier
         batch = NameBatch(self._parts.me().name, [record], {bucket.name: bucket.versioning})
         answer = await courier.send(row, "/v1/sites/names", batch, NameAnswer, seconds=SYNC_SECONDS)
         if answer.parked:
             raise UnavailableError("its clock is a day behind", code="name-parked")
         firsts = range(0, record.size, SEGMENT_BYTES)
-        items = [FetchItem(bucket.name, key, record.version, f, min(SEGMENT_BYTES, record.size - f)) for f in firsts]
+        items = [
+            FetchItem(bucket.name, record.key, record.version, f, min(SEGMENT_BYTES, record.size - f)) for f in firsts
+        ]
         for item in items:
             fetched = await courier.send(
                 row, "/v1/sites/fetch", FetchBatch([item]), FetchAnswer, seconds=SYNC_SECONDS

@@ -68,7 +68,7 @@ RANK_SECONDS: Final = 2.0
 STREAMS: Final = 6
 PARCEL_ITEMS: Final = 24
 PARCEL_BYTES: Final = SEGMENT_BYTES
-SEGMENTS_AT_ONCE: Final = 3
+SEGMENTS_AT_ONCE: Final = 4
 #: For one parcel to be durable at the target.
 PARCEL_SECONDS: Final = 60.0
 RETRY_SECONDS_MIN: Final = 1.0
@@ -350,16 +350,25 @@ class TargetWorker:
                 self._retry(row)
 
     async def _deliver_large(self, bucket: str, row: QueueRow) -> str:
-        """Segment by segment; those that the target has do not travel. The first code that is not ""."""
-        firsts = list(range(0, row.size, SEGMENT_BYTES))
-        for at in range(0, len(firsts), SEGMENTS_AT_ONCE):
-            some = firsts[at : at + SEGMENTS_AT_ONCE]
-            items = [FetchItem(bucket, row.key, row.version, f, min(SEGMENT_BYTES, row.size - f)) for f in some]
-            answers = await asyncio.gather(*(self._fetch([item], item.length) for item in items))
-            for codes in answers:
-                if codes[0]:
-                    return codes[0]
-        return ""
+        """Segment by segment, SEGMENTS_AT_ONCE on their way; those that the target has do not travel. The first code
+        that is not ""."""
+        firsts = iter(range(0, row.size, SEGMENT_BYTES))
+        codes: list[str] = []
+
+        async def bring() -> None:
+            for first in firsts:        # shared: each segment is taken once
+                item = FetchItem(bucket, row.key, row.version, first, min(SEGMENT_BYTES, row.size - first))
+                codes.extend(code for code in await self._fetch([item], item.length) if code)
+                if codes:
+                    return
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(SEGMENTS_AT_ONCE):
+                    group.create_task(bring())
+        except* TierstoreError as errors:
+            raise next(error for error in errors.exceptions if isinstance(error, TierstoreError)) from None
+        return codes[0] if codes else ""
 
     async def _fetch(self, items: Sequence[FetchItem], size: int) -> list[str]:
         await self._pace(size)

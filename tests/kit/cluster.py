@@ -18,12 +18,13 @@ from typing import Any
 START_SECONDS = 60.0
 
 
-def free_port_base() -> int:
-    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback now."""
+def free_port_base(sites: int = 3) -> int:
+    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback now, and as many for each site."""
+    offsets = [100 * site + offset for site in range(sites) for offset in (0, *range(11, 21), 80)]
     for base in range(20_000 + os.getpid() % 97 * 200, 60_000, 200):
         with contextlib.ExitStack() as stack:
             try:
-                for offset in (0, *range(11, 21), 80):
+                for offset in offsets:
                     sock = stack.enter_context(socket.socket())
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     sock.bind(("127.0.0.1", base + offset))
@@ -151,6 +152,13 @@ class Cluster:
             if _argv(pid) == wanted.argv:
                 return pid
         return 0
+
+    def site_pid(self, site: str, role: str) -> int:
+        """The first process that runs now in that role of a site; 0 if none."""
+        assert self.up is not None
+        processes = next(s["processes"] for s in self.ready["sites"] if s["name"] == site)
+        wanted = next(p["argv"] for p in processes if p["role"] == role)
+        return next((pid for pid in _descendants(self.up.pid) if _argv(pid) == wanted), 0)
 
     def send_signal(self, name: str, number: int) -> int:
         """Send a signal to a process; returns its pid."""

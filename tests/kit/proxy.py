@@ -18,7 +18,7 @@ from typing import Any, Literal
 class Faults:
     delay_seconds: float = 0.0
     jitter_seconds: float = 0.0
-    bytes_per_second: float = 0.0  # 0: no limit
+    bytes_per_second: float = 0.0  # of all connections together, each way; 0: no limit
     drop: Literal["", "both", "up", "down"] = ""
     refuse: bool = False
     cut_after_bytes: int = 0  # then RST; 0: never
@@ -35,6 +35,7 @@ class FaultyLink:
         self._random = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._free_at = {"up": 0.0, "down": 0.0}
         self._server: asyncio.Server | None = None
         self.port = 0
 
@@ -98,7 +99,7 @@ class FaultyLink:
                     return
 
         reading = asyncio.ensure_future(read())
-        free_at, passed = 0.0, 0
+        passed = 0
         try:
             while True:
                 came_at, piece = await queue.get()
@@ -107,8 +108,9 @@ class FaultyLink:
                 faults = self.faults
                 due = came_at + faults.delay_seconds + self._random.random() * faults.jitter_seconds
                 if faults.bytes_per_second:
-                    free_at = max(free_at, came_at) + len(piece) / faults.bytes_per_second
-                    due = max(due, free_at)
+                    sent_at = max(self._free_at[way], came_at) + len(piece) / faults.bytes_per_second
+                    self._free_at[way] = sent_at
+                    due = max(due, sent_at + faults.delay_seconds)
                 if due > loop.time():
                     await asyncio.sleep(due - loop.time())
                 if not piece:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from typing import Final
 
+from tierstore.checksum import crc_of
 from tierstore.clock import Clock, version_site
 from tierstore.errors import ConflictError, NotFound, TierstoreError, UnavailableError
 from tierstore.sdk.frames import FrameReader
@@ -22,7 +23,17 @@ from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.transport.peer import PeerTransport
 from tierstore.wire.names import ChunkView, LookupResult
-from tierstore.wire.sites import SEGMENT_BYTES, FetchItem, FetchResult, Peer, Peers
+from tierstore.wire.sites import (
+    SEGMENT_BYTES,
+    FetchItem,
+    FetchResult,
+    NameAnswer,
+    NameBatch,
+    Peer,
+    Peers,
+    Push,
+    PushAnswer,
+)
 
 _log = logging.getLogger("tierstore.gateway.bodies")
 
@@ -35,6 +46,9 @@ ROUNDS_MAX: Final = 3
 ROUND_PAUSE_SECONDS: Final = 0.2
 PIECE_BYTES: Final = 256 * 1024
 PEERS_FRESH_SECONDS: Final = 5.0
+PUSH_SECONDS: Final = 10.0
+#: What a fill says when its bytes are here, or are of a version that a later one replaced.
+_NEEDLESS: Final = frozenset({"already-here", "no-such-version", "no-such-key"})
 
 _Key = tuple[str, str, int, int]
 
@@ -206,6 +220,33 @@ class Bodies:
             return FetchResult(bytes=0 if flight.is_here else flight.length)
         except TierstoreError as error:
             return FetchResult(error.code, error.detail)
+
+    async def take_push(self, push: Push, access: str) -> PushAnswer:
+        """A name with bytes of its body: the bytes are stored while metadata takes the name; both are durable here
+        when it returns. A version that a later one has replaced here meanwhile needs no bytes."""
+        name = push.name
+        if crc_of(push.data) != push.crc32c:
+            return PushAnswer("checksum-mismatch", "the bytes do not have the CRC32C that was sent with them")
+        batch = NameBatch(push.site, [name], {name.bucket: push.versioning})
+        taken = asyncio.ensure_future(
+            self._store.client.ask(b"/v1/sites/names", batch, NameAnswer, seconds=PUSH_SECONDS, access=access)
+        )
+        try:
+            await self._store.fill(
+                name.bucket, name.key, name.version, push.first, memoryview(push.data), access=access, named=taken
+            )
+            return PushAnswer(bytes=len(push.data))
+        except TierstoreError as error:
+            if taken.done() and not taken.cancelled() and taken.exception() is None:
+                if taken.result().parked:
+                    return PushAnswer("name-parked", "its version id lies a day ahead of this site's clock")
+                if error.code in _NEEDLESS:
+                    return PushAnswer()
+            return PushAnswer(error.code, error.detail)
+        finally:
+            if not taken.done():
+                taken.cancel()
+            await asyncio.gather(taken, return_exceptions=True)
 
     async def bring(self, bucket: str, key: str, *, access: str) -> None:
         """All bytes of the latest version, durable here when it returns."""

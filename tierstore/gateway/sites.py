@@ -24,16 +24,18 @@ from tierstore.gateway.models import RouteSite
 from tierstore.gateway.object_request import split_object_path
 from tierstore.gateway.objects import ObjectDoor
 from tierstore.names import parse_version
-from tierstore.sdk.frames import BODIES_PATH, FRAME_BYTES, HEAD, framed_length
+from tierstore.sdk.frames import BODIES_PATH, FRAME_BYTES, HEAD, frame_bytes, framed_length
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
-from tierstore.wire.sites import FETCHES_MAX, SEGMENT_BYTES, SITE_USER, FetchAnswer, FetchBatch, Peers
+from tierstore.wire.sites import FETCHES_MAX, SEGMENT_BYTES, SITE_USER, FetchAnswer, FetchBatch, Peers, Push
 
 _FETCH_BODY_BYTES_MAX: Final = 1 << 20
+#: A segment, and its name with metadata.
+_PUSH_BODY_BYTES_MAX: Final = SEGMENT_BYTES + (1 << 20)
 #: Frames are gathered up to this before they are written.
 _WRITE_BYTES: Final = 4 * (FRAME_BYTES + HEAD.size)
 
@@ -57,7 +59,8 @@ class BodyDoor:
         principal = await self._credentials.resolve(exchange.header(b"authorization"))
         authorize(principal, "read", bucket)
         found = await self._store.find(
-            bucket, key, version=version, first=first, length=length, access=principal.access
+            bucket, key, version=version, first=first, length=length, access=principal.access,
+            is_own=principal.user.startswith(SITE_USER),
         )
         if not length or first + length > found.size:
             raise RangeNotSatisfiable(f"the version has {found.size} bytes", size=found.size)
@@ -84,7 +87,7 @@ class BodyDoor:
             piece = await walk.next_piece()
             at = 0
             while at < len(piece):
-                want = min(FRAME_BYTES, left) - len(frame)
+                want = min(frame_bytes(length - left), left) - len(frame)
                 taken = piece[at : at + want]
                 frame += taken
                 at += len(taken)
@@ -93,7 +96,7 @@ class BodyDoor:
                     left -= len(frame)
                     self.sent_bytes += len(frame)
                     frame = bytearray()
-                    if len(out) >= _WRITE_BYTES:
+                    if len(out) >= _WRITE_BYTES or length - left <= FRAME_BYTES:
                         await exchange.send(out)
                         out = bytearray()
         if out:
@@ -142,12 +145,20 @@ def add_routes(
         results = await asyncio.gather(*(bodies.fetch(item, principal.access) for item in batch.items))
         return Response(encode(FetchAnswer(list(results))), media_type=MEDIA_TYPE)
 
+    async def push(request: Request) -> Response:
+        principal = await _site(request, credentials)
+        message = decode(await read_body(request, _PUSH_BODY_BYTES_MAX), Push)
+        if message.first % SEGMENT_BYTES or not 0 < len(message.data) <= SEGMENT_BYTES:
+            raise RequestError(f"a push begins at a multiple of {SEGMENT_BYTES}, no longer", code="bad-range")
+        return Response(encode(await bodies.take_push(message, principal.access)), media_type=MEDIA_TYPE)
+
     async def forward(request: Request) -> Response:
         await _site(request, credentials)
         return await forwarder.forward(request)
 
     for name, handler, summary in (
-        ("fetch", fetch, "Fetch bytes from the caller's site now"), ("names", forward, "Names of another site"),
+        ("fetch", fetch, "Fetch bytes from the caller's site now"), ("push", push, "A name with its bytes"),
+        ("names", forward, "Names of another site"),
         ("hello", forward, "A site lives"), ("rotate", forward, "Exchange new keys"),
     ):  # fmt: skip
         app.add_api_route(

@@ -1,7 +1,9 @@
-"""Bytes of one version between sites, verified end to end: frames of up to 64 KiB, each with its CRC32C.
+"""Bytes of one version between sites, verified end to end: frames of up to 64 KiB, each with its CRC32C. The first ones
+are shorter (8, 8, 16, 32 KiB): a new TCP connection carries some 14 KiB in its first round trip, and a reader far away
+gets its first bytes when the first frame is whole.
 
     GET /v1/bodies/{bucket}/{key}?version=V&first=N&length=N[&local=1]
-    frame: u32 length, u32 CRC32C (little-endian), data; all frames but the last have FRAME_BYTES
+    frame: u32 length, u32 CRC32C (little-endian), data; frame_bytes() says how long each but the last is
 
 The sender frames bytes that it has checked against the catalog's sums; the receiver checks each frame before it lets
 a byte of it go. local=1 asks for what is there: a site does not fetch for another site.
@@ -20,14 +22,24 @@ from tierstore.transport.metadata_client import error_of
 from tierstore.transport.peer import PeerReply, PeerStream, PeerTransport
 
 FRAME_BYTES: Final = 64 * 1024
+FIRST_FRAME_BYTES: Final = 8 * 1024
 HEAD: Final = struct.Struct("<II")
 BODIES_PATH: Final = "/v1/bodies/"
 _ERROR_BYTES_MAX: Final = 64 * 1024
 
 
+def frame_bytes(at: int) -> int:
+    """Length of the frame that begins at byte `at` of an answer, unless the answer ends in it."""
+    return min(FRAME_BYTES, max(FIRST_FRAME_BYTES, at))
+
+
 def framed_length(length: int) -> int:
     """Bytes on the wire of `length` bytes."""
-    return length + HEAD.size * -(-length // FRAME_BYTES)
+    short, at = 0, 0
+    while at < length and at < FRAME_BYTES:
+        at += frame_bytes(at)
+        short += 1
+    return length + HEAD.size * (short + -(-max(0, length - at) // FRAME_BYTES))
 
 
 class FrameReader:
@@ -35,7 +47,7 @@ class FrameReader:
 
     def __init__(self, stream: PeerStream, length: int, seconds: float) -> None:
         self._stream = stream
-        self._left = length
+        self._length = self._left = length
         self._buffer = bytearray(HEAD.size + min(FRAME_BYTES, max(length, 1)))
         self.seconds = seconds
 
@@ -68,7 +80,7 @@ class FrameReader:
         """The next verified bytes; valid until the next call; empty at the end. Raises IntegrityError."""
         if not self._left:
             return memoryview(b"")
-        size = min(FRAME_BYTES, self._left)
+        size = min(frame_bytes(self._length - self._left), self._left)
         view = memoryview(self._buffer)[: HEAD.size + size]
         await self._stream.read_into(view)
         said, crc = HEAD.unpack_from(view)

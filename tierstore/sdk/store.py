@@ -326,9 +326,11 @@ class Store:
         return self.remote.walk(bucket, key, found, first=first, length=length, access="")
 
     async def fill(
-        self, bucket: str, key: str, version: int, start: int, data: memoryview, *, access: str = ""
-    ) -> None:
-        """Store bytes of a version whose name came from another site; durable on N+1 servers when it returns.
+        self, bucket: str, key: str, version: int, start: int, data: memoryview, *, access: str = "",
+        named: Awaitable[object] | None = None,
+    ) -> None:  # fmt: skip
+        """Store bytes of a version whose name came from another site; durable on N+1 servers when it returns. named:
+        the name's own way into the catalog, which the bytes need not wait for.
 
         Raises ConflictError(code="already-here") when some of them are."""
         parts = self._put_parts_of(bucket, key, len(data))
@@ -338,6 +340,9 @@ class Store:
                 allocation = await self._allocations.take(parts.placement)
                 piece = data[at : at + parts.placement.chunk_bytes]
                 chunks.append(await ChunkFanout(parts, allocation, data=piece, name=name_of(bucket, key)).run())
+            if named is not None:
+                await named
+                named = None
             try:
                 await self.client.commit(
                     Fill(bucket, key, version, start, chunks), access=access, seconds=self.limits.request_seconds
@@ -362,10 +367,11 @@ class Store:
     # -- get ------------------------------------------------------------------------------------------------
     async def find(
         self, bucket: str, key: str, *, version: int = 0, first: int = 0, length: int = -1, access: str = "",
-        want_chunks: bool = True,
+        want_chunks: bool = True, is_own: bool = False,
     ) -> LookupResult:  # fmt: skip
-        """Look a name up, with the chunks of a range. Raises NotFound, AccessDenied."""
-        item = LookupItem(bucket, key, access, version, first, length, want_chunks)
+        """Look a name up, with the chunks of a range; is_own: reading them makes no heat. Raises NotFound,
+        AccessDenied."""
+        item = LookupItem(bucket, key, access, version, first, length, want_chunks, is_own)
         return await self.client.lookup(item, seconds=self.limits.request_seconds)
 
     def read_walk(

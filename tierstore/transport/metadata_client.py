@@ -242,13 +242,17 @@ class MetadataClient:
         for on_auth in self.on_auth_change:
             on_auth()
 
-    async def ask(self, target: bytes, question: object, kind: type[T], *, seconds: float = 10.0) -> T:
-        """One message of another conversation (tierstore.files has its own) under this client's retries."""
-        return await self._ask(target, question, kind, seconds)
+    async def ask(
+        self, target: bytes, question: object, kind: type[T], *, seconds: float = 10.0, access: str = ""
+    ) -> T:
+        """One message of another conversation (tierstore.files has its own) under this client's retries. access: the
+        user for whom a daemon asks."""
+        return await self._ask(target, question, kind, seconds, access)
 
-    async def _ask(self, target: bytes, question: object, kind: type[T], seconds: float) -> T:
+    async def _ask(self, target: bytes, question: object, kind: type[T], seconds: float, access: str = "") -> T:
         until = asyncio.get_running_loop().time() + seconds
-        reply = await self._held(b"POST", target, wire.encode(question), until)
+        headers = [*self._headers, (b"x-tierstore-access", access.encode("latin-1"))] if access else None
+        reply = await self._held(b"POST", target, wire.encode(question), until, headers=headers)
         return _decoded(reply.body, kind)
 
     # -- retries --------------------------------------------------------------------------------------------

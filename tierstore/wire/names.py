@@ -56,6 +56,7 @@ class LookupItem(msgspec.Struct, array_like=True, frozen=True):
     first: int = 0
     length: int = -1
     want_chunks: bool = True
+    is_own: bool = False      # the system's own read (replication): counts for no heat
 
 
 LOOKUP_CHUNKS_MAX = 64

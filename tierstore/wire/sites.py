@@ -3,6 +3,7 @@
     POST /v1/sites/hello    Hello       -> HelloAnswer      lives, latency
     POST /v1/sites/names    NameBatch   -> NameAnswer       names, deletes, metadata: small, sent first, in order
     POST /v1/sites/fetch    FetchBatch  -> FetchAnswer      "fetch these bytes from me now": answered when durable there
+    POST /v1/sites/push     Push        -> PushAnswer       a name with its bytes (mode sync): one round trip
     GET  /v1/bodies/B/K     frames (tierstore/sdk/frames.py): bytes of one version, each piece with its CRC32C
 
 All bodies are MessagePack. A repeat of any message is harmless.
@@ -96,6 +97,25 @@ class FetchResult(msgspec.Struct, array_like=True, frozen=True):
 
 class FetchAnswer(msgspec.Struct, array_like=True, frozen=True):
     results: list[FetchResult]
+
+
+class Push(msgspec.Struct, array_like=True, frozen=True):
+    """A name and bytes [first, first + len(data)) of its body; crc32c: of `data`."""
+
+    site: str
+    name: NameRecord
+    versioning: str
+    first: int
+    crc32c: int
+    data: bytes
+
+
+class PushAnswer(msgspec.Struct, array_like=True, frozen=True):
+    """code "": name and bytes are durable here, or a later version stands here. bytes: how many were stored."""
+
+    code: str = ""
+    detail: str = ""
+    bytes: int = 0
 
 
 class Peer(msgspec.Struct, array_like=True, frozen=True):
