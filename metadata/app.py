@@ -404,7 +404,8 @@ class MetadataServer:
         app.include_router(buckets.build(self.buckets, callers))
         app.include_router(
             site_routes.build(
-                callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock
+                callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock,
+                buckets=self.buckets,
             )
         )
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))

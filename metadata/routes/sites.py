@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import structs
 
 from metadata.routes.callers import Callers
+from metadata.routes.sites_models import (
+    Backfill,
+    JoinWish,
+    RemovedModel,
+    ReplicationModel,
+    SiteChange,
+    SiteModel,
+    SitesModel,
+    SiteWish,
+    SyncModel,
+    TargetModel,
+)
 from metadata.services.audit import AuditService
+from metadata.services.bucket_service import BucketService
 from metadata.services.sites import Sites
 from metadata.services.sites_apply import NameTaker
 from metadata.services.sites_run import Replication
@@ -17,117 +30,22 @@ from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, TooLarge
 from tierstore.wire import MEDIA_TYPE, decode, encode
-from tierstore.wire.sites import SITE_USER, Hello, HelloAnswer, NameBatch, NewKey
+from tierstore.wire.sites import SITE_USER, BucketRule, Hello, HelloAnswer, NameBatch, NewKey, RulesAnswer, RulesAsk
 
 BODY_BYTES_MAX = 8 << 20
-
-
-class SiteModel(BaseModel):
-    name: str
-    number: int = Field(description="in version ids; unique among sites that know each other")
-    is_local: bool
-    gateways: list[str]
-    networks: list[str] = Field(description="CIDR; clients in them are served here first")
-    paused: bool = False
-    rate: str = Field(default="", description="bandwidth towards it; empty: no limit")
-    schedule: list[dict[str, str]] = Field(default_factory=list, description="other rates by time of day, UTC")
-    latency_ms: float | None = None
-    reachable: bool | None = None
-
-
-class SitesModel(BaseModel):
-    sites: list[SiteModel]
-
-
-class SiteWish(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=63)
-    gateway: str = Field(description="URL of a gateway of that site")
-    token: str = Field(description="an administrator's token of that site; used once, not kept")
-    own_gateways: list[str] = Field(default_factory=list, description="how that site reaches this one; else as known")
-
-
-class JoinWish(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=63)
-    number: int = Field(ge=1, le=255)
-    gateways: list[str]
-    token: str
-
-
-class SpanModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    start: str = Field(alias="from")
-    stop: str = Field(alias="to")
-    rate: str
-
-
-class SiteChange(BaseModel):
-    """What is left out stays."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    gateways: list[str] | None = None
-    networks: list[str] | None = None
-    rate: str | None = None
-    schedule: list[SpanModel] | None = None
-
-
-class Backfill(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    bucket: str = Field("", description="empty: all that a rule sends there")
-    prefix: str = ""
-
-
-class RemovedModel(BaseModel):
-    dropped: int = Field(description="queued changes that went with it")
-
-
-class TargetModel(BaseModel):
-    site: str
-    backlog_objects: int
-    backlog_bytes: int
-    backlog_names: int = Field(description="of them, not even the name was sent")
-    oldest_seconds: float = Field(description="age of the oldest change that is not there; 0: it has everything")
-    confirmed_seconds: float | None = Field(description="since it is known to have had everything; null: not yet")
-    rate_bytes_per_second: float
-    drain_seconds: float | None = Field(description="at that rate; null: nothing moves")
-    state: str = Field(description="ok, paused or unreachable")
-    latency_ms: float
-    error: str
-    names_sent: int
-    bodies_sent: int
-    bytes_sent: int
-    parked: int
-    failures: int
-    backfill_left: int = Field(description="buckets and prefixes still to be walked")
-    backfill_queued: int
-
-
-class SyncModel(BaseModel):
-    waits: int
-    degraded: int = Field(description="answered with success before the other site had it")
-    failed: int = Field(description="answered outcome-unknown")
-
-
-class ReplicationModel(BaseModel):
-    targets: list[TargetModel]
-    sync: SyncModel
-    names_applied: int
-    names_lost: int
-    names_parked: int
+_BINARY: dict[str, Any] = {
+    "requestBody": {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 
 def build(
     callers: Callers, audit: AuditService, sites: Sites, *, replication: Replication, taker: NameTaker, clock: Clock,
+    buckets: BucketService,
 ) -> APIRouter:  # fmt: skip
     """The router."""
     router = APIRouter(tags=["sites"])
     _between(router, callers, sites, taker, clock)
+    _rules(router, callers, sites, buckets)
     _members(router, callers, audit, sites, replication)
 
     @router.get("/v1/admin/replication", operation_id="replicationStatus", summary="How far each site is behind")
@@ -163,23 +81,19 @@ def _target(s: TargetStatus, now_ms: int, backfill: dict[str, Any]) -> TargetMod
 
 def _between(router: APIRouter, callers: Callers, sites: Sites, taker: NameTaker, clock: Clock) -> None:
     """What other sites and this site's gateways ask."""
-    binary: dict[str, Any] = {
-        "requestBody": {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
-    }
-
     async def site(request: Request) -> tuple[str, Principal]:
         who = await callers.who(request)
         if not who.user.startswith(SITE_USER):
             raise AccessDenied("only other sites may call this")
         return sites.caller(who), who
 
-    @router.post("/v1/internal/sites", response_class=Response, operation_id="sites_peers", openapi_extra=binary,
+    @router.post("/v1/internal/sites", response_class=Response, operation_id="sites_peers", openapi_extra=_BINARY,
                  summary="The other sites, for a gateway: wire.sites.Peers", tags=["internal"])  # fmt: skip
     async def peers(request: Request) -> Response:
         await callers.daemon(request)
         return _packed(sites.peers())
 
-    @router.post("/v1/sites/hello", response_class=Response, operation_id="sites_hello", openapi_extra=binary,
+    @router.post("/v1/sites/hello", response_class=Response, operation_id="sites_hello", openapi_extra=_BINARY,
                  summary="A site lives: wire.sites.Hello -> HelloAnswer")  # fmt: skip
     async def hello(request: Request) -> Response:
         name, who = await site(request)
@@ -188,17 +102,35 @@ def _between(router: APIRouter, callers: Callers, sites: Sites, taker: NameTaker
         me = sites.me()
         return _packed(HelloAnswer(me.name, clock.now_ms(), me.cluster_id))
 
-    @router.post("/v1/sites/names", response_class=Response, operation_id="sites_names", openapi_extra=binary,
+    @router.post("/v1/sites/names", response_class=Response, operation_id="sites_names", openapi_extra=_BINARY,
                  summary="Names of another site: wire.sites.NameBatch -> NameAnswer")  # fmt: skip
     async def names(request: Request) -> Response:
         name, _ = await site(request)
         return _packed(await taker.take(decode(await _body(request), NameBatch), name))
 
-    @router.post("/v1/sites/rotate", response_class=Response, operation_id="sites_rotate", openapi_extra=binary,
+    @router.post("/v1/sites/rotate", response_class=Response, operation_id="sites_rotate", openapi_extra=_BINARY,
                  summary="New keys: wire.sites.NewKey -> NewKey")  # fmt: skip
     async def rotate(request: Request) -> Response:
         name, who = await site(request)
         return _packed(await sites.rotated(name, decode(await _body(request), NewKey).token, who))
+
+
+def _rules(router: APIRouter, callers: Callers, sites: Sites, buckets: BucketService) -> None:
+    """What the S3 door asks of a bucket's rules, for a user."""
+
+    @router.post(
+        "/v1/internal/replication", response_class=Response, operation_id="bucket_rules", openapi_extra=_BINARY,
+        summary="A bucket's rules, shown or replaced: wire.sites.RulesAsk -> RulesAnswer", tags=["internal"],
+    )  # fmt: skip
+    async def rules(request: Request) -> Response:
+        await callers.daemon(request)
+        who = await callers.who(request)
+        ask = decode(await _body(request), RulesAsk)
+        if ask.rules is None:
+            found = await buckets.replication(ask.bucket, who)
+        else:
+            found = await buckets.set_replication(ask.bucket, [structs.asdict(rule) for rule in ask.rules], who)
+        return _packed(RulesAnswer([BucketRule(**rule) for rule in found], sites.names()))
 
 
 def _members(

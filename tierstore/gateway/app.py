@@ -24,6 +24,7 @@ from tierstore.gateway.listing import ListingDoor
 from tierstore.gateway.membership import Membership
 from tierstore.gateway.metrics import watch
 from tierstore.gateway.objects import DoorLimits, ObjectDoor
+from tierstore.gateway.redirect import Redirects
 from tierstore.gateway.s3.door import S3Door
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
@@ -77,8 +78,12 @@ class Gateway:
         self.bodies = Bodies(self.store, transport, clock)
         self.store.remote = self.bodies
         self.body_door = sites.BodyDoor(self.store, self.credentials, self.objects)
-        self._object_routes = routes.hot_routes(self.objects, self.listing)
-        self.s3 = S3Door(self.store, clock, self.objects, domain=config.s3.domain)
+        self.redirects = Redirects(lambda: self.bodies.known)
+        self._object_routes = routes.hot_routes(self.objects, self.listing, self.redirects)
+        self.s3 = S3Door(
+            self.store, clock, self.objects, domain=config.s3.domain,
+            redirects=self.redirects if config.s3.redirect_near else None,
+        )
         self.routes = [*self._object_routes, *self.s3.routes(), sites.hot_route(self.body_door)]
         self.app = self._application()
         self.membership = Membership(
@@ -151,6 +156,7 @@ class Gateway:
         self.objects.open(registered.site)
         self.listing.open(registered.site)
         self.forwarder.open()
+        self.bodies.start()
         self.membership.start()
         log.info("serving", url=url, server=registered.server, site=registered.site)
 

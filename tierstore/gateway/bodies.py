@@ -96,6 +96,7 @@ class Bodies:
         self._turns = asyncio.Semaphore(FLIGHTS_MAX)
         self._peers = Peers("")
         self._peers_until = 0.0
+        self._watch: asyncio.Task[None] | None = None
         self.fetched_bytes = 0
         self.fetches = 0
         self.failures = 0
@@ -108,6 +109,23 @@ class Bodies:
             self._peers = await self._store.client.ask(b"/v1/internal/sites", {}, Peers)
             self._peers_until = now + PEERS_FRESH_SECONDS
         return self._peers
+
+    @property
+    def known(self) -> Peers:
+        """The other sites as last heard of, at once."""
+        return self._peers
+
+    def start(self) -> None:
+        """Keep the other sites known, so that no request waits for that. close() ends it."""
+        self._watch = asyncio.get_running_loop().create_task(self._keep_known(), name="peers")
+
+    async def _keep_known(self) -> None:
+        while True:
+            try:
+                await self.peers()
+            except TierstoreError as error:
+                _log.warning("the other sites are not known now: %s", error)
+            await self._clock.sleep(PEERS_FRESH_SECONDS / 2)
 
     def _sources(self, version: int) -> list[Peer]:
         """Where the version was written, then the others, the nearest first."""
@@ -276,6 +294,8 @@ class Bodies:
 
     async def close(self) -> None:
         tasks = [task for _, task in self._flights.values()]
+        if self._watch is not None:
+            tasks.append(self._watch)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

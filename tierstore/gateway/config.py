@@ -23,6 +23,9 @@ class S3:
     """The S3 door."""
 
     domain: str = setting("", "requests to BUCKET.DOMAIN are virtual-host style; empty: path style only")
+    redirect_near: bool = setting(
+        False, "answer 307 to clients whose address is in a network of another site; they must sign again for it"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

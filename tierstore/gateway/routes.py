@@ -34,6 +34,7 @@ from tierstore.gateway.models import (
 from tierstore.gateway.models import Route as RouteModel
 from tierstore.gateway.object_request import parse_condition, split_object_path
 from tierstore.gateway.objects import PREFIX, ObjectDoor
+from tierstore.gateway.redirect import Redirects
 from tierstore.gateway.sites import route_of
 from tierstore.names import check_bucket_name, check_key, version_text
 from tierstore.sdk.store import Store
@@ -56,8 +57,9 @@ class _Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 # -- objects, hot -----------------------------------------------------------------------------------------------
-def hot_routes(objects: ObjectDoor, listing: ListingDoor) -> list[Route]:
+def hot_routes(objects: ObjectDoor, listing: ListingDoor, redirects: Redirects) -> list[Route]:
     """The rows of the protocol class's table."""
+    near = redirects.native
 
     def get(exchange: Exchange) -> None:
         if b"/" in exchange.route_arg:
@@ -66,10 +68,10 @@ def hot_routes(objects: ObjectDoor, listing: ListingDoor) -> list[Route]:
             objects.begin(exchange, listing.list(exchange))
 
     return [
-        Route(b"GET", PREFIX, get),
-        Route(b"HEAD", PREFIX, objects.get, accepts=_has_key),
-        Route(b"PUT", PREFIX, objects.put, accepts=_has_key),
-        Route(b"DELETE", PREFIX, objects.delete, accepts=_has_key),
+        Route(b"GET", PREFIX, near(get)),
+        Route(b"HEAD", PREFIX, near(objects.get), accepts=_has_key),
+        Route(b"PUT", PREFIX, near(objects.put), accepts=_has_key),
+        Route(b"DELETE", PREFIX, near(objects.delete), accepts=_has_key),
     ]
 
 
@@ -96,6 +98,7 @@ _CONDITIONS: Final = [
     _header("If-Match", "* or quoted ETags: only if the object has one of them"),
     _header("If-None-Match", "* or quoted ETags: only if the object has none of them"),
 ]
+_NEAR: Final = _header("x-tierstore-near", "redirect: answer 307 to a gateway of the site near the client's address")
 _VERSION: Final = _query("version", {"type": "string"}, "a version (16 hex digits) in place of the latest")
 _BINARY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -119,10 +122,11 @@ def declare_hot(app: FastAPI, routes: list[Route]) -> None:
         app, get, path, summary="Read an object", operation_id="getObject", tags=["objects"],
         responses={
             200: {"description": "The bytes", **_BINARY}, 206: {"description": "A range", **_BINARY},
-            304: {"description": "If-None-Match holds"}, **_PROBLEMS,
+            304: {"description": "If-None-Match holds"}, 307: {"description": "Ask there (x-tierstore-near)"},
+            **_PROBLEMS,
         },
         openapi_extra={"parameters": [
-            *_path(path), *_CONDITIONS, _header("Range", "bytes=0-99, bytes=100-, bytes=-100"), _VERSION,
+            *_path(path), *_CONDITIONS, _NEAR, _header("Range", "bytes=0-99, bytes=100-, bytes=-100"), _VERSION,
         ]},
     )  # fmt: skip
     declare(

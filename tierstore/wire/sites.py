@@ -137,6 +137,30 @@ class Peers(msgspec.Struct, array_like=True, frozen=True):
     networks: list[str] = []
 
 
+class BucketRule(msgspec.Struct, array_like=True, frozen=True):
+    """A replication rule of a bucket; see services/bucket_service for the words."""
+
+    prefix: str
+    target: str
+    mode: str = "async"
+    bodies: str = "all"
+    on_failure: str = "degrade"
+
+
+class RulesAsk(msgspec.Struct, array_like=True, frozen=True):
+    """rules None: only say which there are."""
+
+    bucket: str
+    rules: list[BucketRule] | None = None
+
+
+class RulesAnswer(msgspec.Struct, array_like=True, frozen=True):
+    """sites: those that a rule may name."""
+
+    rules: list[BucketRule]
+    sites: list[str]
+
+
 class NewKey(msgspec.Struct, array_like=True, frozen=True):
     """A new token for the receiver's site to show here; its old one ends when the answer has come."""
 

@@ -28,10 +28,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield started
 
 
-def client_of(running: Cluster, access: str = "", secret: str = "", **config: Any) -> Any:
+def client_of(running: Cluster, access: str = "", secret: str = "", endpoint: str = "", **config: Any) -> Any:
     settings = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}, **config)
     return boto3.client(
-        "s3", endpoint_url=running.gateway, region_name="us-east-1", config=settings,
+        "s3", endpoint_url=endpoint or running.gateway, region_name="us-east-1", config=settings,
         aws_access_key_id=access or running.ready["access_key"],
         aws_secret_access_key=secret or running.ready["secret_key"],
     )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Final
 from tierstore.clock import Clock
 from tierstore.errors import NotFound, TierstoreError
 from tierstore.gateway.objects import ObjectDoor
+from tierstore.gateway.redirect import Redirects, location_line
 from tierstore.gateway.s3 import cors, operations
 from tierstore.gateway.s3.auth import Authenticator
 from tierstore.gateway.s3.catalog import S3Catalog
@@ -38,9 +39,12 @@ _ENCRYPTION: Final = (
 class S3Door:
     """One per gateway process. `native`: the door whose bound of requests it shares."""
 
-    def __init__(self, store: Store, clock: Clock, native: ObjectDoor, *, domain: str = "") -> None:
+    def __init__(
+        self, store: Store, clock: Clock, native: ObjectDoor, *, domain: str = "", redirects: Redirects | None = None
+    ) -> None:
         self._native = native
         self._domain = domain.lower()
+        self._redirects = redirects
         self._catalog = S3Catalog(store.client, clock)
         self._auth = Authenticator(store.client, clock)
         self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
@@ -55,6 +59,11 @@ class S3Door:
         """One request. What is native and has no route comes here by way of FastAPI: it gets a native answer."""
         if not _is_s3(exchange.target.partition(b"?")[0][1:]):
             exchange.fail(NotFound("nothing is served at this path", code="no-such-route"))
+            return
+        if self._redirects is not None and (location := self._redirects.location(exchange)):
+            self._redirects.sent += 1
+            moved = S3Error("TemporaryRedirect", "Ask there; sign for that host.", lines=location_line(location))
+            _answer(exchange, moved, "/")
             return
         try:
             self._native.begin(exchange, self._run(exchange))

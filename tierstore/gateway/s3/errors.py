@@ -41,7 +41,7 @@ STATUS: Final = {
     "ObjectLockConfigurationNotFoundError": 404, "OwnershipControlsNotFoundError": 404, "PreconditionFailed": 412,
     "ReplicationConfigurationNotFoundError": 404, "RequestTimeTooSkewed": 403,
     "ServerSideEncryptionConfigurationNotFoundError": 404, "ServiceUnavailable": 503, "SignatureDoesNotMatch": 403,
-    "SlowDown": 503, "InsufficientStorage": 507,
+    "SlowDown": 503, "TemporaryRedirect": 307, "InsufficientStorage": 507,
 }  # fmt: skip
 MESSAGES: Final = {
     "AccessDenied": "Access Denied",

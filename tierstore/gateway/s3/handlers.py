@@ -17,6 +17,7 @@ from tierstore.gateway.s3.locks import Locks
 from tierstore.gateway.s3.multipart import Multipart
 from tierstore.gateway.s3.object_facts import ObjectFacts
 from tierstore.gateway.s3.reads import Reads
+from tierstore.gateway.s3.replication import Replications
 from tierstore.gateway.s3.request import Call
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.gateway.s3.writes import Writes
@@ -41,6 +42,7 @@ class Doors:
     multipart: Multipart
     locks: Locks
     lifecycle: LifecycleDoor
+    replications: Replications
 
 
 def build(store: Store, catalog: S3Catalog, reader: BodyReader) -> Doors:
@@ -51,7 +53,7 @@ def build(store: Store, catalog: S3Catalog, reader: BodyReader) -> Doors:
         Buckets(catalog, reader, files), files, BucketRights(files), BucketSettings(files), Listings(store, catalog),
         reads, Writes(store, catalog, reader), copies, ObjectFacts(store, catalog, reader, reads),
         Multipart(store, catalog, reader, copies), Locks(store, catalog, reader, files=files, reads=reads),
-        LifecycleDoor(files),
+        LifecycleDoor(files), Replications(catalog, store.client, reader),
     )  # fmt: skip
 
 
@@ -89,7 +91,8 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         ),
         "GetBucketLogging": unset("s3:GetBucketLogging", "", "BucketLoggingStatus"),
         "GetBucketWebsite": unset("s3:GetBucketWebsite", "NoSuchWebsiteConfiguration"),
-        "GetBucketReplication": unset("s3:GetReplicationConfiguration", "ReplicationConfigurationNotFoundError"),
+        "GetBucketReplication": doors.replications.get, "PutBucketReplication": doors.replications.put,
+        "DeleteBucketReplication": doors.replications.delete,
         "GetBucketAccelerateConfiguration": unset("s3:GetAccelerateConfiguration", "", "AccelerateConfiguration"),
         "ListObjects": listings.objects, "ListObjectsV2": listings.objects_v2, "ListObjectVersions": listings.versions,
         "DeleteObjects": writes.delete_many,

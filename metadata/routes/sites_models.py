@@ -1,0 +1,105 @@
+"""What the routes of sites say and take, as JSON."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SiteModel(BaseModel):
+    name: str
+    number: int = Field(description="in version ids; unique among sites that know each other")
+    is_local: bool
+    gateways: list[str]
+    networks: list[str] = Field(description="CIDR; clients in them are served here first")
+    paused: bool = False
+    rate: str = Field(default="", description="bandwidth towards it; empty: no limit")
+    schedule: list[dict[str, str]] = Field(default_factory=list, description="other rates by time of day, UTC")
+    latency_ms: float | None = None
+    reachable: bool | None = None
+
+
+class SitesModel(BaseModel):
+    sites: list[SiteModel]
+
+
+class SiteWish(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=63)
+    gateway: str = Field(description="URL of a gateway of that site")
+    token: str = Field(description="an administrator's token of that site; used once, not kept")
+    own_gateways: list[str] = Field(default_factory=list, description="how that site reaches this one; else as known")
+
+
+class JoinWish(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=63)
+    number: int = Field(ge=1, le=255)
+    gateways: list[str]
+    token: str
+
+
+class SpanModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    start: str = Field(alias="from")
+    stop: str = Field(alias="to")
+    rate: str
+
+
+class SiteChange(BaseModel):
+    """What is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    gateways: list[str] | None = None
+    networks: list[str] | None = None
+    rate: str | None = None
+    schedule: list[SpanModel] | None = None
+
+
+class Backfill(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    bucket: str = Field("", description="empty: all that a rule sends there")
+    prefix: str = ""
+
+
+class RemovedModel(BaseModel):
+    dropped: int = Field(description="queued changes that went with it")
+
+
+class TargetModel(BaseModel):
+    site: str
+    backlog_objects: int
+    backlog_bytes: int
+    backlog_names: int = Field(description="of them, not even the name was sent")
+    oldest_seconds: float = Field(description="age of the oldest change that is not there; 0: it has everything")
+    confirmed_seconds: float | None = Field(description="since it is known to have had everything; null: not yet")
+    rate_bytes_per_second: float
+    drain_seconds: float | None = Field(description="at that rate; null: nothing moves")
+    state: str = Field(description="ok, paused or unreachable")
+    latency_ms: float
+    error: str
+    names_sent: int
+    bodies_sent: int
+    bytes_sent: int
+    parked: int
+    failures: int
+    backfill_left: int = Field(description="buckets and prefixes still to be walked")
+    backfill_queued: int
+
+
+class SyncModel(BaseModel):
+    waits: int
+    degraded: int = Field(description="answered with success before the other site had it")
+    failed: int = Field(description="answered outcome-unknown")
+
+
+class ReplicationModel(BaseModel):
+    targets: list[TargetModel]
+    sync: SyncModel
+    names_applied: int
+    names_lost: int
+    names_parked: int
