@@ -37,7 +37,7 @@ from metadata.promoter.repair import AuditDuty, RepairDuty
 from metadata.promoter.retention import QueueDuty, RetentionDuty
 from metadata.promoter.runner import Duty, DutyRunner, Promoter
 from metadata.promoter.scrub import ScrubDuty
-from metadata.promoter.sites import SitesDuty
+from metadata.promoter.sites import SitesDuty, TombstoneDuty
 from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import HistoryDuty, TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_names, buckets, cluster, files, hot
@@ -79,11 +79,16 @@ from metadata.services.repair_inventory import Inventories
 from metadata.services.replicas_view import ReplicaOrder
 from metadata.services.s3_names import S3Names
 from metadata.services.scrub import Scrub
-from metadata.services.sites import Courier, Self, Sites
+from metadata.services.sites import Self, Sites
 from metadata.services.sites_apply import NameTaker
+from metadata.services.sites_backfill import Backfills
+from metadata.services.sites_compare import Comparison
+from metadata.services.sites_courier import Courier
+from metadata.services.sites_hot import HotBodies
 from metadata.services.sites_read import BodyReader
 from metadata.services.sites_run import Replication
 from metadata.services.sites_send import Parts as SendParts
+from metadata.services.sites_tombstones import Tombstones
 from metadata.services.snapshot import Snapshots
 from metadata.services.tiering import Tiering
 from metadata.services.tiering_pins import Pins
@@ -190,6 +195,7 @@ class MetadataServer:
             )
         await server.policies.refresh()
         await server.sites.refresh()
+        await server.comparison.refresh()
         server._build_routes()
         return server
 
@@ -270,6 +276,7 @@ class MetadataServer:
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
             TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
             HistoryDuty(self.recorder, self.read_soon), SitesDuty(lambda: self.replication),
+            TombstoneDuty(lambda: self.tombstones),
             LifecycleDuty(lambda: self.lifecycle, interval_seconds=settings.duties.lifecycle_interval),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
@@ -322,21 +329,11 @@ class MetadataServer:
         )
         self.listings = ListingService(database, self.names, order, heat_of=self.heat_of)
         self.uploads = UploadService(database, clock, self.view)
-        self.sites = Sites(
-            database, self.names, clock, self.credentials, Courier(self.around.transport), me=self._this_site,
-            random_hex=lambda: self.around.random_bytes(4).hex(),
-        )  # fmt: skip
-        self.replication = Replication(
-            SendParts(
-                database, clock, self.sites.courier, self.sites.known, self._this_site, self.heat_of,
-                epoch=lambda: self.lease.epoch,
-            ),
-            self.sites, BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock)),
-        )  # fmt: skip
-        self.name_taker = NameTaker(database, self.names, clock, self.versions)
-        self.commits.on_replicated = self.replication.kick
-        self.buckets = BucketService(database, self.names, clock, sites=self.sites.names)
-        self.buckets.on_rules = self.sites.rules_changed
+        self._build_sites()
+        self.buckets = BucketService(
+            database, self.names, clock, sites=self.sites.names, me=lambda: self.settings.placement.site
+        )
+        self.buckets.on_rules = self._rules_changed
         self.s3_names = S3Names(database, self.names, clock)
         self.lifecycle = Lifecycle(
             database, self.commits, self.s3_names, clock, rng=rng, day_seconds=self.settings.duties.lifecycle_day
@@ -348,6 +345,40 @@ class MetadataServer:
         self.cluster.policy = lambda: (self.policies.current.revision, self.policies.current.document)
         self.cluster.auth_revision = lambda: self.credentials.revision
         self.cluster.read_soon = lambda: self.read_soon.buckets
+
+    def _build_sites(self) -> None:
+        """What is between this site and others."""
+        database, clock = self.database, self.clock
+        courier = Courier(self.around.transport)
+        keep_ms = int(self.settings.duties.tombstone_keep * 1000)
+        self.sites = Sites(
+            database, self.names, clock, self.credentials, courier, me=self._this_site,
+            random_hex=lambda: self.around.random_bytes(4).hex(),
+        )  # fmt: skip
+        self.backfills = Backfills(database, clock)
+        self.comparison = Comparison(database, clock, courier, keep_ms=keep_ms)
+        hot = HotBodies(
+            database, clock, hottest=self._hottest, find=self.tiering.find, name_of=self.tiering.name_of
+        )
+        parts = SendParts(
+            database, clock, courier, self.sites.known, self._this_site, self.heat_of, epoch=lambda: self.lease.epoch,
+            comparison=self.comparison, is_hot=hot.is_queued,
+        )  # fmt: skip
+        body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
+        self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)
+        self.tombstones = Tombstones(database, clock, keep_ms=keep_ms, confirmed=self.replication.confirmed)
+        self.name_taker = NameTaker(database, self.names, clock, self.versions)
+        self.commits.on_replicated = self.replication.kick
+        self.commits.gate = self.replication
+
+    async def _rules_changed(self, bucket: str, new: list[tuple[str, str]]) -> None:
+        await self.sites.refresh()
+        await self.backfills.rules_changed(bucket, new)
+
+    def _hottest(self, count: int) -> list[tuple[bytes, float]]:
+        """Chunks with their reads per hour, the hottest first."""
+        table, now = self.heat.table, self.clock.now_ms() / 1000
+        return [(chunk, table.per_hour(score, now)) for chunk, score in table.hottest(count)]
 
     def _note_read(self, bucket: str, key: str, size: int) -> None:
         self.recorder.read(bucket, key, size)
@@ -405,7 +436,7 @@ class MetadataServer:
         app.include_router(
             site_routes.build(
                 callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock,
-                buckets=self.buckets,
+                buckets=self.buckets, comparison=self.comparison, backfills=self.backfills,
             )
         )
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))
@@ -463,6 +494,7 @@ class MetadataServer:
                 await self.policies.refresh()
                 await self.cluster.refresh()
                 await self.sites.refresh()
+                await self.comparison.refresh()
             except TierstoreError as error:
                 log.warning("refresh failed", error=str(error))
 

@@ -165,9 +165,10 @@ _CODES_OF: dict[type[TierstoreError], str] = {
     NotFound: "no-such-key no-such-bucket no-such-version no-such-upload no-such-server no-such-chunk",
     ConflictError: "conflict bucket-exists bucket-not-empty chunk-exists upload-condemned upload-lapsed "
                    "upload-committed device-refused already-here body-not-here no-object-lock "
-                   "object-lock-needs-versioning",
+                   "object-lock-needs-versioning not-home-site",
     UnavailableError: "unavailable not-enough-servers no-replica metadata-unreachable draining outcome-unknown "
-                      "body-unreachable too-late deadline unreachable catalog-unavailable busy",
+                      "body-unreachable too-late deadline unreachable catalog-unavailable busy site-comparing "
+                      "name-parked",
     CapacityError: "device-full cluster-full catalog-full",
     AccessDenied: "object-locked quota-exceeded",
     IntegrityError: "integrity bad-block bad-footer catalog-corrupt",

@@ -19,6 +19,8 @@ COLUMNS: Final = ("id", "name", "owner", "versioning", "created_at_ms", "config"
 REPLICATED_FROM: Final = "replicated-from"
 #: Document of a bucket with object lock (tierstore.wire.lock).
 OBJECT_LOCK: Final = "s3.object-lock"
+#: Document of a bucket: the site that judges its conditional writes. Without it, each site judges its own.
+HOME: Final = "home-site"
 #: As lookups read it, and as commits hold it (so that a bucket is not removed under a commit).
 BY_NAME: Final = BulkRead(schema.buckets, COLUMNS, ("name",))
 BY_NAME_HELD: Final = BulkRead(schema.buckets, COLUMNS, ("name",), lock="KEY SHARE")

@@ -23,6 +23,9 @@ from tierstore.errors import ConflictError, NotFound
 _LINK: Final = "site-link."
 _NAMES: Final = "site-names."
 _BACKFILL: Final = "site-backfill."
+_HEARD: Final = "site-heard."
+_EPOCH: Final = "site-epoch"
+_COMPARE: Final = "site-compare"
 _q = schema.replication_queue.c
 _s = schema.sites.c
 
@@ -110,9 +113,52 @@ def remove(connection: sa.Connection, name: str) -> int:
     gone = connection.execute(sa.delete(schema.replication_queue).where(_q.target == name)).rowcount
     connection.execute(sa.delete(schema.sites).where(_s.name == name, _s.is_local.is_(False)))
     s = schema.settings.c
-    for prefix in (_LINK, _NAMES, _BACKFILL):
+    for prefix in (_LINK, _NAMES, _BACKFILL, _HEARD):
         connection.execute(sa.delete(schema.settings).where(s.name == prefix + name))
     return int(gone)
+
+
+def forget_progress(connection: sa.Connection, name: str) -> None:
+    """A site begins anew, with nothing: what was sent to it and heard of it counts no more. Its rules stay."""
+    connection.execute(sa.delete(schema.replication_queue).where(_q.target == name))
+    s = schema.settings.c
+    for prefix in (_NAMES, _BACKFILL, _HEARD):
+        connection.execute(sa.delete(schema.settings).where(s.name == prefix + name))
+
+
+# -- what sites know of each other's catalogs -----------------------------------------------------------------------
+class Heard(NamedTuple):
+    """The newest that a site said of itself: its epoch, the sequence of its catalog; and when (by our clock, ms) it had
+    sent us everything, 0 when it never said so."""
+
+    epoch: int = 0
+    sequence: int = 0
+    confirmed_at_ms: int = 0
+
+
+def heard(connection: sa.Connection, name: str) -> Heard:
+    return Heard(*json.loads(leases.setting(connection, _HEARD + name, "[]") or "[]"))
+
+
+def set_heard(connection: sa.Connection, name: str, value: Heard) -> None:
+    leases.set_setting(connection, _HEARD + name, json.dumps(value))
+
+
+def epoch(connection: sa.Connection) -> int:
+    """Of this site's catalog: one more whenever it went back in time."""
+    return int(leases.setting(connection, _EPOCH, "1"))
+
+
+def comparing(connection: sa.Connection) -> list[str]:
+    """The sites with which this one has to be compared before it takes writes again."""
+    names: list[str] = json.loads(leases.setting(connection, _COMPARE, "[]") or "[]")
+    return names
+
+
+def set_comparing(connection: sa.Connection, names: list[str], *, new_epoch: int = 0) -> None:
+    leases.set_setting(connection, _COMPARE, json.dumps(names))
+    if new_epoch:
+        leases.set_setting(connection, _EPOCH, str(new_epoch))
 
 
 # -- the queue ----------------------------------------------------------------------------------------------------
@@ -174,6 +220,19 @@ def backlog(connection: sa.Connection, target: str) -> Backlog:
     return Backlog(*(int(value) for value in row))
 
 
+def newest_queued(connection: sa.Connection, target: str) -> int:
+    """The largest sequence that waits for a target; 0 without one."""
+    found = connection.execute(sa.select(sa.func.max(_q.sequence)).where(_q.target == target)).scalar()
+    return int(found or 0)
+
+
+def names_before(connection: sa.Connection, target: str, through: int) -> int:
+    """Rows up to a sequence whose names were not sent yet."""
+    after = names_through(connection, target)
+    query = sa.select(sa.func.count()).where(_q.target == target, _q.sequence > after, _q.sequence <= through)
+    return int(connection.execute(query).scalar_one())
+
+
 def versions_of(
     connection: sa.Connection, names: Iterable[tuple[int, str, int]]
 ) -> dict[tuple[int, str, int], ObjectRow]:
@@ -198,10 +257,18 @@ def set_backfill(connection: sa.Connection, target: str, state: dict[str, Any]) 
     leases.set_setting(connection, _BACKFILL + target, json.dumps(state))
 
 
+class Page(NamedTuple):
+    """Of a backfill. last: the last key, "" at the end."""
+
+    queued: int
+    walked: int
+    last: str
+
+
 def queue_page(
     session: Session, target: str, bucket_id: int, *, prefix: str, after: str, limit: int, at_ms: int
-) -> tuple[int, str]:
-    """Queue the latest versions behind a key, as if they were written now; (how many, the last key or "")."""
+) -> Page:
+    """Queue the latest versions behind a key, as if they were written now."""
     t = schema.objects.c
     query = (
         sa.select(t.key, t.version, t.kind, t.size)
@@ -216,12 +283,12 @@ def queue_page(
     last = ""
     for key, version, kind, size in rows:
         if not key.startswith(prefix):
-            return _append(session, changes, at_ms), ""
+            return Page(_append(session, changes, at_ms), len(rows), "")
         last = key
         if kind != schema.KIND_REMOTE:
             what = schema.CHANGE_MARKER if kind == schema.KIND_MARKER else schema.CHANGE_PUT
             changes.append(feed.NewChange(what, bucket_id, key, version, size, (target,)))
-    return _append(session, changes, at_ms), last if len(rows) == limit else ""
+    return Page(_append(session, changes, at_ms), len(rows), last if len(rows) == limit else "")
 
 
 def _append(session: Session, changes: list[feed.NewChange], at_ms: int) -> int:

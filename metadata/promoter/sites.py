@@ -1,4 +1,5 @@
-"""Sites: keeps a worker for each other site while this process holds the promoter's lease."""
+"""Sites: keeps a worker for each other site while this process holds the promoter's lease; forgets tombstones that no
+site needs any more."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Callable
 
 from metadata.promoter.runner import Step
 from metadata.services.sites_run import Replication
+from metadata.services.sites_tombstones import Tombstones
 
 
 class SitesDuty:
@@ -19,3 +21,17 @@ class SitesDuty:
     async def step(self, epoch: int) -> Step:
         count = await self._replication().step()
         return Step(detail=f"{count} other sites")
+
+
+class TombstoneDuty:
+    name = "tombstones"
+    interval_seconds = 5.0
+    is_single = True
+
+    def __init__(self, tombstones: Callable[[], Tombstones]) -> None:
+        self._tombstones = tombstones
+
+    async def step(self, epoch: int) -> Step:
+        work = self._tombstones()
+        dropped, has_more = await work.step(epoch)
+        return Step(done=dropped, more=has_more, detail=f"{work.kept} kept since the walk began")

@@ -54,6 +54,9 @@ class Rules(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rules: list[Rule]
+    home: str | None = Field(
+        default=None, description='site that judges conditional writes; "": each site its own; left out: as it is'
+    )
 
 
 def moment(at_ms: int) -> str:
@@ -123,7 +126,8 @@ def build(service: BucketService, callers: Callers) -> APIRouter:
         operation_id="get_replication",
     )  # fmt: skip
     async def replication(request: Request, bucket: str) -> dict[str, Any]:
-        return {"rules": await service.replication(bucket, await callers.who(request))}
+        who = await callers.who(request)
+        return {"rules": await service.replication(bucket, who), "home": await service.home(bucket, who)}
 
     @router.put(
         "/v1/buckets/{bucket}/replication", response_model=Rules, summary="Replace the replication rules",
@@ -131,6 +135,8 @@ def build(service: BucketService, callers: Callers) -> APIRouter:
     )  # fmt: skip
     async def set_replication(request: Request, bucket: str, rules: Rules) -> dict[str, Any]:
         wanted = [rule.model_dump() for rule in rules.rules]
-        return {"rules": await service.set_replication(bucket, wanted, await callers.who(request))}
+        who = await callers.who(request)
+        made = await service.set_replication(bucket, wanted, who, home=rules.home)
+        return {"rules": made, "home": await service.home(bucket, who)}
 
     return router

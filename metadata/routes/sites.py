@@ -11,6 +11,7 @@ from metadata.routes.callers import Callers
 from metadata.routes.sites_models import (
     Backfill,
     JoinWish,
+    OpenedModel,
     RemovedModel,
     ReplicationModel,
     SiteChange,
@@ -24,13 +25,26 @@ from metadata.services.audit import AuditService
 from metadata.services.bucket_service import BucketService
 from metadata.services.sites import Sites
 from metadata.services.sites_apply import NameTaker
+from metadata.services.sites_backfill import BackfillProgress, Backfills
+from metadata.services.sites_compare import Comparison
 from metadata.services.sites_run import Replication
 from metadata.services.sites_send import TargetStatus
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, TooLarge
 from tierstore.wire import MEDIA_TYPE, decode, encode
-from tierstore.wire.sites import SITE_USER, BucketRule, Hello, HelloAnswer, NameBatch, NewKey, RulesAnswer, RulesAsk
+from tierstore.wire.sites import (
+    SITE_USER,
+    BucketRule,
+    Compare,
+    CompareAnswer,
+    Hello,
+    HelloAnswer,
+    NameBatch,
+    NewKey,
+    RulesAnswer,
+    RulesAsk,
+)
 
 BODY_BYTES_MAX = 8 << 20
 _BINARY: dict[str, Any] = {
@@ -40,21 +54,21 @@ _BINARY: dict[str, Any] = {
 
 def build(
     callers: Callers, audit: AuditService, sites: Sites, *, replication: Replication, taker: NameTaker, clock: Clock,
-    buckets: BucketService,
+    buckets: BucketService, comparison: Comparison, backfills: Backfills,
 ) -> APIRouter:  # fmt: skip
     """The router."""
     router = APIRouter(tags=["sites"])
-    _between(router, callers, sites, taker, clock)
+    _between(router, callers, sites, taker, clock, comparison=comparison, backfills=backfills)
     _rules(router, callers, sites, buckets)
-    _members(router, callers, audit, sites, replication)
+    _members(router, callers, audit, sites, replication, comparison=comparison, backfills=backfills)
 
     @router.get("/v1/admin/replication", operation_id="replicationStatus", summary="How far each site is behind")
     async def status(request: Request) -> ReplicationModel:
         await callers.admin(request)
         now_ms = clock.now_ms()
-        targets = [_target(s, now_ms, await sites.backfill_left(s.site)) for s in await replication.measured()]
+        targets = [_target(s, now_ms, await backfills.progress(s.site)) for s in await replication.measured()]
         return ReplicationModel(
-            targets=targets,
+            targets=targets, comparing=comparison.waiting, refusal=comparison.refusal(),
             sync=SyncModel(
                 waits=replication.sync_waits, degraded=replication.sync_degraded, failed=replication.sync_failed
             ),
@@ -64,7 +78,7 @@ def build(
     return router
 
 
-def _target(s: TargetStatus, now_ms: int, backfill: dict[str, Any]) -> TargetModel:
+def _target(s: TargetStatus, now_ms: int, backfill: BackfillProgress) -> TargetModel:
     b = s.backlog
     rate = s.bytes_per_second
     drain = 0.0 if not b.objects else b.bytes / rate if rate else None
@@ -75,11 +89,15 @@ def _target(s: TargetStatus, now_ms: int, backfill: dict[str, Any]) -> TargetMod
         rate_bytes_per_second=rate, drain_seconds=drain,
         state="paused" if s.is_paused else "ok" if s.is_reachable else "unreachable", latency_ms=s.latency_ms,
         error=s.error, names_sent=s.names_sent, bodies_sent=s.bodies_sent, bytes_sent=s.bytes_sent, parked=s.parked,
-        failures=s.failures, backfill_left=len(backfill.get("parts", ())), backfill_queued=backfill.get("queued", 0),
+        failures=s.failures, backfill_left=backfill.parts, backfill_walked=backfill.walked,
+        backfill_queued=backfill.queued, backfill_paused=backfill.is_paused, compare_left=s.compare_left,
     )  # fmt: skip
 
 
-def _between(router: APIRouter, callers: Callers, sites: Sites, taker: NameTaker, clock: Clock) -> None:
+def _between(
+    router: APIRouter, callers: Callers, sites: Sites, taker: NameTaker, clock: Clock, *, comparison: Comparison,
+    backfills: Backfills,
+) -> None:  # fmt: skip
     """What other sites and this site's gateways ask."""
     async def site(request: Request) -> tuple[str, Principal]:
         who = await callers.who(request)
@@ -97,10 +115,18 @@ def _between(router: APIRouter, callers: Callers, sites: Sites, taker: NameTaker
                  summary="A site lives: wire.sites.Hello -> HelloAnswer")  # fmt: skip
     async def hello(request: Request) -> Response:
         name, who = await site(request)
-        decode(await _body(request), Hello)
+        said = decode(await _body(request), Hello)
         await sites.seen(name, who)
+        heard = await comparison.hear(name, said.epoch, said.sequence, said.confirmed_ms_ago)
         me = sites.me()
-        return _packed(HelloAnswer(me.name, clock.now_ms(), me.cluster_id))
+        return _packed(HelloAnswer(me.name, clock.now_ms(), me.cluster_id, heard.epoch, heard.sequence))
+
+    @router.post("/v1/sites/compare", response_class=Response, operation_id="sites_compare", openapi_extra=_BINARY,
+                 summary="Send a restored site what it forgot: wire.sites.Compare -> CompareAnswer")  # fmt: skip
+    async def compare(request: Request) -> Response:
+        name, _ = await site(request)
+        wanted = decode(await _body(request), Compare)
+        return _packed(CompareAnswer(await backfills.answer_compare(name, wanted.epoch)))
 
     @router.post("/v1/sites/names", response_class=Response, operation_id="sites_names", openapi_extra=_BINARY,
                  summary="Names of another site: wire.sites.NameBatch -> NameAnswer")  # fmt: skip
@@ -134,8 +160,9 @@ def _rules(router: APIRouter, callers: Callers, sites: Sites, buckets: BucketSer
 
 
 def _members(
-    router: APIRouter, callers: Callers, audit: AuditService, sites: Sites, replication: Replication
-) -> None:
+    router: APIRouter, callers: Callers, audit: AuditService, sites: Sites, replication: Replication, *,
+    comparison: Comparison, backfills: Backfills,
+) -> None:  # fmt: skip
     """What operators ask and tell."""
 
     @router.get("/v1/admin/sites", operation_id="listSites", summary="This site and those it knows")
@@ -162,14 +189,20 @@ def _members(
     @router.post("/v1/admin/sites", operation_id="addSite", status_code=201, summary="Make two sites known to another")
     async def add(request: Request, wish: SiteWish) -> SiteModel:
         who = await callers.admin(request)
-        row = await sites.add(wish.name, wish.gateway, wish.token, own_gateways=wish.own_gateways, who=who)
+        row = await sites.add(
+            wish.name, wish.gateway, wish.token, own_gateways=wish.own_gateways, who=who, is_rebuild=wish.rebuild
+        )
+        if wish.rebuild:
+            await comparison.begin([wish.name])
         await audit.note(who=who.access, action="site.add", target=wish.name, detail=wish.gateway)
         return SiteModel(name=row.name, number=row.id, is_local=False, gateways=row.gateways, networks=row.networks)
 
     @router.post("/v1/admin/sites/join", operation_id="joinSite", summary="The other site's half of adding")
     async def join(request: Request, wish: JoinWish) -> dict[str, Any]:
         who = await callers.admin(request)
-        answer = await sites.join(wish.name, wish.number, wish.gateways, wish.token, who=who)
+        answer = await sites.join(
+            wish.name, wish.number, wish.gateways, wish.token, who=who, is_replacement=wish.replace
+        )
         await audit.note(who=who.access, action="site.join", target=wish.name)
         return answer
 
@@ -215,9 +248,33 @@ def _members(
     @router.post("/v1/admin/sites/{name}/backfill", operation_id="backfillSite", summary="Queue what exists for a site")
     async def backfill(request: Request, name: str, wish: Backfill) -> SitesModel:
         who = await callers.admin(request)
-        await sites.backfill(name, wish.bucket, wish.prefix)
+        sites.known.get(name)
+        await backfills.begin(name, wish.bucket, wish.prefix)
         await audit.note(who=who.access, action="site.backfill", target=name, detail=wish.bucket)
         return await everyone(request)
+
+    async def backfill_pause(request: Request, name: str, *, paused: bool) -> SitesModel:
+        who = await callers.admin(request)
+        sites.known.get(name)
+        await backfills.pause(name, paused=paused)
+        action = "site.backfill.pause" if paused else "site.backfill.resume"
+        await audit.note(who=who.access, action=action, target=name)
+        return await everyone(request)
+
+    @router.post("/v1/admin/sites/{name}/backfill/pause", operation_id="pauseBackfill", summary="Queue no more")
+    async def pause_backfill(request: Request, name: str) -> SitesModel:
+        return await backfill_pause(request, name, paused=True)
+
+    @router.post("/v1/admin/sites/{name}/backfill/resume", operation_id="resumeBackfill", summary="Go on with it")
+    async def resume_backfill(request: Request, name: str) -> SitesModel:
+        return await backfill_pause(request, name, paused=False)
+
+    @router.post("/v1/admin/sites/open", operation_id="openSite", summary="Take writes though not compared with all")
+    async def accept(request: Request) -> OpenedModel:
+        who = await callers.admin(request)
+        left = await comparison.accept()
+        await audit.note(who=who.access, action="site.open", target=sites.me().name, detail=", ".join(left))
+        return OpenedModel(not_compared=left)
 
 
 def _packed(message: object) -> Response:

@@ -29,6 +29,7 @@ class SiteWish(BaseModel):
     gateway: str = Field(description="URL of a gateway of that site")
     token: str = Field(description="an administrator's token of that site; used once, not kept")
     own_gateways: list[str] = Field(default_factory=list, description="how that site reaches this one; else as known")
+    rebuild: bool = Field(False, description="this site is new and replaces one of its name that was lost there")
 
 
 class JoinWish(BaseModel):
@@ -38,6 +39,7 @@ class JoinWish(BaseModel):
     number: int = Field(ge=1, le=255)
     gateways: list[str]
     token: str
+    replace: bool = Field(False, description="the site of that name was lost; its rules stay")
 
 
 class SpanModel(BaseModel):
@@ -88,7 +90,10 @@ class TargetModel(BaseModel):
     parked: int
     failures: int
     backfill_left: int = Field(description="buckets and prefixes still to be walked")
-    backfill_queued: int
+    backfill_walked: int = Field(description="objects looked at by the backfill under way, or the last one")
+    backfill_queued: int = Field(description="of them, those that go there")
+    backfill_paused: bool
+    compare_left: int = Field(description="what that site has still to send to this one, which was restored")
 
 
 class SyncModel(BaseModel):
@@ -97,8 +102,14 @@ class SyncModel(BaseModel):
     failed: int = Field(description="answered outcome-unknown")
 
 
+class OpenedModel(BaseModel):
+    not_compared: list[str] = Field(description="sites that had not sent their names yet")
+
+
 class ReplicationModel(BaseModel):
     targets: list[TargetModel]
+    comparing: list[str] = Field(description="this site was restored: it waits for the names of these")
+    refusal: str = Field(description="why writes to shared buckets are refused here; empty: they are not")
     sync: SyncModel
     names_applied: int
     names_lost: int

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from metadata.catalog import accounts, buckets, objects
-from metadata.catalog.buckets import Bucket
+from metadata.catalog.buckets import HOME, Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.services.bucket_names import BucketNames
@@ -30,12 +30,14 @@ class BucketService:
     """One per process. `sites`: the names of the sites that a replication rule may name, this one left out."""
 
     def __init__(
-        self, database: Database, names: BucketNames, clock: Clock, *, sites: Callable[[], Iterable[str]]
-    ) -> None:
+        self, database: Database, names: BucketNames, clock: Clock, *, sites: Callable[[], Iterable[str]],
+        me: Callable[[], str] = lambda: "",
+    ) -> None:  # fmt: skip
         self._database = database
         self._names = names
         self._clock = clock
         self._sites = sites
+        self._me = me
         #: Called with the bucket and the (target, prefix) of new rules after they are durable.
         self.on_rules: Callable[[str, list[tuple[str, str]]], Awaitable[None]] | None = None
 
@@ -108,19 +110,32 @@ class BucketService:
         rules: list[dict[str, Any]] = json.loads(text)["rules"] if text else []
         return rules
 
-    async def set_replication(self, name: str, rules: list[dict[str, Any]], who: Principal) -> list[dict[str, Any]]:
-        """Replace the rules. Raises RequestError(code="bad-replication") that names the rule and the member."""
+    async def home(self, name: str, who: Principal) -> str:
+        """The site that judges conditional writes to the bucket; "": each site its own."""
+        return (await self.get(name, who)).config.get(HOME, "")
+
+    async def set_replication(
+        self, name: str, rules: list[dict[str, Any]], who: Principal, *, home: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Replace the rules; and the home site, unless it is None. Raises RequestError(code="bad-replication") that
+        names the rule and the member."""
         authorize(who, "bucket", name)
         checked = [self._rule(place, rule) for place, rule in enumerate(rules)]
         if len(checked) > RULES_MAX:
             raise RequestError(f"a bucket has at most {RULES_MAX} replication rules", code="bad-replication")
         text = json.dumps({"rules": checked}) if checked else None
         before = await self.replication(name, who)
-        await self.configure(name, who, documents={"replication": text})
+        documents: dict[str, str | None] = {"replication": text}
+        if home is not None:
+            known = sorted({*self._sites(), self._me()})
+            if home and home not in known:
+                raise RequestError(f"home: no site {home!r} ({', '.join(known)})", code="bad-replication")
+            documents[HOME] = home or None
+        await self.configure(name, who, documents=documents)
         if self.on_rules is not None:
-            known = {(rule["target"], rule["prefix"]) for rule in before}
-            new = [(rule["target"], rule["prefix"]) for rule in checked]
-            await self.on_rules(name, [pair for pair in dict.fromkeys(new) if pair not in known])
+            old = {(rule["target"], rule["prefix"], rule["bodies"]) for rule in before}
+            new = [(rule["target"], rule["prefix"], rule["bodies"]) for rule in checked]
+            await self.on_rules(name, list(dict.fromkeys(rule[:2] for rule in new if rule not in old)))
         return checked
 
     def _rule(self, place: int, rule: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from metadata.catalog import buckets, members, objects, operations
 from metadata.catalog.database import Database
@@ -54,6 +54,15 @@ class _Pending:
     marks: tuple[object, ...] = field(default=())    # what must be in a batch only once: keys, operation, uploads
 
 
+class Gate(Protocol):
+    """Whatever keeps a site from taking some mutations for a while."""
+
+    @property
+    def may_refuse(self) -> bool: ...
+
+    def refusal(self, item: CommitItem) -> CommitResult | None: ...
+
+
 class CommitService:
     """One per process. Event loop only."""
 
@@ -74,6 +83,7 @@ class CommitService:
         self.listeners: list[Callable[[list[Committed]], None]] = []
         #: Called after a batch that other sites must hear of; must not raise or block.
         self.on_replicated: Callable[[], None] | None = None
+        self.gate: Gate | None = None
         self.batches = 0
         self.items = 0
 
@@ -82,6 +92,14 @@ class CommitService:
         wait. Safe to repeat with the same operation ids."""
         if len(self._waiting) + len(items) > WAITING_MAX:
             raise UnavailableError("too many commits wait for the catalog")
+        if self.gate is not None and self.gate.may_refuse:
+            refused = [self.gate.refusal(item) for item, _ in items]
+            taken = [pair for pair, no in zip(items, refused, strict=True) if no is None]
+            done = iter(await self._queue(taken) if taken else [])
+            return [no if no is not None else next(done) for no in refused]
+        return await self._queue(items)
+
+    async def _queue(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
         loop = asyncio.get_running_loop()
         entries = [_Pending(item, who, loop.create_future(), _marks(item)) for item, who in items]
         self._waiting += entries

@@ -1,5 +1,4 @@
-"""Membership of sites: who else there is, under which keys, paused or not; rules' backfill; and the courier that
-carries messages to another site's gateways.
+"""Membership of sites: who else there is, under which keys, paused or not, and what the buckets' rules make of it.
 
 Keys are exchanged once: the operator shows an administrator's token of the other site, with which the two make a key
 for each other (user "site:<name>", readwrite); it is not kept. Either side replaces both keys (`rotate`) or ends them
@@ -9,36 +8,27 @@ for each other (user "site:<name>", readwrite); it is not kept. Either side repl
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from metadata.catalog import buckets, sites
+from metadata.catalog.buckets import HOME, REPLICATED_FROM
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
-from metadata.catalog.session import Session
 from metadata.catalog.sites import SiteRow
 from metadata.services.bucket_names import BucketNames
 from metadata.services.credentials import Credentials
 from metadata.services.sites_apply import rules_of
+from metadata.services.sites_courier import SECONDS_PER_CALL, Courier
+from metadata.services.sites_link import checked_link
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
-from tierstore.errors import ConfigError, ConflictError, NotFound, RequestError, TierstoreError, UnavailableError
-from tierstore.transport.metadata_client import error_of
-from tierstore.transport.peer import PeerReply, PeerTransport
-from tierstore.units import parse_rate
-from tierstore.wire import MEDIA_TYPE, decode, encode
+from tierstore.errors import ConflictError, NotFound, RequestError, TierstoreError
 from tierstore.wire.sites import SITE_USER, NewKey, Peer, Peers
 
-T = TypeVar("T")
-
-SECONDS_PER_CALL: Final = 10.0
 SITES_MAX: Final = 32
-BACKFILL_PAGE: Final = 500
-#: A backfill waits while the queue of its target is longer.
-BACKFILL_QUEUE_MAX: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,52 +57,6 @@ class Known:
         raise NotFound(f"there is no site {name!r} ({names})", code="no-such-site")
 
 
-class Courier:
-    """Messages to the gateways of a site, tried in turn."""
-
-    def __init__(self, transport: PeerTransport) -> None:
-        self._transport = transport
-
-    async def send(self, row: SiteRow, path: str, message: object, kind: type[T], *, seconds: float) -> T:
-        """Raises what the site answered, UnavailableError when none of its gateways does."""
-        headers = [
-            (b"authorization", b"Bearer " + str(row.link.get("token", "")).encode("latin-1")),
-            (b"content-type", MEDIA_TYPE.encode()),
-        ]
-        reply = await self._first(row.gateways, b"POST", path.encode(), headers, encode(message), seconds)
-        return decode(reply.body, kind)
-
-    async def send_json(self, url: str, path: str, token: str, message: dict[str, Any]) -> dict[str, Any]:
-        """A call to an administration route, under an administrator's token."""
-        headers = [
-            (b"authorization", b"Bearer " + token.encode("latin-1")), (b"content-type", b"application/json"),
-        ]
-        body = json.dumps(message).encode()
-        reply = await self._first([url.rstrip("/")], b"POST", path.encode(), headers, body, SECONDS_PER_CALL)
-        answer: dict[str, Any] = json.loads(reply.body)
-        return answer
-
-    async def _first(  # noqa: PLR0917 - the parts of one request
-        self, urls: Sequence[str], method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes,
-        seconds: float,
-    ) -> PeerReply:  # fmt: skip
-        failure: TierstoreError = UnavailableError("no gateway of that site is known", code="unreachable")
-        for url in urls:
-            try:
-                reply = await self._transport.call(
-                    url, method, target, headers=headers, body=body, seconds=seconds
-                )
-            except UnavailableError as error:
-                failure = error
-                continue
-            if reply.status < 400:
-                return reply
-            failure = error_of(reply)
-            if reply.status < 500:
-                break
-        raise failure
-
-
 class Sites:
     """One per process."""
 
@@ -130,6 +74,12 @@ class Sites:
         self.known = Known()
         #: Buckets with a sync rule: commits to them wait for other sites.
         self.sync_buckets: frozenset[str] = frozenset()
+        #: Buckets that other sites write to or hear of.
+        self.shared_buckets: frozenset[str] = frozenset()
+        #: bucket -> (prefix, target) of its rules with bodies = "hot".
+        self.hot_rules: dict[str, list[tuple[str, str]]] = {}
+        #: bucket -> the site that judges its conditional writes, where that is another one.
+        self.homes: dict[str, str] = {}
 
     # -- what is known --------------------------------------------------------------------------------------
     async def refresh(self) -> None:
@@ -143,6 +93,11 @@ class Sites:
         self.sync_buckets = frozenset(
             bucket.name for bucket in every if any(rule["mode"] == "sync" for rule in rules_of(bucket))
         )
+        self.shared_buckets = frozenset(bucket.name for bucket in every if bucket.is_replicated)
+        hot = {b.name: [(r["prefix"], r["target"]) for r in rules_of(b) if r["bodies"] == "hot"] for b in every}
+        self.hot_rules = {name: rules for name, rules in hot.items() if rules}
+        me = self.me().name
+        self.homes = {b.name: b.config[HOME] for b in every if b.config.get(HOME, me) != me}
 
     def names(self) -> list[str]:
         return [row.name for row in self.known.rows]
@@ -166,12 +121,16 @@ class Sites:
         return self.known.get(who.user.removeprefix(SITE_USER)).name
 
     # -- membership -----------------------------------------------------------------------------------------
-    async def add(self, name: str, gateway: str, token: str, *, own_gateways: list[str], who: Principal) -> SiteRow:
-        """Make each other known. token: an administrator's of the other site; it is used once.
+    async def add(
+        self, name: str, gateway: str, token: str, *, own_gateways: list[str], who: Principal, is_rebuild: bool = False
+    ) -> SiteRow:
+        """Make each other known. token: an administrator's of the other site; it is used once. is_rebuild: this site
+        is new and takes the place of one of the same name and number that was lost; buckets that it had shared get
+        their rules back.
 
         Raises ConflictError (known already, or with a number that is taken), and what the other site answers."""
         me = self.me()
-        if any(row.name == name for row in self.known.rows):
+        if any(row.name == name for row in self.known.rows) and not is_rebuild:
             raise ConflictError(f"site {name!r} is known already", code="site-exists")
         if len(self.known.rows) >= SITES_MAX or name == me.name:
             raise RequestError(f"{name!r} is this site, or there are {SITES_MAX} already", code="bad-site")
@@ -179,38 +138,73 @@ class Sites:
         try:
             answer = await self.courier.send_json(
                 gateway, "/v1/admin/sites/join", token,
-                {"name": me.name, "number": me.number, "gateways": own_gateways or me.gateways, "token": ours},
-            )
+                {"name": me.name, "number": me.number, "gateways": own_gateways or me.gateways, "token": ours,
+                 "replace": is_rebuild},
+            )  # fmt: skip
             if answer["name"] != name:
                 raise ConflictError(f"the site at {gateway} is called {answer['name']!r}", code="bad-site")
             row = SiteRow(
                 int(answer["number"]), name, _unique([gateway.rstrip("/"), *answer["gateways"]]), [],
                 {"token": answer["token"], "access": access},
             )
-            await self._database.write(lambda c: sites.put(c, row))
+            back = {str(bucket): str(versioning) for bucket, versioning in answer.get("buckets", {}).items()}
+            await self._database.write(lambda c: self._take_back(c, row, back))
         except (TierstoreError, KeyError, ValueError):
             await self._credentials.revoke(access, who=who.access)
             raise
+        self._names.forget()
         await self.refresh()
         return row
 
-    async def join(self, name: str, number: int, gateways: list[str], token: str, *, who: Principal) -> dict[str, Any]:
-        """The other half of `add`, asked by another site's metadata with an administrator's token of this one."""
+    def _take_back(self, c: Connection, row: SiteRow, back: dict[str, str]) -> None:
+        """The other site, and rules to it for the buckets that this site's predecessor had sent there."""
+        sites.put(c, row)
+        at_ms = self._clock.now_ms()
+        for name, versioning in back.items():
+            with contextlib.suppress(ConflictError):
+                buckets.create(c, name, owner=f"site:{row.name}", at_ms=at_ms)
+            rules = [r for r in rules_of(buckets.get(c, name)) if r["target"] != row.name]
+            rules.append(
+                {"prefix": "", "target": row.name, "mode": "async", "bodies": "all", "on_failure": "degrade"}
+            )
+            buckets.configure(
+                c, name, at_ms=at_ms, versioning=versioning or None,
+                documents={"replication": json.dumps({"rules": rules})},
+            )
+
+    async def join(
+        self, name: str, number: int, gateways: list[str], token: str, *, who: Principal, is_replacement: bool = False
+    ) -> dict[str, Any]:
+        """The other half of `add`, asked by another site's metadata with an administrator's token of this one.
+        is_replacement: the site of that name was lost; its rules and networks stay, its keys and its queue end."""
         me = self.me()
         if number == me.number:
             raise ConflictError(
                 f"both sites have the number {number}: give each its own placement.site_number",
                 code="site-number-taken",
             )
-        if any(row.name == name for row in self.known.rows):
+        old = next((row for row in self.known.rows if row.name == name), None)
+        if old is not None and not is_replacement:
             raise ConflictError(f"site {name!r} is known already", code="site-exists")
+        if old is not None and old.id != number:
+            raise ConflictError(f"site {name!r} has the number {old.id}, not {number}", code="site-number-taken")
         if not gateways or not all(url.startswith(("http://", "https://")) for url in gateways):
             raise RequestError("gateways are URLs of gateways that this site can reach", code="bad-site")
         access, ours = await self._new_key(name, who)
-        row = SiteRow(number, name, gateways, [], {"token": token, "access": access})
-        await self._database.write(lambda c: sites.put(c, row))
+        row = SiteRow(number, name, gateways, old.networks if old else [], {"token": token, "access": access})
+
+        def work(c: Connection) -> dict[str, str]:
+            if old is not None:
+                sites.forget_progress(c, name)
+            sites.put(c, row)
+            every = buckets.everything(c) if is_replacement else []
+            return {b.name: b.versioning for b in every if name in b.config.get(REPLICATED_FROM, "").split(",")}
+
+        back = await self._database.write(work)
+        for key in (old.link.get("access"), old.link.get("old_access")) if old is not None else ():
+            await self._end_key(key, who)
         await self.refresh()
-        return {"name": me.name, "number": me.number, "gateways": me.gateways, "token": ours}
+        return {"name": me.name, "number": me.number, "gateways": me.gateways, "token": ours, "buckets": back}
 
     async def _new_key(self, name: str, who: Principal) -> tuple[str, str]:
         account, token = await self._credentials.create(
@@ -253,7 +247,7 @@ class Sites:
 
         Raises NotFound, RequestError."""
         me = self.me()
-        checked = _checked(changes)
+        checked = checked_link(changes)
         networks = checked.pop("networks", None)
         if name == me.name:
             if checked or networks is None:
@@ -321,104 +315,6 @@ class Sites:
             await self._database.write(lambda c: sites.set_link(c, name, link))
             await self.refresh()
 
-    # -- backfill -------------------------------------------------------------------------------------------
-    async def backfill(self, target: str, bucket: str = "", prefix: str = "") -> None:
-        """Queue what exists for a site: one bucket's prefix, or everything that a rule sends there."""
-        self.known.get(target)
-
-        def work(c: Connection) -> None:
-            found = [buckets.get(c, bucket)] if bucket else buckets.everything(c)
-            state = sites.backfill_state(c, target)
-            parts = list(state.get("parts", []))
-            for each in found:
-                prefixes = [prefix] if bucket else [r["prefix"] for r in rules_of(each) if r["target"] == target]
-                parts += [{"bucket": each.id, "prefix": p, "after": ""} for p in prefixes]
-            sites.set_backfill(c, target, {**state, "parts": parts, "queued": state.get("queued", 0)})
-
-        await self._database.write(work)
-
-    async def backfill_left(self, target: str) -> dict[str, Any]:
-        """parts: what is still to be walked; queued: objects queued so far."""
-        return await self._database.read(lambda c: sites.backfill_state(c, target))
-
-    async def rules_changed(self, bucket: str, new: list[tuple[str, str]]) -> None:
-        """Rules of a bucket were replaced: queue what exists for those that are new."""
-        await self.refresh()
-        for target, prefix in new:
-            await self.backfill(target, bucket, prefix)
-
-    async def backfill_step(self, target: str) -> bool:
-        """Queue one page; whether there is more to do now."""
-        now_ms = self._clock.now_ms()
-
-        def work(session: Session) -> bool:
-            c = session.connection
-            state = sites.backfill_state(c, target)
-            parts = state.get("parts", [])
-            if not parts or sites.backlog(c, target).objects > BACKFILL_QUEUE_MAX:
-                return False
-            part = parts[0]
-            count, last = sites.queue_page(
-                session, target, int(part["bucket"]), prefix=part["prefix"], after=part["after"],
-                limit=BACKFILL_PAGE, at_ms=now_ms,
-            )  # fmt: skip
-            parts = [{**part, "after": last}, *parts[1:]] if last else parts[1:]
-            sites.set_backfill(c, target, {**state, "parts": parts, "queued": state.get("queued", 0) + count})
-            return bool(parts)
-
-        return await self._database.batch(work)
-
 
 def _unique(urls: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(url.rstrip("/") for url in urls))
-
-
-def _checked(changes: dict[str, Any]) -> dict[str, Any]:
-    """Raises RequestError that names the member."""
-    out: dict[str, Any] = {}
-    for name, value in changes.items():
-        if value is None:
-            continue
-        if name == "networks":
-            try:
-                out[name] = [str(ipaddress.ip_network(text, strict=False)) for text in value]
-            except ValueError as error:
-                raise RequestError(f"networks: {error}", code="bad-site") from None
-        elif name == "rate":
-            out[name] = value
-            rate_of(value)
-        elif name == "schedule":
-            out[name] = [{"from": _minute(s["from"]), "to": _minute(s["to"]), "rate": s["rate"]} for s in value]
-            for span in value:
-                rate_of(span["rate"])
-        else:
-            out[name] = value
-    return out
-
-
-def rate_of(text: str) -> int:
-    """Bytes per second of "25MiB/s"; 0 of "": no limit. Raises RequestError."""
-    if not text:
-        return 0
-    try:
-        return parse_rate(text)
-    except (ConfigError, ValueError) as error:
-        raise RequestError(f"rate: {error}", code="bad-site") from None
-
-
-def _minute(text: str) -> str:
-    hours, _, minutes = text.partition(":")
-    if not (hours.isdigit() and minutes.isdigit() and int(hours) < 24 and int(minutes) < 60):
-        raise RequestError(f"schedule: {text!r} is not like 22:00", code="bad-site")
-    return f"{int(hours):02}:{int(minutes):02}"
-
-
-def bandwidth(link: dict[str, Any], now_ms: int) -> int:
-    """Bytes per second to a site at this time of the day (UTC); 0: no limit."""
-    minutes = now_ms // 60_000 % 1440
-    at = f"{minutes // 60:02}:{minutes % 60:02}"
-    for span in link.get("schedule") or ():
-        start, stop = span["from"], span["to"]
-        if (start <= at < stop) if start <= stop else (at >= start or at < stop):
-            return rate_of(span["rate"])
-    return rate_of(link.get("rate") or "")

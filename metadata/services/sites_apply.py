@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from metadata.catalog import buckets, objects, schema
-from metadata.catalog.buckets import REPLICATED_FROM, Bucket
+from metadata.catalog.buckets import HOME, REPLICATED_FROM, Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
@@ -53,7 +53,7 @@ class NameTaker:
             raise RequestError(f"at most {NAMES_MAX} names in one batch", code="too-many-items")
         for name, versioning in batch.buckets.items():
             check_bucket_name(name)
-            await self._ensure_bucket(name, versioning, site)
+            await self._ensure_bucket(name, versioning, site, home=batch.homes.get(name, ""))
         parked = []
         taken = []
         for place, record in enumerate(batch.names):
@@ -70,10 +70,11 @@ class NameTaker:
         self.parked += len(parked)
         return NameAnswer(applied, len(taken) - applied, parked)
 
-    async def _ensure_bucket(self, name: str, versioning: str, site: str) -> None:
-        """The bucket with at least this versioning, marked as replicated from that site."""
+    async def _ensure_bucket(self, name: str, versioning: str, site: str, *, home: str) -> None:
+        """The bucket with at least this versioning, marked as replicated from that site, with its home site."""
         known = self._names.now(name) if await self._exists(name) else None
-        if known is not None and site in _sources(known) and (known.versioning or not versioning):
+        is_told = known is not None and site in _sources(known) and (not home or known.config.get(HOME) == home)
+        if known is not None and is_told and (known.versioning or not versioning):
             return
         at_ms = self._clock.now_ms()
 
@@ -83,9 +84,12 @@ class NameTaker:
             except ConflictError:
                 bucket = buckets.get(connection, name, lock=True)
             sources = ",".join(sorted({*_sources(bucket), site}))
+            documents: dict[str, str | None] = {REPLICATED_FROM: sources}
+            if home:
+                documents[HOME] = home
             buckets.configure(
                 connection, name, at_ms=at_ms, versioning=bucket.versioning or versioning,
-                documents={REPLICATED_FROM: sources},
+                documents=documents,
             )
 
         await self._database.write(work)

@@ -18,12 +18,15 @@ from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow, SiteRow
 from metadata.services.sites import Sites
 from metadata.services.sites_apply import rules_of
+from metadata.services.sites_backfill import Backfills
+from metadata.services.sites_hot import HotBodies
+from metadata.services.sites_queue import name_batch, record_of
 from metadata.services.sites_read import BodyReader
-from metadata.services.sites_send import Parts, TargetStatus, TargetWorker, record_of
+from metadata.services.sites_send import Parts, TargetStatus, TargetWorker
 from tierstore.checksum import crc_of
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.telemetry.metrics import Value, Watch
-from tierstore.wire.names import CommitItem, CommitResult
+from tierstore.wire.names import CommitItem, CommitResult, Fill
 from tierstore.wire.sites import (
     NAME_GONE,
     NAME_PUT,
@@ -32,7 +35,6 @@ from tierstore.wire.sites import (
     FetchBatch,
     FetchItem,
     NameAnswer,
-    NameBatch,
     NameRecord,
     Push,
     PushAnswer,
@@ -50,10 +52,14 @@ BACKFILL_PAGES: Final = 8
 class Replication:
     """One per process."""
 
-    def __init__(self, parts: Parts, members: Sites, body: BodyReader) -> None:
+    def __init__(
+        self, parts: Parts, members: Sites, body: BodyReader, *, backfills: Backfills, hot: HotBodies
+    ) -> None:
         self._parts = parts
         self._members = members
         self._body = body
+        self._backfills = backfills
+        self._hot = hot
         self._workers: dict[str, tuple[TargetWorker, asyncio.Task[None]]] = {}
         self.sync_waits = 0
         self.sync_degraded = 0
@@ -77,9 +83,11 @@ class Replication:
                 await self._end(name)       # begun again by the next step
             elif not worker.status.is_paused:
                 for _ in range(BACKFILL_PAGES):
-                    if not await self._members.backfill_step(name):
+                    if not await self._backfills.step(name):
                         break
                     worker.kick()
+        if await self._hot.step(self._members.hot_rules):
+            self.kick()
         return len(self._workers)
 
     async def _end(self, name: str) -> None:
@@ -109,6 +117,35 @@ class Replication:
     async def close(self) -> None:
         for name in list(self._workers):
             await self._end(name)
+
+    def confirmed(self) -> dict[str, int]:
+        """Site -> when it was last known to have everything, ms; 0: not yet."""
+        workers = self._workers
+        return {
+            name: workers[name][0].status.confirmed_at_ms if name in workers else 0 for name in self._members.names()
+        }
+
+    # -- what a commit meets --------------------------------------------------------------------------------
+    def refusal(self, item: CommitItem) -> CommitResult | None:
+        """Why this site does not take a mutation, None when it does."""
+        m = item.mutation
+        if isinstance(m, Fill):
+            return None
+        reason = self._parts.comparison.refusal() if self._parts.comparison.waiting else ""
+        if reason and m.bucket in self._members.shared_buckets:
+            return CommitResult(code="site-comparing", detail=reason)
+        home = self._members.homes.get(m.bucket)
+        if home is not None and m.condition is not None:
+            return CommitResult(
+                code="not-home-site",
+                detail=f"conditional writes to {m.bucket!r} are judged at its home site {home!r}: send it there",
+            )
+        return None
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether any mutation may be refused by refusal()."""
+        return bool(self._parts.comparison.waiting or self._members.homes)
 
     @property
     def is_wanted(self) -> bool:
@@ -202,7 +239,7 @@ class Replication:
     async def _name_and_fetch(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord) -> None:
         """A name without bytes, or with more than metadata should hold: the target fetches them."""
         courier = self._members.courier
-        batch = NameBatch(self._parts.me().name, [record], {bucket.name: bucket.versioning})
+        batch = name_batch(self._parts.me().name, [record], [bucket])
         answer = await courier.send(row, "/v1/sites/names", batch, NameAnswer, seconds=SYNC_SECONDS)
         if answer.parked:
             raise UnavailableError("its clock is a day behind", code="name-parked")

@@ -20,27 +20,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from metadata.catalog import bodies, schema, sites
+from metadata.catalog import schema, sites
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.leases import require_epoch
 from metadata.catalog.objects import ObjectRow
-from metadata.catalog.packed import unpack
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import Backlog, QueueRow, SiteRow
 from metadata.services.duties import PROMOTER
-from metadata.services.sites import Courier, Known, Self, bandwidth
+from metadata.services.sites import Known, Self
 from metadata.services.sites_apply import rules_of
+from metadata.services.sites_compare import Comparison
+from metadata.services.sites_courier import Courier
+from metadata.services.sites_hot import HOT_PER_HOUR
+from metadata.services.sites_link import bandwidth
 from metadata.services.sites_order import BodyOrder
+from metadata.services.sites_queue import chunk_ids, load_bodies, load_names, name_batch, record_of
 from tierstore.clock import Clock
 from tierstore.errors import TierstoreError, UnavailableError
-from tierstore.wire import decode
-from tierstore.wire.names import ObjectMeta
 from tierstore.wire.sites import (
-    NAME_GONE,
-    NAME_MARKER,
-    NAME_META,
-    NAME_PUT,
     SEGMENT_BYTES,
     FetchAnswer,
     FetchBatch,
@@ -48,8 +46,6 @@ from tierstore.wire.sites import (
     Hello,
     HelloAnswer,
     NameAnswer,
-    NameBatch,
-    NameRecord,
 )
 
 log = logging.getLogger(__name__)
@@ -74,8 +70,6 @@ PARCEL_SECONDS: Final = 60.0
 RETRY_SECONDS_MIN: Final = 1.0
 RETRY_SECONDS_MAX: Final = 30.0
 RATE_SECONDS: Final = 10.0
-#: Reads per hour from which on a body under a `hot` rule follows by itself.
-HOT_PER_HOUR: Final = 1.0
 #: Codes of a fetch that mean: the target does not have that version's name (any more).
 _NO_NAME: Final = frozenset({"no-such-version", "no-such-key", "no-such-bucket"})
 
@@ -97,11 +91,13 @@ class TargetStatus:
     parked: int = 0
     failures: int = 0
     bytes_per_second: float = 0.0
+    compare_left: int = 0           # it is still sending this site what that has forgotten
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a worker works with. epoch: of the promoter's lease, 0 without it."""
+    """What a worker works with. epoch: of the promoter's lease, 0 without it. is_hot: whether a body goes because of
+    its heat, though its name went before: (target, bucket, key, version)."""
 
     database: Database
     clock: Clock
@@ -110,6 +106,8 @@ class Parts:
     me: Callable[[], Self]
     heat_of: Callable[[bytes], float]
     epoch: Callable[[], int]
+    comparison: Comparison
+    is_hot: Callable[[str, int, str, int], bool]
 
 
 class TargetWorker:
@@ -170,11 +168,14 @@ class TargetWorker:
         parts, status = self._parts, self.status
         row, me = self.row, parts.me()
         status.is_paused = bool(row.link.get("paused"))
-        began = parts.clock.monotonic()
         now_ms = parts.clock.now_ms()
+        standing = await parts.comparison.standing()
+        ago = now_ms - status.confirmed_at_ms if status.confirmed_at_ms else -1
+        hello = Hello(me.name, now_ms, me.cluster_id, standing.epoch, standing.sequence, ago)
+        began = parts.clock.monotonic()
         try:
-            await parts.courier.send(
-                row, "/v1/sites/hello", Hello(me.name, now_ms, me.cluster_id), HelloAnswer, seconds=HELLO_SECONDS * 2
+            answer = await parts.courier.send(
+                row, "/v1/sites/hello", hello, HelloAnswer, seconds=HELLO_SECONDS * 2
             )
         except TierstoreError as error:
             status.is_reachable = False
@@ -187,6 +188,9 @@ class TargetWorker:
             took_ms = (parts.clock.monotonic() - began) * 1000
             known = parts.known.latency_ms.get(self.name, took_ms)
             status.latency_ms = parts.known.latency_ms[self.name] = min(took_ms, known * 0.75 + took_ms * 0.25)
+            others = [other.name for other in parts.known.rows]
+            await parts.comparison.judge(answer, others)
+            status.compare_left = await parts.comparison.go_on(row, me.name, others)
         await self.measure()
         if status.is_reachable and not status.backlog.objects:
             status.confirmed_at_ms = now_ms
@@ -215,7 +219,7 @@ class TargetWorker:
 
     async def _names_batch(self) -> bool:
         parts = self._parts
-        rows, found, named = await parts.database.read(lambda c: _load(c, self.name, NAMES_PER_BATCH))
+        rows, found, named = await parts.database.read(lambda c: load_names(c, self.name, NAMES_PER_BATCH))
         if not rows:
             return False
         records = []
@@ -228,8 +232,7 @@ class TargetWorker:
                 keep[row.sequence] = self._is_body_wanted(bucket, row, held)
                 records.append((row, record))
         if records:
-            versioning = {b.name: b.versioning for b in named.values()}
-            batch = NameBatch(parts.me().name, [record for _, record in records], versioning)
+            batch = name_batch(parts.me().name, [record for _, record in records], named.values())
             answer = await parts.courier.send(
                 self.row, "/v1/sites/names", batch, NameAnswer, seconds=NAMES_SECONDS
             )
@@ -251,10 +254,12 @@ class TargetWorker:
     def _is_body_wanted(self, bucket: Bucket, row: QueueRow, held: ObjectRow | None) -> bool:
         if held is None or row.kind != schema.CHANGE_PUT or not held.size or held.kind == schema.KIND_REMOTE:
             return False
+        if self._parts.is_hot(self.name, row.bucket_id, row.key, row.version):
+            return True
         for rule in rules_of(bucket):
             if rule["target"] == self.name and row.key.startswith(rule["prefix"]):
                 if rule["bodies"] == "hot":
-                    return held.body is not None and self._order.heat(_chunk_ids(held)) >= HOT_PER_HOUR
+                    return held.body is not None and self._order.heat(chunk_ids(held)) >= HOT_PER_HOUR
                 return rule["bodies"] == "all"
         return True     # a backfill by hand
 
@@ -293,7 +298,7 @@ class TargetWorker:
     async def _load_window(self) -> None:
         while len(self._order) < WINDOW_ROWS:
             found = await self._parts.database.scan(
-                lambda c, after=self._loaded: _load_bodies(c, self.name, after, WINDOW_PAGE)  # type: ignore[misc]
+                lambda c, after=self._loaded: load_bodies(c, self.name, after, WINDOW_PAGE)  # type: ignore[misc]
             )
             finished = []
             for row, chunks in found:
@@ -403,7 +408,7 @@ class TargetWorker:
         if record is None:
             await self._finish([row.sequence])
             return
-        batch = NameBatch(self._parts.me().name, [record], {bucket.name: bucket.versioning})
+        batch = name_batch(self._parts.me().name, [record], [bucket])
         answer = await self._parts.courier.send(self.row, "/v1/sites/names", batch, NameAnswer, seconds=NAMES_SECONDS)
         if answer.applied or answer.parked:
             self._retry(row)
@@ -443,48 +448,3 @@ class TargetWorker:
         now = self._parts.clock.monotonic()
         self._moved = [(at, size) for at, size in self._moved if now - at <= RATE_SECONDS]
         return sum(size for _, size in self._moved) / RATE_SECONDS
-
-
-# -- reading ------------------------------------------------------------------------------------------------------
-def _load(
-    c: Connection, target: str, limit: int
-) -> tuple[list[QueueRow], dict[tuple[int, str, int], ObjectRow], dict[int, Bucket]]:
-    rows = sites.waiting_names(c, target, limit)
-    found = sites.versions_of(c, {(r.bucket_id, r.key, r.version) for r in rows if r.kind != schema.CHANGE_DELETE})
-    return rows, found, sites.buckets_of(c, {row.bucket_id for row in rows})
-
-
-def _load_bodies(c: Connection, target: str, after: int, limit: int) -> list[tuple[QueueRow, list[bytes] | None]]:
-    """Rows with the chunks whose heat counts; None for what is not there any more."""
-    rows = sites.waiting_bodies(c, target, after, limit)
-    found = sites.versions_of(c, {(r.bucket_id, r.key, r.version) for r in rows})
-    firsts = bodies.first_chunks(c, [int(r.ref) for r in found.values() if r.kind == schema.KIND_ROWS and r.ref])
-    out: list[tuple[QueueRow, list[bytes] | None]] = []
-    for row in rows:
-        held = found.get((row.bucket_id, row.key, row.version))
-        if held is None:
-            out.append((row, None))
-        elif held.kind == schema.KIND_ROWS and held.ref in firsts:
-            out.append((row, [firsts[held.ref].id]))
-        else:
-            out.append((row, _chunk_ids(held)))
-    return out
-
-
-def _chunk_ids(held: ObjectRow) -> list[bytes]:
-    return [chunk.id for chunk in unpack(held.body)] if held.body else []
-
-
-def record_of(bucket: Bucket, row: QueueRow, held: ObjectRow | None) -> NameRecord | None:
-    """What the target must hear of a queue row; None: nothing, a newer row says it."""
-    if row.kind == schema.CHANGE_DELETE:
-        return NameRecord(bucket.name, row.key, NAME_GONE, row.version)
-    if held is None:
-        return None
-    kind = NAME_META if row.kind == schema.CHANGE_META else NAME_PUT
-    if held.kind == schema.KIND_MARKER:
-        kind = NAME_MARKER
-    meta = decode(held.meta, ObjectMeta) if held.meta is not None else None
-    return NameRecord(
-        bucket.name, row.key, kind, held.version, held.size, held.etag, held.created_at_ms, bool(held.is_null), meta
-    )

@@ -75,7 +75,10 @@ class ReplicationRule(BaseModel):
 
 
 class Replication(BaseModel):
+    """home: the site that judges conditional writes; "": each site its own; left out in a PUT: as it is."""
+
     rules: list[ReplicationRule]
+    home: str | None = None
 
 
 class Replica(_Open):

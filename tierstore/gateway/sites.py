@@ -159,7 +159,8 @@ def add_routes(
     for name, handler, summary in (
         ("fetch", fetch, "Fetch bytes from the caller's site now"), ("push", push, "A name with its bytes"),
         ("names", forward, "Names of another site"),
-        ("hello", forward, "A site lives"), ("rotate", forward, "Exchange new keys"),
+        ("hello", forward, "A site lives"), ("compare", forward, "What a restored site forgot"),
+        ("rotate", forward, "Exchange new keys"),
     ):  # fmt: skip
         app.add_api_route(
             f"/v1/sites/{name}", handler, methods=["POST"], operation_id=f"sites_{name}", summary=summary,

@@ -3,6 +3,7 @@
     POST /v1/sites/hello    Hello       -> HelloAnswer      lives, latency
     POST /v1/sites/names    NameBatch   -> NameAnswer       names, deletes, metadata: small, sent first, in order
     POST /v1/sites/fetch    FetchBatch  -> FetchAnswer      "fetch these bytes from me now": answered when durable there
+    POST /v1/sites/compare  Compare     -> CompareAnswer    "I was restored: send me all names we share, deletes too"
     POST /v1/sites/push     Push        -> PushAnswer       a name with its bytes (mode sync): one round trip
     GET  /v1/bodies/B/K     frames (tierstore/sdk/frames.py): bytes of one version, each piece with its CRC32C
 
@@ -33,15 +34,36 @@ FETCHES_MAX: Final = 64
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
+    """epoch and sequence: of the sender's catalog. confirmed_ms_ago: since when the receiver is known to have had
+    everything of the sender, -1: not yet."""
+
     site: str
     at_ms: int
     cluster_id: str = ""
+    epoch: int = 0
+    sequence: int = 0
+    confirmed_ms_ago: int = -1
 
 
 class HelloAnswer(msgspec.Struct, array_like=True, frozen=True):
+    """seen_epoch and seen_sequence: the newest that the answering site ever heard of the sender's catalog."""
+
     site: str
     at_ms: int
     cluster_id: str = ""
+    seen_epoch: int = 0
+    seen_sequence: int = 0
+
+
+class Compare(msgspec.Struct, array_like=True, frozen=True):
+    """The sender's catalog went back in time: send it all names of shared buckets. To be repeated until `left` is 0."""
+
+    site: str
+    epoch: int
+
+
+class CompareAnswer(msgspec.Struct, array_like=True, frozen=True):
+    left: int
 
 
 class NameRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -59,11 +81,12 @@ class NameRecord(msgspec.Struct, array_like=True, frozen=True):
 
 
 class NameBatch(msgspec.Struct, array_like=True, frozen=True):
-    """buckets: name -> versioning, of the buckets that are named."""
+    """buckets: name -> versioning, of the buckets that are named; homes: name -> home site, of those that have one."""
 
     site: str
     names: list[NameRecord]
     buckets: dict[str, str] = {}
+    homes: dict[str, str] = {}
 
 
 class NameAnswer(msgspec.Struct, array_like=True, frozen=True):
