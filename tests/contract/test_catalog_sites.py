@@ -165,11 +165,12 @@ def test_a_backfill_queues_what_exists_page_by_page(run: Run) -> None:
         bucket = (await w.rows(schema.buckets))[0].id
         after, pages = "", 0
         while True:
-            _, after = await w.database.batch(
+            page = await w.database.batch(
                 lambda s, a=after: sites.queue_page(  # type: ignore[misc]
                     s, "site2", bucket, prefix="logs/", after=a, limit=3, at_ms=5
                 )
             )
+            after = page.last
             pages += 1
             if not after:
                 break

@@ -181,6 +181,8 @@ class Bodies:
         for number in range(ROUNDS_MAX):
             if number:
                 await self._clock.sleep(ROUND_PAUSE_SECONDS * number)
+            if number or not self._peers.peers:
+                self._peers_until = 0.0         # a site that was added a moment ago may be the one that has it
             await self.peers()
             for peer in self._sources(flight.version):
                 for url in peer.gateways:

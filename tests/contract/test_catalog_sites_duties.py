@@ -1,0 +1,260 @@
+"""What runs beside the queue of other sites, on every engine: tombstones, a restored catalog, late heat."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from metadata.catalog import leases, schema, sites
+from metadata.catalog.book import Located
+from metadata.catalog.packed import PackedChunk, unpack
+from metadata.services.duties import PROMOTER
+from metadata.services.sites_backfill import Backfills
+from metadata.services.sites_compare import Comparison
+from metadata.services.sites_courier import Courier
+from metadata.services.sites_hot import LOOK_SECONDS, HotBodies
+from metadata.services.sites_tombstones import MARGIN_MS, WALK_SECONDS, Tombstones
+from tests.contract.catalog_subjects import Run, postgres, run, url_of
+from tests.kit.names_world import ADMIN, NamesWorld
+from tierstore.names import VersionId
+from tierstore.wire import decode, encode
+from tierstore.wire.sites import (
+    NAME_MARKER,
+    NAME_PUT,
+    Compare,
+    CompareAnswer,
+    HelloAnswer,
+    NameBatch,
+    NameRecord,
+)
+
+__all__ = ["postgres", "run", "url_of"]
+
+HOUR_MS = 3_600_000
+EVERYTHING = [{"target": "site2"}]
+
+
+async def _shared(w: NamesWorld, *, epoch: int = 1) -> None:
+    await w.buckets.set_replication("bbb", EVERYTHING, ADMIN)
+
+    def lead(c: sa.Connection) -> None:
+        leases.upsert(
+            c, schema.leases, ["name"],
+            {"name": PROMOTER, "holder": "here", "url": "", "epoch": epoch, "until_ms": w.clock.now_ms() * 2},
+        )
+
+    await w.database.write(lead)
+
+
+async def _walk(work: Tombstones) -> int:
+    """One whole walk; how many tombstones went."""
+    gone, more = 0, True
+    while more:
+        dropped, more = await work.step(1)
+        gone += dropped
+    return gone
+
+
+async def _markers(w: NamesWorld) -> list[str]:
+    return [row.key for row in await w.rows(schema.objects) if row.kind == schema.KIND_MARKER]
+
+
+def test_a_tombstone_goes_once_every_site_has_everything_and_not_before(run: Run) -> None:
+    """Forgotten too early, a late name of another site would bring a deleted object back; never, the bucket grows."""
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        confirmed = {"site2": 0}
+        work = Tombstones(w.database, w.clock, keep_ms=HOUR_MS, confirmed=lambda: confirmed)
+        for key in ("a", "b", "c"):
+            await w.put(key)
+            await w.delete(key)
+        await w.put("kept")
+        assert len(await _markers(w)) == 3
+        w.clock.advance(2 * 3600)
+        assert await _walk(work) == 0           # site2 is not known to have everything
+        confirmed["site2"] = w.clock.now_ms()
+        w.clock.advance(WALK_SECONDS + 1)
+        assert await _walk(work) == 0           # nor to have sent everything of its own
+        await w.database.write(lambda c: sites.set_heard(c, "site2", sites.Heard(1, 5, w.clock.now_ms())))
+        w.clock.advance(WALK_SECONDS + MARGIN_MS / 1000)
+        assert await _walk(work) == 3 and await _markers(w) == []
+        assert [entry.key for entry in (await w.page()).objects] == ["kept"]
+        # what is deleted now is young: it stays
+        await w.delete("kept")
+        w.clock.advance(WALK_SECONDS / 2)
+        confirmed["site2"] = w.clock.now_ms()
+        assert await _walk(work) == 0 and await _markers(w) == ["kept"]
+
+    run(check)
+
+
+def test_a_tombstone_stays_where_its_source_never_hears_of_deletes(run: Run) -> None:
+    """A one-way rule from site2 to here: site2 would send the object again, and only the tombstone stops it."""
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        await w.buckets.set_replication("bbb", [], ADMIN)
+        version = VersionId(w.clock.now_ms() * (1 << 21) + 2)
+        record = NameRecord("bbb", "k", NAME_PUT, version, 0, "e", 1)
+        await w.taker.take(NameBatch("site2", [record], {"bbb": ""}), "site2")
+        await w.delete("k")
+        await w.database.write(lambda c: sites.set_heard(c, "site2", sites.Heard(1, 5, w.clock.now_ms() * 2)))
+        w.clock.advance(100 * 3600)
+        work = Tombstones(
+            w.database, w.clock, keep_ms=HOUR_MS, confirmed=lambda: {"site2": w.clock.now_ms()}
+        )
+        assert await _walk(work) == 0 and await _markers(w) == ["k"]
+
+    run(check)
+
+
+class _Peer:
+    """The other site as the courier reaches it."""
+
+    def __init__(self, backfills: Backfills) -> None:
+        self._backfills = backfills
+
+    async def send(self, row: Any, path: str, message: Any, kind: type[Any], *, seconds: float) -> Any:
+        assert path == "/v1/sites/compare"
+        asked = decode(encode(message), Compare)
+        return decode(encode(CompareAnswer(await self._backfills.answer_compare(asked.site, asked.epoch))), kind)
+
+
+def test_a_restored_catalog_hears_of_every_delete_before_it_takes_writes(run: Run) -> None:
+    """An old backup still has what was deleted since: it must not come back, here or elsewhere."""
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        backfills = Backfills(w.database, w.clock)
+        here = Comparison(w.database, w.clock, _Peer(backfills), keep_ms=HOUR_MS)  # type: ignore[arg-type]
+        await w.put("stays")
+        await w.put("gone")
+        await w.delete("gone")
+        seen = await here.standing()
+        # what another site saw is what is here: nothing happens
+        await here.judge(HelloAnswer("site2", 0, "", seen.epoch, seen.sequence), ["site2"])
+        assert here.waiting == [] and here.refusal() == ""
+        # it saw more than is here: this catalog went back
+        await here.judge(HelloAnswer("site2", 0, "", seen.epoch, seen.sequence + 5), ["site2"])
+        assert here.waiting == ["site2"] and "site2" in here.refusal()
+        assert (await here.standing()).epoch == seen.epoch + 1
+        row = sites.SiteRow(2, "site2", [], [], {})
+        # (this world plays both sites: site2 sends all names that it shares with "site2")
+        left = await here.go_on(row, "site2", ["site2"])
+        assert left > 0 and here.waiting == ["site2"]
+        assert await backfills.step("site2") is False
+        assert await here.go_on(row, "site2", ["site2"]) > 0
+        queued = await w.database.read(lambda c: sites.waiting_names(c, "site2", 100))
+        # the delete is among them, as a marker with its own id
+        assert {(q.key, q.kind) for q in queued} >= {("gone", schema.CHANGE_MARKER), ("stays", schema.CHANGE_PUT)}
+        await w.database.write(
+            lambda c: sites.names_sent(c, "site2", through=queued[-1].sequence, finished=[q.sequence for q in queued])
+        )
+        assert await here.go_on(row, "site2", ["site2"]) == 0
+        assert here.waiting == [] and here.refusal() == ""
+
+    run(check)
+
+
+def test_a_backup_older_than_tombstones_are_kept_stays_closed(run: Run) -> None:
+    """Its deletes may be forgotten everywhere: only a rebuild from another site is safe, or an operator's word."""
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        here = Comparison(w.database, w.clock, Courier(None), keep_ms=HOUR_MS)  # type: ignore[arg-type]
+        await w.put("old")
+        w.clock.advance(2 * 3600)
+        await here.begin(["site2"])
+        assert await here.go_on(sites.SiteRow(2, "site2", [], [], {}), "site1", ["site2"]) > 0
+        assert "rebuild" in here.refusal()
+        assert await here.accept() == ["site2"] and here.refusal() == ""
+
+    run(check)
+
+
+def test_what_a_site_says_of_itself_is_kept_at_its_newest(run: Run) -> None:
+    """An old catalog must not make the others forget how new it once was."""
+
+    async def check(w: NamesWorld) -> None:
+        here = Comparison(w.database, w.clock, Courier(None), keep_ms=HOUR_MS)  # type: ignore[arg-type]
+        assert (await here.hear("site2", 1, 100, -1))[:2] == (1, 100)
+        assert (await here.hear("site2", 1, 40, 5))[:2] == (1, 100)
+        assert (await here.hear("site2", 2, 41, 1000)) == (2, 41, w.clock.now_ms() - 1000)
+        assert (await w.database.read(lambda c: sites.heard(c, "site2")))[:2] == (2, 41)
+
+    run(check)
+
+
+def test_a_body_that_becomes_hot_later_is_queued_once(run: Run) -> None:
+    """Under a `hot` rule its name went alone; without this its readers elsewhere would fetch it for ever."""
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        await w.put("cold")
+        made = await w.put("warm")
+        heat: dict[bytes, float] = {}
+
+        async def find(chunks: Any) -> dict[bytes, Located]:
+            rows = {row.key: row for row in await w.rows(schema.objects)}
+            owners = {c.id: (row, c) for row in rows.values() for c in unpack(row.body)}
+            return {c: Located((owners[c][0].bucket_id, owners[c][0].key, 0), owners[c][1], "bbb", 100) for c in chunks}
+
+        hot = HotBodies(
+            w.database, w.clock, hottest=lambda n: sorted(heat.items(), key=lambda i: -i[1])[:n], find=find,
+            name_of=lambda located: (located.bucket, located.owner[1] if located.owner else "", located.size),
+        )  # fmt: skip
+        rules = {"bbb": [("", "site2")]}
+        assert await hot.step(rules) == 0
+        warm: PackedChunk = unpack(next(row.body for row in await w.rows(schema.objects) if row.key == "warm"))[0]
+        heat[warm.id] = 5.0
+        before = len(await w.rows(schema.replication_queue))
+        w.clock.advance(LOOK_SECONDS)
+        assert await hot.step(rules) == 1
+        queue = await w.rows(schema.replication_queue)
+        assert len(queue) == before + 1 and queue[-1].key == "warm" and queue[-1].version == made.version
+        assert hot.is_queued("site2", queue[-1].bucket_id, "warm", made.version)
+        w.clock.advance(LOOK_SECONDS)
+        assert await hot.step(rules) == 0
+
+    run(check)
+
+
+def test_a_bucket_learns_its_home_site_with_its_names(run: Run) -> None:
+    """Both sites must agree on who judges conditional writes."""
+
+    async def check(w: NamesWorld) -> None:
+        await w.buckets.set_replication("bbb", EVERYTHING, ADMIN, home="site2")
+        assert await w.buckets.home("bbb", ADMIN) == "site2"
+        version = VersionId(w.clock.now_ms() * (1 << 21) + 2)
+        record = NameRecord("new", "k", NAME_MARKER, version)
+        await w.taker.take(NameBatch("site2", [record], {"new": ""}, {"new": "site2"}), "site2")
+        assert await w.buckets.home("new", ADMIN) == "site2"
+
+    run(check)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_paused_backfill_stands_still_and_counts(run: Run, seed: int) -> None:
+    """An operator must see how far it is, and may stop it for the night."""
+
+    async def check(w: NamesWorld) -> None:
+        rng = random.Random(seed)
+        count = rng.randrange(3, 9)
+        for i in range(count):
+            await w.put(f"k{i}")
+        backfills = Backfills(w.database, w.clock)
+        await backfills.begin("site2", "bbb")
+        await backfills.pause("site2", paused=True)
+        assert await backfills.step("site2") is False
+        progress = await backfills.progress("site2")
+        assert (progress.parts, progress.walked, progress.is_paused) == (1, 0, True)
+        await backfills.pause("site2", paused=False)
+        await backfills.step("site2")
+        progress = await backfills.progress("site2")
+        assert (progress.parts, progress.walked, progress.queued) == (0, count, count)
+
+    run(check)
