@@ -46,6 +46,7 @@ class StoreLimits:
     hedge_seconds_max: float = 0.5
     read_rounds_max: int = 3               # times all replicas of a chunk are tried, with fresh tickets
     suspect_seconds: float = 2.0           # a server that failed is asked last for so long
+    gateway_step_seconds: float = 30.0     # one request or piece of a body of a store that goes through a gateway
     renew_seconds: float = 120.0           # how often a long upload renews its lease
     pin_seconds: float = 240.0             # how often a long read renews its pins and tickets, which live 5 minutes
     pins_at_once: int = 512                # chunks in one such message
