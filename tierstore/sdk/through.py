@@ -205,10 +205,7 @@ class GatewayStore(Store):
         made = _json(reply, dict[str, Any])
         return CommitResult(version=parse_version(str(made["version"])), etag=str(made["etag"]), size=int(made["size"]))
 
-    async def set_meta(
-        self, bucket: str, key: str, meta: ObjectMeta, *, version: int = 0, condition: Condition | None = None,
-        access: str = "", lock: str = "", bypass_governance: bool = False,
-    ) -> CommitResult:  # fmt: skip
+    async def set_meta(self, *asked: Any, **how: Any) -> CommitResult:
         raise _not_here("changing the metadata of an object")
 
     async def list_page(
@@ -225,10 +222,7 @@ class GatewayStore(Store):
         ]
         return ListResult(objects=entries, prefixes=page.prefixes, next_start_after=page.next_start_after)
 
-    async def find(
-        self, bucket: str, key: str, *, version: int = 0, first: int = 0, length: int = -1, access: str = "",
-        want_chunks: bool = True,
-    ) -> LookupResult:  # fmt: skip
+    async def find(self, *asked: Any, **how: Any) -> LookupResult:
         raise _not_here("looking up chunks")
 
     async def reserve(self) -> None:
