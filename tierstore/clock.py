@@ -105,12 +105,17 @@ class HybridClock:
         self._last = floor // _TICK
         self._ahead_ms_max = ahead_ms_max
 
-    def next(self, after: int = 0) -> VersionId:
-        """A new id: max(physical time, the last one + 1, after + 1), of this site."""
-        self._last = max(self._clock.now_ms() << COUNTER_BITS, self._last + 1)
-        tick = max(self._last, after // _TICK + 1)
-        if self.is_acceptable(after):
+    def next(self, after: int = 0, now_ms: int = 0) -> VersionId:
+        """A new id: max(physical time, the last one + 1, after + 1), of this site. now_ms: the clock's time when the
+        caller has just read it (a batch of commits reads it once), else 0."""
+        now_ms = now_ms or self._clock.now_ms()
+        tick = max(now_ms << COUNTER_BITS, self._last + 1)
+        if after:
             self._last = tick
+            tick = max(tick, after // _TICK + 1)
+            if after // _MS > now_ms + self._ahead_ms_max:
+                return VersionId(tick * _TICK + self._site)
+        self._last = tick
         return VersionId(tick * _TICK + self._site)
 
     def is_acceptable(self, version: int) -> bool:

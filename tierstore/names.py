@@ -91,6 +91,8 @@ def check_bucket_name(name: str) -> str:
 
 def check_key(key: str) -> str:
     """Return key if an object may have it: 1..1024 bytes of UTF-8 without NUL and lone surrogates."""
+    if key.isascii() and 0 < len(key) <= KEY_BYTES_MAX and "\x00" not in key:
+        return key
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

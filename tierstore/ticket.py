@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import struct
@@ -52,12 +53,16 @@ _WRITE = struct.Struct("<BBHI12sIIIIB")
 _RECEIPT = struct.Struct("<BBHI16sIIQII")
 
 _READ_BYTES: Final = _READ.size + MAC_BYTES
+_RECEIPT_BYTES: Final = _RECEIPT.size + MAC_BYTES
+#: Keys whose hash is kept set up: two of each server, of more servers than a site has.
+KEYS_REMEMBERED_MAX: Final = 4096
 _FROM_URLSAFE: Final = bytes.maketrans(b"-_", b"+/")
 
 _FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
 
 #: One server's keys, newest last.
 Keys = Mapping[int, bytes]
+_NO_KEYS: Final[Keys] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +239,32 @@ def open_receipt(text: bytes, keys: Keys) -> Receipt:
     return Receipt(server, device, chunk, segment, offset, chunk_bytes, crc, incarnation)
 
 
-def open_receipt_of(text: bytes, keys_of: Mapping[int, Keys]) -> Receipt:
-    """The same, with the keys of whichever server it claims to be from (the commit's quick form: one decoding)."""
-    raw = _decode(text)
-    payload = _check(raw, _RECEIPT, RECEIPT, keys_of.get(int.from_bytes(raw[2:4], "little"), {}))
-    _, _, server, device, chunk, segment, chunk_bytes, offset, crc, incarnation = _RECEIPT.unpack(payload)
-    return Receipt(server, device, chunk, segment, offset, chunk_bytes, crc, incarnation)
+def receipt_fields(
+    text: bytes, keys_of: Mapping[int, Keys]
+) -> tuple[int, int, int, int, bytes, int, int, int, int, int]:
+    """open_receipt for the commit's hot path (1.3 us in place of 5), with the keys of whichever server it claims to be
+    from. (kind, key id, server, device, chunk, segment, chunk_bytes, offset, crc32c, incarnation).
+    Raises TicketRefused."""
+    try:
+        raw = binascii.a2b_base64(text.translate(_FROM_URL) + b"==")
+    except binascii.Error:
+        raw = b""
+    if len(raw) == _RECEIPT_BYTES and raw[0] == RECEIPT:
+        key = keys_of.get(raw[2] | raw[3] << 8, _NO_KEYS).get(raw[1])
+        if key is not None:
+            mac = _keyed(key).copy()
+            mac.update(raw[:-MAC_BYTES])
+            if hmac.compare_digest(mac.digest(), raw[-MAC_BYTES:]):
+                return _RECEIPT.unpack_from(raw)
+    # Says what is wrong with it.
+    _open(text, _RECEIPT, RECEIPT, keys_of.get(int.from_bytes(raw[2:4], "little"), _NO_KEYS))
+    raise TicketRefused("the receipt is not base64url")
+
+
+@functools.lru_cache(maxsize=KEYS_REMEMBERED_MAX)
+def _keyed(key: bytes) -> hashlib.blake2b:
+    """The MAC before its first byte, to be copied: setting up a keyed hash costs a third of the whole."""
+    return hashlib.blake2b(key=key, digest_size=MAC_BYTES)
 
 
 def receipt_server(text: bytes) -> ServerId:

@@ -33,7 +33,8 @@ class Change(NamedTuple):
 
 
 class NewChange(NamedTuple):
-    """An entry before it has its place. targets: sites that must hear of it; size: bytes they have to fetch."""
+    """An entry before it has its place; the first four are Change's last. targets: sites that must hear of it; size:
+    bytes they have to fetch."""
 
     kind: int
     bucket_id: int
@@ -49,12 +50,11 @@ def append_bulk(session: Session, entries: Sequence[NewChange], *, at_ms: int, v
         return 0, 0
     last, floor = session.advance(len(entries), version)
     first = last - len(entries) + 1
-    rows, work = [], []
-    for sequence, e in enumerate(entries, first):
-        rows.append((sequence, at_ms, e.kind, e.bucket_id, e.key, e.version))
-        for target in e.targets:
-            work.append((target, sequence, at_ms, e.bucket_id, e.key, e.version, e.kind, e.size))
-    session.write(INSERT_CHANGES, rows)
+    session.write(INSERT_CHANGES, [(sequence, at_ms, *e[:4]) for sequence, e in enumerate(entries, first)])
+    work = [
+        (target, sequence, at_ms, e.bucket_id, e.key, e.version, e.kind, e.size)
+        for sequence, e in enumerate(entries, first) for target in e.targets
+    ]  # fmt: skip
     session.write(INSERT_REPLICATION, work)
     return last, floor
 

@@ -27,6 +27,8 @@ BAD: Final = 2          # failed a checksum or went missing; stays until repaire
 
 _CHUNK = struct.Struct("<16sIIIBB")
 _REPLICA = struct.Struct("<IBBHIQ")
+#: A chunk with two replicas, which nearly all have, in one call.
+_OF_TWO = struct.Struct("<16sIIIBBIBBHIQIBBHIQ")
 CHUNK_BYTES: Final = _CHUNK.size
 REPLICA_BYTES: Final = _REPLICA.size
 
@@ -78,6 +80,12 @@ def pack(chunks: Iterable[PackedChunk]) -> bytes:
 
 def pack_new(chunk: bytes, chunk_bytes: int, crc32c: int, places: list[tuple[int, int, int, int]]) -> bytes:
     """A chunk just written, wholly used: places are (device, role, segment, offset). The commit's quick form."""
+    if len(places) == 2:
+        (device, role, segment, offset), (device2, role2, segment2, offset2) = places
+        return _OF_TWO.pack(
+            chunk, chunk_bytes, chunk_bytes, crc32c, 0, 2,
+            device, role, LIVE, 1, segment, offset, device2, role2, LIVE, 1, segment2, offset2,
+        )  # fmt: skip
     packed = _CHUNK.pack(chunk, chunk_bytes, chunk_bytes, crc32c, 0, len(places))
     for device, role, segment, offset in places:
         packed += _REPLICA.pack(device, role, LIVE, 1, segment, offset)

@@ -15,21 +15,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from metadata.catalog import buckets, members, objects, operations
 from metadata.catalog.database import Database
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session, StaleRows
-from metadata.services.mutations import Facts, Mutator
+from metadata.services.facts import Facts
+from metadata.services.mutations import Mutator
 from metadata.services.receipts import open_all
 from metadata.services.view import ClusterView
 from metadata.services.writes import Committed, WriteSet
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock
 from tierstore.errors import CapacityError, IntegrityError, TierstoreError, UnavailableError
-from tierstore.names import upload_of
+from tierstore.names import UPLOAD_ID_BYTES
 from tierstore.wire import decode, encode
 from tierstore.wire.names import CommitItem, CommitResult, Copy, Fill, Put
 
@@ -42,16 +43,30 @@ COMMIT_SECONDS: Final = 30.0
 #: How often an item that other processes keep overtaking is tried alone.
 ATTEMPTS_MAX: Final = 5
 
+_BRINGS_CHUNKS: Final = (Put, Fill)
+_UNANSWERED: Final = CommitResult(code="unavailable")
+
 #: (bucket, key, size) -> home copies that the policy asks for.
 CopiesFor = Callable[[str, str, int], int]
+
+
+@dataclass(slots=True, eq=False)
+class _Message:
+    """Items that came together; answered when the last of them is."""
+
+    done: asyncio.Future[list[CommitResult]]
+    results: list[CommitResult]
+    left: int
 
 
 @dataclass(slots=True, eq=False)
 class _Pending:
     item: CommitItem
     principal: Principal
-    done: asyncio.Future[CommitResult]
-    marks: tuple[object, ...] = field(default=())    # what must be in a batch only once: keys, operation, uploads
+    message: _Message
+    place: int                      # among the message's items
+    marks: tuple[object, ...]       # what must be in a batch only once: keys (the first: its own), operation, uploads
+    is_settled: bool = False
 
 
 class Gate(Protocol):
@@ -92,6 +107,8 @@ class CommitService:
         wait. Safe to repeat with the same operation ids."""
         if len(self._waiting) + len(items) > WAITING_MAX:
             raise UnavailableError("too many commits wait for the catalog")
+        if not items:
+            return []
         if self.gate is not None and self.gate.may_refuse:
             refused = [self.gate.refusal(item) for item, _ in items]
             taken = [pair for pair, no in zip(items, refused, strict=True) if no is None]
@@ -100,13 +117,12 @@ class CommitService:
         return await self._queue(items)
 
     async def _queue(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
-        loop = asyncio.get_running_loop()
-        entries = [_Pending(item, who, loop.create_future(), _marks(item)) for item, who in items]
-        self._waiting += entries
+        message = _Message(asyncio.get_running_loop().create_future(), [_UNANSWERED] * len(items), len(items))
+        self._waiting += [
+            _Pending(item, who, message, place, _marks(item)) for place, (item, who) in enumerate(items)
+        ]
         self._wake()
-        if len(entries) == 1:
-            return [await entries[0].done]
-        return list(await asyncio.gather(*(entry.done for entry in entries)))
+        return await message.done
 
     def _wake(self) -> None:
         if self._running < self._database.batches_under_way_max:
@@ -141,6 +157,24 @@ class CommitService:
 
     def _take(self) -> list[_Pending]:
         """The next batch: in arrival order, but no mark twice, and nothing that overtakes one with the same mark."""
+        batch = self._take_all() if len(self._waiting) <= BATCH_MAX and not self._busy else None
+        if batch is None:
+            batch = self._take_some()
+        batch.sort(key=_own_key)
+        return batch
+
+    def _take_all(self) -> list[_Pending] | None:
+        """Everything that waits, the usual case; None when a mark is there twice."""
+        batch = [entry for entry in self._waiting if not entry.message.done.done()]
+        marks: list[object] = []
+        for entry in batch:
+            marks += entry.marks
+        if len(set(marks)) < len(marks):
+            return None
+        self._waiting = []
+        return batch
+
+    def _take_some(self) -> list[_Pending]:
         taken: list[_Pending] = []
         left: list[_Pending] = []
         seen: set[object] = set(self._busy)
@@ -148,12 +182,11 @@ class CommitService:
             if len(taken) >= BATCH_MAX or place >= LOOKED_AT_MAX:
                 left += self._waiting[place:]
                 break
-            if entry.done.done():
+            if entry.message.done.done():
                 continue
             (left if not seen.isdisjoint(entry.marks) else taken).append(entry)
             seen.update(entry.marks)
         self._waiting = left
-        taken.sort(key=lambda entry: (entry.item.mutation.bucket, entry.item.mutation.key))
         return taken
 
     async def _commit(self, batch: list[_Pending]) -> None:
@@ -206,6 +239,7 @@ class CommitService:
         is_full = self._database.is_full     # then only what frees space is let through (rule 19)
         writes = WriteSet(at_ms=now_ms, wants_events=bool(self.listeners))
         results = []
+        apply = self._mutator.apply
         for entry in batch:
             item = entry.item
             repeat = facts.results.get(item.operation)
@@ -213,9 +247,9 @@ class CommitService:
                 results.append(decode(repeat, CommitResult))
                 continue
             try:
-                if is_full and isinstance(item.mutation, Put | Fill):
+                if is_full and isinstance(item.mutation, _BRINGS_CHUNKS):
                     raise _full()
-                result = self._mutator.apply(session, facts, writes, item, entry.principal)
+                result = apply(session, facts, writes, item, entry.principal)
                 writes.results.append((item.operation, encode(result)))
             except TierstoreError as error:
                 if not checked:
@@ -240,8 +274,8 @@ class CommitService:
         uploads: set[bytes] = set()
         devices: set[int] = set()
         for item in items:
-            if isinstance(item.mutation, Put | Fill):
-                self._open_receipts(facts, item, uploads, devices)
+            if isinstance(item.mutation, _BRINGS_CHUNKS):
+                self._open_receipts(facts, item.operation, item.mutation, uploads, devices)
         if devices:
             facts.members.devices = {i: (s, w) for i, s, w in session.fetch(members.DEVICES, _keys(devices))}
             servers = {server for server, _ in facts.members.devices.values()}
@@ -270,19 +304,19 @@ class CommitService:
         rows = session.fetch(objects.LATEST_LOCKED, sorted(keys))
         return {(row[0], row[1]): ObjectRow._make(row) for row in rows}
 
-    def _open_receipts(self, facts: Facts, item: CommitItem, uploads: set[bytes], devices: set[int]) -> None:
+    def _open_receipts(
+        self, facts: Facts, operation: bytes, mutation: Put | Fill, uploads: set[bytes], devices: set[int]
+    ) -> None:
         """Receipts are opened before the decision, because it needs rows of their devices; errors wait till then."""
-        assert isinstance(item.mutation, Put | Fill)
         try:
-            opened = open_all(item.mutation.chunks, self._view.ticket_keys)
+            facts.receipts[operation] = opened = open_all(mutation.chunks, self._view.ticket_keys)
         except TierstoreError as error:
-            facts.receipts[item.operation] = error
+            facts.receipts[operation] = error
             return
-        facts.receipts[item.operation] = opened
-        for of_chunk in opened:
-            for receipt, _ in of_chunk:
-                devices.add(receipt.device)
-        uploads.update(upload_of(chunk.id) for chunk in item.mutation.chunks)  # type: ignore[arg-type]
+        for chunk, of_chunk in zip(mutation.chunks, opened, strict=True):
+            uploads.add(chunk.id[:UPLOAD_ID_BYTES])
+            for device, _, _ in of_chunk.writers:
+                devices.add(device)
 
     async def close(self) -> None:
         """Wait for the batches under way."""
@@ -294,18 +328,24 @@ def _keys(values: Iterable[object]) -> list[tuple[object]]:
     return [(value,) for value in sorted(values)]  # type: ignore[type-var]
 
 
-def _names(item: CommitItem) -> list[tuple[str, str]]:
+def _names(item: CommitItem) -> tuple[tuple[str, str], ...]:
     m = item.mutation
     if isinstance(m, Copy):
-        return [(m.bucket, m.key), (m.from_bucket, m.from_key)]
-    return [(m.bucket, m.key)]
+        return (m.bucket, m.key), (m.from_bucket, m.from_key)
+    return ((m.bucket, m.key),)
 
 
 def _marks(item: CommitItem) -> tuple[object, ...]:
     m = item.mutation
-    if type(m) is Put or type(m) is Fill:
-        return ((m.bucket, m.key), item.operation, *{chunk.id[:12] for chunk in m.chunks})
+    if isinstance(m, _BRINGS_CHUNKS):
+        if len(m.chunks) == 1:
+            return (m.bucket, m.key), item.operation, m.chunks[0].id[:UPLOAD_ID_BYTES]
+        return ((m.bucket, m.key), item.operation, *{chunk.id[:UPLOAD_ID_BYTES] for chunk in m.chunks})
     return (*_names(item), item.operation)
+
+
+def _own_key(entry: _Pending) -> Any:
+    return entry.marks[0]
 
 
 def _is_text(key: str) -> bool:
@@ -321,8 +361,14 @@ def _full() -> TierstoreError:
 
 
 def _settle(entry: _Pending, result: CommitResult) -> None:
-    if not entry.done.done():
-        entry.done.set_result(result)
+    if entry.is_settled:
+        return
+    entry.is_settled = True
+    message = entry.message
+    message.results[entry.place] = result
+    message.left -= 1
+    if not message.left and not message.done.done():
+        message.done.set_result(message.results)
 
 
 def _refusal(error: Exception) -> CommitResult:

@@ -22,11 +22,11 @@ from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session, StaleRows
 from metadata.services.bucket_names import BucketNames
 from metadata.services.commit import ATTEMPTS_MAX, COMMIT_SECONDS, CommitService
+from metadata.services.facts import Facts, check_operation
 from metadata.services.files_answers import FileAnswers
 from metadata.services.files_bodies import FileBodies
 from metadata.services.files_watch import FileWatch
 from metadata.services.files_work import FileWork, directory_key
-from metadata.services.mutations import Facts, check_operation
 from metadata.services.object_lock import check_files
 from metadata.services.replicas_view import ReplicaOrder
 from metadata.services.view import ClusterView

@@ -21,14 +21,13 @@ from metadata.catalog.inodes import ExtentEdit
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import INLINE_CHUNKS_MAX, PackedChunk, pack, unpack
 from metadata.services import files_meta
+from metadata.services.facts import check_uploads
 from metadata.services.files_moves import FileMoves
 from metadata.services.files_names import check_here
 from metadata.services.files_work import FileWork, check_path, name_of
-from metadata.services.mutations import check_uploads
-from metadata.services.receipts import pack_bodies
+from metadata.services.receipts import Opened, pack_bodies
 from tierstore.errors import ConflictError, RequestError, TierstoreError, TooLarge
 from tierstore.names import CHUNK_ID_BYTES
-from tierstore.ticket import Receipt
 from tierstore.wire.files import Attributes, Entry, FileResult, WriteFile
 
 #: Extents that one write may make (a hole of 512 GiB in chunks of 8 MiB).
@@ -50,7 +49,7 @@ class FileBodies(FileMoves):
     """Decides about bodies of files."""
 
     def write(
-        self, w: FileWork, m: WriteFile, opened: list[list[tuple[Receipt, int]]] | TierstoreError
+        self, w: FileWork, m: WriteFile, opened: list[Opened] | TierstoreError
     ) -> FileResult:
         check_path(m.path)
         if isinstance(opened, TierstoreError):

@@ -17,7 +17,8 @@ from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import unpack
 from metadata.services import files_meta
 from metadata.services.files_work import LINKS_MAX, Directory, FileWork, check_path, directory_key, name_of
-from metadata.services.mutations import META_BYTES_MAX, Mutator
+from metadata.services.mutations import Mutator
+from metadata.services.steps import META_BYTES_MAX
 from tierstore.errors import ConflictError, NotFound, TooLarge
 from tierstore.wire import decode, encode
 from tierstore.wire.files import Attributes, Entry, FileResult, Link, Make, Remove, SetAttributes

@@ -19,7 +19,7 @@ from metadata.catalog.inodes import DIRECTORY, NAMES, hidden
 from metadata.catalog.objects import LATEST_LOCKED, ObjectRow
 from metadata.catalog.session import Session
 from metadata.services import files_meta
-from metadata.services.mutations import Facts
+from metadata.services.facts import Facts
 from metadata.services.writes import WriteSet
 from tierstore.errors import ConflictError, NotFound, RequestError
 from tierstore.wire import decode, encode

@@ -20,8 +20,8 @@ from metadata.catalog.objects import LATEST, ObjectRow
 from metadata.catalog.packed import iter_packed
 from metadata.catalog.queries import Connection
 from metadata.services.bucket_names import BucketNames
-from metadata.services.mutations import NULL_VERSION
 from metadata.services.replicas_view import ReplicaOrder
+from metadata.services.steps import NULL_VERSION
 from tierstore.auth.access import Principal, authorize
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, TierstoreError

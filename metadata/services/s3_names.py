@@ -18,7 +18,7 @@ from metadata.services.bucket_names import BucketNames
 from metadata.services.bucket_service import DOCUMENT_BYTES_MAX
 from metadata.services.compose import abort
 from metadata.services.listing import successor
-from metadata.services.mutations import META_BYTES_MAX
+from metadata.services.steps import META_BYTES_MAX
 from metadata.services.writes import WriteSet
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock

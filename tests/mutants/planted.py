@@ -39,13 +39,13 @@ MUTANTS = (
     ),
     Mutant(
         "acknowledged after one copy", "metadata/services/receipts.py",
-        "        if len(homes) < copies:\n", "        if len(homes) < 1:\n",
+        "        if of_chunk.homes < copies:\n", "        if of_chunk.homes < 1:\n",
         ("tests/contract/test_catalog_names.py::test_receipts_must_be_genuine_of_enough_servers_and_of_this_life",),
         "sqlite",
     ),
     Mutant(
         "two copies on one server count as two", "metadata/services/receipts.py",
-        "                homes.add(receipt.server)\n", "                homes.add(receipt.device)\n",
+        "                homes.add(server)\n", "                homes.add(device)\n",
         ("tests/contract/test_catalog_names.py::test_receipts_must_be_genuine_of_enough_servers_and_of_this_life",),
         "sqlite",
     ),
