@@ -56,6 +56,12 @@ def operation_id(at_ms: int, random80: int) -> OperationId:
     return OperationId(at_ms.to_bytes(6, "big") + random80.to_bytes(10, "big"))
 
 
+def operation_of(upload: UploadId) -> OperationId:
+    """The operation that commits this upload and nothing else. Its row in the catalog says that the upload has
+    committed, so a put under this id costs one row less than under one of its own."""
+    return OperationId(upload + bytes(OPERATION_ID_BYTES - UPLOAD_ID_BYTES))
+
+
 def version_text(version: VersionId | int) -> str:
     """The form in which clients see a version: 16 lower-case hex digits; sorts as the id does."""
     return f"{version:016x}"

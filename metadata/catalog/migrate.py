@@ -28,15 +28,16 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def upgrade(connection: sa.Connection) -> None:
-    """Run the migrations that are missing; nothing when there are none. Raises ConfigError for a newer catalog."""
+def upgrade(connection: sa.Connection, to: str = "head") -> None:
+    """Run the migrations that are missing, up to revision `to`; nothing when there are none. Raises ConfigError for a
+    newer catalog."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
     scripts = _scripts()
 
     def steps(revision: Any, _context: MigrationContext) -> Any:
         try:
-            return scripts._upgrade_revs("head", revision)
+            return scripts._upgrade_revs(to, revision)
         except CommandError as error:
             raise ConfigError(
                 f"this catalog was written by a later release of tierstore: {error}; run that release or a newer one"

@@ -1,5 +1,9 @@
 """What makes mutations safe to repeat: results of applied operations and uploads that have committed (rule 12), with
 the uploads that may not (rule 3). All three are pruned by the time in their ids.
+
+An upload commits once: its chunks have one owner. That it has is a row of `operations` too, under the id
+`names.operation_of(upload)`. A put of one upload usually carries just that id as its own operation, so that one row
+says both; else the upload's row stands beside the operation's, with an empty result.
 """
 
 from __future__ import annotations
@@ -12,12 +16,10 @@ import sqlalchemy as sa
 from metadata.catalog import schema
 from metadata.catalog.leases import upsert
 from metadata.catalog.session import BulkRead, BulkWrite, lock_out_commits
-from metadata.catalog.statement import Statement
+from tierstore.names import UploadId, operation_of
 
 RESULTS: Final = BulkRead(schema.operations, ("id", "result"), ("id",))
 INSERT_RESULTS: Final = BulkWrite("insert", schema.operations, ("id", "result"))
-COMMITTED: Final = BulkRead(schema.committed_uploads, ("id",), ("id",))
-INSERT_COMMITTED: Final = BulkWrite("insert", schema.committed_uploads, ("id",))
 CONDEMNED: Final = BulkRead(schema.condemned_uploads, ("upload_id",), ("upload_id",))
 LEASES: Final = BulkRead(schema.upload_leases, ("upload_id", "until_ms"), ("upload_id",))
 DELETE_LEASES: Final = BulkWrite("delete", schema.upload_leases, ("upload_id",), by=("upload_id",), exact=False)
@@ -29,13 +31,6 @@ LEASE_MS: Final = 600_000
 PIN_MS: Final = 900_000
 #: No operation's deadline may lie further behind its id's time than this; results are kept twice as long.
 OPERATION_LIFE_MS: Final = 3_600_000
-
-
-_ANY_CONDEMNED: Final = Statement(sa.select(schema.condemned_uploads.c.upload_id).limit(sa.literal_column("1")))
-
-
-def any_condemned(connection: sa.Connection) -> bool:
-    return _ANY_CONDEMNED.first(connection) is not None
 
 
 def condemn(connection: sa.Connection, uploads: Iterable[bytes], *, at_ms: int) -> None:
@@ -58,9 +53,10 @@ def renew(
     """Prolong leases of uploads and pins of chunks. (uploads refused: lapsed or condemned, uploads renewed). An upload
     that has committed is neither: a lease would let it commit again once its own row was pruned."""
     refused, renewed = [], []
-    c, t, done = schema.condemned_uploads, schema.upload_leases, schema.committed_uploads
+    c, t, done = schema.condemned_uploads, schema.upload_leases, schema.operations
     for upload in sorted(set(uploads)):
-        if connection.execute(sa.select(done.c.id).where(done.c.id == upload)).first() is not None:
+        mark = operation_of(UploadId(upload))
+        if connection.execute(sa.select(done.c.id).where(done.c.id == mark)).first() is not None:
             continue
         is_condemned = connection.execute(sa.select(c.c.upload_id).where(c.c.upload_id == upload)).first() is not None
         until = connection.execute(sa.select(t.c.until_ms).where(t.c.upload_id == upload)).scalar()
@@ -99,11 +95,11 @@ def lease(connection: sa.Connection, uploads: Iterable[bytes], *, until_ms: int)
 
 def mark_committed(connection: sa.Connection, uploads: Iterable[bytes]) -> None:
     """These uploads have an owner: no later commit may name their chunks. Safe to repeat."""
-    t, wanted = schema.committed_uploads, sorted(set(uploads))
+    t, wanted = schema.operations, sorted({operation_of(UploadId(upload)) for upload in uploads})
     for at in range(0, len(wanted), 500):
         part = wanted[at : at + 500]
         known = set(connection.execute(sa.select(t.c.id).where(t.c.id.in_(part))).scalars())
-        fresh = [{"id": upload} for upload in part if upload not in known]
+        fresh = [{"id": mark, "result": b""} for mark in part if mark not in known]
         if fresh:
             connection.execute(sa.insert(t), fresh)
 
@@ -122,9 +118,7 @@ def prune(connection: sa.Connection, *, now_ms: int) -> int:
     """Forget what can no longer be repeated or renewed; how many rows."""
     old = (now_ms - 2 * OPERATION_LIFE_MS).to_bytes(6, "big")
     # A committed upload can only come again within its life (leases end with the commit), an operation within its own.
-    rows = 0
-    for table in (schema.operations, schema.committed_uploads):
-        rows += connection.execute(sa.delete(table).where(table.c.id < old)).rowcount
+    rows = connection.execute(sa.delete(schema.operations).where(schema.operations.c.id < old)).rowcount
     for lease in (schema.upload_leases, schema.pins):
         rows += connection.execute(sa.delete(lease).where(lease.c.until_ms < now_ms - LEASE_MS)).rowcount
     return rows

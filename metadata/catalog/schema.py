@@ -206,15 +206,9 @@ changes = sa.Table(
 )  # fmt: skip
 
 operations = sa.Table(
-    "operations", tables,
+    "operations", tables,             # also uploads that have committed: see catalog/operations
     sa.Column("id", _bytes, primary_key=True),
-    sa.Column("result", _bytes, nullable=False),                   # MessagePack of wire.names.CommitResult
-    sqlite_with_rowid=False,
-)  # fmt: skip
-
-committed_uploads = sa.Table(
-    "committed_uploads", tables,      # an upload commits once: its chunks have one owner; as short-lived as operations
-    sa.Column("id", _bytes, primary_key=True),
+    sa.Column("result", _bytes, nullable=False),      # MessagePack of wire.names.CommitResult; empty: only an upload
     sqlite_with_rowid=False,
 )  # fmt: skip
 

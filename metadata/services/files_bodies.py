@@ -96,7 +96,7 @@ class FileBodies(FileMoves):
             files_meta.with_attributes(files_meta.without_checksums(row_meta), a), made.ref,
         )  # fmt: skip
         w.writes.put(new, old)
-        w.writes.uploads += [(upload,) for upload in uploads]
+        w.writes.uploads += uploads
         w.writes.ended_leases += [(upload,) for upload in uploads if upload in w.facts.leases]
         if place[0] < 0:
             w.note(schema.CHANGE_PUT, new)

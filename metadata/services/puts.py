@@ -59,7 +59,7 @@ class Puts(Steps):
         if old is not None:
             self._displace(session, writes, bucket, old)
         writes.put(row, old)
-        writes.uploads += [(upload,) for upload in uploads]
+        writes.uploads += uploads
         if facts.leases:
             writes.ended_leases += [(upload,) for upload in uploads if upload in facts.leases]
         self._note(writes, schema.CHANGE_PUT, bucket, row, old)
@@ -84,7 +84,7 @@ class Puts(Steps):
         new = fill(
             session, writes, row, is_latest=row is latest, start=m.start, packed=packed, body_id=self._body_id()
         )
-        writes.uploads += [(upload,) for upload in uploads]
+        writes.uploads += uploads
         writes.changes.append(NewChange(schema.CHANGE_PUT, bucket.id, m.key, new.version))
         return CommitResult(version=new.version, etag=new.etag, created_at_ms=new.created_at_ms, size=new.size)
 

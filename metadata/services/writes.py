@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from metadata.catalog import bodies, feed, objects, operations, schema
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session
+from tierstore.names import UploadId, operation_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class WriteSet:
     chunks: list[tuple[bytes, int, int, int, int, bytes]] = field(default_factory=list)
     garbage: list[tuple[int, bytes]] = field(default_factory=list)
     results: list[tuple[bytes, bytes]] = field(default_factory=list)
-    uploads: list[tuple[bytes]] = field(default_factory=list)
+    uploads: list[bytes] = field(default_factory=list)       # that now have committed
     ended_leases: list[tuple[bytes]] = field(default_factory=list)
     changes: list[feed.NewChange] = field(default_factory=list)
     events: list[Committed] = field(default_factory=list)
@@ -58,10 +59,16 @@ class WriteSet:
         write(bodies.INSERT_CHUNKS, self.chunks)
         write(bodies.INSERT_EXTENTS, self.extents)
         write(bodies.INSERT_GARBAGE, self.garbage)
-        write(operations.INSERT_COMMITTED, self.uploads)
         write(operations.INSERT_RESULTS, self.results)
+        write(operations.INSERT_RESULTS, self._marks())
         write(operations.DELETE_LEASES, self.ended_leases)
         return feed.append_bulk(session, self.changes, at_ms=self.at_ms, version=self.version_max)[1]
+
+    def _marks(self) -> list[tuple[bytes, bytes]]:
+        """Rows of uploads whose operation does not say by its id that they have committed."""
+        known = {operation for operation, _ in self.results}
+        marks = [operation_of(UploadId(upload)) for upload in self.uploads]
+        return [(mark, b"") for mark in marks if mark not in known]
 
     def put(self, row: ObjectRow, old: ObjectRow | None) -> None:
         """Make `row` the latest; `old` is the row that stands there now."""

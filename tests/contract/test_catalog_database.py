@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import sqlalchemy as sa
 
 from metadata.catalog import feed, schema
 from metadata.catalog.database import open_database
+from metadata.catalog.migrate import upgrade
+from metadata.catalog.objects import INSERT_LATEST, LATEST
 from metadata.catalog.queries import Connection
 from metadata.catalog.sqlite import SqliteDatabase
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
@@ -18,6 +21,7 @@ from tests.kit.names_world import ADMIN, NamesWorld
 from tests.kit.postgres import PostgresServer
 from tierstore.clock import ManualClock
 from tierstore.errors import ConfigError, UnavailableError
+from tierstore.names import UploadId, operation_of
 from tierstore.wire.names import Condition
 
 __all__ = ["postgres", "run", "url_of"]
@@ -43,6 +47,21 @@ def test_a_failing_write_undoes_only_itself(run: Run) -> None:
         names = {row.name for row in await w.rows(schema.settings)}
         assert {f"n{i}" for i in range(12) if i % 3} <= names
         assert not {f"n{i}" for i in range(0, 12, 3)} & names
+
+    run(check)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 64, 65, 300])
+def test_a_bulk_read_finds_the_rows_of_its_keys_and_no_others(run: Run, count: int) -> None:
+    """Keys are read in pieces of fixed sizes filled up with NULLs: a batch must not miss its last ones."""
+
+    async def check(w: NamesWorld) -> None:
+        rows = [(1, f"k{i:03}\u00e9", i, 0, 1, i, "e", 5, b"", None, None) for i in range(0, 400, 2)]
+        await w.database.batch(lambda session: session.write(INSERT_LATEST, rows))
+        keys = [(1, f"k{i:03}\u00e9") for i in range(count)] + [(2, "k000\u00e9")]
+        found = await w.database.batch(lambda session: session.fetch(LATEST, keys))
+        assert sorted(tuple(row) for row in found) == rows[: (count + 1) // 2]
+        assert sorted(tuple(row) for row in await w.database.select(LATEST, keys)) == rows[: (count + 1) // 2]
 
     run(check)
 
@@ -191,5 +210,30 @@ def test_the_log_stays_small_while_writers_never_pause(tmp_path: Path, monkeypat
         assert 512 << 10 <= largest < 4 << 20
         assert 2 <= database.checkpoints < database.commits / 3, (database.checkpoints, database.commits)
         await w.close()
+
+    asyncio.run(main())
+
+
+def test_uploads_that_had_committed_stay_committed(url_of: Callable[[], Awaitable[str]]) -> None:
+    """Migration 0003 moves their rows: one that is lost lets a chunk get a second owner."""
+    upload, operation = bytes(range(12)), bytes(range(100, 116))
+
+    def of_old(c: Connection) -> None:
+        upgrade(c, to="0002")
+        c.execute(sa.text("INSERT INTO committed_uploads (id) VALUES (:upload)"), {"upload": upload})
+        c.execute(sa.insert(schema.operations).values(id=operation, result=b"result"))
+
+    async def main() -> None:
+        url = await url_of()
+        database = await open_database(url, threads=url != "sqlite://")
+        try:
+            await database.write(of_old)
+            await database.write(upgrade)
+            rows = await database.read(
+                lambda c: c.execute(sa.select(schema.operations).order_by(schema.operations.c.id)).all()
+            )
+            assert [tuple(row) for row in rows] == [(operation_of(UploadId(upload)), b""), (operation, b"result")]
+        finally:
+            await database.close()
 
     asyncio.run(main())

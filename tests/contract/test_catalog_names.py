@@ -16,6 +16,7 @@ from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.auth.access import Principal
 from tierstore.clock import ManualClock
 from tierstore.errors import AccessDenied, ConflictError, RequestError
+from tierstore.names import UploadId, operation_of
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 from tierstore.wire.names import CommitChunk, Condition, Delete, LookupItem, ObjectMeta, Put, Renew
 
@@ -199,6 +200,28 @@ def test_an_upload_commits_once(run: Run) -> None:
         fresh = w.chunk()
         results = await asyncio.gather(*(w.put(f"c{i}", chunks=[fresh]) for i in range(5)))
         assert sorted(r.code for r in results) == ["", *["upload-committed"] * 4]
+
+    run(check)
+
+
+def test_an_upload_commits_once_whatever_operations_name_it(run: Run) -> None:
+    """The row of the upload's own operation is the mark; a put under another operation must leave and heed it too."""
+
+    async def check(w: NamesWorld) -> None:
+        first, second = w.chunk(), w.chunk()
+        own = w.item(Put("bbb", "a", 100, "", [first]))
+        assert own.operation == operation_of(UploadId(first.id[:12]))
+        [done] = await w.commits.commit([(own, ADMIN)])
+        assert (done.code, await w.commits.commit([(own, ADMIN)])) == ("", [done])
+        assert len(await w.rows(schema.operations)) == 1, "one row says that the put was applied and the upload used"
+        other = w.item(Put("bbb", "b", 100, "", [first]), operation=own.operation[:6] + w.rng.randbytes(10))
+        assert (await w.commits.commit([(other, ADMIN)]))[0].code == "upload-committed"
+
+        foreign = w.item(Put("bbb", "c", 100, "", [second]), operation=own.operation[:6] + w.rng.randbytes(10))
+        assert (await w.commits.commit([(foreign, ADMIN)]))[0].code == ""
+        late = w.item(Put("bbb", "d", 100, "", [second]), operation=operation_of(UploadId(second.id[:12])))
+        assert (await w.commits.commit([(late, ADMIN)]))[0].code == "upload-committed"
+        assert [row.key for row in await w.rows(schema.objects)] == ["a", "c"]
 
     run(check)
 

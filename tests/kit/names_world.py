@@ -7,7 +7,7 @@ test moves. No object server exists: `chunk` makes the receipts that one would h
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,8 +30,20 @@ from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView, DeviceInfo, ServerInfo
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, ManualClock
-from tierstore.names import ChunkId, DeviceId, ServerId, SiteId, UploadId, chunk_id, operation_id, upload_id
+from tierstore.names import (
+    ChunkId,
+    DeviceId,
+    ServerId,
+    SiteId,
+    UploadId,
+    allocated_at_ms,
+    chunk_id,
+    operation_id,
+    operation_of,
+    upload_id,
+)
 from tierstore.ticket import Receipt, sign_receipt
+from tierstore.transport.metadata_client import UPLOAD_YOUNG_MS
 from tierstore.wire.names import (
     CommitChunk,
     CommitItem,
@@ -70,6 +82,7 @@ class NamesWorld:
     uploads: UploadService
     indexer: PlacementIndexer
     taker: NameTaker
+    sent: set[bytes] = field(default_factory=set)       # uploads that were in an item
 
     @classmethod
     async def open(
@@ -122,7 +135,13 @@ class NamesWorld:
         return CommitChunk(made, size, crc, receipts)
 
     def item(self, mutation: Mutation, *, operation: bytes = b"", deadline_ms: int = 0) -> CommitItem:
+        """A commit as clients send it: a put of one young upload under that upload's operation, the first time."""
         now_ms = self.clock.now_ms()
+        if not operation and isinstance(mutation, Put):
+            uploads = {UploadId(chunk.id[:12]) for chunk in mutation.chunks}
+            if len(uploads) == 1 and now_ms - allocated_at_ms(upload := uploads.pop()) < UPLOAD_YOUNG_MS:
+                operation = operation_of(upload) if upload not in self.sent else b""
+                self.sent.add(upload)
         return CommitItem(
             operation or operation_id(now_ms, self.rng.getrandbits(80)), deadline_ms or now_ms + 30_000, mutation
         )

@@ -87,7 +87,7 @@ MUTANTS = (
         ("tests/unit/core/test_clock.py",),
     ),
     Mutant(
-        "a late delete is applied", "metadata/services/mutations.py",
+        "a late delete is applied", "metadata/services/facts.py",
         "    if deadline_ms < now_ms:\n", "    if deadline_ms < 0:\n",
         ("tests/contract/test_catalog_names.py::test_a_late_operation_is_refused",), "sqlite",
     ),
@@ -119,6 +119,11 @@ MUTANTS = (
         "            facts.condemned = set()\n",
         ("tests/contract/test_catalog_names.py::test_condemned_and_lapsed_uploads_are_refused_and_leases_prolong",),
         "sqlite",
+    ),
+    Mutant(
+        "an upload commits twice", "metadata/services/writes.py",
+        '        return [(mark, b"") for mark in marks if mark not in known]\n', "        return []\n",
+        ("tests/contract/test_catalog_names.py::test_an_upload_commits_once_whatever_operations_name_it",), "sqlite",
     ),
     Mutant(
         "SQLite with synchronous=NORMAL", "metadata/catalog/sqlite.py",

@@ -257,8 +257,8 @@ class PutWalk:
                 f"the body's CRC32C is {encode_crc(whole)}, the request says {encode_crc(crc32c)}; nothing was stored"
             )
         client = self._parts.client
-        operation = client.new_operation()
         chunks = [self._chunks[index] for index in range(self._index)]
+        operation = client.operation_for(chunks)
         etag = etag or native_etag(whole, self.size, self._write.begun if self._write is not None else operation)
         put = Put(self._bucket, self._key, self.size, etag, chunks, meta, condition)
         result = await self._commit(put, operation)

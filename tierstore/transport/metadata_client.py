@@ -24,7 +24,14 @@ import msgspec
 from tierstore import wire
 from tierstore.clock import Clock
 from tierstore.errors import RequestError, TierstoreError, UnavailableError, from_answer, from_code
-from tierstore.names import OPERATION_ID_BYTES, operation_id
+from tierstore.names import (
+    OPERATION_ID_BYTES,
+    UPLOAD_ID_BYTES,
+    UploadId,
+    allocated_at_ms,
+    operation_id,
+    operation_of,
+)
 from tierstore.transport.batches import BatchLane, Waiter
 from tierstore.transport.peer import PeerReply, PeerTransport
 from tierstore.wire.cluster import BadChunk, ClusterMap, Credential, Heartbeat, HeartbeatAnswer, Register, Registered
@@ -34,6 +41,7 @@ from tierstore.wire.names import (
     AllocateReply,
     AllocateResult,
     CommitBatch,
+    CommitChunk,
     CommitItem,
     CommitReply,
     CommitResult,
@@ -50,6 +58,8 @@ from tierstore.wire.names import (
 
 T = TypeVar("T")
 
+#: An upload older than this is committed under an operation of its own.
+UPLOAD_YOUNG_MS = 600_000
 #: Codes after which the same request may succeed elsewhere or a moment later.
 RETRIED_CODES = frozenset({
     "unreachable", "broken-answer", "deadline", "unavailable", "draining", "metadata-unreachable", "metadata-busy",
@@ -164,6 +174,16 @@ class MetadataClient:
 
     def new_operation(self) -> bytes:
         return operation_id(self.catalog_ms(), self._rng.getrandbits(80))
+
+    def operation_for(self, chunks: Sequence[CommitChunk]) -> bytes:
+        """An operation to commit these chunks under, once: their upload's own when there is only one and it is young
+        (an operation's deadline may lie no more than an hour behind its id's time)."""
+        uploads = {chunk.id[:UPLOAD_ID_BYTES] for chunk in chunks}
+        if len(uploads) == 1:
+            upload = UploadId(uploads.pop())
+            if self.catalog_ms() - allocated_at_ms(upload) < UPLOAD_YOUNG_MS:
+                return operation_of(upload)
+        return self.new_operation()
 
     async def _send_lookups(self, batch: Sequence[Waiter[LookupItem, LookupResult]]) -> Sequence[LookupResult]:
         body = wire.encode(LookupBatch([waiter.item for waiter in batch]))
