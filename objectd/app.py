@@ -276,7 +276,7 @@ async def open_disks(config: ObjectdConfig, clock: Clock) -> list[Device]:
 def segment_bytes_of(config: ObjectdConfig, capacity_bytes: int) -> int:
     """Bytes of a segment of a device: as configured, less on a small one. The open segment is never compacted, so what
     was let go in it takes room until it is full: at most a small share of the device may be lost so."""
-    smallest = 2 * config.chunks.segment_chunk_bytes_max    # a record of any size fits
+    smallest = config.chunks.segment_chunk_bytes_max + (64 << 10)     # a record of any size fits
     return min(config.chunks.segment_bytes, max(capacity_bytes // SEGMENTS_MIN, smallest))
 
 

@@ -24,6 +24,9 @@ CHECK_SECONDS_MAX: Final = 30.0
 #: always nearly full, and copies that are let go must make room for those that come.
 HURRY_SHARE: Final = 1 / 64
 HURRY_SECONDS: Final = 1.0
+#: Dead share from which segments are rewritten when what is dead is more than what is free. A fast tier is filled to
+#: 95 %: with a fifth of each segment dead, as `garbage_ratio` would have it, nothing new would find room there.
+STARVED_RATIO: Final = 0.03
 
 
 class Upkeep:
@@ -51,6 +54,15 @@ class Upkeep:
         is_hurried = self._is_short(slot) and usage.garbage_bytes >= HURRY_SHARE * usage.capacity_bytes
         return min(HURRY_SECONDS, self._settings.interval) if is_hurried else self._settings.interval
 
+    def _garbage_ratio(self, slot: Slot, *, is_short: bool) -> float:
+        """Dead share from which a segment is rewritten."""
+        if not is_short:
+            return self._settings.garbage_ratio
+        usage = slot.device.usage()
+        # dead records keep more room than is left: now every segment pays that has some of it (the worst go first)
+        is_starved = usage.garbage_bytes > usage.free_bytes
+        return min(STARVED_RATIO, self._settings.garbage_ratio / 2) if is_starved else self._settings.garbage_ratio / 2
+
     def _is_short(self, slot: Slot) -> bool:
         usage = slot.device.usage()
         return slot.device.state == "full" or usage.free_bytes < self._settings.short_of_space * usage.capacity_bytes
@@ -71,6 +83,6 @@ class Upkeep:
             freed = await device.empty_trash(self._clock.now_ms() - int(seconds * 1000))
             # while space is short a segment pays off earlier; deletes must always find room, so this is never paused
             if is_short or not self.is_paused:
-                ratio = self._settings.garbage_ratio / 2 if is_short else self._settings.garbage_ratio
+                ratio = self._garbage_ratio(slot, is_short=is_short)
                 freed += await device.compact(garbage_ratio=ratio, bytes_max=self._settings.compact_bytes_max)
         self.freed_bytes_total += freed
