@@ -6,10 +6,6 @@ of the service shows up here without a change, and --json is the service's own a
 
 from __future__ import annotations
 
-import json
-import sys
-import tomllib
-from csv import writer
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,35 +13,30 @@ from urllib.parse import quote
 
 import typer
 
-from tierstore.cli import whatif
-from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http, parse_place
-from tierstore.cli.output import notes, print_fields, print_json, print_table, say
+from tierstore.cli import heat
+from tierstore.cli.answers import show
+from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http
+from tierstore.cli.output import notes, print_json, say
+from tierstore.cli.policies import policy
 from tierstore.cli.roll import roll
 from tierstore.cli.sites import replication, sites
 from tierstore.cli.users import users
-from tierstore.errors import ConfigError, NotFound, RequestError
-from tierstore.units import format_seconds, format_size, parse_rate
+from tierstore.errors import RequestError
+from tierstore.units import parse_rate
 
 admin = typer.Typer(help="What operators ask and do.", no_args_is_help=True)
-policy = typer.Typer(help="The tiering policy: versioned documents.", no_args_is_help=True)
 keys = typer.Typer(help="Access keys and their rights.", no_args_is_help=True)
 admin.add_typer(policy, name="policy")
 admin.add_typer(keys, name="keys")
 admin.add_typer(users, name="users")
 admin.add_typer(sites, name="sites")
 admin.add_typer(replication, name="replication")
+admin.command("tiers")(heat.tiers)
+admin.command("heat")(heat.heat)
+admin.command("history")(heat.history)
+admin.command("explain")(heat.explain)
 admin.command("roll")(roll)
 
-_CELL_MAX: Final = 60
-#: Shown as 16 hex digits and the like elsewhere; too long for a table.
-_HIDDEN: Final = frozenset({"detail_json", "uuid"})
-
-
-class By(StrEnum):
-    object = "object"
-    prefix = "prefix"
-    bucket = "bucket"
-    tier = "tier"
 
 
 class JobsAction(StrEnum):
@@ -70,48 +61,6 @@ class RepairAction(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="Name of the server, as `admin servers` shows it.")]
-
-
-def rows_of(answer: Any) -> list[dict[str, Any]]:
-    """The list in an answer: the answer itself, or its only list of objects."""
-    if isinstance(answer, dict):
-        lists = [value for value in answer.values() if isinstance(value, list)]
-        answer = lists[0] if len(lists) == 1 else [answer]
-    return [row for row in answer if isinstance(row, dict)]
-
-
-def show(answer: Any, as_json: bool, *, empty: str = "nothing") -> None:
-    """An answer of the service: JSON as it is, or a table (fields, when it is one object without lists)."""
-    if as_json:
-        print_json(answer)
-    elif isinstance(answer, dict) and not any(isinstance(value, list) for value in answer.values()):
-        print_fields({name: cell(name, value) for name, value in answer.items()})
-    elif rows := rows_of(answer):
-        columns = [name for name in rows[0] if name not in _HIDDEN]
-        numbers = [name for name in columns if isinstance(rows[0][name], int | float) and rows[0][name] is not True]
-        print_table(columns, [[cell(name, row.get(name)) for name in columns] for row in rows], right=numbers)
-    else:
-        say(empty)
-
-
-def cell(name: str, value: Any) -> str:
-    """A value as people read it; the unit is the last word of its name."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        if name == "bytes" or name.endswith(("_bytes", "bytes_moved")):
-            return format_size(value)
-        if name.endswith("bytes_per_second"):
-            return f"{format_size(value)}/s"
-        if name.endswith("seconds"):
-            return format_seconds(value)
-        return f"{value:,.3g}" if isinstance(value, float) else str(value)
-    if isinstance(value, list):
-        inner = [str(part.get("name", part)) if isinstance(part, dict) else str(part) for part in value]
-        return ", ".join(inner)[:_CELL_MAX] or "-"
-    return json.dumps(value)[:_CELL_MAX] if isinstance(value, dict) else str(value)
 
 
 # -- state -------------------------------------------------------------------------------------------------------
@@ -140,12 +89,6 @@ def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = No
 
 _SERVER_COLUMNS: Final = ("name", "role", "state", "url", "used_bytes", "capacity_bytes", "load")
 _TIER_COLUMNS: Final = ("tier", "devices", "used_bytes", "free_bytes", "capacity_bytes", "chunks")
-
-
-_USE_COLUMNS: Final = (
-    "tier", "reads", "hit_ratio", "byte_hit_ratio", "resident_chunks", "resident_bytes", "lowest_resident_rank",
-    "exposed_bytes", "exposed_seconds", "grey_devices",
-)  # fmt: skip
 
 
 def _status(http: Http) -> dict[str, Any]:
@@ -182,61 +125,6 @@ def servers(endpoint: Endpoint = None, token: Token = None, profile: Profile = N
     """Every daemon of the site, its state, and the space of its devices."""
     with open_http(find(endpoint, token, profile)) as http:
         show(http.get("/v1/admin/servers"), as_json)
-
-
-@admin.command()
-def tiers(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
-    """Space, speed and hit ratio of each tier, and what the promoter did."""
-    with open_http(find(endpoint, token, profile)) as http:
-        space, use = http.get("/v1/admin/tiers")["tiers"], http.get("/v1/admin/tiering")
-    if as_json:
-        print_json({"tiers": space, "tiering": use})
-        return
-    show([{name: tier.get(name) for name in (*_TIER_COLUMNS, "read_ms")} for tier in space], False)
-    say()
-    show([{name: tier.get(name) for name in _USE_COLUMNS} for tier in use["tiers"]], False)
-    say()
-    print_fields({name: cell(name, value) for name, value in use.items() if not isinstance(value, list)})
-
-
-@admin.command()
-def heat(
-    by: Annotated[By, typer.Option(help="What to add up.")] = By.object,
-    limit: Annotated[int, typer.Option("--limit", "--top", min=1, max=10_000, help="The hottest so many.")] = 20,
-    prefix: Annotated[str, typer.Option(help="Only what begins so: bucket/ or bucket/key.")] = "",
-    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """What is read most."""
-    with open_http(find(endpoint, token, profile)) as http:
-        answer = http.get("/v1/admin/heat", by=by.value, limit=limit, prefix=prefix)
-    if csv:
-        table = writer(sys.stdout, lineterminator="\n")
-        table.writerow(["name", "heat_per_hour", "bytes", "tier"])
-        table.writerows([item["name"], item["heat_per_hour"], item["bytes"], item["tier"]] for item in answer["items"])
-        return
-    show(answer, as_json, empty="nothing was read yet")
-
-
-@admin.command()
-def explain(
-    target: Annotated[str, typer.Argument(help="ts://bucket/key")],
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Why an object is where it is, and what happens to it next."""
-    place = parse_place(target, needs_key=True)
-    with open_http(find(endpoint, token, profile)) as http:
-        answer = http.get(f"/v1/explain/{quote(place.bucket, safe='')}/{quote(place.key)}")
-    if as_json:
-        print_json(answer)
-        return
-    print_fields({name: cell(name, value) for name, value in answer.items() if not isinstance(value, list)})
-    for chunk in answer.get("chunks", []):
-        say()
-        print_fields({name: cell(name, value) for name, value in chunk.items() if not isinstance(value, list)})
-        for part in ("replicas", "decisions"):
-            if chunk.get(part):
-                show(chunk[part], False)
 
 
 # -- actions -----------------------------------------------------------------------------------------------------
@@ -339,129 +227,6 @@ def _act(
     with open_http(find(endpoint, token, profile)) as http:
         answer = http.call("POST", path)
     print_json(answer or {}) if as_json else say(done)
-
-
-# -- policy ------------------------------------------------------------------------------------------------------
-File = Annotated[Path, typer.Argument(help="Policy document, TOML or JSON.")]
-
-
-def read_policy(path: Path) -> dict[str, Any]:
-    """The tree of a policy file. Raises ConfigError; what it means is checked by the service."""
-    try:
-        text = path.read_text()
-        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} is not a policy: it begins with version = 1 and [[rules]]")
-    return tree
-
-
-@policy.command("show")
-def policy_show(
-    revision: Annotated[int | None, typer.Option(help="An older revision.")] = None,
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Print the policy in force, or an older one."""
-    from tierstore.policy.document import toml_text
-
-    with open_http(find(endpoint, token, profile)) as http:
-        answer = http.get("/v1/admin/policy") if revision is None else _revision(http, revision)
-    if as_json:
-        print_json(answer)
-        return
-    say(f"# revision {answer.pop('revision', 0)}")
-    say(toml_text(answer).rstrip())
-
-
-def _revision(http: Http, revision: int) -> dict[str, Any]:
-    for row in http.get("/v1/admin/policy/history", limit=1000)["revisions"]:
-        if row["revision"] == revision:
-            return {**row["policy"], "revision": revision}
-    raise NotFound(f"the history has no revision {revision}; see `tierstore admin policy history`")
-
-
-@policy.command("set")
-def policy_set(
-    path: File,
-    note: Annotated[str, typer.Option(help="Why; stands in the history.")] = "",
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Put a policy in force; the one before stays in the history."""
-    document = read_policy(path)
-    with open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("PUT", "/v1/admin/policy", params={"note": note}, body=document)
-    print_json(answer) if as_json else say(f"in force as revision {answer.get('revision')}")
-
-
-@policy.command("check")
-def policy_check(
-    path: File,
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Say whether a policy would be accepted, without putting it in force."""
-    document = read_policy(path)
-    with open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("POST", "/v1/admin/policy/check", body=document)
-    print_json(answer or {}) if as_json else say(f"{path}: no errors")
-
-
-@policy.command("history")
-def policy_history(
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False
-) -> None:
-    """Who put which revision in force, and when."""
-    with open_http(find(endpoint, token, profile)) as http:
-        answer = http.get("/v1/admin/policy/history")
-    if as_json:
-        print_json(answer)
-        return
-    rows = [[row["revision"], row["at"], row["who"], row["note"]] for row in answer["revisions"]]
-    print_table(["revision", "at", "who", "note"], rows) if rows else say("the built-in policy was never changed")
-
-
-@policy.command("rollback")
-def policy_rollback(
-    revision: Annotated[int, typer.Argument(help="The revision to put in force again.")],
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Put an older revision in force again, as a new one."""
-    with open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("POST", "/v1/admin/policy/rollback", body={"revision": revision})
-    print_json(answer) if as_json else say(f"revision {revision} is in force again, as {answer.get('revision')}")
-
-
-@policy.command("simulate")
-def policy_simulate(
-    path: File,
-    hours: Annotated[int, typer.Option(min=1, max=720, help="How much recorded history to replay.")] = 24,
-    trace: Annotated[Path | None, typer.Option(help="Replay this trace (CSV time,key,size,op) here instead.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write the hit-ratio curves to this SVG file.")] = None,
-    endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """What a policy would have done on recorded history, beside the one in force."""
-    document = read_policy(path)
-    with open_http(find(endpoint, token, profile)) as http:
-        if trace is None:
-            answer = http.call("POST", "/v1/admin/policy/simulate", body={"policy": document, "hours": hours})
-        else:
-            requests = whatif.read_trace(trace).latest(hours)
-            tiers, tiering = http.get("/v1/admin/tiers")["tiers"], http.get("/v1/admin/tiering")
-            fleet = whatif.fleet_of(tiers, tiering, requests.footprint_bytes)
-            answer = whatif.replay_here(requests, http.get("/v1/admin/policy"), document, fleet)
-    if picture is not None and "curve" in answer["proposed"]:
-        try:
-            picture.write_text(whatif.picture(answer))
-        except OSError as error:
-            raise ConfigError(f"{picture}: {error}") from None
-    if as_json:
-        print_json(answer)
-        return
-    whatif.show(answer)
-    if picture is not None:
-        say(f"the curves are in {picture}")
 
 
 # -- keys --------------------------------------------------------------------------------------------------------

@@ -129,8 +129,20 @@ class Http:
     def get(self, path: str, **params: Any) -> Any:
         return self.call("GET", path, params={name: value for name, value in params.items() if value is not None})
 
+    def text(self, path: str, **params: Any) -> str:
+        """A text answer (CSV)."""
+        text: str = self._answer("GET", path, params=params).text
+        return text
+
     def call(self, method: str, path: str, *, params: dict[str, Any] | None = None, body: Any = None) -> Any:
         """The decoded JSON answer; None when it has no body."""
+        answer = self._answer(method, path, params=params, body=body)
+        return answer.json() if answer.content else None
+
+    def _answer(
+        self, method: str, path: str, *, params: dict[str, Any] | None = None, body: Any = None
+    ) -> httpx.Response:
+        """A successful answer. Raises what the service or the network says."""
         import httpx
 
         try:
@@ -140,7 +152,7 @@ class Http:
         except httpx.TransportError as error:
             raise UnavailableError(f"{self._client.base_url} cannot be reached ({error}); is the cluster up?") from None
         if answer.is_success:
-            return answer.json() if answer.content else None
+            return answer
         try:
             problem = answer.json()
             code, detail = str(problem["code"]), str(problem.get("detail") or problem.get("title") or "")

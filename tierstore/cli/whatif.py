@@ -1,7 +1,7 @@
-"""`tierstore admin policy simulate`: the table and the picture of a comparison, and replays of trace files here.
+"""`tierstore admin policy simulate`: the table of a comparison, and replays of trace files here.
 
 Owns how a comparison is shown; the replay is policy/whatif.py, for recorded history in the service, for a trace file in
-this process (so a large file need not travel). Writes one file when a picture is asked for.
+this process (so a large file need not travel).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import gzip
 import io
 from pathlib import Path
 from typing import Any, Final
-from xml.sax.saxutils import escape
 
 from tierstore.cli.output import print_table, say
 from tierstore.errors import ConfigError, RequestError
@@ -22,8 +21,6 @@ from tierstore.policy.whatif import compare
 from tierstore.units import format_size
 
 TRACE_BYTES_MAX: Final = 4 << 30
-_WIDTH, _HEIGHT, _LEFT, _TOP = 640, 400, 70, 40
-_COLOURS: Final = {"current": "#888888", "proposed": "#1f77b4"}
 
 
 def read_trace(path: Path) -> Trace:
@@ -97,36 +94,3 @@ def show(answer: dict[str, Any]) -> None:
             [[format_size(a["fast_bytes"]), f"{a['hit_ratio']:.4f}", f"{b['hit_ratio']:.4f}"] for a, b in pairs],
             right=["fast tier", "current", "proposed"],
         )
-
-
-def picture(answer: dict[str, Any]) -> str:
-    """The two curves as SVG."""
-    curves = {name: answer[name]["curve"]["points"] for name in ("current", "proposed")}
-    largest = max((p["fast_bytes"] for points in curves.values() for p in points), default=1) or 1
-    wide, high = _WIDTH - _LEFT - 20, _HEIGHT - _TOP - 60
-
-    def at(point: dict[str, Any]) -> tuple[float, float]:
-        return _LEFT + wide * point["fast_bytes"] / largest, _TOP + high * (1 - point["hit_ratio"])
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" '
-        'font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="22" font-size="14">Reads served faster than the slow tier</text>',
-    ]
-    for n in range(6):
-        y = _TOP + high * (1 - n / 5)
-        parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_LEFT + wide}" y2="{y:.1f}" stroke="#dddddd"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{n * 20} %</text>')
-    for n in range(5):
-        x = _LEFT + wide * n / 4
-        size = escape(format_size(int(largest * n / 4)))
-        parts.append(f'<text x="{x:.1f}" y="{_TOP + high + 18}" text-anchor="middle">{size}</text>')
-    for n, (name, points) in enumerate(curves.items()):
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, points))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS[name]}" stroke-width="2"/>')
-        x = _LEFT + n * 120
-        parts.append(f'<rect x="{x}" y="{_HEIGHT - 22}" width="14" height="4" fill="{_COLOURS[name]}"/>')
-        parts.append(f'<text x="{x + 20}" y="{_HEIGHT - 15}">{name}</text>')
-    parts.append(f'<text x="{_LEFT + wide}" y="{_HEIGHT - 15}" text-anchor="end">size of the fast tier</text></svg>')
-    return "\n".join(parts) + "\n"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from tierstore.cli import admin, cluster, main, objects, transfer
+from tierstore.cli import admin, answers, cluster, columns, main, objects, picture, transfer
 from tierstore.errors import ConfigError, ConflictError, NotFound, RequestError
 
 runner = CliRunner()
@@ -90,9 +93,9 @@ def test_a_tree_is_its_regular_files_with_links_left_out(tmp_path: Path) -> None
 
 def test_values_are_shown_with_the_unit_of_their_name() -> None:
     """One rule in place of a layout per command."""
-    assert admin.cell("free_bytes", 1536) == "1.5 KiB" and admin.cell("oldest_seconds", 75.0) == "1 min 15 s"
-    assert admin.cell("rate_bytes_per_second", 1 << 20) == "1.0 MiB/s" and admin.cell("is_full", False) == "no"
-    assert admin.cell("devices", [{"name": "d1"}, {"name": "d2"}]) == "d1, d2" and admin.cell("x", None) == "-"
+    assert answers.cell("free_bytes", 1536) == "1.5 KiB" and answers.cell("oldest_seconds", 75.0) == "1 min 15 s"
+    assert answers.cell("rate_bytes_per_second", 1 << 20) == "1.0 MiB/s" and answers.cell("is_full", False) == "no"
+    assert answers.cell("devices", [{"name": "d1"}, {"name": "d2"}]) == "d1, d2" and answers.cell("x", None) == "-"
 
 
 def test_status_warns_when_the_promise_is_thin_or_broken() -> None:
@@ -121,9 +124,9 @@ def test_status_warns_when_the_promise_is_thin_or_broken() -> None:
 )
 def test_answers_become_tables_or_json(answer: Any, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     """--json is the service's own answer; the table shows the same fields."""
-    admin.show(answer, False)
+    answers.show(answer, False)
     assert shown in capsys.readouterr().out
-    admin.show(answer, True)
+    answers.show(answer, True)
     assert json.loads(capsys.readouterr().out) == answer
 
 
@@ -171,3 +174,61 @@ def test_every_command_of_the_contract_is_there() -> None:
     ):  # fmt: skip
         result = runner.invoke(main.app, [*words.split(), "--help"])
         assert result.exit_code == 0 and "Usage" in result.output, words
+
+
+ROWS = [
+    {"name": "bkt/häß,lich", "heat_per_hour": 1.5, "bytes": 7, "tier": "ssd"},
+    {"name": "bkt/b", "heat_per_hour": 0.25, "bytes": 8, "tier": "hdd"},
+]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_heat_goes_into_a_file_that_other_programs_read(ending: str, tmp_path: Path) -> None:
+    """People take heat to their own tools; names with commas and umlauts must arrive."""
+    path = tmp_path / f"heat{ending}"
+    columns.save(path, ROWS, ("name", "heat_per_hour", "bytes", "tier"))
+    if ending == ".csv":
+        with path.open(encoding="utf-8") as file:
+            found = [
+                {"name": r["name"], "heat_per_hour": float(r["heat_per_hour"]), "bytes": int(r["bytes"]),
+                 "tier": r["tier"]} for r in csv.DictReader(file)
+            ]  # fmt: skip
+    else:
+        found = pyarrow.parquet.read_table(path).to_pylist()
+    assert found == ROWS
+    assert [p.name for p in tmp_path.glob("heat*")] == [path.name], "no unfinished file is left"
+    with pytest.raises(ConfigError, match=r"\.csv or \.parquet"):
+        columns.save(tmp_path / "heat.xls", ROWS, ("name",))
+
+
+def test_curves_are_drawn_as_svg_and_png(tmp_path: Path) -> None:
+    """A picture that shows nothing, or half of the points, is worse than none."""
+    points = [{"fast_bytes": n << 30, "hit_ratio": n / 5} for n in range(1, 5)]
+    answer = {name: {"curve": {"points": points}} for name in ("current", "proposed")}
+    picture.save(tmp_path / "curve.svg", answer)
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert drawn.count("<polyline") == 6 + 2 + 2 and "size of the fast tier" in drawn
+    picture.save(tmp_path / "curve.png", answer)
+    image = PIL.Image.open(tmp_path / "curve.png").convert("RGB")
+    colours = {colour for _, colour in image.getcolors(1 << 20) or []}
+    assert image.size == (1280, 800) and {(0x1F, 0x77, 0xB4), (255, 255, 255), (0, 0, 0)} <= colours
+    with pytest.raises(ConfigError, match=r"\.svg or \.png"):
+        picture.save(tmp_path / "curve.pdf", answer)
+
+
+def test_what_the_service_refuses_of_a_policy_file_is_shown_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service gets a tree without lines; whoever wrote the file looks for a line."""
+    path = tmp_path / "wanted.toml"
+    path.write_text('version = 1\n\n[promoter]\nhalf_live = "1h"\n')
+
+    def refuse(self: cluster.Http, method: str, path: str, **rest: Any) -> Any:
+        raise RequestError("promoter.half_live is not a setting", code="bad-policy")
+
+    monkeypatch.setattr(cluster.Http, "call", refuse)
+    result = runner.invoke(
+        main.app, ["admin", "policy", "check", str(path), "--endpoint", "http://127.0.0.1:1", "--token", "t"]
+    )
+    assert isinstance(result.exception, RequestError), result.output
+    assert "line 4" in result.exception.detail and "half_life" in result.exception.detail
