@@ -322,7 +322,9 @@ class MetadataServer:
             names=self.names, order=order, view=self.view, clock=clock, copies=lambda: self.settings.placement.copies,
         )  # fmt: skip
         self.commits.listeners += [self.recorder.committed, self.tiering.committed, self.read_soon.committed]
-        self.tiering_view = TieringView(database, self.cluster, self.names, self.tiering, self.walk)
+        self.tiering_view = TieringView(
+            database, self.cluster, self.names, self.tiering, self.walk, recorder=self.recorder
+        )
         tiering_metrics.watch(self.tiering, self.tiering_view, self.recorder)
         self.whatif = WhatIf(
             self.recorder, policy=lambda: self.policies.current.policy, fleet=self.tiering_view.fleet

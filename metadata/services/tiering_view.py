@@ -8,7 +8,7 @@ Heat of an object is in whole reads per hour: the mean of its chunks, weighted b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from metadata.catalog import tiering as rows
@@ -18,12 +18,13 @@ from metadata.catalog.packed import BAD, DELETING, LIVE, PackedChunk
 from metadata.services import tiering_fleet
 from metadata.services.bucket_names import BucketNames
 from metadata.services.cluster import Cluster
+from metadata.services.recorder import Recorder
 from metadata.services.tiering import Tiering
 from metadata.services.tiering_walk import ShelfWalk
 from tierstore.auth.access import Principal, authorize
 from tierstore.errors import NotFound, RequestError, UnavailableError
 from tierstore.names import TIERS, check_key, version_text
-from tierstore.policy.explain import ReplicaView, explain_chunk
+from tierstore.policy.explain import ReplicaView, explain_chunk, past_heat
 from tierstore.policy.heat import COLD
 from tierstore.policy.simulate import Fleet, Speed
 from tierstore.policy.trace import prefix_of
@@ -31,6 +32,7 @@ from tierstore.ticket import ROLE_HOME
 
 REPORTED_CHUNKS_MAX: Final = 10_000
 EXPLAINED_CHUNKS_MAX: Final = 256
+PAST_HOURS: Final = 24
 BY: Final = ("object", "prefix", "bucket", "tier")
 _STATES: Final = {LIVE: "ok", DELETING: "deleting", BAD: "bad"}
 
@@ -67,14 +69,16 @@ class TieringView:
     """One per process."""
 
     def __init__(
-        self, database: Database, cluster: Cluster, names: BucketNames, tiering: Tiering, walk: ShelfWalk
-    ) -> None:
+        self, database: Database, cluster: Cluster, names: BucketNames, tiering: Tiering, walk: ShelfWalk,
+        *, recorder: Recorder,
+    ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
         self._view = cluster.view
         self._names = names
         self._tiering = tiering
         self._walk = walk
+        self._recorder = recorder
 
     # -- heat -------------------------------------------------------------------------------------------------
     async def heat(self, by: str, limit: int, *, prefix: str = "") -> list[Hot]:
@@ -139,9 +143,13 @@ class TieringView:
             for one in located
         ]  # fmt: skip
         heat = sum(c["heat_per_hour"] * c["bytes"] for c in chunks) / max(sum(c["bytes"] for c in chunks), 1)
+        past = await self._recorder.reads_of(bucket_name, key, hours=PAST_HOURS)
+        hours = past_heat(past.reads_at, now, self._tiering.rules.half_life_seconds, PAST_HOURS)
         return {
             "key": key, "version": version_text(found.version), "rule": rule.name, "mode": rule.mode,
-            "heat_per_hour": round(heat, 6), "chunks": chunks, "chunks_total": len(found.chunks),
+            "heat_per_hour": round(heat, 6),
+            "heat_history": {"is_recorded": past.is_recorded, "hours": [asdict(hour) for hour in hours]},
+            "chunks": chunks, "chunks_total": len(found.chunks),
         }  # fmt: skip
 
     def _replicas(self, chunk: PackedChunk) -> list[ReplicaView]:

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tierstore.policy.decide import Planner
 from tierstore.policy.heat import COLD
 from tierstore.policy.plan import Candidate, Decision
@@ -37,6 +40,15 @@ class Next:
     action: str
     to_tier: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PastHour:
+    """One hour of an object's past: reads in it, and the heat at its end. until: s since 1970."""
+
+    until: float
+    reads: int
+    heat_per_hour: float
 
 
 def explain_chunk(
@@ -68,6 +80,18 @@ def explain_chunk(
             for d in decisions
         ],
     }  # fmt: skip
+
+
+def past_heat(reads_at: npt.NDArray[np.float64], now: float, half_life_seconds: float, hours: int) -> list[PastHour]:
+    """Reads and heat of an object by the hour, the last one up to now. reads_at: s since 1970, in order."""
+    found = []
+    for n in range(hours, 0, -1):
+        start, until = now - n * 3600.0, now - (n - 1) * 3600.0
+        before = reads_at[reads_at <= until]
+        decayed = float(np.exp2((before - until) / half_life_seconds).sum())
+        per_hour = decayed * math.log(2) * 3600.0 / half_life_seconds
+        found.append(PastHour(until, int((before > start).sum()), round(per_hour, 6)))
+    return found
 
 
 def next_of(planner: Planner, candidate: Candidate, rule: Rule, now: float) -> Next:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from tierstore.errors import IntegrityError
-from tierstore.policy.trace import Trace
+from tierstore.policy.trace import GET, Trace
 
 SEGMENT_REQUESTS: Final = 65_536
 SHARE_MIN: Final = 2.0**-20
@@ -103,6 +104,19 @@ class History:
         )  # fmt: skip
         return Recorded(trace, self.share)
 
+    def reads_of(self, bucket: str, key: str, *, since_ms: int, bytes_max: int) -> npt.NDArray[np.int64]:
+        """When one object was read since then, ms since 1970, in order, as far as the newest `bytes_max` of the log
+        tell. Empty when its key is not sampled."""
+        some: list[npt.NDArray[np.int64]] = []
+        for segment in reversed(self._segments):
+            bytes_max -= len(segment)
+            if bytes_max < 0 or _header(segment)[1] < since_ms:
+                break
+            some.insert(0, reads_in(segment, bucket, key))
+        now = [a.at_ms for a in self._open if (a.op, a.bucket, a.key) == (GET, bucket, key)]
+        found = np.concatenate([*some, np.array(now, dtype=np.int64)])
+        return np.asarray(found[found >= since_ms], dtype=np.int64)
+
     def _bound(self) -> None:
         while self.used_bytes > self.bytes_max and self._segments:
             first_ms, last_ms = _header(self._segments[0])[0], _header(self._segments[-1])[1]
@@ -150,9 +164,24 @@ def encode(accesses: list[Access], *, share: float = 1.0) -> bytes:
     return header + zlib.compress(body, 1)
 
 
-def decode(segment: bytes) -> list[Access]:
-    """The requests of a segment. Raises IntegrityError when it is damaged."""
-    first_ms, _, requests, names, _, unpacked, crc = _header(segment)
+def reads_in(segment: bytes, bucket: str, key: str) -> npt.NDArray[np.int64]:
+    """When one object was read, ms since 1970, of a segment. Raises IntegrityError when it is damaged."""
+    first_ms, requests, body = _body(segment)
+    names = body[requests * 17 :]
+    name = f"{bucket}/{key}".encode("utf-8", "surrogatepass")
+    place = (b"\0" + names + b"\0").find(b"\0" + name + b"\0")
+    if place < 0:
+        return np.zeros(0, dtype=np.int64)
+    number = names.count(b"\0", 0, place)
+    index = np.frombuffer(body, dtype="<u4", count=requests, offset=requests * 4)
+    ops = np.frombuffer(body, dtype=np.uint8, count=requests, offset=requests * 16)
+    at = first_ms + np.cumsum(np.frombuffer(body, dtype="<u4", count=requests).astype(np.int64))
+    return np.asarray(at[(index == number) & (ops == GET)], dtype=np.int64)
+
+
+def _body(segment: bytes) -> tuple[int, int, bytes]:
+    """(first ms, requests, unpacked columns and names) of a segment that is whole. Raises IntegrityError."""
+    first_ms, _, requests, _, _, unpacked, crc = _header(segment)
     if unpacked > _UNPACKED_MAX or unpacked < requests * 17:
         raise IntegrityError("a history segment has impossible lengths", code="bad-history")
     unpacker = zlib.decompressobj()
@@ -162,6 +191,13 @@ def decode(segment: bytes) -> list[Access]:
         body = b""
     if len(body) != unpacked or not unpacker.eof or unpacker.unused_data or zlib.crc32(body) != crc:
         raise IntegrityError("a history segment is cut or damaged", code="bad-history")
+    return first_ms, requests, body
+
+
+def decode(segment: bytes) -> list[Access]:
+    """The requests of a segment. Raises IntegrityError when it is damaged."""
+    first_ms, requests, body = _body(segment)
+    names = _header(segment)[3]
     table = body[requests * 17 :].decode("utf-8", "surrogatepass").split("\0")
     index = np.frombuffer(body, dtype="<u4", count=requests, offset=requests * 4)
     if len(table) != names or (requests and int(index.max()) >= names):

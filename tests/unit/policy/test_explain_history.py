@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.unit.policy.test_decide import HDD, MIB, SSD, Rig, chunk, hdd, ssd
 from tierstore.errors import IntegrityError
-from tierstore.policy.explain import ReplicaView, explain_chunk
+from tierstore.policy.explain import ReplicaView, explain_chunk, past_heat
+from tierstore.policy.heat import HeatTable
 from tierstore.policy.history import Access, History, decode, encode
 from tierstore.policy.rules import Rule, Schedule
+from tierstore.policy.trace import GET, PUT
 
 
 def view(*devices: int) -> list[ReplicaView]:
@@ -155,3 +158,27 @@ def test_a_new_log_is_an_empty_trace() -> None:
     assert len(history.recorded().trace) == 1
     history.close_segment()
     assert len(history.segments) == 1
+
+
+def test_the_past_of_one_object_is_found_among_many() -> None:
+    """explain shows when an object was hot: its own reads only, also when its name is the end of another one."""
+    accesses = [Access(1000 * n, GET, "b", ("key", "a/key", "keys")[n % 3], 5) for n in range(90)]
+    accesses[30] = Access(30_000, PUT, "b", "key", 5)
+    history = History(segment_requests=40)
+    for access in accesses:
+        history.add(access)
+    found = history.reads_of("b", "key", since_ms=9_000, bytes_max=1 << 20)
+    assert found.tolist() == [n * 1000 for n in range(9, 90, 3) if n != 30]
+    assert history.reads_of("b", "gone", since_ms=0, bytes_max=1 << 20).tolist() == []
+    assert history.reads_of("b", "key", since_ms=0, bytes_max=10).tolist() == [n * 1000 for n in range(81, 90, 3)]
+
+
+def test_past_heat_is_what_the_table_would_have_said() -> None:
+    """The curve that people see and the number that decides are one formula."""
+    table, chunk = HeatTable(half_life_seconds=1800.0), bytes(16)
+    times = [100.0, 2000.0, 3599.0, 7000.0]
+    for at in times:
+        table.add([chunk], np.array([1.0]), at)
+    hours = past_heat(np.array(times), 7200.0, 1800.0, 2)
+    assert [(hour.until, hour.reads) for hour in hours] == [(3600.0, 3), (7200.0, 1)]
+    assert hours[-1].heat_per_hour == pytest.approx(table.heat_per_hour(chunk, 7200.0), abs=1e-5)
