@@ -3,7 +3,8 @@
 Owns the table of armed failpoints, read once from the environment:
     TIERSTORE_FAILPOINTS="store.segment.before_sync=kill;store.file.before_write=error:EIO@3;x=sleep:0.2"
 or from a file that is looked at when the process starts, so that one process of a cluster can be given others than
-its neighbours: TIERSTORE_FAILPOINTS="file:/path" (a file that is not there arms nothing).
+its neighbours: TIERSTORE_FAILPOINTS="file:/path" (a file that is not there arms nothing). With "watch:/path" it is
+looked at again while the process runs (at most WATCH_SECONDS late): a device becomes slow, errs, and recovers.
 Actions: `kill` (SIGKILL to itself), `error:ERRNO` (raise that OSError), `sleep:SECONDS`. `@N` acts only at the N-th
 time the place is passed (from 1); without it, each time. Invariant: with the variable unset, hit() does nothing and
 costs one look at an empty dict. A name that no code has does no harm; a malformed entry is an error at once.
@@ -25,6 +26,8 @@ from tierstore.errors import ConfigError
 
 VARIABLE: Final = "TIERSTORE_FAILPOINTS"
 _FILE: Final = "file:"
+_WATCH: Final = "watch:"
+WATCH_SECONDS: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -39,10 +42,40 @@ _lock = threading.Lock()
 _armed: dict[str, _Armed] = {}
 
 
+@dataclass(slots=True)
+class _Watched:
+    """The file that is looked at again, what it said, and when to look next (monotonic)."""
+
+    path: str
+    said: str = ""
+    due: float = 0.0
+
+
+_watched: list[_Watched] = []
+
+
 def hit(name: str) -> None:
     """Pass the failpoint. Raises the OSError it is armed with, if any."""
-    if _armed:
+    if _armed or _watched:
+        if _watched:
+            _look(_watched[0])
         _act(name)
+
+
+def watch(path: str) -> None:
+    """From now on arm what that file says ("" : what is armed stays, no file is watched)."""
+    _watched[:] = [_Watched(path)] if path else []
+
+
+def _look(watched: _Watched) -> None:
+    now = time.monotonic()
+    if now < watched.due:
+        return
+    watched.due = now + WATCH_SECONDS
+    text = _read(watched.path)
+    if text != watched.said:
+        watched.said = text
+        arm(text)
 
 
 def arm(text: str) -> None:
@@ -90,10 +123,15 @@ def _act(name: str) -> None:
 
 def _configured() -> str:
     text = os.environ.get(VARIABLE, "")
-    if not text.startswith(_FILE):
-        return text
+    if text.startswith(_WATCH):
+        watch(text.removeprefix(_WATCH))
+        return ""
+    return _read(text.removeprefix(_FILE)) if text.startswith(_FILE) else text
+
+
+def _read(path: str) -> str:
     try:
-        with open(text.removeprefix(_FILE), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             return file.read()
     except FileNotFoundError:
         return ""

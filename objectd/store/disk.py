@@ -71,6 +71,8 @@ class DiskDevice:
         self._pool = pool
         self._noting = asyncio.Lock()
         self._seed = records.seed_of(self.uuid)
+        #: Failpoints of all devices of a tier: of a read that waits for the disk, and of an append.
+        self._read_point, self._write_point = f"store.read.{tier}", f"store.write.{tier}"
         self._spindle = Spindle(seek_ms=settings.simulate_seek_ms,
                                 bytes_per_second=settings.simulate_bytes_per_second) if settings.is_simulated else None
         self._in_memory = is_memory(layout.root)
@@ -216,6 +218,7 @@ class DiskDevice:
         return raw
 
     def _read_blocking(self, where: object, offset: int, count: int, fd: int) -> bytes:
+        hit(self._read_point)
         if self._spindle is not None:
             self._spindle.transfer(where, offset, count)
         return read_fully(fd, count, offset)
@@ -342,6 +345,7 @@ class DiskDevice:
             raise UnavailableError(f"{self.path}: too many writes wait for the disk", code="device-busy")
         wall_ms = self._clock.now_ms()
         try:
+            hit(self._write_point)
             place = self._log.append_chunk(chunk, data, sums, hint, data_crc=crc, wall_ms=wall_ms)
         except OSError as error:
             raise self.write_failed(error) from error

@@ -160,3 +160,76 @@ def test_a_fast_device_that_is_wiped_or_full_fails_no_read_and_no_write(tmp_path
             assert not readers.failures, readers.failures[:5]
             for n in range(20):
                 assert rest.get(f"/v1/objects/bkt/new{n}").content == b"n" * SIZE
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Iterator[tuple[Cluster, Path]]:
+    """A cluster whose devices are read past the page cache, and the file that says how they fail."""
+    armed = tmp_path / "armed"
+    flags = ("--device", "ssd=8MiB,0.1ms,2GB/s", "--device", "hdd=256MiB,4ms,160MB/s", "--mem", "0")
+    with cluster(tmp_path, *flags, env={"TIERSTORE_FAILPOINTS": f"watch:{armed}"}) as c:
+        yield c, armed
+
+
+def _arm(path: Path, text: str) -> None:
+    """Replace the file in one step: the servers must not see half a line."""
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def _share_of(readers: Readers, tier: str, count: int) -> float:
+    """Share of the next reads that a tier serves."""
+    before, reads = readers.tiers.get(tier, 0), readers.reads
+    readers.more(count)
+    return (readers.tiers.get(tier, 0) - before) / (readers.reads - reads)
+
+
+def test_fast_devices_that_become_slow_are_noticed_and_no_longer_preferred(failing: tuple[Cluster, Path]) -> None:
+    """Grey failure: an SSD that answers, but later than a disk, makes the hottest objects the slowest."""
+    c, armed = failing
+    readers = Readers(c)
+    readers.store()
+    with readers.client() as rest:
+        _churn(rest)
+        with readers.running():
+            wait_until(lambda: _status(rest)["promotions"] > 10, seconds=30, what="promotions under load")
+            wait_until(lambda: _share_of(readers, "ssd", 50) > 0.3, seconds=30, what="the fast tier serves")
+            assert _status(rest)["tiers"][0]["grey_devices"] == []
+            _arm(armed, "store.read.ssd=sleep:0.08")
+            wait_until(lambda: len(_status(rest)["tiers"][0]["grey_devices"]) == 3, seconds=40, what="all are grey")
+            wait_until(lambda: _share_of(readers, "ssd", 50) < 0.2, seconds=20, what="readers go elsewhere")
+            made = _status(rest)["promotions"] + _status(rest)["under_way"]
+            readers.more(300)
+            assert _status(rest)["promotions"] <= made, "nothing more is copied to them"
+    assert not readers.failures, readers.failures[:5]
+
+
+@pytest.mark.parametrize("errors", [
+    "store.read.ssd=error:EIO", pytest.param("store.write.ssd=error:ENOSPC", marks=slow),
+    pytest.param("store.write.ssd=error:EIO", marks=slow),
+    pytest.param("store.read.ssd=error:EIO;store.write.ssd=error:EIO", marks=slow),
+], ids=["read errors", "full", "write errors", "both"])  # fmt: skip
+def test_fast_devices_that_err_fail_no_read_and_no_write_and_come_back(
+    failing: tuple[Cluster, Path], errors: str
+) -> None:
+    """Fast copies are extra: whatever their devices answer, home copies serve, and later promotion goes on."""
+    c, armed = failing
+    readers = Readers(c)
+    readers.store()
+    with readers.client() as rest:
+        _churn(rest)
+        with readers.running():
+            wait_until(lambda: _status(rest)["promotions"] > 10, seconds=30, what="promotions under load")
+            _arm(armed, errors)
+            readers.more(300)
+            for n in range(10):
+                assert rest.put(f"/v1/objects/bkt/new{n}", content=b"n" * SIZE).status_code == 200
+            readers.more(100)
+            _arm(armed, "")
+            made = _status(rest)["promotions"]
+            wait_until(lambda: _status(rest)["promotions"] > made + 5, seconds=60, what="promotions go on")
+            wait_until(lambda: _share_of(readers, "ssd", 50) > 0.2, seconds=60, what="the fast tier serves again")
+        assert not readers.failures, readers.failures[:5]
+        for n in range(10):
+            assert rest.get(f"/v1/objects/bkt/new{n}").content == b"n" * SIZE

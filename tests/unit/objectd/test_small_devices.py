@@ -35,7 +35,7 @@ def test_a_full_fast_device_takes_new_copies_as_long_as_old_ones_go(tmp_path: Pa
         held: deque[ChunkId] = deque()
         refused = 0
         try:
-            for second in range(40):        # 12 MiB through a device of 8 MiB, filled as the promoter does (95 % but for the reserve)
+            for second in range(40):        # 12 MiB through 8 MiB, filled as the promoter does
                 while (len(held) + EACH_SECOND) * SIZE > 0.84 * 8 * MIB:
                     gone = held.popleft()
                     await device.trash(gone)
