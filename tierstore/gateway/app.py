@@ -26,6 +26,7 @@ from tierstore.gateway.metrics import watch
 from tierstore.gateway.objects import DoorLimits, ObjectDoor
 from tierstore.gateway.redirect import Redirects
 from tierstore.gateway.s3.door import S3Door
+from tierstore.gateway.s3.sse_keys import MasterKeys, Vault
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
 from tierstore.serving import pages, problem
@@ -80,10 +81,11 @@ class Gateway:
         self.body_door = sites.BodyDoor(self.store, self.credentials, self.objects)
         self.redirects = Redirects(lambda: self.bodies.known)
         self._object_routes = routes.hot_routes(self.objects, self.listing, self.redirects)
+        vault = Vault(MasterKeys(config.s3.master_keys), customer_keys_over_http=config.s3.customer_keys_over_http)
         self.s3 = S3Door(
-            self.store, clock, self.objects, domain=config.s3.domain,
+            self.store, clock, self.objects, domain=config.s3.domain, vault=vault,
             redirects=self.redirects if config.s3.redirect_near else None,
-        )
+        )  # fmt: skip
         self.routes = [*self._object_routes, *self.s3.routes(), sites.hot_route(self.body_door)]
         self.app = self._application()
         self.membership = Membership(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tierstore.config.load import Seconds, Size, section, setting
+from tierstore.config.load import Seconds, Size, secret, section, setting
 from tierstore.config.sections import Auth, Limits, Listen, Log, Membership, Telemetry, Timers
 from tierstore.units import MIB
 
@@ -22,6 +22,8 @@ class Uploads:
 class S3:
     """The S3 door."""
 
+    master_keys: str = secret("", "NAME:BASE64 of 32 random bytes, the first is the default; empty: no SSE-S3, SSE-KMS")
+    customer_keys_over_http: bool = setting(False, "take customers' keys (SSE-C) although this port speaks plain HTTP")
     domain: str = setting("", "requests to BUCKET.DOMAIN are virtual-host style; empty: path style only")
     redirect_near: bool = setting(
         False, "answer 307 to clients whose address is in a network of another site; they must sign again for it"

@@ -17,7 +17,7 @@ from typing import Final
 
 from tierstore.auth.access import Principal, authorize
 from tierstore.checksum import encode_crc
-from tierstore.errors import NotFound, PreconditionFailed, RangeNotSatisfiable, UnavailableError
+from tierstore.errors import AccessDenied, NotFound, PreconditionFailed, RangeNotSatisfiable, UnavailableError
 from tierstore.gateway.credentials import CredentialCache
 from tierstore.gateway.object_answer import object_lines, put_lines, range_line, site_line
 from tierstore.gateway.object_request import (
@@ -158,6 +158,8 @@ class ObjectDoor:
             exchange.begin(200, object_lines(found, tier=tier, site_line=self._site_line), found.size)
             exchange.end()
             return
+        if ";" in found.etag:       # the mark of wire.s3.marked_etag: only the S3 door has the keys
+            raise AccessDenied("the object is encrypted; read it by the S3 API", code="encrypted-object")
         await self._send(exchange, bucket, key, found, wanted=wanted, access=principal.access)
 
     async def _send(

@@ -5,6 +5,7 @@ There are no default credentials anywhere: a data directory without keys gets ne
 
 from __future__ import annotations
 
+import base64
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tierstore.errors import ConfigError
 
 #: boto3 and the AWS tools sign for it unless told otherwise.
 REGION: Final = "us-east-1"
+#: Master keys of encrypted S3 objects: without this file they cannot be read.
+MASTER_KEYS: Final = "s3_master_keys"
 _ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
@@ -52,6 +55,9 @@ def load_or_create(directory: Path) -> Keys:
             write_private(staged / name, value + "\n")
         staged.rename(directory)
         statefile.sync_directory(str(directory.parent))
+    master = directory / MASTER_KEYS
+    if not master.exists():     # also in a directory of an earlier release
+        write_private(master, f"up:{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
     try:
         found = {name: (directory / name).read_text().strip() for name in names}
     except OSError as error:

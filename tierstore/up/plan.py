@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tierstore.errors import ConfigError
 from tierstore.units import MIB, parse_rate, parse_seconds, parse_size
-from tierstore.up.keys import Keys
+from tierstore.up.keys import MASTER_KEYS, Keys
 
 SITES_MAX: Final = 9
 SITE_PORTS: Final = 100          # from the ports of a site to those of the next
@@ -218,7 +218,10 @@ def _site(options: Options, what: Shape, keys: Keys, site: int) -> list[PlannedP
         PlannedProcess(
             role="gateway", name=f"{prefix}gateway1", site=label, port=base + 80,
             arguments=("-m", "tierstore.gateway"), overlaps=True,
-            settings={**listen(base + 80), **membership(f"{prefix}gateway1"), **join},
+            settings={
+                **listen(base + 80), **membership(f"{prefix}gateway1"), **join,
+                "s3": {"master_keys_file": keys.file(MASTER_KEYS)},
+            },
         )
     )  # fmt: skip
     return planned

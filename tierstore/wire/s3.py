@@ -22,6 +22,17 @@ def part_key(upload: bytes, number: int) -> str:
     return f"{upload.hex()}/{number:05d}"
 
 
+def marked_etag(etag: str, plain_bytes: int) -> str:
+    """The stored ETag of an encrypted object: clients see what stands before the mark, and the plain size."""
+    return f"{etag};{plain_bytes:x}"
+
+
+def shown_etag(etag: str, size: int) -> tuple[str, int]:
+    """(ETag, size) as clients of S3 see them, of those in the catalog."""
+    shown, mark, plain = etag.partition(";")
+    return (shown, int(plain, 16)) if mark else (etag, size)
+
+
 class BucketCall(msgspec.Struct, array_like=True, frozen=True):
     """act: get | list | create | delete | configure. create: `owner`; configure: versioning ("": as it is) and
     documents (None removes one). list: all buckets, by name."""

@@ -19,12 +19,13 @@ USERS = (
     '[{name = "configured", access_key = "CONFIGURED1", secret_key = "configured-secret", policy = '
     """'{"Statement": [{"Effect": "Allow", "Action": "s3:CreateBucket", "Resource": "*"}]}'}]"""
 )
+SETTINGS = {**SHORT_DAYS, "TIERSTORE_USERS": USERS, "TIERSTORE_S3__CUSTOMER_KEYS_OVER_HTTP": "true"}
 _NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("s3"), env={**SHORT_DAYS, "TIERSTORE_USERS": USERS}) as started:
+    with cluster(tmp_path_factory.mktemp("s3"), env=SETTINGS) as started:
         yield started
 
 

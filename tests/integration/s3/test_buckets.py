@@ -169,8 +169,6 @@ def test_what_is_never_set(s3: Any, bucket: str, refused: Refused) -> None:
     """Clients ask for these and must hear "not set", not an error of ours; setting them is refused aloud."""
     for call, code in (
         (s3.get_bucket_website, "NoSuchWebsiteConfiguration"),
-        (s3.get_object_lock_configuration, "ObjectLockConfigurationNotFoundError"),
-        (s3.get_bucket_encryption, "ServerSideEncryptionConfigurationNotFoundError"),
         (s3.get_bucket_replication, "ReplicationConfigurationNotFoundError"),
     ):
         assert refused(call, Bucket=bucket) == code

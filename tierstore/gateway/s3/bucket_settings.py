@@ -1,14 +1,18 @@
-"""Configurations of a bucket that stand in documents: tags, CORS."""
+"""Configurations of a bucket that stand in documents: tags, default encryption, CORS."""
 
 from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from tierstore.gateway.s3 import documents
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.cors import CORS, parse_rules
 from tierstore.gateway.s3.documents import document, element
+from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.request import Call
+from tierstore.gateway.s3.sse_keys import DEFAULT, KMS, S3, default_of
 from tierstore.gateway.s3.tagging import parse_tagging
 
 TAGS: Final = "s3.tagging"
@@ -33,6 +37,33 @@ class BucketSettings:
     async def delete_tags(self, call: Call) -> None:
         await self._files.bucket(call, "s3:PutBucketTagging")
         await self._files.set(call, TAGS, None)
+        call.reply(204)
+
+    async def get_encryption(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:GetEncryptionConfiguration")
+        wish = default_of(bucket)
+        if not wish.kind:
+            raise S3Error("ServerSideEncryptionConfigurationNotFoundError",
+                          "The server side encryption configuration was not found")  # fmt: skip
+        inner = element("SSEAlgorithm", wish.kind) + element("KMSMasterKeyID", wish.key_id or None)
+        rule = f"<ApplyServerSideEncryptionByDefault>{inner}</ApplyServerSideEncryptionByDefault>"
+        rule += element("BucketKeyEnabled", False)
+        call.reply(200, document("ServerSideEncryptionConfiguration", f"<Rule>{rule}</Rule>"), XML_LINE)
+
+    async def put_encryption(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutEncryptionConfiguration")
+        root = documents.parse(await self._files.body(call), "ServerSideEncryptionConfiguration")
+        rule = root.one("Rule")
+        default = rule.one("ApplyServerSideEncryptionByDefault") if rule is not None else None
+        kind, key_id = (default.text("SSEAlgorithm"), default.text("KMSMasterKeyID")) if default else (None, None)
+        if kind not in (S3, KMS) or (key_id and kind == S3):
+            raise S3Error("MalformedXML")
+        await self._files.set(call, DEFAULT, msgspec.json.encode((kind, key_id or "")).decode())
+        call.reply(200)
+
+    async def delete_encryption(self, call: Call) -> None:
+        await self._files.bucket(call, "s3:PutEncryptionConfiguration")
+        await self._files.set(call, DEFAULT, None)
         call.reply(204)
 
     async def get_cors(self, call: Call) -> None:

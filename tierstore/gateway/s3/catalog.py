@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from tierstore.clock import Clock
 from tierstore.errors import NotFound
 from tierstore.gateway.s3.errors import S3Error
@@ -25,6 +27,7 @@ from tierstore.wire.s3 import (
     UploadView,
     VersionsAsk,
     VersionsPage,
+    shown_etag,
 )
 
 BUCKET_SECONDS: Final = 1.0
@@ -99,7 +102,13 @@ class S3Catalog:
         return await self._client.ask(b"/v1/internal/s3/uploads", ask, UploadsPage)
 
     async def parts(self, ask: PartsAsk) -> PartsPage:
-        return await self._client.ask(b"/v1/internal/s3/parts", ask, PartsPage)
+        """Parts with ETag and size as their uploader knows them."""
+        page = await self._client.ask(b"/v1/internal/s3/parts", ask, PartsPage)
+        parts = []
+        for part in page.parts:
+            etag, size = shown_etag(part.etag, part.size)
+            parts.append(msgspec.structs.replace(part, etag=etag, size=size))
+        return PartsPage(parts, page.more)
 
     async def all_parts(self, upload: bytes) -> dict[int, PartView]:
         """Every part of an upload by its number; at most 10,000 there are."""

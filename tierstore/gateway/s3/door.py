@@ -22,6 +22,7 @@ from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, error_body, s3_error
 from tierstore.gateway.s3.handlers import build, handlers_of
 from tierstore.gateway.s3.request import Call, check_names, parse_call
+from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.sdk.store import Store
 from tierstore.serving.exchange import Exchange
@@ -30,18 +31,15 @@ from tierstore.serving.table import Route
 METHODS: Final = (b"GET", b"HEAD", b"PUT", b"POST", b"DELETE", b"OPTIONS")
 #: Threads for MD5 and other sums.
 HASH_THREADS: Final = 2
-_ENCRYPTION: Final = (
-    b"x-amz-server-side-encryption-customer-algorithm", b"x-amz-server-side-encryption-aws-kms-key-id",
-    b"x-amz-copy-source-server-side-encryption-customer-algorithm",
-)  # fmt: skip
 
 
 class S3Door:
     """One per gateway process. `native`: the door whose bound of requests it shares."""
 
     def __init__(
-        self, store: Store, clock: Clock, native: ObjectDoor, *, domain: str = "", redirects: Redirects | None = None
-    ) -> None:
+        self, store: Store, clock: Clock, native: ObjectDoor, *, vault: Vault, domain: str = "",
+        redirects: Redirects | None = None,
+    ) -> None:  # fmt: skip
         self._native = native
         self._domain = domain.lower()
         self._redirects = redirects
@@ -49,7 +47,7 @@ class S3Door:
         self._auth = Authenticator(store.client, clock)
         self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
         reader = BodyReader(self._executor)
-        self._handlers = handlers_of(build(store, self._catalog, reader))
+        self._handlers = handlers_of(build(store, self._catalog, reader, vault))
 
     def routes(self) -> list[Route]:
         """The rows of the protocol class's table: everything that is not native."""
@@ -98,10 +96,6 @@ class S3Door:
         handler = self._handlers.get(operation.name)
         if handler is None:
             raise S3Error("NotImplemented", f"{operation.name} is not supported.")
-        for name in _ENCRYPTION:
-            # silently storing in clear, or without the lock, what was asked to be protected would be a lie
-            if call.exchange.header(name) is not None:
-                raise S3Error("NotImplemented", f"{name.decode()} is not supported.")
         if call.bucket and call.exchange.header(b"origin") is not None and operation.name != "CreateBucket":
             view = await self._catalog.bucket(call.bucket)
             call.extra_lines = cors.lines_of(call, view, call.method, []) or b""

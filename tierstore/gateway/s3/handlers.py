@@ -19,6 +19,7 @@ from tierstore.gateway.s3.object_facts import ObjectFacts
 from tierstore.gateway.s3.reads import Reads
 from tierstore.gateway.s3.replication import Replications
 from tierstore.gateway.s3.request import Call
+from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.gateway.s3.writes import Writes
 from tierstore.sdk.store import Store
@@ -45,14 +46,14 @@ class Doors:
     replications: Replications
 
 
-def build(store: Store, catalog: S3Catalog, reader: BodyReader) -> Doors:
+def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault) -> Doors:
     """Everything, put together."""
-    files, reads = BucketFiles(catalog, reader), Reads(store, catalog)
-    copies = Copies(store, catalog, reads)
+    files, reads = BucketFiles(catalog, reader), Reads(store, catalog, vault)
+    copies = Copies(store, catalog, reads, vault)
     return Doors(
         Buckets(catalog, reader, files), files, BucketRights(files), BucketSettings(files), Listings(store, catalog),
-        reads, Writes(store, catalog, reader), copies, ObjectFacts(store, catalog, reader, reads),
-        Multipart(store, catalog, reader, copies), Locks(store, catalog, reader, files=files, reads=reads),
+        reads, Writes(store, catalog, reader, vault), copies, ObjectFacts(store, catalog, reader, reads),
+        Multipart(store, catalog, reader, copies, vault), Locks(store, catalog, reader, files=files, reads=reads),
         LifecycleDoor(files), Replications(catalog, store.client, reader),
     )  # fmt: skip
 
@@ -79,9 +80,8 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "DeleteBucketCors": settings.delete_cors,
         "GetBucketLifecycleConfiguration": doors.lifecycle.get, "PutBucketLifecycleConfiguration": doors.lifecycle.put,
         "DeleteBucketLifecycle": doors.lifecycle.delete,
-        "GetBucketEncryption": unset(
-            "s3:GetEncryptionConfiguration", "ServerSideEncryptionConfigurationNotFoundError"
-        ),
+        "GetBucketEncryption": settings.get_encryption, "PutBucketEncryption": settings.put_encryption,
+        "DeleteBucketEncryption": settings.delete_encryption,
         "GetObjectLockConfiguration": locks.get_configuration, "PutObjectLockConfiguration": locks.put_configuration,
         "GetObjectRetention": locks.get_retention, "PutObjectRetention": locks.put_retention,
         "GetObjectLegalHold": locks.get_legal_hold, "PutObjectLegalHold": locks.put_legal_hold,

@@ -15,7 +15,7 @@ from tierstore.gateway.s3.object_meta import shown_version
 from tierstore.gateway.s3.request import Call, number
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, ListResult
-from tierstore.wire.s3 import VersionsAsk
+from tierstore.wire.s3 import VersionsAsk, shown_etag
 
 KEYS_MAX: Final = 1000
 
@@ -78,11 +78,12 @@ class Listings:
         owner = _owner(bucket)
         listed = []
         for v in page.versions if most else ():
+            etag, size = shown_etag(v.etag, v.size)
             name = "DeleteMarker" if v.is_marker else "Version"
             body = element("Key", shown(v.key)) + element("VersionId", shown_version(v.version, v.is_null))
             body += element("IsLatest", v.is_latest) + element("LastModified", moment(v.created_at_ms))
             if not v.is_marker:
-                body += element("ETag", f'"{v.etag}"') + element("Size", v.size) + element("StorageClass", "STANDARD")
+                body += element("ETag", f'"{etag}"') + element("Size", size) + element("StorageClass", "STANDARD")
             listed.append(f"<{name}>{body}{owner}</{name}>")
         inner = element("Name", call.bucket) + element("Prefix", shown(query.get("prefix", "")))
         inner += element("KeyMarker", shown(key_marker)) + element("VersionIdMarker", version_marker)
@@ -127,9 +128,10 @@ def _contents(page: ListResult, bucket: BucketView, shown: Callable[[str], str],
     owner = _owner(bucket) if with_owner else ""
     parts = [
         f"<Contents><Key>{text(shown(e.key))}</Key><LastModified>{moment(e.created_at_ms)}</LastModified>"
-        f"<ETag>&quot;{text(e.etag)}&quot;</ETag><Size>{e.size}</Size>{owner}<StorageClass>STANDARD</StorageClass>"
+        f"<ETag>&quot;{text(etag)}&quot;</ETag><Size>{size}</Size>{owner}<StorageClass>STANDARD</StorageClass>"
         "</Contents>"
         for e in page.objects
+        for etag, size in (shown_etag(e.etag, e.size),)
     ]
     return "".join(parts) + _prefixes(page.prefixes, shown)
 

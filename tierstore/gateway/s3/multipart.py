@@ -35,6 +35,9 @@ from tierstore.gateway.s3.object_meta import (
     shown_version,
 )
 from tierstore.gateway.s3.request import Call, number
+from tierstore.gateway.s3.sse import Cover, part_cover
+from tierstore.gateway.s3.sse_format import pieces_of
+from tierstore.gateway.s3.sse_keys import Vault, sealed_lines, sealed_of, with_sealed
 from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, BodyReader, promise_of
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, Compose, LookupResult, ObjectMeta
@@ -46,7 +49,9 @@ from tierstore.wire.s3 import (
     PartView,
     UploadsAsk,
     UploadView,
+    marked_etag,
     part_key,
+    shown_etag,
 )
 
 #: Every part but the last.
@@ -56,11 +61,13 @@ PART_BYTES_MIN: Final = 5 << 20
 class Multipart:
     """Handlers of multipart uploads."""
 
-    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, copies: Copies) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, copies: Copies, vault: Vault) -> None:
         self._store = store
         self._catalog = catalog
         self._reader = reader
         self._copies = copies
+        self._reads = copies.reads
+        self._vault = vault
 
     async def create(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
@@ -85,6 +92,11 @@ class Multipart:
             extra = {**meta.extra, CHECKSUM_ALGORITHM: name.encode(), CHECKSUM_TYPE: kind.encode()}
             meta = msgspec.structs.replace(meta, extra=extra)
             lines = f"x-amz-checksum-algorithm: {name.upper()}\r\nx-amz-checksum-type: {kind}\r\n".encode()
+        wish = self._vault.wish(call, bucket)
+        if wish.kind:
+            sealed, _ = self._vault.seal(wish, is_parts=True)
+            meta = with_sealed(meta, sealed)
+            lines += "".join(f"{line}\r\n" for line in sealed_lines(sealed)).encode()
         upload = secrets.token_bytes(UPLOAD_BYTES)
         await self._catalog.create_upload(call.bucket, call.key, upload, call.principal.user, meta)
         inner = element("Bucket", call.bucket) + element("Key", call.key) + element("UploadId", upload.hex())
@@ -98,53 +110,55 @@ class Multipart:
         if promise.algorithm and algorithm and promise.algorithm != algorithm:
             raise S3Error("InvalidRequest", f"Checksum Type mismatch occurred, expected checksum Type: {algorithm}, "
                           f"actual checksum Type: {promise.algorithm}")  # fmt: skip
-        walk = self._store.put_walk(call.bucket, call.key, size=promise.size)
+        cover = self._cover(call, upload)
+        walk = self._store.put_walk(call.bucket, call.key, size=cover.stored_bytes(promise.size))
         try:
             received = await self._reader.receive(
-                call, promise, walk, algorithm="" if promise.algorithm else algorithm or "crc64nvme"
-            )
+                call, promise, cover.target(walk, promise.size),
+                algorithm="" if promise.algorithm else algorithm or "crc64nvme",
+            )  # fmt: skip
+            etag = cover.etag(received.md5)
             sums = {received.algorithm: received.checksum} if received.algorithm else {}
             walk.commit_as(PARTS_BUCKET, part_key(upload.id, part))
-            made = await walk.finish(meta=ObjectMeta(checksums=sums), etag=received.md5)
+            stored_etag = cover.stored_etag(etag, received.size)
+            made = await walk.finish(meta=ObjectMeta(checksums=sums), etag=stored_etag)
         finally:
             await walk.abort()
         await self._check_alive(call, upload, part, made.version)
-        lines = f'etag: "{received.md5}"\r\n' + (checksum_lines(received).partition("x-amz-checksum-type")[0])
+        lines = f'etag: "{etag}"\r\n' + (checksum_lines(received).partition("x-amz-checksum-type")[0]) + cover.lines
         call.reply(200, b"", lines.encode())
 
     async def copy_part(self, call: Call) -> None:
         """UploadPartCopy. The whole of an object of one piece is shared; a range is read and written."""
         _, upload, part = await self._part_of(call)
-        source, key, _, found = await self._copies.copy_source(call)
+        source, key, _, found, data_key = await self._copies.copy_source(call)
         first, length = _copy_span(call, found)
-        walk = self._store.put_walk(call.bucket, call.key, size=length)
-        reading = self._store.read_walk(source.name, key, found, first=first, length=length)
+        cover = self._cover(call, upload)
+        walk = self._store.put_walk(call.bucket, call.key, size=cover.stored_bytes(length))
+        target = cover.target(walk, length)
+        reading = self._reads.body_walk(source.name, key, found, data_key, first=first, length=length)
         md5 = hashlib.md5(usedforsecurity=False)
         algorithm = _algorithm(upload) or "crc64nvme"
         total = checksums.new(algorithm)
         try:
-            await reading.start()
-            if reading.whole is not None:
-                pieces = [memoryview(reading.whole)]
-            else:
-                pieces = []
-            while pieces or (reading.whole is None and (piece := await reading.next_piece())):
-                piece = pieces.pop() if pieces else piece
+            async for piece in pieces_of(reading):
                 md5.update(piece)
                 total.update(bytes(piece))
-                if len(piece) and not walk.push(piece):
-                    await walk.has_room()
+                if not target.push(piece):
+                    await target.has_room()
             walk.commit_as(PARTS_BUCKET, part_key(upload.id, part))
             meta = ObjectMeta(checksums={algorithm: checksums.encode(total.digest())})
-            made = await walk.finish(meta=meta, etag=md5.hexdigest())
+            etag = cover.etag(md5.hexdigest())
+            made = await walk.finish(meta=meta, etag=cover.stored_etag(etag, length))
         finally:
             await reading.close()
             await walk.abort()
         await self._check_alive(call, upload, part, made.version)
-        inner = element("ETag", f'"{md5.hexdigest()}"') + element("LastModified", moment(made.created_at_ms))
+        inner = element("ETag", f'"{etag}"') + element("LastModified", moment(made.created_at_ms))
         lines = b""
         if source.versioning:
             lines = f"x-amz-copy-source-version-id: {shown_version(found.version, found.is_null)}\r\n".encode()
+        lines += cover.lines.encode()
         call.reply(200, document("CopyPartResult", inner), XML_LINE + lines)
 
     async def _part_of(self, call: Call) -> tuple[BucketView, UploadView, int]:
@@ -154,6 +168,13 @@ class Multipart:
         if not 1 <= part <= PART_NUMBER_MAX:
             raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
         return bucket, await self._catalog.upload(call.bucket, call.key, upload_id(call)), part
+
+    def _cover(self, call: Call, upload: UploadView) -> Cover:
+        """How the parts of this upload are stored. Raises S3Error for a customer's key that is missing or another."""
+        sealed, customer = sealed_of(upload.meta), self._vault.customer(call)
+        if sealed is None and customer.kind:
+            raise S3Error("InvalidRequest", "The upload was begun without encryption by a customer's key.")
+        return part_cover(sealed, self._vault.open(sealed, customer) if sealed is not None else b"")
 
     async def _check_alive(self, call: Call, upload: UploadView, part: int, version: int) -> None:
         """The upload may have ended while the part came: then nobody will ever take the part."""
@@ -183,8 +204,11 @@ class Multipart:
         md5 = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in parts), usedforsecurity=False)
         etag = f"{md5.hexdigest()}-{len(parts)}"
         meta = _completed_meta(call, upload, parts)
+        sealed = sealed_of(meta)
+        stored_etag = etag if sealed is None else marked_etag(etag, sum(part.size for part in parts))
         mutation = Compose(
-            call.bucket, call.key, identity, [(part.number, part.version) for part in parts], etag, meta, condition
+            call.bucket, call.key, identity, [(part.number, part.version) for part in parts], stored_etag, meta,
+            condition,
         )
         try:
             made = await self._store.client.commit(mutation, seconds=self._store.limits.request_seconds)
@@ -193,7 +217,8 @@ class Multipart:
                 await self._answer_repeat(call, bucket, identity)
                 return
             raise
-        self._answer_complete(call, etag, meta, version_line(made.version, bucket))
+        lines = version_line(made.version, bucket) + "".join(f"{line}\r\n" for line in sealed_lines(sealed))
+        self._answer_complete(call, etag, meta, lines)
 
     async def _answer_repeat(self, call: Call, bucket: BucketView, identity: bytes) -> None:
         """A completion that was applied before is answered as then. Raises S3Error(NoSuchUpload)."""
@@ -203,7 +228,7 @@ class Multipart:
             raise S3Error("NoSuchUpload") from None
         if found.meta is None or found.meta.extra.get(UPLOAD) != identity:
             raise S3Error("NoSuchUpload")
-        self._answer_complete(call, found.etag, found.meta, version_line(found.version, bucket))
+        self._answer_complete(call, shown_etag(found.etag, 0)[0], found.meta, version_line(found.version, bucket))
 
     @staticmethod
     def _answer_complete(call: Call, etag: str, meta: ObjectMeta, lines: str) -> None:

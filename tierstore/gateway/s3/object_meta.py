@@ -16,6 +16,7 @@ from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.lock_forms import lock_lines
 from tierstore.gateway.s3.request import Call, header_text
+from tierstore.gateway.s3.sse_keys import sealed_lines, sealed_of
 from tierstore.names import USER_META_BYTES_MAX, version_text
 from tierstore.wire.names import LookupResult, ObjectMeta
 
@@ -149,7 +150,7 @@ def object_lines(
     for extra, name in ((STORAGE_CLASS, "x-amz-storage-class"), (REDIRECT, "x-amz-website-redirect-location")):
         if extra in meta.extra:
             lines.append(f"{name}: {meta.extra[extra].decode()}")
-    lines += lock_lines(meta)
+    lines += lock_lines(meta) + sealed_lines(sealed_of(meta))
     if with_checksum:
         lines += [f"{checksums.PREFIX}{name}: {value}" for name, value in meta.checksums.items()
                   if name in checksums.ALGORITHMS]  # fmt: skip

@@ -8,6 +8,8 @@ Cost of a GET of 4 KiB beyond the native one: SigV4 15 us, the bucket's view fro
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from tierstore.errors import NotFound
@@ -21,18 +23,24 @@ from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.object_meta import CANNED_ACL, OWNER, PARTS, object_lines, part_span, shown_version
 from tierstore.gateway.s3.request import Call, number
+from tierstore.gateway.s3.sse_format import DecryptWalk
+from tierstore.gateway.s3.sse_keys import Vault, sealed_of
 from tierstore.policy.lifecycle import DOCUMENT as LIFECYCLE
+from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
-from tierstore.wire.s3 import VersionsAsk
+from tierstore.wire.s3 import VersionsAsk, shown_etag
+
+ENCRYPTION: Final = b"x-amz-server-side-encryption"
 
 
 class Reads:
     """Handlers of reads, and the lookup that other handlers share."""
 
-    def __init__(self, store: Store, catalog: S3Catalog) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, vault: Vault) -> None:
         self._store = store
         self._catalog = catalog
+        self._vault = vault
 
     async def get(self, call: Call) -> None:
         """GetObject and HeadObject."""
@@ -46,6 +54,7 @@ class Reads:
             raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
         found = await self.find(call, bucket, "s3:GetObjectVersion" if version else "s3:GetObject", version=version,
                                 want_chunks=not is_head)  # fmt: skip
+        data_key = self.data_key(call, found)
         is_modified = read_condition(call, found.etag, found.created_at_ms)
         is_whole = wanted is None and (not part or found.meta is None or PARTS not in found.meta.extra)
         asks_checksum = (call.header(b"x-amz-checksum-mode") or "").upper() == "ENABLED"
@@ -77,12 +86,37 @@ class Reads:
             call.exchange.begin(status, lines, length)
             call.exchange.end()
             return
-        await self._send(call, found, status, lines, first, length)
+        walk = self.body_walk(call.bucket, call.key, found, data_key, first=first, length=length)
+        await self._send(call, walk, status, lines, length)
 
-    async def _send(  # noqa: PLR0917 - one answer
-        self, call: Call, found: LookupResult, status: int, lines: bytes, first: int, length: int
-    ) -> None:
-        walk = self._store.read_walk(call.bucket, call.key, found, first=first, length=length)
+    def data_key(self, call: Call, found: LookupResult, *, of_source: bool = False) -> bytes:
+        """The key of an encrypted object, b"" of a plain one. Raises S3Error for a key that is missing or wrong."""
+        if not of_source and call.method in ("GET", "HEAD") and call.header(ENCRYPTION) is not None:
+            raise S3Error("InvalidArgument", "x-amz-server-side-encryption is not for reads")
+        customer = self._vault.customer(call, of_source=of_source)
+        sealed = sealed_of(found.meta)
+        if sealed is not None:
+            return self._vault.open(sealed, customer)
+        if customer.kind:
+            raise S3Error("InvalidRequest", "The encryption parameters are not applicable to this object.")
+        return b""
+
+    def body_walk(
+        self, bucket: str, key: str, found: LookupResult, data_key: bytes, *, first: int, length: int
+    ) -> BodyWalk:
+        """Plain bytes of what find() found; always close() it."""
+        sealed = sealed_of(found.meta)
+        if sealed is None:
+            return self._store.read_walk(bucket, key, found, first=first, length=length)
+
+        def source(at: int, count: int) -> BodyWalk:
+            return self._store.read_walk(bucket, key, found, first=at, length=count)
+
+        raw = found.meta.extra.get(PARTS) if found.meta is not None else None
+        runs = msgspec.msgpack.decode(raw, type=list[tuple[int, int]]) if raw else [(found.size, 1)]
+        return DecryptWalk(source, data_key, runs, has_header=sealed.is_parts, first=first, length=length)
+
+    async def _send(self, call: Call, walk: BodyWalk, status: int, lines: bytes, length: int) -> None:
         try:
             await walk.start()
             call.has_begun = True
@@ -111,7 +145,7 @@ class Reads:
         elif not rights.allowed(call, action, bucket, key):
             raise S3Error("AccessDenied")
         try:
-            return await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks)
+            return _as_shown(await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks))
         except NotFound as error:
             if bucket.versioning:
                 await self._raise_for_marker(bucket, key, version)
@@ -146,6 +180,7 @@ class Reads:
         bucket = await self._catalog.bucket(call.bucket)
         version = version_of(call.query.get("versionId"))
         found = await self.find(call, bucket, "s3:GetObjectVersion" if version else "s3:GetObject", version=version)
+        self.data_key(call, found)
         asked = {part.strip() for part in (call.header(b"x-amz-object-attributes") or "").split(",")}
         if not asked <= {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"} or not asked - {""}:
             raise S3Error("InvalidArgument", "Invalid attribute name specified.")
@@ -163,3 +198,11 @@ class Reads:
         if bucket.versioning:
             lines += f"x-amz-version-id: {shown_version(found.version, found.is_null)}\r\n"
         call.reply(200, documents.document("GetObjectAttributesResponse", inner), XML_LINE + lines.encode())
+
+
+def _as_shown(found: LookupResult) -> LookupResult:
+    """ETag and size as S3's clients see them."""
+    if ";" not in found.etag:
+        return found
+    etag, size = shown_etag(found.etag, found.size)
+    return msgspec.structs.replace(found, etag=etag, size=size)

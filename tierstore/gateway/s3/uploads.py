@@ -15,10 +15,9 @@ from typing import Final
 from tierstore.auth.sigv4 import UNSIGNED_PAYLOAD, ChunkSigner
 from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.auth import STREAMING, STREAMS, signed_chunks
-from tierstore.gateway.s3.body import BodyPump, ChunkedDecoder, Collected, Hasher
+from tierstore.gateway.s3.body import BodyPump, ChunkedDecoder, Collected, Hasher, Pushed
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.request import Call
-from tierstore.sdk.put import PutWalk
 
 OBJECT_BYTES_MAX: Final = 5 << 40
 PUT_BYTES_MAX: Final = 5 << 30
@@ -118,7 +117,7 @@ class BodyReader:
         return bytes(target.body)
 
     async def receive(
-        self, call: Call, promise: Promise, target: PutWalk | Collected, *, algorithm: str = ""
+        self, call: Call, promise: Promise, target: Pushed, *, algorithm: str = ""
     ) -> Received:
         """Read the whole body into target. algorithm: to compute beside what the client sent. Raises S3Error."""
         wanted = {"md5"} | ({promise.algorithm} if promise.algorithm else set())

@@ -21,6 +21,8 @@ from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.lock_forms import locked_meta, may_bypass
 from tierstore.gateway.s3.object_meta import meta_of, shown_version
 from tierstore.gateway.s3.request import Call, etags
+from tierstore.gateway.s3.sse import cover_of
+from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.uploads import OBJECT_BYTES_MAX, BodyReader, promise_of
 from tierstore.names import check_key
 from tierstore.sdk.store import Store
@@ -34,10 +36,11 @@ DELETES_AT_ONCE: Final = 32
 class Writes:
     """Handlers of writes."""
 
-    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault) -> None:
         self._store = store
         self._catalog = catalog
         self._reader = reader
+        self._vault = vault
 
     async def put(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
@@ -46,18 +49,22 @@ class Writes:
         check_acl(call, bucket)
         condition = write_condition(call)
         promise = promise_of(call)
-        walk = self._store.put_walk(call.bucket, call.key, size=promise.size, size_max=OBJECT_BYTES_MAX)
+        cover = cover_of(self._vault, self._vault.wish(call, bucket))
+        stored_bytes = cover.stored_bytes(promise.size)
+        walk = self._store.put_walk(call.bucket, call.key, size=stored_bytes, size_max=OBJECT_BYTES_MAX)
         try:
             received = await self._reader.receive(
-                call, promise, walk, algorithm="" if promise.algorithm else "crc64nvme"
+                call, promise, cover.target(walk, promise.size), algorithm="" if promise.algorithm else "crc64nvme"
             )
-            meta = with_checksum(meta, received)
-            made = await walk.finish(meta=meta, condition=condition, etag=received.md5)
+            meta, etag = cover.meta(with_checksum(meta, received)), cover.etag(received.md5)
+            made = await walk.finish(
+                meta=meta, condition=condition, etag=cover.stored_etag(etag, received.size)
+            )
         except NotFound as error:
             raise missing(error, condition) from error
         finally:
             await walk.abort()
-        lines = f'etag: "{received.md5}"\r\n' + version_line(made.version, bucket) + checksum_lines(received)
+        lines = f'etag: "{etag}"\r\n' + version_line(made.version, bucket) + checksum_lines(received) + cover.lines
         lines += expiration_line(bucket, call.key, received.size, meta.tags, made.created_at_ms)
         call.reply(200, b"", lines.encode())
 
