@@ -99,6 +99,7 @@ def roll(running: Cluster, *words: str) -> list[dict[str, object]]:
     return restarted
 
 
+@pytest.mark.slow   # the quick form is tests/fault/test_rolling.py
 def test_every_process_restarts_under_load_and_no_request_fails(running: Cluster) -> None:
     """Regular restarts are routine (R13): drain, restart on the same socket, return."""
     before = {process.name: running.pid(process.name) for process in running.processes()}

@@ -64,6 +64,10 @@ Name = Annotated[str, typer.Argument(help="Name of the server, as `admin servers
 
 
 # -- state -------------------------------------------------------------------------------------------------------
+def _by_name(server: dict[str, Any]) -> tuple[str, str]:
+    return str(server.get("role", "")), str(server["name"])
+
+
 @admin.command()
 def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
     """Servers, space, work under way, and whether the promises hold now."""
@@ -76,7 +80,7 @@ def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = No
     up = [server for server in servers if server.get("state") == "up"]
     say(f"{len(up)} of {len(servers)} object servers up, {answer['copies']} copies of every object")
     say()
-    show([{name: server.get(name) for name in _SERVER_COLUMNS} for server in answer["servers"]], False)
+    show([{name: server.get(name) for name in _SERVER_COLUMNS} for server in sorted(answer["servers"], key=_by_name)], False)
     say()
     show([{name: tier.get(name) for name in _TIER_COLUMNS} for tier in answer["tiers"]], False)
     busy = [row for row in answer["work"] if row.get("state") != "idle" or row.get("failed")]

@@ -6,7 +6,9 @@ condition not met · 6 unavailable, try again · 7 no space · 8 damaged data ·
 
 from __future__ import annotations
 
+import errno
 import sys
+from typing import Final, NoReturn
 
 import typer
 
@@ -20,6 +22,12 @@ from tierstore.cli.settings import config
 from tierstore.cli.transfer import cp, sync
 from tierstore.cli.up import up
 from tierstore.errors import TierstoreError
+
+#: Of what a local file or directory refuses; the rest is 1.
+_LOCAL_EXIT_CODES: Final[dict[int | None, int]] = {
+    errno.ENOENT: 3, errno.EACCES: 4, errno.EPERM: 4, errno.ENOSPC: 7, errno.EDQUOT: 7, errno.EISDIR: 2,
+    errno.ENOTDIR: 2, errno.EIO: 8,
+}  # fmt: skip
 
 app = typer.Typer(
     help="A tiered caching object store: N+1 durable, hot objects on fast devices.",
@@ -42,26 +50,35 @@ def run() -> None:
     """The console script."""
     try:
         app()
-    except TierstoreError as error:
-        sys.stderr.write(f"tierstore: {error.detail or error.code}\n")
-        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        # The reader of our output went away (`tierstore ls | head`): nothing to say, and nowhere to say it.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except (TierstoreError, OSError) as error:
+        _fail(error)
     except BaseExceptionGroup as group:
         # Work that was done side by side failed: the first reason is enough for a person.
         first = _first(group)
         if first is None:
             raise
-        sys.stderr.write(f"tierstore: {first.detail or first.code}\n")
-        raise SystemExit(first.exit_code) from None
-    except BrokenPipeError:
-        # The reader of our output went away (`tierstore ls | head`): nothing to say, and nowhere to say it.
-        sys.stderr.close()
-        raise SystemExit(0) from None
+        _fail(first)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> TierstoreError | None:
+def _fail(error: TierstoreError | OSError) -> NoReturn:
+    """One line for a person. An OSError is of a local file: anything between processes is a TierstoreError."""
+    if isinstance(error, TierstoreError):
+        said, code = error.detail or error.code, error.exit_code
+    else:
+        said = f"{error.filename or 'a local file'}: {error.strerror or error}"
+        code = _LOCAL_EXIT_CODES.get(error.errno, 1)
+    sys.stderr.write(f"tierstore: {said}\n")
+    raise SystemExit(code) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> TierstoreError | OSError | None:
     for error in group.exceptions:
         found = _first(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, TierstoreError):
+        if isinstance(found, TierstoreError | OSError):
             return found
     return None
 

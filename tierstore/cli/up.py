@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +62,16 @@ def _welcome(ready: dict[str, Any], data: Path) -> None:
     say(f"  export TIERSTORE_ENDPOINT={ready['sites'][0]['gateway']}")
     say(f"  export TIERSTORE_TOKEN={ready['token']}")
     say()
-    say("  tierstore mb ts://photos")
-    say("  tierstore cp README.md ts://photos/README.md")
-    say("  tierstore admin status")
+    name = _command()
+    say(f"  {name} mb ts://photos")
+    say(f"  {name} cp README.md ts://photos/README.md")
+    say(f"  {name} admin status")
     say()
+
+
+def _command() -> str:
+    """How this program is called from here: its name when that is on the PATH, else the path it was started by."""
+    found = shutil.which("tierstore")
+    own = Path(sys.argv[0])
+    is_found = found is not None and Path(found).resolve() == own.resolve()
+    return "tierstore" if is_found or own.name != "tierstore" else str(own)

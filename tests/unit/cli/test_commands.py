@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import PIL.Image
 import pyarrow.parquet
@@ -89,6 +90,19 @@ def test_a_tree_is_its_regular_files_with_links_left_out(tmp_path: Path) -> None
     (tmp_path / "a/link").symlink_to(tmp_path / "g")
     (tmp_path / "a/loop").symlink_to(tmp_path / "a")
     assert [name for _, name in transfer._tree(tmp_path)] == ["g", "a/b/f"]
+
+
+def test_a_local_file_that_is_not_there_is_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cp nothing ts://b/` printed a traceback through three task groups."""
+    missing = FileNotFoundError(2, "No such file or directory", "nothing")
+    for error in (missing, ExceptionGroup("side by side", [ExceptionGroup("deeper", [missing])])):
+        monkeypatch.setattr(main, "app", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as caught:
+            main.run()
+        assert caught.value.code == 3
+        assert capsys.readouterr().err == "tierstore: nothing: No such file or directory\n"
 
 
 def test_values_are_shown_with_the_unit_of_their_name() -> None:
