@@ -64,10 +64,6 @@ Name = Annotated[str, typer.Argument(help="Name of the server, as `admin servers
 
 
 # -- state -------------------------------------------------------------------------------------------------------
-def _by_name(server: dict[str, Any]) -> tuple[str, str]:
-    return str(server.get("role", "")), str(server["name"])
-
-
 @admin.command()
 def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False) -> None:
     """Servers, space, work under way, and whether the promises hold now."""
@@ -80,7 +76,8 @@ def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = No
     up = [server for server in servers if server.get("state") == "up"]
     say(f"{len(up)} of {len(servers)} object servers up, {answer['copies']} copies of every object")
     say()
-    show([{name: server.get(name) for name in _SERVER_COLUMNS} for server in sorted(answer["servers"], key=_by_name)], False)
+    everyone = sorted(answer["servers"], key=_by_name)
+    show([{name: server.get(name) for name in _SERVER_COLUMNS} for server in everyone], False)
     say()
     show([{name: tier.get(name) for name in _TIER_COLUMNS} for tier in answer["tiers"]], False)
     busy = [row for row in answer["work"] if row.get("state") != "idle" or row.get("failed")]
@@ -89,6 +86,11 @@ def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = No
         show(busy, False)
     for warning in answer["warnings"]:
         notes.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _by_name(server: dict[str, Any]) -> tuple[bool, str]:
+    """Object servers first, in the order of their names."""
+    return server.get("role", "objectd") != "objectd", str(server["name"])
 
 
 _SERVER_COLUMNS: Final = ("name", "role", "state", "url", "used_bytes", "capacity_bytes", "load")
