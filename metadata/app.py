@@ -329,7 +329,7 @@ class MetadataServer:
         self.whatif = WhatIf(
             self.recorder, policy=lambda: self.policies.current.policy, fleet=self.tiering_view.fleet
         )
-        self.listings = ListingService(database, self.names, order, heat_of=self.heat_of)
+        self.listings = ListingService(database, self.names, order, heats_of=self.heats_of)
         self.uploads = UploadService(database, clock, self.view)
         self._build_sites()
         self.buckets = BucketService(
@@ -393,6 +393,9 @@ class MetadataServer:
     def heat_of(self, chunk: bytes) -> float:
         """Reads per hour of a chunk, as far as this process has gathered them."""
         return self.heat.heat_per_hour(chunk)
+
+    def heats_of(self, chunks: Sequence[bytes]) -> list[float]:
+        return self.heat.heats_per_hour(chunks)
 
     def _build_routes(self) -> None:
         callers = Callers(self.credentials)

@@ -103,14 +103,14 @@ def null_version(connection: sa.Connection, bucket_id: int, key: str, *, lock: b
 LIST_COLUMNS: Final = ("key", "size", "etag", "version", "created_at_ms", "body", "ref")
 
 
-def _page(*, with_body: bool, from_inclusive: bool, has_end: bool) -> Any:
+def _page(*, with_body: bool, from_inclusive: bool, has_end: bool) -> Statement:
     t = schema.objects.c
     names = LIST_COLUMNS if with_body else LIST_COLUMNS[:-2]
     low = t.key >= sa.bindparam("low") if from_inclusive else t.key > sa.bindparam("low")
     query = sa.select(*(t[name] for name in names)).where(t.bucket_id == sa.bindparam("bucket_id"), low)
     if has_end:
         query = query.where(t.key < sa.bindparam("high"))
-    return query.where(t.kind != schema.KIND_MARKER).order_by(t.key).limit(sa.bindparam("limit"))
+    return Statement(query.where(t.kind != schema.KIND_MARKER).order_by(t.key).limit(sa.bindparam("limit")))
 
 
 _PAGES: Final = {
@@ -127,7 +127,7 @@ def page(
     values: dict[str, object] = {"bucket_id": bucket_id, "low": low, "limit": limit}
     if high is not None:
         values["high"] = high
-    return list(connection.execute(_PAGES[with_body, inclusive, high is not None], values).all())
+    return _PAGES[with_body, inclusive, high is not None].rows(connection, **values)
 
 
 def drop_tombstones(connection: sa.Connection, bucket_id: int) -> None:

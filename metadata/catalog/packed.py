@@ -29,6 +29,7 @@ _CHUNK = struct.Struct("<16sIIIBB")
 _REPLICA = struct.Struct("<IBBHIQ")
 #: A chunk with two replicas, which nearly all have, in one call.
 _OF_TWO = struct.Struct("<16sIIIBBIBBHIQIBBHIQ")
+_DEVICES_OF_TWO = struct.Struct("<I16xI16x")
 CHUNK_BYTES: Final = _CHUNK.size
 REPLICA_BYTES: Final = _REPLICA.size
 
@@ -122,8 +123,11 @@ def places(raw: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def first_replicas(raw: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """(device, role, state, generation, segment, offset) of the first chunk only: what a listing needs."""
+def first_devices(raw: bytes) -> tuple[int, ...]:
+    """Where the replicas of the first chunk lie: what a listing needs."""
     if len(raw) < CHUNK_BYTES:
-        return iter(())
-    return _REPLICA.iter_unpack(raw[CHUNK_BYTES : CHUNK_BYTES + raw[CHUNK_BYTES - 1] * REPLICA_BYTES])
+        return ()
+    count = raw[CHUNK_BYTES - 1]
+    if count == 2:
+        return _DEVICES_OF_TWO.unpack_from(raw, CHUNK_BYTES)
+    return tuple(fields[0] for fields in _REPLICA.iter_unpack(raw[CHUNK_BYTES : CHUNK_BYTES + count * REPLICA_BYTES]))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Final
@@ -86,6 +87,9 @@ class HeatGatherer:
 
     def heat_per_hour(self, chunk: bytes) -> float:
         return self.table.heat_per_hour(chunk, self._clock.now_ms() / 1000)
+
+    def heats_per_hour(self, chunks: Sequence[bytes]) -> list[float]:
+        return self.table.heats_per_hour(chunks, self._clock.now_ms() / 1000)
 
     def set_half_life(self, seconds: float) -> None:
         """Go on with today's decayed counts under another half-life."""

@@ -91,6 +91,32 @@ def test_a_common_prefix_over_many_keys_costs_few_rows(run: Run, monkeypatch: py
     run(check)
 
 
+def test_a_full_page_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row that says whether there are more comes with the page: a second step would read as much again."""
+    steps: list[int] = []
+    step = listing.ListingService.step
+
+    async def counted(self: listing.ListingService, *args: object, **kwargs: object) -> object:
+        found = await step(self, *args, **kwargs)  # type: ignore[arg-type]
+        steps.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(listing.ListingService, "step", counted)
+
+    async def check(w: NamesWorld) -> None:
+        await fill(w, [f"{i:05}" for i in range(2500)])
+        page = await w.page()
+        assert (len(page.objects), page.next_start_after, steps) == (1000, "00999", [1001])
+        steps.clear()
+        page = await w.page(start_after="01499")
+        assert (len(page.objects), page.next_start_after, steps) == (1000, None, [1000])
+        steps.clear()
+        page = await w.page(limit=2400)
+        assert (len(page.objects), page.next_start_after, steps) == (2400, "02399", [1001, 1001, 399])
+
+    run(check)
+
+
 def test_tier_and_heat_stand_beside_each_object(run: Run) -> None:
     """The listing of the REST interface shows them."""
 
@@ -100,8 +126,11 @@ def test_tier_and_heat_stand_beside_each_object(run: Run) -> None:
         upload = w.upload()
         await w.put("big", chunks=[w.chunk(5, upload=upload, index=i, devices=(11, 20)) for i in range(20)])
         await w.put("empty", chunks=[])
+        upload = w.upload()
+        await w.put("two", chunks=[w.chunk(5, upload=upload, index=i, devices=(10, 20, 31)) for i in range(2)])
         found = {e.key: (e.tier, e.heat_per_hour) for e in (await w.page()).objects}
-        assert found == {"fast": ("ssd", 1.0), "slow": ("hdd", 1.0), "big": ("ssd", 1.0), "empty": ("", 0.0)}
+        assert found == {"fast": ("ssd", 1.0), "slow": ("hdd", 1.0), "big": ("ssd", 1.0), "empty": ("", 0.0),
+                         "two": ("ssd", 2.0)}  # fmt: skip
 
     run(check)
 

@@ -102,7 +102,7 @@ class NamesWorld:
             database, view, clock, rng, names,
             CommitService(database, view, clock, versions, rng=rng, copies_for=lambda bucket, key, size: copies),
             LookupService(database, names, order, clock),
-            ListingService(database, names, order, heat_of=lambda chunk: 1.0),
+            ListingService(database, names, order, heats_of=lambda chunks: [1.0] * len(chunks)),
             AllocateService(view, clock, rng),
             BucketService(database, names, clock, sites=lambda: ["site1", "site2"]),
             UploadService(database, clock, view),

@@ -35,6 +35,16 @@ def test_a_steady_rate_is_told_per_hour() -> None:
     assert heat.heat_per_hour(chunk(1), 24 * 3600.0) == pytest.approx(60, rel=0.02)
 
 
+def test_many_chunks_are_told_as_each_alone() -> None:
+    """A listing asks for a thousand at once: in the table, below it, and never read."""
+    heat = HeatTable(half_life_seconds=3600, exact_max=8)
+    heat.merge(pack_delta([(chunk(n), float(n)) for n in range(1, 40)]), at=0.0)
+    asked = [chunk(n) for n in (39, 1, 77, 20, 38, 2)]
+    for table in (heat, HeatTable()):
+        assert table.heats_per_hour(asked, 1800.0) == pytest.approx([table.heat_per_hour(c, 1800.0) for c in asked])
+        assert table.heats_per_hour([], 0.0) == []
+
+
 def test_a_delta_is_sixteen_bytes_of_id_and_a_half_float() -> None:
     """The form is shared with object servers: another layout would count reads for the wrong chunks."""
     assert pack_delta([(b"\x00" * 15 + b"\x07", 1.5)]) == b"\x00" * 15 + b"\x07" + struct.pack("<e", 1.5)
