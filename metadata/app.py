@@ -113,6 +113,7 @@ from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport
+from tierstore.transport.tls import client_context
 from tierstore.wire.cluster import BadChunk, Inventory, InventoryAnswer
 
 log = get_logger("metadata")
@@ -365,6 +366,7 @@ class MetadataServer:
         parts = SendParts(
             database, clock, courier, self.sites.known, self._this_site, self.heat_of, epoch=lambda: self.lease.epoch,
             comparison=self.comparison, is_hot=hot.is_queued,
+            foreground=lambda: self.lookups.lookups + self.commits.items,
         )  # fmt: skip
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
         self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)
@@ -550,8 +552,8 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[MetadataServer, Serv
     sock = inherited(at.fd) if at.fd >= 0 else listen(at.host, at.port)
     host = "127.0.0.1" if at.host == "0.0.0.0" else at.host
     advertise = at.advertise.rstrip("/") or f"http://{host}:{sock.getsockname()[1]}"
+    transport = PooledTransport(tls=client_context(settings.tls.ca_file))
     database = await open_database(database_url(settings))
-    transport = PooledTransport()
     around = Surroundings(
         clock=SystemClock(), rng=random.Random(secrets.randbits(64)), random_bytes=secrets.token_bytes,
         advertise=advertise, instance=secrets.token_hex(8), transport=transport,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tierstore.config.load import Seconds, Size, secret, section, setting, tables
-from tierstore.config.sections import Auth, Background, Limits, Listen, Log, Telemetry, Timers
+from tierstore.config.sections import Auth, Background, Limits, Listen, Log, Telemetry, Timers, Tls
 from tierstore.units import MIB
 
 
@@ -92,6 +92,7 @@ class Settings:
     """All settings of `python -m metadata serve`."""
 
     listen: Listen = section(Listen, port=7400)
+    tls: Tls = section(Tls)
     catalog: Catalog = section(Catalog)
     placement: Placement = section(Placement)
     duties: Duties = section(Duties)

@@ -27,6 +27,7 @@ from metadata.services.sites import Sites
 from metadata.services.sites_apply import NameTaker
 from metadata.services.sites_backfill import BackfillProgress, Backfills
 from metadata.services.sites_compare import Comparison
+from metadata.services.sites_link import SHARE
 from metadata.services.sites_run import Replication
 from metadata.services.sites_send import TargetStatus
 from tierstore.auth.access import Principal
@@ -180,7 +181,8 @@ def _members(
                 SiteModel(
                     name=row.name, number=row.id, is_local=False, gateways=row.gateways, networks=row.networks,
                     paused=bool(row.link.get("paused")), rate=row.link.get("rate", ""),
-                    schedule=row.link.get("schedule") or [], latency_ms=sites.known.latency_ms.get(row.name),
+                    share=row.link.get("share", SHARE), schedule=row.link.get("schedule") or [],
+                    latency_ms=sites.known.latency_ms.get(row.name),
                     reachable=away.get(row.name),
                 )
             )  # fmt: skip

@@ -14,6 +14,7 @@ class SiteModel(BaseModel):
     paused: bool = False
     rate: str = Field(default="", description="bandwidth towards it; empty: no limit")
     schedule: list[dict[str, str]] = Field(default_factory=list, description="other rates by time of day, UTC")
+    share: float = Field(default=0.5, description="of the time for bodies while clients are busy at this site")
     latency_ms: float | None = None
     reachable: bool | None = None
 
@@ -59,6 +60,7 @@ class SiteChange(BaseModel):
     networks: list[str] | None = None
     rate: str | None = None
     schedule: list[SpanModel] | None = None
+    share: float | None = Field(None, ge=0.05, le=1.0, description="of the time for bodies while clients are busy here")
 
 
 class Backfill(BaseModel):

@@ -84,14 +84,14 @@ class LookupService:
             row = ObjectRow._make(rows[0]) if rows else None
             if row is not None and row.kind in _LONG and item.want_chunks:
                 return None
-            self.lookups += 1
+            self.lookups += not item.is_own
             return self._result(item, row, is_latest=True)
         except TierstoreError as error:
             return LookupResult(code=error.code, detail=error.detail)
 
     async def lookup(self, item: LookupItem, who: Principal) -> LookupResult:
         """One item's result; errors that concern only the item are in it."""
-        self.lookups += 1
+        self.lookups += not item.is_own
         try:
             bucket = await self._names.get(item.bucket)
             authorize(who, "read", item.bucket)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Any
+from typing import Any, Final
 
 from tierstore.errors import ConfigError, RequestError
 from tierstore.units import parse_rate
+
+#: Of the time that bodies may travel while clients are busy at the sending site, unless the operator says otherwise.
+SHARE: Final = 0.5
 
 
 def checked_link(changes: dict[str, Any]) -> dict[str, Any]:

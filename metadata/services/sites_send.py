@@ -33,7 +33,7 @@ from metadata.services.sites_apply import rules_of
 from metadata.services.sites_compare import Comparison
 from metadata.services.sites_courier import Courier
 from metadata.services.sites_hot import HOT_PER_HOUR
-from metadata.services.sites_link import bandwidth
+from metadata.services.sites_link import SHARE, bandwidth
 from metadata.services.sites_order import BodyOrder
 from metadata.services.sites_queue import chunk_ids, load_bodies, load_names, name_batch, record_of
 from tierstore.clock import Clock
@@ -70,6 +70,10 @@ PARCEL_SECONDS: Final = 60.0
 RETRY_SECONDS_MIN: Final = 1.0
 RETRY_SECONDS_MAX: Final = 30.0
 RATE_SECONDS: Final = 10.0
+#: More requests of clients than this: bodies leave them their share of the time (see sites_link.SHARE).
+BUSY_PER_SECOND: Final = 10.0
+BUSY_SECONDS: Final = 1.0
+YIELD_SECONDS_MAX: Final = 5.0
 #: Codes of a fetch that mean: the target does not have that version's name (any more).
 _NO_NAME: Final = frozenset({"no-such-version", "no-such-key", "no-such-bucket"})
 
@@ -97,7 +101,8 @@ class TargetStatus:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a worker works with. epoch: of the promoter's lease, 0 without it. is_hot: whether a body goes because of
-    its heat, though its name went before: (target, bucket, key, version)."""
+    its heat, though its name went before: (target, bucket, key, version). foreground:
+    requests of clients that this process has had, counted up."""
 
     database: Database
     clock: Clock
@@ -108,6 +113,7 @@ class Parts:
     epoch: Callable[[], int]
     comparison: Comparison
     is_hot: Callable[[str, int, str, int], bool]
+    foreground: Callable[[], int] = lambda: 0
 
 
 class TargetWorker:
@@ -125,6 +131,8 @@ class TargetWorker:
         self._ready_at = 0.0            # of the bandwidth
         self._names_since = math.inf    # when the batches of names under way began
         self._moved: list[tuple[float, int]] = []
+        self._asked = (parts.clock.monotonic(), parts.foreground())
+        self._was_busy = False
 
     @property
     def row(self) -> SiteRow:
@@ -331,6 +339,24 @@ class TargetWorker:
         return rows
 
     async def _deliver(self, rows: list[QueueRow]) -> None:
+        """Bring a parcel there; then, while clients are busy here, leave this stream to them for their share."""
+        began = self._parts.clock.monotonic()
+        await self._bring(rows)
+        share = float(self.row.link.get("share", SHARE))
+        if share < 1 and self._is_busy():
+            took = self._parts.clock.monotonic() - began
+            await self._parts.clock.sleep(min(took * (1 - share) / share, YIELD_SECONDS_MAX))
+
+    def _is_busy(self) -> bool:
+        """Whether clients asked more than BUSY_PER_SECOND of this process lately."""
+        now, count = self._parts.clock.monotonic(), self._parts.foreground()
+        since, before = self._asked
+        if now - since >= BUSY_SECONDS:
+            self._was_busy = count - before > BUSY_PER_SECOND * (now - since)
+            self._asked = (now, count)
+        return self._was_busy
+
+    async def _bring(self, rows: list[QueueRow]) -> None:
         """Bring the bodies of these rows to the target, then let go of the rows."""
         try:
             names = await self._parts.database.read(lambda c: sites.buckets_of(c, {row.bucket_id for row in rows}))

@@ -32,8 +32,12 @@ SCHEME: Final = "ts://"
 _DEFAULT_PROFILE: Final = Path("~/.config/tierstore/profile.toml")
 REQUEST_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 5.0
+#: For each of several endpoints.
+READY_SECONDS: Final = 1.0
 
-Endpoint = Annotated[str | None, typer.Option(help="URL of a gateway. [env: TIERSTORE_ENDPOINT]")]
+Endpoint = Annotated[
+    str | None, typer.Option(help="URL of a gateway, or several with commas (the nearest). [env: TIERSTORE_ENDPOINT]")
+]
 Token = Annotated[str | None, typer.Option(help="Bearer token; better in the environment: TIERSTORE_TOKEN.")]
 Profile = Annotated[Path | None, typer.Option(help="Profile file. [env: TIERSTORE_PROFILE]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,7 +45,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the cluster is and how to get in. data: its data directory, when `up` runs it on this machine."""
+    """Where the cluster is and how to get in. endpoint: a gateway, or several of one or more sites, with commas. data:
+    its data directory, when `up` runs it on this machine."""
 
     endpoint: str
     token: str = field(repr=False)
@@ -58,9 +63,10 @@ def find(endpoint: str | None = None, token: str | None = None, profile: Path | 
     )
     if not address.endpoint:
         raise ConfigError("which cluster? Set TIERSTORE_ENDPOINT and TIERSTORE_TOKEN (`tierstore up` prints them)")
-    parts = urlsplit(address.endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{address.endpoint!r} is not an endpoint; write it like http://127.0.0.1:7480")
+    for url in address.endpoint.split(","):
+        parts = urlsplit(url.strip())
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{url!r} is not an endpoint; write it like http://127.0.0.1:7480")
     return address
 
 
@@ -165,10 +171,31 @@ class Http:
 def open_http(address: Address) -> Iterator[Http]:
     import httpx
 
+    from tierstore.transport.tls import client_context, from_environment
+
     timeout = httpx.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS)
     headers = {"authorization": f"Bearer {address.token}", "accept": "application/json"}
-    with httpx.Client(base_url=address.endpoint, headers=headers, timeout=timeout, trust_env=False) as client:
+    context = client_context(from_environment())
+    with httpx.Client(
+        base_url=_answering(address.endpoint), headers=headers, timeout=timeout, trust_env=False,
+        verify=True if context is None else context,
+    ) as client:  # fmt: skip
         yield Http(client)
+
+
+def _answering(endpoint: str) -> str:
+    """The first of several endpoints that is ready: names and administration belong to a site, so their order counts
+    and not their distance."""
+    import httpx
+
+    urls = [url.strip().rstrip("/") for url in endpoint.split(",")]
+    for url in urls[:-1]:
+        try:
+            if httpx.get(f"{url}/-/readyz", timeout=READY_SECONDS, trust_env=False).is_success:
+                return url
+        except httpx.TransportError:
+            continue
+    return urls[-1]
 
 
 def bucket_path(bucket: str) -> str:

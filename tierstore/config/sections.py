@@ -18,6 +18,7 @@ SECTIONS: Final = frozenset(
     | {"catalog", "placement", "duties", "root", "users"}
     | {"devices", "chunks", "upkeep"}
     | {"uploads", "s3"}
+    | {"tls"}
 )
 
 
@@ -117,3 +118,16 @@ class Background:
     job_slots: int = setting(4, "jobs an object server runs at once")
     copy_rate: Rate = setting(200 * MIB, "bytes per second of all copies of a server")
     scrub_rate: Rate = setting(20 * MIB, "bytes per second the scrub reads from a device")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """HTTPS of a gateway, and whom daemons believe when they call one of another site: [tls]."""
+
+    certificate: str = setting("", "PEM of the gateway's certificate and its chain; empty: plain HTTP")
+    key: str = setting("", "PEM of its private key")
+    ca_file: str = setting("", "PEM of the CA that signs other sites' gateways; empty: the system's")
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together")

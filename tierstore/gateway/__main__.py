@@ -17,6 +17,7 @@ from tierstore.serving.limits import Limits
 from tierstore.serving.run import Serving, serve
 from tierstore.telemetry.log import configure
 from tierstore.transport.pool import PooledTransport
+from tierstore.transport.tls import client_context
 
 
 def main() -> None:
@@ -32,15 +33,18 @@ def main() -> None:
 
 def run(config: GatewayConfig) -> None:
     """Join, serve, leave. Blocks."""
-    gateway = Gateway(config, clock=SystemClock(), transport=PooledTransport(), rng=random.Random())
+    transport = PooledTransport(tls=client_context(config.tls.ca_file))
+    gateway = Gateway(config, clock=SystemClock(), transport=transport, rng=random.Random())
+    scheme = "https" if config.tls.certificate else "http"
 
     async def on_start(serving: Serving) -> None:
-        await gateway.start(config.listen.advertise.rstrip("/") or f"http://{config.listen.host}:{serving.port}")
+        await gateway.start(config.listen.advertise.rstrip("/") or f"{scheme}://{config.listen.host}:{serving.port}")
 
     listen = config.listen
     serve(
         gateway.app, gateway.routes, host=listen.host, port=listen.port, fd=listen.fd if listen.fd >= 0 else None,
         limits=limits_of(config), drain=gateway.drain, on_start=on_start, on_stop=gateway.stop,
+        tls_certificate=config.tls.certificate or None, tls_key=config.tls.key or None,
     )  # fmt: skip
 
 

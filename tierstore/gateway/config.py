@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tierstore.config.load import Seconds, Size, secret, section, setting
-from tierstore.config.sections import Auth, Limits, Listen, Log, Membership, Telemetry, Timers
+from tierstore.config.sections import Auth, Limits, Listen, Log, Membership, Telemetry, Timers, Tls
 from tierstore.units import MIB
 
 
@@ -38,6 +38,7 @@ class GatewayConfig:
     membership: Membership = section(Membership, data="data/gateway")
     uploads: Uploads = section(Uploads)
     s3: S3 = section(S3)
+    tls: Tls = section(Tls)
     auth: Auth = section(Auth)
     limits: Limits = section(Limits)
     timers: Timers = section(Timers, hedge=0.05)

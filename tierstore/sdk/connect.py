@@ -2,6 +2,9 @@
 
 The endpoint is a gateway (or metadata itself): its cluster map names the metadata service and the object servers, to
 which the Store then talks directly. When nobody but the gateway answers, names and bytes go through it (sdk.through).
+
+Several endpoints, separated by commas, are gateways of one or more sites: the nearest that is ready is taken (see
+sdk/route). sdk/near moves between sites while it runs.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from tierstore.errors import ConfigError, UnavailableError
 from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.remote import GatewaySource
+from tierstore.sdk.route import nearest_gateway
 from tierstore.sdk.store import Store
 from tierstore.sdk.through import GatewayStore
 from tierstore.transport.metadata_client import MetadataClient, error_of
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport
+from tierstore.transport.tls import client_context, from_environment
 from tierstore.wire.cluster import ClusterMap
 
 ENDPOINT_VARIABLE = "TIERSTORE_ENDPOINT"
@@ -52,8 +57,10 @@ async def connect(
         )
     clock = clock or SystemClock()
     owned = transport is None
-    transport = transport or PooledTransport()
+    transport = transport or PooledTransport(tls=client_context(from_environment()))
     try:
+        if "," in endpoint:
+            endpoint = await nearest_gateway(transport, endpoints_of(endpoint), token)
         view = await _cluster_map(transport, endpoint, token, seconds)
         urls = _metadata_urls(view, endpoint)
         if may_go_through and endpoint not in urls and not await _is_reachable(transport, view, urls):
@@ -72,6 +79,11 @@ async def connect(
         if owned:
             await transport.close()
         raise
+
+
+def endpoints_of(text: str) -> list[str]:
+    """Of a setting that may name several, separated by commas."""
+    return [url.strip().rstrip("/") for url in text.split(",") if url.strip()]
 
 
 async def _is_reachable(transport: PeerTransport, view: ClusterMap, urls: list[str]) -> bool:

@@ -12,36 +12,22 @@ Bounds: one Store per site; one probe per PROBE_SECONDS while the nearest site i
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import msgspec
-
 from tierstore.errors import ConfigError, IntegrityError, TierstoreError, UnavailableError
 from tierstore.sdk.connect import connect
+from tierstore.sdk.route import is_ready, sites_by_nearness
 from tierstore.sdk.store import ObjectInfo, ObjectReader, Store
-from tierstore.transport.metadata_client import error_of
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport
+from tierstore.transport.tls import client_context, from_environment
 
 T = TypeVar("T")
 
 FAILOVER_SECONDS: Final = 1.5
 PROBE_SECONDS: Final = 1.0
-ROUTE_SECONDS: Final = 2.0
-
-
-class _Site(msgspec.Struct, frozen=True):
-    site: str
-    gateways: list[str]
-
-
-class _Route(msgspec.Struct, frozen=True):
-    sites: list[_Site]
-    is_by_network: bool = False
 
 
 @dataclass(slots=True)
@@ -118,10 +104,8 @@ class NearStore:
 
     async def _is_ready(self, place: _Place) -> bool:
         for url in place.gateways:
-            with contextlib.suppress(TierstoreError):
-                reply = await self._transport.call(url, b"GET", b"/-/readyz", seconds=PROBE_SECONDS)
-                if reply.status == 200:
-                    return True
+            if await is_ready(self._transport, url, seconds=PROBE_SECONDS):
+                return True
         return False
 
     async def _open(self, place: _Place) -> Store:
@@ -165,45 +149,10 @@ async def connect_near(endpoints: Sequence[str], token: str) -> NearStore:
     Raises ConfigError without endpoints, NotAuthenticated, UnavailableError when none answers."""
     if not endpoints or not token:
         raise ConfigError("give the endpoints of some gateways, and a token")
-    transport = PooledTransport()
+    transport = PooledTransport(tls=client_context(from_environment()))
     try:
-        route = await _route(transport, endpoints, token)
-        sites = list(route.sites)
-        if not route.is_by_network:
-            seconds = await asyncio.gather(*(_latency(transport, site) for site in sites))
-            sites = [site for _, _, site in sorted(zip(seconds, range(len(sites)), sites, strict=True))]
+        sites = await sites_by_nearness(transport, endpoints, token)
         return NearStore([_Place(site.site, site.gateways) for site in sites], token, transport)
     except BaseException:
         await transport.close()
         raise
-
-
-async def _route(transport: PeerTransport, endpoints: Sequence[str], token: str) -> _Route:
-    headers = [(b"authorization", b"Bearer " + token.encode("latin-1"))]
-    failure: TierstoreError | None = None
-    for url in endpoints:
-        try:
-            reply = await transport.call(
-                url.rstrip("/"), b"GET", b"/v1/route", headers=headers, seconds=ROUTE_SECONDS
-            )
-        except UnavailableError as error:
-            failure = error
-            continue
-        if reply.status == 200:
-            return msgspec.json.decode(reply.body, type=_Route)
-        failure = error_of(reply)
-        if not failure.retryable:
-            break
-    assert failure is not None, "there is at least one endpoint"
-    raise failure
-
-
-async def _latency(transport: PeerTransport, site: _Site) -> float:
-    """Seconds of the quicker of two small requests to the site's first gateway; infinite when it does not answer."""
-    best = float("inf")
-    for _ in range(2):
-        began = time.perf_counter()
-        with contextlib.suppress(TierstoreError):
-            await transport.call(site.gateways[0], b"GET", b"/-/healthz", seconds=ROUTE_SECONDS)
-            best = min(best, time.perf_counter() - began)
-    return best

@@ -1,0 +1,160 @@
+"""A site goes back in time, or loses everything; a third site; the way to a site is cut. Real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.test_sites import Site
+from tests.kit.cluster import Cluster, cluster, free_port_base, wait_until
+
+ARRIVAL_SECONDS = 60.0
+
+
+def _sites(c: Cluster, http: httpx.Client) -> list[Site]:
+    return [Site(site["name"], site["gateway"], http) for site in c.ready["sites"]]
+
+
+def _client(c: Cluster) -> httpx.Client:
+    return httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=30)
+
+
+def _shared(a: Site, b: Site, name: str) -> None:
+    assert a.http.put(f"{a.url}/v1/buckets/{name}").status_code == 201
+    a.rules(name, b.name)
+    a.put("first", b"1", name)
+    wait_until(
+        lambda: b.http.get(f"{b.url}/v1/buckets/{name}").status_code == 200, seconds=ARRIVAL_SECONDS, what=name
+    )
+    b.rules(name, a.name)
+
+
+def _catalog(c: Cluster, site: str) -> Path:
+    data = c.data / "cluster"
+    return (data if site == "site1" else data / site) / "metadata" / "catalog.db"
+
+
+def _dump(source: Path, target: Path) -> None:
+    """A copy as an operator makes one with sqlite3's own backup."""
+    with sqlite3.connect(source) as here, sqlite3.connect(target) as there:
+        here.backup(there)
+
+
+@pytest.mark.slow
+def test_an_old_backup_of_a_site_brings_nothing_back_and_a_lost_site_is_rebuilt(tmp_path: Path) -> None:
+    """The two disasters of a site, one after the other on the same cluster."""
+    with cluster(tmp_path, "--sites", "2", "--servers", "2") as c, _client(c) as http:
+        a, b = _sites(c, http)
+        _shared(a, b, "bbb")
+        for key in ("kept", "deleted-here", "deleted-there"):
+            assert a.put(key, key.encode()).status_code == 200
+        a.drained()
+        wait_until(lambda: len(b.names()) == 4, seconds=ARRIVAL_SECONDS, what="everything at b")
+
+        # -- an old backup of a
+        backup = tmp_path / "old.db"
+        _dump(_catalog(c, a.name), backup)
+        assert a.delete("deleted-here") == 204 and b.delete("deleted-there") == 204
+        assert a.put("kept", b"newer").status_code == 200 and a.put("later", b"after the backup").status_code == 200
+        a.drained()
+        b.drained()
+        _heard_of(c, b, a)
+        c.stop()
+        for path in _catalog(c, a.name).parent.glob("catalog.db*"):
+            path.unlink()
+        shutil.copy(backup, _catalog(c, a.name))
+        c.start()
+        wait_until(
+            lambda: a.names() == b.names() and _is_open(a), seconds=ARRIVAL_SECONDS, what="a has heard of everything"
+        )
+        assert a.names().keys() == {"first", "kept", "later"}
+        assert a.get("deleted-here").status_code == 404 and b.get("deleted-there").status_code == 404
+        assert a.get("kept").content == b"newer"
+        assert a.put("again", b"writes are taken").status_code == 200
+        a.drained()
+        wait_until(lambda: "again" in b.names(), seconds=ARRIVAL_SECONDS, what="and go out")
+
+        # -- b loses all its disks
+        expected = a.names()
+        c.stop()
+        shutil.rmtree(c.data / "cluster" / b.name)
+        c.start()
+        done = subprocess.run(
+            [sys.executable, "-m", "tierstore.cli.main", "admin", "sites", "rebuild", a.name, "--gateway", a.url,
+             "--own-gateway", b.url, "--endpoint", b.url],
+            env={**os.environ, "TIERSTORE_TOKEN": c.token, "TIERSTORE_SITE_TOKEN": c.token},
+            capture_output=True, timeout=120, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "bodies: " in done.stdout
+        assert b.names() == expected and _is_open(b)
+        a.admin("POST", f"sites/{b.name}/pause")        # what is read now is here
+        assert b.get("later").headers["x-tierstore-site"] == b.name
+        assert b.get("later").content == b"after the backup"
+        # its own writes go out again
+        assert b.put("from-the-new-one", b"x").status_code == 200
+        wait_until(lambda: "from-the-new-one" in a.names(), seconds=ARRIVAL_SECONDS, what="b's rule is back")
+
+
+def _heard_of(c: Cluster, b: Site, a: Site) -> None:
+    """b has written down how new a's catalog is."""
+    with sqlite3.connect(_catalog(c, a.name)) as catalog:
+        head = catalog.execute("select sequence from feed_head").fetchone()[0]
+
+    def has_heard() -> bool:
+        with sqlite3.connect(_catalog(c, b.name)) as catalog:
+            row = catalog.execute("select value from settings where name = ?", (f"site-heard.{a.name}",)).fetchone()
+        return row is not None and json.loads(row[0])[1] >= head
+
+    wait_until(has_heard, seconds=30, what="b has heard of a's last change", every=0.2)
+
+
+def _is_open(site: Site) -> bool:
+    answer = site.admin("GET", "replication")
+    return not answer["refusal"] and bool(answer["targets"]) and answer["targets"][0]["state"] == "ok"
+
+
+@pytest.mark.slow
+def test_three_sites_each_with_a_rule_for_the_others_end_equal(tmp_path: Path) -> None:
+    """A star of rules: names are passed on by nobody, so none may be lost, doubled or sent in circles."""
+    running = Cluster(tmp_path, ["--sites", "3", "--servers", "2"], {}, free_port_base(3)).start()
+    try:
+        with _client(running) as http:
+            sites = _sites(running, http)
+            assert http.put(f"{sites[0].url}/v1/buckets/bbb").status_code == 201
+            for here in sites:
+                rules = [{"prefix": "", "target": other.name} for other in sites if other is not here]
+                wait_until(
+                    lambda s=here, r=rules: http.put(  # type: ignore[misc]
+                        f"{s.url}/v1/buckets/bbb/replication", json={"rules": r}
+                    ).status_code == 200 or s.put("seed", b"") is None,
+                    seconds=ARRIVAL_SECONDS, what=f"the bucket at {here.name}",
+                )  # fmt: skip
+                here.put(f"seed-{here.name}", b"x")
+            bodies = {f"k{i}": os.urandom(500 + i) for i in range(30)}
+            for i, (key, body) in enumerate(bodies.items()):
+                assert sites[i % 3].put(key, body).status_code == 200
+            for i in range(3):
+                sites[i].put("contested", sites[i].name.encode())
+            wait_until(lambda: "k0" in sites[1].names(), seconds=ARRIVAL_SECONDS, what="k0 at the second site")
+            assert sites[1].delete("k0") == 204
+            for site in sites:
+                site.drained()
+            wait_until(
+                lambda: sites[0].names() == sites[1].names() == sites[2].names(), seconds=ARRIVAL_SECONDS,
+                what="all three are equal",
+            )
+            assert sites[2].names().keys() >= bodies.keys() - {"k0"} and "k0" not in sites[0].names()
+            assert len({site.get("contested").content for site in sites}) == 1
+            for key in ("k7", "k8", "k9"):
+                assert all(site.get(key).content == bodies[key] for site in sites)
+    finally:
+        running.stop()
