@@ -14,7 +14,8 @@ TESTS ?=
 # Debian packages that tests and benches use; a test whose tool is missing fails. `make run` needs none.
 # command:package
 TEST_TOOLS := openssl:openssl strace:strace mkfs.ext4:e2fsprogs losetup:mount fusermount3:fuse3 \
-	git:git rsync:rsync sqlite3:sqlite3 fio:fio getfattr:attr smbd:samba smbclient:smbclient
+	git:git rsync:rsync sqlite3:sqlite3 fio:fio getfattr:attr smbd:samba smbclient:smbclient \
+	ganesha.nfsd:nfs-ganesha-vfs
 # tierstore mount, besides libfuse3-dev.
 FUSE_TOOLS := pkg-config:pkg-config fusermount3:fuse3 cc:gcc
 BENCH_TOOLS := nginx:nginx-light cc:gcc

@@ -33,7 +33,7 @@ NFSv4 {{
     RecoveryRoot = "{state}/recovery";
     Grace_Period = 10;
     Lease_Lifetime = 10;
-    Minor_Versions = 1, 2;
+    Minor_Versions = 1;
     Only_Numeric_Owners = true;
 }}
 EXPORT {{
