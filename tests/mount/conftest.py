@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,9 +29,12 @@ def rest(files_cluster: Cluster) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def mount(files_cluster: Cluster, rest: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    with mounted(files_cluster, "files", tmp_path_factory.mktemp("mounts") / "one") as running:
-        yield running
+def mount(files_cluster: Cluster, rest: httpx.Client) -> Iterator[Mounted]:
+    """Where every user can go: pytest's own directories are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="tierstore-mounts-") as root:
+        Path(root).chmod(0o755)
+        with mounted(files_cluster, "files", Path(root) / "one") as running:
+            yield running
 
 
 @pytest.fixture
