@@ -30,6 +30,8 @@ from tierstore.wire.files import (
 
 #: A question or change is given up after so long: then the program gets EIO, never a hang.
 REQUEST_SECONDS: Final = 20.0
+#: A watch that says nothing for so long beyond the wait that it asked for is lost.
+WATCH_GRACE_SECONDS: Final = 3.0
 ITEMS_MAX: Final = 128
 WAITING_MAX: Final = 4096
 
@@ -65,7 +67,7 @@ class FilesRemote:
 
     async def watch(self, watch: Watch) -> Watched:
         return await self._client.ask(
-            b"/v1/internal/files/watch", watch, Watched, seconds=watch.wait_seconds + self.seconds
+            b"/v1/internal/files/watch", watch, Watched, seconds=watch.wait_seconds + WATCH_GRACE_SECONDS
         )
 
     async def _send_questions(self, batch: Sequence[Waiter[FileQuestion, FileResult]]) -> Sequence[FileResult]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import random
 import secrets
 import sys
 from dataclasses import dataclass, field
+from typing import Final
 
 import uvloop
 
@@ -14,6 +16,10 @@ from tierstore.files.tree import Tree
 from tierstore.fuse.mount import Mount
 from tierstore.fuse.operations import Owner
 from tierstore.sdk.connect import connect
+
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+LARGE_BYTES: Final = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,18 @@ class Wish:
 
 def serve(wish: Wish) -> None:
     """Mount and serve until unmounted. Raises ConfigError, NotFound(no-such-bucket), AccessDenied."""
+    keep_memory_small()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(wish))
+
+
+def keep_memory_small() -> None:
+    """Large buffers are given back to the system when they are freed. Left alone, the C library raises the size from
+    which it does so with each one that it sees, and keeps what it has: half as much again as the budget."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGE_BYTES)
 
 
 async def _serve(wish: Wish) -> None:

@@ -33,9 +33,12 @@ WATCH_PAUSE_SECONDS: Final = 1.0
 FLUSH_SECONDS: Final = 1.0
 #: Invalidations on their way to the kernel; beyond, timeouts of one second take over.
 NOTICES_MAX: Final = 10_000
+NOTICES_PAUSE_SECONDS: Final = 0.05
 #: Requests of the kernel in work at once: each holds a buffer of a request's size.
 REQUESTS_MAX: Final = 48
-STOP_SECONDS: Final = 20.0
+STOP_SECONDS: Final = 15.0
+#: Programs that have files open get so long after the unmounting was asked for.
+BUSY_SECONDS: Final = 5.0
 
 
 class Mount:
@@ -51,6 +54,7 @@ class Mount:
         self._notices = 0
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._serving: asyncio.Task[None] | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ready, serve until unmounted or told to stop. Raises ConfigError when it cannot mount."""
@@ -71,14 +75,23 @@ class Mount:
             self._tasks.add(task)
         try:
             ready()
-            await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
+            self._serving = loop.create_task(pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX))
+            await self._serving
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
+            log.warning("files were still open; who has them gets errors from now on", directory=self._directory)
         finally:
             await self._end()
 
     async def _stop_when_told(self) -> None:
         await self._stopping.wait()
-        # A lazy unmount by the kernel ends the session loop; busy files keep working until they are closed.
+        # A lazy unmount by the kernel ends the session loop; busy files keep working until they are closed, for a
+        # while.
         await asyncio.get_running_loop().run_in_executor(None, unmount, self._directory)
+        await asyncio.sleep(BUSY_SECONDS)
+        if self._serving is not None:
+            self._serving.cancel()
 
     async def _end(self) -> None:
         for task in self._tasks:
@@ -106,10 +119,11 @@ class Mount:
                 if tree.is_watched:
                     log.warning("the change feed is lost; names and attributes are kept for a second", error=str(error))
                     tree.is_watched = False
+                    await self._forget_everything()
                 await asyncio.sleep(WATCH_PAUSE_SECONDS)
                 continue
             if seen.resync or (not tree.is_watched and after >= 0):
-                self._forget_everything()
+                await self._forget_everything()
             tree.is_watched = True
             after = seen.sequence
             for change in seen.changes:
@@ -135,10 +149,20 @@ class Mount:
             self._notify(pyfuse3.invalidate_entry, parent.ino, names[-1].encode())
         self._notify(pyfuse3.invalidate_inode, node.ino, change.directory or change.attributes_only)
 
-    def _forget_everything(self) -> None:
-        for node in list(self._tree.nodes.by_ino.values()):
+    async def _forget_everything(self) -> None:
+        """What the kernel holds was promised for as long as the feed runs; it was cut, so the promise ends."""
+        nodes = self._tree.nodes
+        for node in list(nodes.by_ino.values()):
             node.checked_at = -1e9
+            await self._room()
             self._notify(pyfuse3.invalidate_inode, node.ino, False)
+        for parent, name in list(nodes.by_name):
+            await self._room()
+            self._notify(pyfuse3.invalidate_entry, parent, name.encode())
+
+    async def _room(self) -> None:
+        while self._notices >= NOTICES_MAX // 2:  # noqa: ASYNC110 - the kernel's pace, no event of ours
+            await asyncio.sleep(NOTICES_PAUSE_SECONDS)
 
     def _notify(self, call: Callable[..., None], *arguments: object) -> None:
         if self._notices >= NOTICES_MAX:
