@@ -40,7 +40,7 @@ from metadata.promoter.scrub import ScrubDuty
 from metadata.promoter.sites import SitesDuty, TombstoneDuty
 from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import HistoryDuty, TieringDuty, WalkDuty
-from metadata.routes import admin_cluster, admin_names, buckets, cluster, files, hot
+from metadata.routes import admin_cluster, admin_compare, admin_names, buckets, cluster, files, hot
 from metadata.routes import jobs as job_routes
 from metadata.routes import s3 as s3_routes
 from metadata.routes import sites as site_routes
@@ -58,6 +58,7 @@ from metadata.services.cluster_liveness import Timers
 from metadata.services.cluster_status import Status
 from metadata.services.collect import Collection, DeletionGuard
 from metadata.services.commit import CommitService
+from metadata.services.compare import Comparison
 from metadata.services.copies import Copies
 from metadata.services.credentials import Credentials
 from metadata.services.drain import Drains
@@ -261,8 +262,11 @@ class MetadataServer:
             database, self.cluster, queue=self.jobs, book=self.book, guard=self.guard, clock=around.clock,
             over_ms=int(settings.duties.orphan_after * 1000),
         )  # fmt: skip
+        self.comparison = Comparison(
+            database, self.cluster, self.book, over_ms=int(settings.duties.orphan_after * 1000)
+        )
         #: Who judges inventory pages; a rebuild takes them itself.
-        self.take_inventory: Callable[[Inventory], Awaitable[InventoryAnswer]] = self.inventories.page
+        self.take_inventory: Callable[[Inventory], Awaitable[InventoryAnswer]] = self._judge_inventory
         retention = Retention(
             database, self.cluster, self.book, feed_kept_ms=int(settings.catalog.feed_retention * 1000)
         )
@@ -438,6 +442,7 @@ class MetadataServer:
                 callers, self.audit, self.status, queue=self.jobs, switches=self.switches, duties=self.promoter.statuses
             )
         )
+        app.include_router(admin_compare.build(callers, self.audit, self.comparison, self.view))
         app.include_router(tiering_routes.build(callers, self.tiering, self.tiering_view, self.whatif))
         app.include_router(buckets.build(self.buckets, callers))
         app.include_router(
@@ -457,6 +462,10 @@ class MetadataServer:
 
     async def _inventory(self, page: Inventory) -> InventoryAnswer:
         return await self.take_inventory(page)
+
+    async def _judge_inventory(self, page: Inventory) -> InventoryAnswer:
+        """Pages of headers are asked for by comparisons (a rebuild takes its own)."""
+        return await (self.comparison.page(page) if page.since_ms > 0 else self.inventories.page(page))
 
     def _metrics_guard(self) -> pages.MetricsGuard:
         async def administrators(request: Request) -> None:

@@ -268,11 +268,13 @@ def open_count(connection: sa.Connection, why: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def open_on_device(connection: sa.Connection, device_id: int, kinds: Collection[str]) -> int:
-    """Open jobs of these kinds on a device."""
+def open_on_device(connection: sa.Connection, device_id: int, kinds: Collection[str], *, why: str = "") -> int:
+    """Open jobs of these kinds on a device; why: only those of that reason."""
     query = sa.select(sa.func.count()).where(
         _jobs.c.device_id == device_id, _jobs.c.kind.in_(kinds), _jobs.c.state.in_(_OPEN)
     )
+    if why:
+        query = query.where(_jobs.c.why == why)
     return int(connection.execute(query).scalar_one())
 
 
@@ -340,4 +342,10 @@ def internal(connection: sa.Connection, *, limit: int, now_ms: int) -> list[JobR
 def remove_waiting(connection: sa.Connection, why: str) -> int:
     """Drop what waits for one reason: the reason is gone."""
     change = sa.delete(_jobs).where(_jobs.c.why == why, _jobs.c.state == WAITING)
+    return int(connection.execute(change).rowcount)
+
+
+def remove_waiting_on(connection: sa.Connection, device_id: int, why: str) -> int:
+    """The same on one device only."""
+    change = sa.delete(_jobs).where(_jobs.c.device_id == device_id, _jobs.c.why == why, _jobs.c.state == WAITING)
     return int(connection.execute(change).rowcount)

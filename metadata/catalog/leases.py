@@ -127,6 +127,12 @@ def set_setting(connection: sa.Connection, name: str, value: str) -> None:
     upsert(connection, _settings, ["name"], {"name": name, "value": value})
 
 
+def lock_setting(connection: sa.Connection, name: str) -> str:
+    """The text of a setting, its row locked; "" when there is none."""
+    query = sa.select(_settings.c.value).where(_settings.c.name == name).with_for_update()
+    return str(connection.execute(query).scalar() or "")
+
+
 def change_setting(connection: sa.Connection, name: str, change: Callable[[str], str]) -> str:
     """Read a setting under its row's lock, change it, write it back; the new text."""
     insert_new(connection, _settings, [{"name": name, "value": ""}])

@@ -89,10 +89,10 @@ class Results:
         if row.kind == "delete" and row.chunk:
             self._dropped(c, row, now_ms)
         elif row.kind == "inventory":
-            life = msgspec.msgpack.decode(row.payload, type=InventoryWork).incarnation
+            asked = msgspec.msgpack.decode(row.payload, type=InventoryWork)
             server = self._view.servers.get(row.server_id)
-            if server is not None and server.incarnation == life:
-                servers.change_device(c, row.device_id, reconciled_incarnation=life)
+            if asked.since_ms == 0 and server is not None and server.incarnation == asked.incarnation:
+                servers.change_device(c, row.device_id, reconciled_incarnation=asked.incarnation)
         jobs.remove(c, [row.id])
 
     def _dropped(self, c: Connection, row: JobRow, now_ms: int) -> None:

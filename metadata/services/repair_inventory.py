@@ -95,7 +95,7 @@ class Inventories:
             wanted.append(NewJob("inventory", "reconcile", CLASS_INVENTORY, device.server, device.id, payload=payload))
 
         def work(c: Connection) -> int:
-            fresh = [job for job in wanted if not jobs.open_on_device(c, job.device_id, ["inventory"])]
+            fresh = [job for job in wanted if not jobs.open_on_device(c, job.device_id, ["inventory"], why="reconcile")]
             return jobs.add(c, fresh, now_ms=now_ms)
 
         return await self._database.write(work) if wanted else 0

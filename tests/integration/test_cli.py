@@ -142,6 +142,8 @@ def test_operators_see_servers_tiers_and_jobs(tierstore: Shell) -> None:
         ["scrub"],
         ["repair"],
         ["collect"],
+        ["compare"],
+        ["compare", "start", "--wait"],
         ["policy", "show"],
         ["keys", "list"],
     ):

@@ -16,6 +16,7 @@ import typer
 from tierstore.cli import heat
 from tierstore.cli.answers import show
 from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http
+from tierstore.cli.compare import compare
 from tierstore.cli.output import notes, print_json, say
 from tierstore.cli.policies import policy
 from tierstore.cli.roll import roll
@@ -36,6 +37,7 @@ admin.command("heat")(heat.heat)
 admin.command("history")(heat.history)
 admin.command("explain")(heat.explain)
 admin.command("roll")(roll)
+admin.command("compare")(compare)
 
 
 
