@@ -80,6 +80,19 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
+# Built once, as in book.py: each heartbeat asks for the first, each result for the second.
+_WAITING_SERVERS: Final = (
+    sa.select(_jobs.c.server_id)
+    .where(_jobs.c.state == WAITING, _jobs.c.not_before_ms <= sa.bindparam("now_ms"))
+    .distinct()
+)  # fmt: skip
+_HELD: Final = (
+    sa.select(*_COLUMNS)
+    .where(_jobs.c.id == sa.bindparam("job_id"), _jobs.c.token == sa.bindparam("token"), _jobs.c.state == LEASED)
+    .with_for_update()
+)  # fmt: skip
+
+
 def _row(values: Sequence[object]) -> JobRow:
     fields = list(values)
     fields[9] = fields[9] or b""
@@ -182,12 +195,7 @@ def lease(
 
 def held(connection: sa.Connection, job_id: int, token: int) -> JobRow | None:
     """The job if it is still leased under that token, its row locked; None when the result comes too late."""
-    query = (
-        sa.select(*_COLUMNS)
-        .where(_jobs.c.id == job_id, _jobs.c.token == token, _jobs.c.state == LEASED)
-        .with_for_update()
-    )
-    row = connection.execute(query).first()
+    row = connection.execute(_HELD, {"job_id": job_id, "token": token}).first()
     return _row(row) if row else None
 
 
@@ -280,8 +288,7 @@ def open_on_device(connection: sa.Connection, device_id: int, kinds: Collection[
 
 def waiting_servers(connection: sa.Connection, now_ms: int) -> set[int]:
     """Servers for which something waits that may go now: so that an idle heartbeat asks nothing."""
-    query = sa.select(_jobs.c.server_id).where(_jobs.c.state == WAITING, _jobs.c.not_before_ms <= now_ms).distinct()
-    return {int(row[0]) for row in connection.execute(query)}
+    return {int(row[0]) for row in connection.execute(_WAITING_SERVERS, {"now_ms": now_ms})}
 
 
 def listing(connection: sa.Connection, *, state: str = "", why: str = "", limit: int = 100) -> list[JobRow]:

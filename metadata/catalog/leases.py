@@ -18,6 +18,9 @@ Connection = sa.Connection
 
 _leases = schema.leases
 _settings = schema.settings
+# Built once: duties run these with every step.
+_SETTING = sa.select(_settings.c.value).where(_settings.c.name == sa.bindparam("setting_name"))
+_EPOCH = sa.select(_leases.c.epoch).where(_leases.c.name == sa.bindparam("lease_name")).with_for_update(read=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +108,13 @@ def require_epoch(connection: sa.Connection, name: str, epoch: int) -> None:
     epoch 0 stands for callers that run under no lease (operators, one-process commands)."""
     if epoch == 0:
         return
-    row = connection.execute(sa.select(_leases.c.epoch).where(_leases.c.name == name).with_for_update(read=True))
-    if row.scalar() != epoch:
+    if connection.execute(_EPOCH, {"lease_name": name}).scalar() != epoch:
         raise ConflictError(f"the lease {name!r} has another epoch than {epoch}", code="lease-lost")
 
 
 def setting(connection: sa.Connection, name: str, default: str = "") -> str:
     """The text of a setting."""
-    value = connection.execute(sa.select(_settings.c.value).where(_settings.c.name == name)).scalar()
+    value = connection.execute(_SETTING, {"setting_name": name}).scalar()
     return default if value is None else str(value)
 
 

@@ -164,10 +164,13 @@ _MOVE: Final = BulkWrite(
 )  # fmt: skip
 
 
+_SETTING: Final = sa.select(schema.settings.c.value).where(schema.settings.c.name == sa.bindparam("setting_name"))
+_SETTING_LOCKED: Final = _SETTING.with_for_update()
+
+
 def _setting(connection: sa.Connection, name: str, *, lock: bool) -> int:
-    s = schema.settings.c
-    query = sa.select(s.value).where(s.name == name)
-    return int(connection.execute(query.with_for_update() if lock else query).scalar() or 0)
+    query = _SETTING_LOCKED if lock else _SETTING
+    return int(connection.execute(query, {"setting_name": name}).scalar() or 0)
 
 
 def _set(connection: sa.Connection, name: str, value: int) -> None:

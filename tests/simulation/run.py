@@ -1,6 +1,6 @@
 """One simulated run from its seed: ten virtual minutes of clients and faults, then peace, then judgement.
 
-    PYTHONHASHSEED=0 python -m tests.simulation.run SEED [SEED ...]
+    PYTHONHASHSEED=0 python -m tests.simulation.run [--short] SEED [SEED ...]      --short: 100 s of faults
     TIERSTORE_SEED=7 PYTHONHASHSEED=0 python -m tests.simulation.run        prints its whole story
     TIERSTORE_STORIES=DIR                                                   keeps the stories of failed runs there
 
@@ -25,10 +25,11 @@ from tests.simulation.nemesis import CALM, CLIENTS, Nemesis
 from tests.simulation.workload import BUCKET, Facts, SimClient, Violation
 
 FAULT_SECONDS = 420.0
+SHORT_FAULT_SECONDS = 100.0
 #: From the last fault on: dead servers are back, copies made, orphans found and collected.
 PEACE_SECONDS_MAX = 330.0
 POLL_SECONDS = 5.0
-#: A run with less than this did not test anything.
+#: A run with less than this in 7 minutes of faults did not test anything.
 OPERATIONS_MIN = 200
 FAULTS_MIN = 10
 
@@ -67,7 +68,7 @@ class Verdict:
         )
 
 
-async def _play(loop: VirtualLoop, verdict: Verdict, *, keep_all: bool) -> None:
+async def _play(loop: VirtualLoop, verdict: Verdict, *, fault_seconds: float, keep_all: bool) -> None:
     cluster = SimCluster(loop, verdict.seed, keep_all=keep_all)
     cluster.network.faults = CALM
     facts = Facts()
@@ -85,7 +86,7 @@ async def _play(loop: VirtualLoop, verdict: Verdict, *, keep_all: bool) -> None:
             async with asyncio.TaskGroup() as group:
                 for client in clients:
                     group.create_task(client.run())
-                await nemesis.run(FAULT_SECONDS)
+                await nemesis.run(fault_seconds)
                 await nemesis.heal()
                 for client in clients:
                     client.is_stopping = True
@@ -131,13 +132,15 @@ async def _judge(clients: list[SimClient], facts: Facts) -> None:
         raise Violation(f"not linearizable (None: not decided): {bad}")
 
 
-def play(seed: int, *, keep_all: bool = False) -> Verdict:
+def play(seed: int, *, fault_seconds: float = FAULT_SECONDS, keep_all: bool = False) -> Verdict:
     """One run, judged."""
     verdict = Verdict(seed)
     handler = _Unexpected()
     logging.getLogger().addHandler(handler)
     try:
-        virtual_time.run(seed, lambda loop: _play(loop, verdict, keep_all=keep_all), simulation=True)
+        virtual_time.run(
+            seed, lambda loop: _play(loop, verdict, fault_seconds=fault_seconds, keep_all=keep_all), simulation=True
+        )
     except Exception as error:  # a run that breaks down is a verdict too: its seed must be told
         verdict.violations.append(f"the run broke down: {error!r}")
     finally:
@@ -145,19 +148,22 @@ def play(seed: int, *, keep_all: bool = False) -> Verdict:
     verdict.violations += handler.found
     if not verdict.violations:
         acked = sum(count for what, count in verdict.operations.items() if what.endswith(" ok"))
-        if acked < OPERATIONS_MIN or sum(verdict.faults.values()) < FAULTS_MIN:
+        share = fault_seconds / FAULT_SECONDS
+        if acked < OPERATIONS_MIN * share or sum(verdict.faults.values()) < FAULTS_MIN * share:
             verdict.violations.append(f"an empty run is no pass: {verdict.operations}, {verdict.faults}")
     return verdict
 
 
 def main() -> int:
     logging.getLogger().addHandler(logging.NullHandler())
-    seeds = [int(text) for text in sys.argv[1:]] or [int(os.environ["TIERSTORE_SEED"])]
+    words = sys.argv[1:]
+    fault_seconds = SHORT_FAULT_SECONDS if "--short" in words else FAULT_SECONDS
+    seeds = [int(text) for text in words if text != "--short"] or [int(os.environ["TIERSTORE_SEED"])]
     is_told = "TIERSTORE_SEED" in os.environ
     keep_all = is_told or "TIERSTORE_STORIES" in os.environ
     failed = 0
     for seed in seeds:
-        verdict = play(seed, keep_all=keep_all)
+        verdict = play(seed, fault_seconds=fault_seconds, keep_all=keep_all)
         if is_told:
             print("\n".join(verdict.story))
             print(json.dumps({"operations": verdict.operations, "faults": verdict.faults}, indent=1))
