@@ -22,6 +22,7 @@ from metadata.catalog.leases import Connection, require_epoch
 from metadata.catalog.session import Session, StaleRows, lock_out_commits
 from metadata.services.cluster import Cluster
 from metadata.services.duties import PROMOTER
+from metadata.services.jobs_work import can_delete
 from metadata.services.repair import Repair
 from metadata.services.view import DeviceInfo
 from tierstore.errors import ConflictError, NotFound
@@ -150,9 +151,14 @@ class Drains:
         """Declare the device drained if nothing is left on it; whether it is worth trying again at once."""
         since_ms, now_ms = self._since_ms[device.id], self._cluster.now_ms()
 
+        # What is to be deleted on a device that takes no writes may stay there: nothing names it any more.
+        kinds = ["copy", "delete"] if can_delete(self._cluster.view, device.id) else ["copy"]
+
         def look(c: Connection) -> tuple[int, int, str]:
             chunks, size = garbage.count_on_device(c, device.id)
-            return chunks, size, "chunks" if chunks else _still_open(c, device.id, since_ms=since_ms, now_ms=now_ms)
+            if chunks:
+                return chunks, size, "chunks"
+            return 0, 0, _still_open(c, device.id, kinds, since_ms=since_ms, now_ms=now_ms)
 
         chunks, size, waits_for = await self._database.read(look)
         is_drained = False
@@ -160,7 +166,7 @@ class Drains:
             try:
                 await self._catch_up()
                 waits_for, is_drained = await self._database.batch(
-                    lambda session: self._close(session, device.id, epoch, since_ms=since_ms, now_ms=now_ms)
+                    lambda session: self._close(session, device.id, epoch, kinds, since_ms=since_ms, now_ms=now_ms)
                 )
             except StaleRows:
                 waits_for = REVERSE_TABLE       # another process wrote the same rows of it: again in a moment
@@ -185,7 +191,9 @@ class Drains:
                 return
 
     @staticmethod
-    def _close(session: Session, device: int, epoch: int, *, since_ms: int, now_ms: int) -> tuple[str, bool]:
+    def _close(
+        session: Session, device: int, epoch: int, kinds: list[str], *, since_ms: int, now_ms: int
+    ) -> tuple[str, bool]:
         """(what it still waits for, whether it is drained now). With commits locked out the feed has an end."""
         c = session.connection
         require_epoch(c, PROMOTER, epoch)
@@ -200,7 +208,7 @@ class Drains:
             return REVERSE_TABLE, False
         if garbage.placed_between(c, device, after=b"", last=None, limit=1):
             return "chunks", False
-        waits_for = _still_open(c, device, since_ms=since_ms, now_ms=now_ms)
+        waits_for = _still_open(c, device, kinds, since_ms=since_ms, now_ms=now_ms)
         if waits_for:
             return waits_for, False
         servers.change_device(c, device, state="drained")
@@ -223,9 +231,9 @@ class Drains:
             self._cluster.judge_all()
 
 
-def _still_open(c: Connection, device: int, *, since_ms: int, now_ms: int) -> str:
-    """What may still bring chunks to a device, or take them from it; "" for nothing."""
-    if jobs.open_on_device(c, device, ["copy", "delete"]):
+def _still_open(c: Connection, device: int, kinds: list[str], *, since_ms: int, now_ms: int) -> str:
+    """What may still bring chunks to a device, or take them from it; "" for nothing. kinds: of jobs that matter."""
+    if jobs.open_on_device(c, device, kinds):
         return "jobs under way"
     if now_ms - since_ms < LONG_UPLOADS_WAIT_MS and operations.is_any_leased(c, begun_ms=since_ms, now_ms=now_ms):
         return "uploads under way"

@@ -27,6 +27,7 @@ from metadata.services.jobs_work import (
     ReplicaBook,
     VerifyWork,
     readable,
+    unwritable,
 )
 from tierstore.names import ChunkId, DeviceId, ServerId
 from tierstore.ticket import NO_HEAT, TICKET_SECONDS_MAX, ReadTicket, mint_read
@@ -82,7 +83,10 @@ class HandOut:
         return self._allowance > 0
 
     def _lease(self, c: Connection, server: int, limit: int, now_ms: int, paused: frozenset[str]) -> list[Job]:
-        rows = jobs.lease(c, server, limit=limit, now_ms=now_ms, until_ms=now_ms + LEASE_MS, without=paused)
+        rows = jobs.lease(
+            c, server, limit=limit, now_ms=now_ms, until_ms=now_ms + LEASE_MS, without=paused,
+            only_reads_on=unwritable(self._view),
+        )  # fmt: skip
         made: list[Job] = []
         for row in rows:
             job = self._wire(c, row, now_ms)

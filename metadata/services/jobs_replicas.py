@@ -16,7 +16,7 @@ from metadata.catalog.book import Located
 from metadata.catalog.jobs import JobRow, NewJob
 from metadata.catalog.leases import Connection
 from metadata.catalog.packed import BAD, DELETING, LIVE, PackedChunk, Replica
-from metadata.services.jobs_work import CLASS_DRAIN, CopyWork, DropWork, ReplicaBook, home_servers, is_alive
+from metadata.services.jobs_work import CLASS_DRAIN, CopyWork, DropWork, ReplicaBook, can_delete, home_servers
 from metadata.services.view import ClusterView
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 
@@ -80,7 +80,7 @@ class Replicas:
         """The replicas after the one on `device` was let go, if the rest is enough without it (rule 4).
 
         On a device that answers it is marked as deleting, which never reverts, and its deletion is queued; on one that
-        is gone its entry is dropped: should the device return, its inventory shows the copy as a stray."""
+        is gone or read-only its entry is dropped: should the device return, its inventory shows the copy as a stray."""
         victim = next((r for r in replicas if r.device == device), None)
         if victim is None or victim.state == DELETING:
             return replicas
@@ -91,7 +91,7 @@ class Replicas:
         rest = [r for r in replicas if r.device != device]
         if not rest:
             return replicas     # the last one named: whoever looks for the bytes begins there, bad or not
-        if victim.state == BAD or not is_alive(self._view, device):
+        if victim.state == BAD or not can_delete(self._view, device):
             return rest
         generation = (victim.generation + 1) & 0xFFFF
         self.queue_drop(

@@ -110,6 +110,16 @@ def is_alive(view: ClusterView, device_id: int) -> bool:
     return server is not None and server.state in ("up", "suspect", "draining", "drained")
 
 
+def can_delete(view: ClusterView, device_id: int) -> bool:
+    """Whether a copy on the device can be taken away now: a file system that became read-only still serves reads."""
+    return is_alive(view, device_id) and view.devices[device_id].health != "read-only"
+
+
+def unwritable(view: ClusterView) -> list[int]:
+    """Devices on which jobs that write or delete would only fail."""
+    return [d.id for d in view.devices.values() if d.health in ("failed", "read-only")]
+
+
 def counts(view: ClusterView, replica: Replica) -> bool:
     """Whether a replica counts for N+1: a live home on a device that stays, of a server that is not dead, and whose
     inventory was reconciled since it came back (rule 16)."""

@@ -36,6 +36,7 @@ from metadata.services.jobs_work import (
     CopyWork,
     MendWork,
     ReplicaBook,
+    can_delete,
     counts,
     endangered,
     home_servers,
@@ -236,7 +237,7 @@ class Repair:
         if victim is None:
             return False
         if victim.state == DELETING:
-            if is_alive(self._view, device):
+            if can_delete(self._view, device):
                 self._requeue_drop(c, located, victim, now_ms=now_ms)
                 return False
             self._book.rewrite(c, located, [r for r in chunk.replicas if r.device != device], at_ms=now_ms)

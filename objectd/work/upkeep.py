@@ -68,14 +68,12 @@ class Upkeep:
         return slot.device.state == "full" or usage.free_bytes < self._settings.short_of_space * usage.capacity_bytes
 
     async def round(self, slot: Slot) -> None:
-        """Check a failed device; else empty the trash and compact. Raises what the device raises."""
+        """Check a device that takes no writes; else empty the trash and compact. Raises what the device raises."""
         device = slot.device
-        if device.state == "failed":
+        if device.state in ("failed", "read-only"):     # mended, or mounted for writing again: nobody tells us
             async with asyncio.timeout(CHECK_SECONDS_MAX):
                 await device.check()
             log.info("device is back", device_path=device.path)
-            return
-        if device.state == "read-only":
             return
         is_short = self._is_short(slot)
         seconds = min(self.trash_seconds, self._settings.trash_min) if is_short else self.trash_seconds

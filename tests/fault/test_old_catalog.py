@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.fault.test_rebuild import check, wait_reconciled, write_old, write_young
 from tests.kit.admin import ask, call
 from tests.kit.cluster import Cluster, cluster, wait_until
@@ -42,6 +44,7 @@ def inventories(c: Cluster) -> int:
     return sum(w["done"] for w in duties if w["why"] == "reconcile")
 
 
+@pytest.mark.slow
 def test_an_old_catalog_throws_nothing_away_before_it_is_rebuilt(tmp_path: Path) -> None:
     """An operator restores last night's backup and starts the cluster on it before he reads the manual. Everything
     written since is unknown to it, collection and orphans are due at once, and nothing may go."""

@@ -29,6 +29,7 @@ from tests.kit.devices import LIVE, MemoryDevice
 from tests.kit.virtual_time import VirtualLoop
 from tierstore.clock import Clock, LoopClock
 from tierstore.config.sections import Auth, Background, Membership, Timers
+from tierstore.errors import UnavailableError
 from tierstore.names import ChunkId, Tier
 from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.limits import StoreLimits
@@ -144,8 +145,16 @@ class _Door:
         )
 
 
+class SimClock(LoopClock):
+    """Wall time that somebody can set while processes run; time that passes is the loop's."""
+
+    def jump(self, ms: int) -> None:
+        self._epoch_ms += ms
+
+
 class SimDevice(MemoryDevice):
-    """A device whose syncs take a time from the seed; it can hang, be full and rot, and it tells of each deletion."""
+    """A device whose syncs take a time from the seed; it can hang, be full, become read-only and rot, and it tells of
+    each deletion."""
 
     def __init__(self, rng: random.Random, *, clock: Clock, number: int, tier: Tier, capacity_bytes: int) -> None:
         super().__init__(
@@ -156,6 +165,7 @@ class SimDevice(MemoryDevice):
         self._whole_capacity = capacity_bytes
         self._awake = asyncio.Event()
         self._awake.set()
+        self._is_locked = False
         self.rotten: set[bytes] = set()
         self.before_trash: Callable[[SimDevice, bytes], None] = lambda device, chunk: None
 
@@ -173,6 +183,19 @@ class SimDevice(MemoryDevice):
             self._awake.set()
         else:
             self._awake.clear()
+
+    def lock(self, *, ends: bool = False) -> None:
+        """Its file system becomes read-only: what was not synced then fails; it stays so until a check succeeds."""
+        self._is_locked = not ends
+        if not ends:
+            self.state, self.detail = "read-only", "the file system became read-only"
+            self._life += 1
+            self._unsynced.clear()
+
+    async def check(self) -> None:
+        if self._is_locked:
+            raise UnavailableError(f"{self.path} is read-only", code="device-failed")
+        await super().check()
 
     def squeeze(self, free_bytes: int | None) -> None:
         """Leave so little room; None: as it was."""
@@ -197,12 +220,12 @@ class SimDevice(MemoryDevice):
 class ServerProcess:
     """One object server: its devices and its durable state outlive its lives."""
 
-    def __init__(self, cluster: SimCluster, name: str, devices: list[SimDevice], *, skew_ms: int) -> None:
+    def __init__(self, cluster: SimCluster, name: str, devices: list[SimDevice], clock: SimClock) -> None:
         self.cluster = cluster
         self.name = name
         self.url = f"http://{name}:7411"
         self.devices = devices
-        self.clock = LoopClock(skew_ms=skew_ms)
+        self.clock = clock
         self.server: ObjectServer | None = None
         self._state = AgentState(name=name, instance=name.encode().ljust(16, b"-"))
         self._life: Life | None = None
@@ -261,6 +284,7 @@ class MetadataProcess:
         self.server: MetadataServer | None = None
         self.database: SqliteDatabase | None = None
         self.skew_ms = 0
+        self.clock = SimClock()
         self._image = b""
         self._lives = 0
         self._life: Life | None = None
@@ -269,6 +293,7 @@ class MetadataProcess:
         cluster = self.cluster
         self._lives += 1
         self._life = life = Life(cluster.loop, f"metadata-{self._lives}")
+        self.clock = SimClock(skew_ms=self.skew_ms)
         settings = metadata_config.Settings(
             catalog=metadata_config.Catalog(data="/nonexistent", snapshot_interval=0.0),
             placement=metadata_config.Placement(chunk_bytes=CHUNK_BYTES, copies=cluster.copies),
@@ -279,7 +304,7 @@ class MetadataProcess:
             auth=Auth(join_token=JOIN_TOKEN), timers=Timers(repair_grace=20.0),
         )  # fmt: skip
         around = Surroundings(
-            clock=LoopClock(skew_ms=self.skew_ms), rng=cluster.fork(), random_bytes=cluster.fork().randbytes,
+            clock=self.clock, rng=cluster.fork(), random_bytes=cluster.fork().randbytes,
             advertise=METADATA_URL, instance=f"m{self._lives}", transport=cluster.network.transport(METADATA_URL),
         )  # fmt: skip
 
@@ -296,6 +321,20 @@ class MetadataProcess:
         self.server = await life.run(begin())
         inside = InProcessServer(self.server.routes, self.server.app)
         cluster.network.register(METADATA_URL, _Door(inside, life, cluster.trace, "metadata"))
+
+    def stop_after_commit(self) -> asyncio.Event:
+        """The next transaction becomes durable, and nobody hears of it: the process stands still there, to be killed.
+        The event is set when it has come to that."""
+        assert self.database is not None
+        reached, plain = asyncio.Event(), self.database._queue
+
+        async def queue(*arguments: Any) -> Any:
+            await plain(*arguments)
+            reached.set()
+            await asyncio.Event().wait()
+
+        self.database._queue = queue  # type: ignore[method-assign]
+        return reached
 
     async def kill(self) -> None:
         """What was committed stays; commits are in-line, so none is half done."""
@@ -322,13 +361,13 @@ class SimCluster:
         self.servers: list[ServerProcess] = []
         for number in range(1, servers + 1):
             tiers: list[Tier] = ["hdd", "ssd"] if number % 2 else ["hdd"]
-            skew_ms = self.rng.choice([0, 0, -2000, 3000, 40_000])
+            clock = SimClock(skew_ms=self.rng.choice([0, 0, -2000, 3000, 40_000]))
             devices = [
-                SimDevice(self.fork(), clock=LoopClock(skew_ms=skew_ms), number=number * 10 + at, tier=tier,
+                SimDevice(self.fork(), clock=clock, number=number * 10 + at, tier=tier,
                           capacity_bytes=1 << 30)
                 for at, tier in enumerate(tiers)
             ]  # fmt: skip
-            self.servers.append(ServerProcess(self, f"objectd{number}", devices, skew_ms=skew_ms))
+            self.servers.append(ServerProcess(self, f"objectd{number}", devices, clock))
         watch_lives(loop)
 
     def fork(self) -> random.Random:

@@ -8,6 +8,7 @@ they had synced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 
@@ -19,6 +20,8 @@ from tierstore.transport.inprocess import Faults
 
 CLIENTS = ("client-1", "client-2", "client-3")
 CALM = Faults(delay_min=0.0002, delay_max=0.004)
+#: How far a clock is set while processes run, ms.
+JUMPS_MS = (-30_000, -3_000, 2_000, 10_000, 90_000)
 #: Clocks of metadata after a restart, ms beside the truth.
 SKEWS_MS = (0, 0, 800, -900, 5_000, -4_000)
 
@@ -44,6 +47,7 @@ class Nemesis:
         faults: list[tuple[Callable[[], Awaitable[None]], int]] = [
             (self.crash, 4), (self.hang_process, 2), (self.hang_device, 2), (self.fill, 2), (self.rot, 4),
             (self.cut_off, 3), (self.restart_metadata, 2), (self.storm, 2), (self.drain, 2),
+            (self.stop_metadata_after_a_commit, 2), (self.lock, 2), (self.jump, 2),
         ]  # fmt: skip
         while self.cluster.loop.time() < until:
             await asyncio.sleep(self.rng.uniform(3, 25))
@@ -162,6 +166,41 @@ class Nemesis:
             process.skew_ms = self.rng.choice(SKEWS_MS)
             await process.start()
 
+    async def stop_metadata_after_a_commit(self) -> None:
+        """Killed between a commit and its answers: everybody who waits must ask again, and be told what was done."""
+        async with self._metadata_lock:
+            process: MetadataProcess = self.cluster.metadata
+            self._note("metadata after a commit")
+            reached = process.stop_after_commit()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(20):
+                    await reached.wait()
+            await process.kill()
+            await asyncio.sleep(self.rng.choice([0.1, 5]))
+            await process.start()
+
+    async def lock(self) -> None:
+        """A file system becomes read-only, and an operator mends it later."""
+
+        async def work(server: ServerProcess) -> None:
+            device = self.rng.choice(server.devices)
+            self._note("read-only", device.path)
+            device.lock()
+            await asyncio.sleep(self.rng.choice([5, 25, 60]))
+            device.lock(ends=True)
+
+        await self._with_server(work)
+
+    async def jump(self) -> None:
+        """Somebody sets the clock of a machine, and sets it right again."""
+        server = self._free_server()
+        clock = self.cluster.metadata.clock if server is None or self.rng.random() < 0.4 else server.clock
+        by_ms = self.rng.choice(JUMPS_MS)
+        self._note("clock", server.name if server is not None and clock is server.clock else "metadata", by_ms)
+        clock.jump(by_ms)
+        await asyncio.sleep(self.rng.choice([3, 20]))
+        clock.jump(-by_ms)
+
     async def storm(self) -> None:
         """Messages take seconds, are lost and come twice."""
         self._note("storm")
@@ -200,6 +239,7 @@ class Nemesis:
         for device in cluster.devices():
             device.hang(ends=True)
             device.squeeze(None)
+            device.lock(ends=True)
         if cluster.metadata.server is None:
             await cluster.metadata.start()
         for server in cluster.servers:

@@ -14,7 +14,7 @@ from metadata.services.collect import DeletionGuard
 from metadata.services.copies import Copies
 from tests.unit.cluster.cluster_kit import follow_feed, new_cluster, report
 from tierstore.errors import ConflictError
-from tierstore.policy.rules import parse_toml
+from tierstore.policy.parser import parse_toml
 from tierstore.wire.cluster import BadChunk, JobReport
 
 
@@ -573,3 +573,27 @@ async def test_shared_chunks_keep_no_more_homes_than_a_rule_asks_for() -> None:
         await c.repair.audit(0)
     await c.settle()
     assert len(await c.homes(chunk)) == 2 == len(await c.replicas(chunk))
+
+
+async def test_a_device_that_became_read_only_can_be_drained_and_burns_no_attempts() -> None:
+    """It serves reads, so its chunks are copied from it; nothing can be deleted on it, and a drain that waits for that
+    never ends. Jobs that could only fail wait, and go at once when it is writable again (seed 3001)."""
+    c = await new_cluster("a", "b", "c")
+    chunk, old = await c.put("k", "a", "b"), await c.put("old", "a", "b")
+    await c.delete("old")
+    await c.pass_time(1000, "a", "b", "c")
+    c.stores["a"].server.devices = [report(1, state="read-only")]
+    await c.pass_time(1, "a", "b", "c")
+    await c.collection.step(0)
+    await c.drains.drain("a")
+    await c.settle()
+    assert c.world.cluster.view.devices[c.device("a")].state == "drained"
+    assert await c.homes(chunk) == {"b", "c"}
+    assert {chunk, old} <= c.held_on(c.device("a")) and not c.stores["a"].jobs_seen
+    c.stores["a"].server.devices = [report(1)]
+    await c.pass_time(1, "a", "b", "c")
+    await c.settle()
+    assert old not in c.held_on(c.device("a"))
+    await c.inventories.schedule(every_ms=0)
+    await c.settle()
+    assert not c.held_on(c.device("a"))
