@@ -58,7 +58,7 @@ from metadata.services.cluster_liveness import Timers
 from metadata.services.cluster_status import Status
 from metadata.services.collect import Collection, DeletionGuard
 from metadata.services.commit import CommitService
-from metadata.services.compare import Comparison
+from metadata.services.compare import CatalogComparison
 from metadata.services.copies import Copies
 from metadata.services.credentials import Credentials
 from metadata.services.drain import Drains
@@ -262,7 +262,7 @@ class MetadataServer:
             database, self.cluster, queue=self.jobs, book=self.book, guard=self.guard, clock=around.clock,
             over_ms=int(settings.duties.orphan_after * 1000),
         )  # fmt: skip
-        self.comparison = Comparison(
+        self.compared = CatalogComparison(
             database, self.cluster, self.book, over_ms=int(settings.duties.orphan_after * 1000)
         )
         #: Who judges inventory pages; a rebuild takes them itself.
@@ -442,7 +442,7 @@ class MetadataServer:
                 callers, self.audit, self.status, queue=self.jobs, switches=self.switches, duties=self.promoter.statuses
             )
         )
-        app.include_router(admin_compare.build(callers, self.audit, self.comparison, self.view))
+        app.include_router(admin_compare.build(callers, self.audit, self.compared, self.view))
         app.include_router(tiering_routes.build(callers, self.tiering, self.tiering_view, self.whatif))
         app.include_router(buckets.build(self.buckets, callers))
         app.include_router(
@@ -465,7 +465,7 @@ class MetadataServer:
 
     async def _judge_inventory(self, page: Inventory) -> InventoryAnswer:
         """Pages of headers are asked for by comparisons (a rebuild takes its own)."""
-        return await (self.comparison.page(page) if page.since_ms > 0 else self.inventories.page(page))
+        return await (self.compared.page(page) if page.since_ms > 0 else self.inventories.page(page))
 
     def _metrics_guard(self) -> pages.MetricsGuard:
         async def administrators(request: Request) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from metadata.routes.callers import Callers
 from metadata.services.audit import AuditService
-from metadata.services.compare import Comparison, DeviceComparison
+from metadata.services.compare import CatalogComparison, DeviceComparison
 from metadata.services.view import ClusterView
 
 
@@ -43,7 +43,7 @@ class CompareModel(BaseModel):
     devices: list[ComparedDeviceModel]
 
 
-def build(callers: Callers, audit: AuditService, comparison: Comparison, view: ClusterView) -> APIRouter:
+def build(callers: Callers, audit: AuditService, comparison: CatalogComparison, view: ClusterView) -> APIRouter:
     router = APIRouter(prefix="/v1/admin/compare", tags=["admin"])
 
     @router.get("", operation_id="comparison", summary="Progress and result of the comparison with the catalog")

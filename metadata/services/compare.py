@@ -84,7 +84,7 @@ class DeviceComparison(msgspec.Struct):
             self.findings.append(finding)
 
 
-class Comparison:
+class CatalogComparison:
     """Starts comparisons, takes their pages, says what was found. One per process."""
 
     def __init__(self, database: Database, cluster: Cluster, book: ReplicaBook, *, over_ms: int) -> None:

@@ -15,7 +15,7 @@ from metadata.services.cluster import Cluster, ClusterSettings
 from metadata.services.cluster_heartbeat import Heartbeats
 from metadata.services.cluster_liveness import Timers
 from metadata.services.collect import Collection, DeletionGuard
-from metadata.services.compare import Comparison
+from metadata.services.compare import CatalogComparison
 from metadata.services.drain import Drains
 from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
 from metadata.services.jobs import JobQueue
@@ -239,7 +239,7 @@ class MiniCluster:
     guard: DeletionGuard
     collection: Collection
     inventories: Inventories
-    comparison: Comparison
+    comparison: CatalogComparison
     scrub: Scrub
     stores: dict[str, Store] = field(default_factory=dict)
     copies: int = 2
@@ -362,7 +362,7 @@ async def new_cluster(*names: str, copies: int = 2) -> MiniCluster:
         world, queue, book, switches, repair, Drains(world.database, world.cluster, repair), guard,
         Collection(world.database, world.cluster, guard),
         Inventories(world.database, world.cluster, queue=queue, book=book, guard=guard, clock=world.clock),
-        Comparison(world.database, world.cluster, book, over_ms=15 * 60_000),
+        CatalogComparison(world.database, world.cluster, book, over_ms=15 * 60_000),
         Scrub(world.database, world.cluster, book), copies=copies,
     )  # fmt: skip
     for number, name in enumerate(names, 1):
