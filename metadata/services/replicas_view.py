@@ -27,6 +27,9 @@ _TIER_PLACE: Final[dict[str, int]] = {tier: place for place, tier in enumerate(T
 _GONE: Final = 9
 #: How long a judgement of the devices' speeds is used.
 GREY_MS: Final = 1000
+#: From this load on a server's copies come after those of others. Not earlier: a reader who goes elsewhere finds the
+#: chunk in nobody's RAM, and waits for a disk.
+BUSY_LOAD: Final = 0.8
 
 
 class ReplicaOrder:
@@ -74,7 +77,7 @@ class ReplicaOrder:
         state = _GONE if device.health == "failed" else READ_RANK.get(server.state, _GONE)
         place = _GONE if device.id in self._grey else _TIER_PLACE.get(device.tier, _GONE)
         # In coarse steps: a hair's difference must not send everybody to one server, nor a chunk away from its RAM.
-        busy = int(server.load * 2) + int(device.queue / 4)
+        busy = int(server.load >= BUSY_LOAD) + int(device.queue / 4)
         is_extra = replica.role == ROLE_CACHE
         turn = self._rng.random() if is_extra else zlib.crc32(chunk, replica.device & 0xFFFFFFFF) / 2**32
         return (state, place, busy, turn)
