@@ -75,6 +75,12 @@ class Slot:
             self.observed_ms = max(self.read_ms, OBSERVED_MS_MIN)
         self.observed_ms *= OBSERVED_STEP if took_ms > self.observed_ms else 1 / OBSERVED_STEP
 
+    def note_given_up(self, seconds: float) -> None:
+        """A reader went away after so long, to another copy: the read would have taken at least that. Without these a
+        slow device would only show the reads that were quick enough."""
+        if seconds * 1000 > self.observed_ms:
+            self.note_read(seconds, 0)
+
     def _read_ms_now(self) -> float:
         """What is told of the device's latency: measured or declared, more when its reads show more."""
         if self._observations == self._observed_before:

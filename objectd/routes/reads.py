@@ -163,6 +163,7 @@ class ChunkReads:
         self.cold_reads += 1
         slot.waiting += 1
         began, waiting = asyncio.get_running_loop().time(), slot.waiting
+        is_answered = False
         kept: list[bytes] | None = [] if count == chunk_bytes and self._memory.admits(chunk_bytes) else None
         try:
             async with asyncio.timeout(self._device_timeout):
@@ -180,6 +181,7 @@ class ChunkReads:
                     return
                 data = await opened.read(first, min(count, self._piece_bytes))
             slot.note_read((asyncio.get_running_loop().time() - began) / waiting, len(data))
+            is_answered = True
             # nothing is promised to the client before the first piece is here: a sick disk gives a clear error
             exchange.begin(200, slot.answer_lines(len(opened.sums)), len(opened.sums) + count)
             await exchange.send(opened.sums + data)
@@ -196,6 +198,10 @@ class ChunkReads:
             exchange.end()
             if kept is not None:
                 self._memory.admit(chunk, opened.sums, kept[0] if len(kept) == 1 else b"".join(kept))
+        except asyncio.CancelledError:
+            if not is_answered:
+                slot.note_given_up((asyncio.get_running_loop().time() - began) / waiting)
+            raise
         except NotFound:
             self._slots.note_bad(chunk, slot.id, "missing")
             raise

@@ -284,3 +284,45 @@ def test_new_objects_of_a_bucket_that_is_read_soon_get_a_fast_copy_at_once(roomy
     assert lands("archive", is_read=False) == "hdd"
     set_policy(roomy, [], read_soon=0.0)
     wait_until(lambda: lands("soon", is_read=True) == "hdd", seconds=20, what="it is switched off")
+
+
+def test_the_ram_of_all_servers_adds_up(roomy: httpx.Client) -> None:
+    """Pooled: a chunk is kept by the server that serves it and its readers come back there, so three servers of 4 MiB
+    hold what one cannot."""
+    set_policy(roomy, [], paused=True)
+    bodies = {f"pool/{n}": put(roomy, f"pool/{n}", 200 * KIB) for n in range(45)}     # 8.8 MiB
+    for _ in range(3):
+        tiers = [get(roomy, key, body) for key, body in bodies.items()]
+    assert tiers.count("mem") >= 36, tiers
+    used = roomy.get("/v1/admin/tiering").json()["mem_used_bytes"]
+    assert used > 4 * MIB, f"{used} bytes: no more than one server's"
+
+
+def test_what_landed_and_is_not_home_yet_is_shown_with_its_age(roomy: httpx.Client) -> None:
+    """Until it is home, losing the fast devices loses a checkpoint: its owner must see how much and since when."""
+    set_policy(roomy, [{"name": "ckpt", "match": {"bucket": "bkt", "prefix": "late/"}, "mode": "land-fast"}])
+    assert roomy.post("/v1/admin/jobs/pause", json={"duty": "settle"}).status_code == 200
+    try:
+        def lands() -> bool:
+            answer = roomy.put("/v1/objects/bkt/late/probe", content=b"x" * 1000)
+            return bool(answer.headers["x-tierstore-tier"] == "ssd")
+
+        wait_until(lands, seconds=10, what="the gateway follows the policy")
+        for n in range(5):
+            put(roomy, f"late/{n}", 300 * KIB)
+
+        def exposed() -> dict[str, Any]:
+            tiers = roomy.get("/v1/admin/tiering").json()["tiers"]
+            found: dict[str, Any] = next(tier for tier in tiers if tier["tier"] == "ssd")
+            return found
+
+        # of each of the five both home copies
+        wait_until(lambda: exposed()["exposed_bytes"] >= 10 * 300 * KIB, seconds=20, what="the bytes are shown")
+        before = exposed()["exposed_seconds"]
+        wait_until(lambda: exposed()["exposed_seconds"] > max(before, 1.0), seconds=20, what="they grow older")
+        assert tiers_of(roomy, "late/0", role="home") == ["ssd", "ssd"]
+    finally:
+        roomy.post("/v1/admin/jobs/resume", json={"duty": "settle"})
+    wait_until(lambda: exposed()["exposed_bytes"] == 0, seconds=40, what="all is home")
+    assert exposed()["exposed_seconds"] == 0
+    assert [tiers_of(roomy, f"late/{n}", role="home") for n in range(5)] == [["hdd", "hdd"]] * 5

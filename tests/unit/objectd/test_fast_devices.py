@@ -1,4 +1,4 @@
-"""A small, nearly full device on which copies come and go, as a fast tier is: what was let go makes room again."""
+"""Fast devices: nearly full ones on which copies come and go make room again, slow ones are noticed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from objectd.app import open_disks
 from objectd.config import Chunks, DeviceConfig, ObjectdConfig, Upkeep
 from objectd.slots import Slot
 from objectd.work.upkeep import Upkeep as UpkeepDuty
+from tests.kit.devices import MemoryDevice
 from tierstore.checksum import sums_of
 from tierstore.clock import SystemClock
 from tierstore.errors import CapacityError
@@ -58,3 +59,19 @@ def test_a_full_fast_device_takes_new_copies_as_long_as_old_ones_go(tmp_path: Pa
             await device.close()
 
     asyncio.run(run())
+
+
+def test_reads_that_readers_gave_up_show_that_a_device_is_slow() -> None:
+    """Hedged readers leave a slow device before it answers: what it answers in time would make it look healthy."""
+    device = MemoryDevice(tier="ssd", clock=SystemClock())
+    slot = Slot(device, read_ms=0.1, read_bytes_per_second=2e9)
+    for _ in range(40):
+        slot.note_read(0.0001, 4096)
+    healthy = slot.report().read_ms
+    for _ in range(120):
+        slot.note_given_up(0.05)
+    assert healthy < 0.2 and slot.report().read_ms > 8.0
+    shown = slot.report().read_ms
+    for _ in range(100):
+        slot.note_given_up(0.0)      # left at once for reasons of their own
+    assert slot.report().read_ms >= shown * 0.9

@@ -1,0 +1,32 @@
+"""A real trace replayed on a real cluster whose hdd devices are really slower (`python -m bench.tiering.replay`), in short.
+
+The figures are the bench's; here it must be right: every byte, the tiers as the gateway counts them, copies made, and
+faster than without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.tiering.replay import measure
+
+
+def test_a_short_replay_is_right_and_is_served_by_the_fast_tier(tmp_path: Path) -> None:
+    """Promotion goes on beside reads of the same chunks: not one byte may be another's."""
+    run = measure(900, 6.0, tmp_path, names=["promoter"])["promoter"]
+    assert run.wrong == 0 and len(run.seconds) > 400
+    assert run.counted == dict(run.tiers), "the gateway counts what the clients saw"
+    assert run.promotions > 10 and run.tiers["ssd"] > 0.05 * len(run.seconds)
+    assert 0 < run.moved_per_served <= 0.25
+
+
+@pytest.mark.slow
+def test_a_longer_replay_is_faster_with_the_promoter_and_faster_still_with_ram(tmp_path: Path) -> None:
+    """The reason why any of this exists."""
+    runs = measure(6000, 45.0, tmp_path)
+    assert all(run.wrong == 0 and run.counted == dict(run.tiers) for run in runs.values())
+    off = runs["off"].mean_ms
+    print({name: round(run.mean_ms / off, 3) for name, run in runs.items()})
+    assert runs["promoter"].mean_ms < 0.8 * off
+    assert runs["mem"].mean_ms < 0.7 * off
