@@ -1,4 +1,4 @@
-"""A real trace replayed on a real cluster whose hdd devices are really slower (`python -m bench.tiering.replay`), in short.
+"""A real trace replayed on a real cluster with slow hdd devices (`python -m bench.tiering.replay`), in short.
 
 The figures are the bench's; here it must be right: every byte, the tiers as the gateway counts them, copies made, and
 faster than without."""
