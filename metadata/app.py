@@ -317,7 +317,7 @@ class MetadataServer:
         self.names = BucketNames(database)
         order = ReplicaOrder(self.view, rng)
         self.lookups = LookupService(database, self.names, order, clock)
-        self.lookups.on_read, self.lookups.on_window = self._note_read, self.tiering.learn_names
+        self.lookups.on_read, self.lookups.on_window = self._note_read, self.tiering.finder.learn_names
         self.allocations = AllocateService(self.view, clock, rng)
         self.commits = CommitService(
             database, self.view, clock, self.versions, rng=rng, copies_for=self.copies.for_object
@@ -365,7 +365,7 @@ class MetadataServer:
         self.backfills = Backfills(database, clock)
         self.comparison = Comparison(database, clock, courier, keep_ms=keep_ms)
         hot = HotBodies(
-            database, clock, hottest=self._hottest, find=self.tiering.find, name_of=self.tiering.name_of
+            database, clock, hottest=self._hottest, find=self.tiering.finder.find, name_of=self.tiering.finder.name_of
         )
         parts = SendParts(
             database, clock, courier, self.sites.known, self._this_site, self.heat_of, epoch=lambda: self.lease.epoch,

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import msgspec
 
-from metadata.catalog import buckets, jobs, tiering
+from metadata.catalog import jobs, tiering
 from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
@@ -33,11 +33,13 @@ from metadata.services.cluster import Cluster
 from metadata.services.duties import PROMOTER
 from metadata.services.jobs import JobQueue
 from metadata.services.jobs_work import CLASS_TIER, CopyWork, ReplicaBook
+from metadata.services.tiering_decided import Decisions
+from metadata.services.tiering_find import Finder
 from metadata.services.writes import Committed
 from tierstore.policy.decide import Planner
 from tierstore.policy.heat import HeatTable
-from tierstore.policy.plan import Candidate, Decision, Demotion, Plan, Promotion
-from tierstore.policy.rules import Policy, PromoterRules, Rule
+from tierstore.policy.plan import Candidate, Demotion, Plan, Promotion
+from tierstore.policy.rules import Policy, PromoterRules
 from tierstore.policy.shelf import Device
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 
@@ -50,11 +52,6 @@ STALE_MS: Final = 60_000
 #: The reverse table follows within a second or two; a copy that it does not show by then is the walk's to find.
 AGAIN_SECONDS: Final = 30.0
 SETTLED_MAX: Final = 16
-#: Of chunks, and of decisions of each, that explain can still tell.
-DECIDED_CHUNKS_MAX: Final = 20_000
-DECISIONS_EACH_MAX: Final = 8
-#: Chunks of bodies with rows of their own whose names are remembered from lookups.
-NAMES_MAX: Final = 100_000
 _PAGE: Final = 256
 
 
@@ -105,11 +102,12 @@ class Tiering:
         self._queue = queue
         self.heat = heat
         self._policy = policy
+        self.finder = Finder(database, cluster, self._held, reporter=heat.reporter, policy=policy)
         self.served = tiering_fleet.Served()
         self.totals = TieringTotals()
         self.planner: Planner | None = None
         self.grey_devices: tuple[int, ...] = ()
-        self.decisions: OrderedDict[bytes, deque[Decision]] = OrderedDict()
+        self.decisions = Decisions()
         self._epoch = -1
         self._revision = -1
         self._garbage_seen = 0
@@ -120,10 +118,8 @@ class Tiering:
         self._offers: deque[bytes] = deque()                  # to be judged under a changed policy
         self._again: list[Demotion] = []                      # to be let go, not found in the reverse table yet
         self._demoted_at: dict[bytes, float] = {}
-        self._named: OrderedDict[bytes, tuple[str, str, int]] = OrderedDict()
         self._scores: dict[bytes, float] = {}
         self._last_at = 0.0
-        self._bucket_names: dict[int, str] = {}
 
     # -- the picture ------------------------------------------------------------------------------------------
     @property
@@ -163,13 +159,8 @@ class Tiering:
 
         return tiering_fleet.devices(self._view, resident_bytes=resident, leaving_bytes=leaving)
 
-    def learn_names(self, bucket: str, key: str, size: int, chunks: Iterable[bytes]) -> None:
-        """A lookup of a body whose chunks have rows of their own: those rows do not say whose they are."""
-        for chunk in chunks:
-            self._named[chunk] = (bucket, key, size)
-            self._named.move_to_end(chunk)
-        while len(self._named) > NAMES_MAX:
-            self._named.popitem(last=False)
+    def _held(self, chunk: bytes) -> Sequence[int]:
+        return self.planner.devices_of(chunk) if self.planner is not None else ()
 
     def committed(self, events: Sequence[Committed]) -> None:
         """New chunks of an overwrite begin with the heat of the ones that they replace (rule 18)."""
@@ -180,51 +171,8 @@ class Tiering:
                     if old.id != new.id and old.id in table:
                         table.inherit(new.id, old.id)
 
-    def name_of(self, located: Located) -> tuple[str, str, int]:
-        """(bucket, key, size) of the object that a chunk is of; ("", "", 0) when it is not known."""
-        if located.owner is not None:
-            return located.bucket, located.owner[1], located.size
-        return self._named.get(located.chunk.id, ("", "", 0))
-
-    def rule_of(self, located: Located) -> Rule:
-        """The rule that holds for a chunk now."""
-        bucket, key, size = self.name_of(located)
-        return self.rule_for(bucket, key, size)
-
-    def rule_for(self, bucket: str, key: str, size: int) -> Rule:
-        """The rule that holds for an object now; the default one when its name is not known."""
-        policy = self._policy()[1]
-        return policy.rule_for(bucket, key, size, self.now()) if bucket else policy.default
-
     def now(self) -> float:
         return self._cluster.now_ms() / 1000
-
-    # -- looking up -------------------------------------------------------------------------------------------
-    async def find(self, chunks: Collection[bytes]) -> dict[bytes, Located]:
-        """The rows of chunks, in one read: by the devices of who reported them, else by all of the site."""
-        of_server: dict[int, list[int]] = defaultdict(list)
-        for device in self._view.devices.values():
-            of_server[device.server].append(device.id)
-        wanted: dict[bytes, list[int]] = {}
-        for chunk in chunks:
-            hinted = of_server.get(self.heat.reporter(chunk), [])
-            held = self.planner.devices_of(chunk) if self.planner is not None else ()
-            wanted[chunk] = [*hinted, *(d for d in held if d not in hinted)] or list(self._view.devices)
-        names = await self.bucket_names()
-        found = await self._database.scan(lambda c: tiering.find(c, wanted, names))
-        lost = [chunk for chunk in chunks if chunk not in found]
-        if lost:
-            everywhere = {chunk: list(self._view.devices) for chunk in lost[:_PAGE]}
-            found |= await self._database.scan(lambda c: tiering.find(c, everywhere, names))
-        return found
-
-    async def bucket_names(self) -> dict[int, str]:
-        """Ids of buckets are never reused and names never change: a name read once stays true."""
-        known = len(self._bucket_names)
-        fresh = await self._database.read(buckets.names)
-        if len(fresh) != known:
-            self._bucket_names = fresh
-        return self._bucket_names
 
     # -- the tick ---------------------------------------------------------------------------------------------
     async def tick(self, epoch: int, pinned: Sequence[Located] = ()) -> Plan:
@@ -246,14 +194,14 @@ class Tiering:
         scores = dict(touched.settled) | dict(touched.movable)
         for chunk in offered:
             scores.setdefault(chunk, self.heat.table.score(chunk))
-        located = await self.find(list(scores))
+        located = await self.finder.find(list(scores))
         for one in pinned:
             located.setdefault(one.chunk.id, one)
             scores.setdefault(one.chunk.id, self.heat.table.score(one.chunk.id))
         candidates = self._candidates(scores, located, now, reads_of)
         plan = planner.tick(now, candidates if room else [], served_bytes)
         self.grey_devices = plan.grey_devices
-        self._remember(plan)
+        self.decisions.note(plan.decisions)
         self.totals.candidates += len(candidates)
         await self._carry_out(planner, plan, located, epoch)
         self._scores, self._last_at = scores, now
@@ -286,7 +234,7 @@ class Tiering:
             where = located.get(chunk)
             if where is None:
                 continue
-            rule = self.rule_of(where)
+            rule = self.finder.rule_of(where)
             for replica in where.chunk.replicas:
                 if replica.role == ROLE_CACHE and replica.state == LIVE:
                     self.adopt(where, replica.device)    # a fast copy that came with the write
@@ -416,7 +364,7 @@ class Tiering:
         ended = [pair for pair in self._copies if pair not in still.promoting]
         if not ended:
             return
-        found = await self.find([chunk for chunk, _ in ended])
+        found = await self.finder.find([chunk for chunk, _ in ended])
         done: list[Demotion] = []
         for chunk, device in ended:
             copy = self._copies.pop((chunk, device))
@@ -446,22 +394,9 @@ class Tiering:
         )
         for chunk in chunks:
             planner.forget(chunk.id)
-            self.decisions.pop(chunk.id, None)
+            self.decisions.forget(chunk.id)
             for replica in chunk.replicas:
                 self._unread.pop((chunk.id, replica.device), None)
-
-    def _remember(self, plan: Plan) -> None:
-        for decision in plan.decisions:
-            known = self.decisions.get(decision.chunk)
-            if known is None:
-                known = self.decisions[decision.chunk] = deque(maxlen=DECISIONS_EACH_MAX)
-            last = known[-1] if known else None
-            if last is not None and (last.action, last.why) == (decision.action, decision.why) == ("skip", last.why):
-                known.pop()     # the same again: the newest is enough
-            known.append(decision)
-            self.decisions.move_to_end(decision.chunk)
-        while len(self.decisions) > DECIDED_CHUNKS_MAX:
-            self.decisions.popitem(last=False)
 
     # -- what the walk over the fast devices found -------------------------------------------------------------
     def adopt(self, located: Located, device: int) -> None:
@@ -471,7 +406,7 @@ class Tiering:
         if planner is None or device in planner.devices_of(chunk.id):
             return
         homes = [r.device for r in chunk.replicas if r.role == ROLE_HOME]
-        mode = self.rule_of(located).mode
+        mode = self.finder.rule_of(located).mode
         planner.resident(chunk.id, chunk.chunk_bytes, device, homes, is_pinned=mode == "pin")
         if mode == "never":
             self._offers.append(chunk.id)

@@ -89,13 +89,13 @@ class TieringView:
         # For single objects a few more than asked for: several chunks may be of one.
         wanted = min(REPORTED_CHUNKS_MAX, limit * 4 + 64) if by == "object" and not prefix else REPORTED_CHUNKS_MAX
         hottest = table.hottest(wanted)
-        located = await self._tiering.find([chunk for chunk, _ in hottest])
+        located = await self._tiering.finder.find([chunk for chunk, _ in hottest])
         found: dict[str, Hot] = {}
         for chunk, score in hottest:
             where = located.get(chunk)
             if where is None:
                 continue
-            bucket, key, size = self._tiering.name_of(where)
+            bucket, key, size = self._tiering.finder.name_of(where)
             name = f"{bucket}/{key}" if bucket else f"chunk {chunk.hex()}"
             if not name.startswith(prefix):
                 continue
@@ -134,11 +134,11 @@ class TieringView:
             Located((bucket.id, key, found.version), chunk, bucket_name, found.size)
             for chunk in found.chunks[:EXPLAINED_CHUNKS_MAX]
         ]
-        rule = self._tiering.rule_for(bucket_name, key, found.size)
+        rule = self._tiering.finder.rule_for(bucket_name, key, found.size)
         chunks = [
             explain_chunk(
                 planner, one.chunk.id, one.chunk.chunk_bytes, replicas=self._replicas(one.chunk), rule=rule, now=now,
-                decisions=self._tiering.decisions.get(one.chunk.id, ()),
+                decisions=self._tiering.decisions.of(one.chunk.id),
             )
             for one in located
         ]  # fmt: skip

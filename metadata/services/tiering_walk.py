@@ -95,7 +95,7 @@ class ShelfWalk:
         )
         acted = 0
         if page:
-            names = await self._tiering.bucket_names()
+            names = await self._tiering.finder.bucket_names()
             found = await self._database.scan(
                 lambda c: tiering.find(c, {chunk: [now.device] for chunk, _ in page}, names)
             )
@@ -157,7 +157,7 @@ class ShelfWalk:
 
     def _is_landed(self, located: Located, device: int) -> bool:
         """Whether a home copy lies on a faster tier than it belongs to."""
-        home = self.home_tier(self._tiering.rule_of(located))
+        home = self.home_tier(self._tiering.finder.rule_of(located))
         info = self._view.devices.get(device)
         return bool(home) and info is not None and _PLACE.get(info.tier, 0) < _PLACE.get(home, 0)
 
@@ -176,7 +176,7 @@ class ShelfWalk:
         return await self._database.write(work) if wanted else 0
 
     def _copy_home(self, located: Located, device: int) -> NewJob | None:
-        chunk, rule = located.chunk, self._tiering.rule_of(located)
+        chunk, rule = located.chunk, self._tiering.finder.rule_of(located)
         home = self.home_tier(rule)
         taken = {
             self._view.devices[r.device].server for r in chunk.replicas

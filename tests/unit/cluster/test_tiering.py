@@ -111,7 +111,7 @@ def test_a_chunk_that_is_read_gets_a_copy_on_the_fast_device_and_keeps_its_homes
         assert await rig.cluster.homes(chunk) - {"f"} == homes == {"a", "b"}
         await rig.tick()
         assert rig.tiering.totals.promotions == 1 and rig.tiering.under_way == 0
-        assert [d.action for d in rig.tiering.decisions[chunk]] == ["promote"]
+        assert [d.action for d in rig.tiering.decisions.of(chunk)] == ["promote"]
 
     asyncio.run(run())
 
