@@ -88,6 +88,8 @@ def test_a_crowd_brings_a_cold_object_to_the_fast_tier_within_two_ticks(rest: ht
     fast = [_seconds(lambda: get(rest, "crowd", body)) for _ in range(50)]
     assert sorted(fast)[25] < sorted(slow)[2] * 0.6
     answer = explain(rest, "crowd")
+    past = answer["heat_history"]
+    assert past["is_recorded"] and past["hours"][-1]["reads"] > 50 and past["hours"][0]["reads"] == 0
     assert tiers_of(rest, "crowd", role="cache") == ["ssd"]
     chunk = answer["chunks"][0]
     assert chunk["heat_per_hour"] > 100 and chunk["rank"] is not None
@@ -142,6 +144,31 @@ def test_never_drops_copies_pin_makes_them_and_a_removed_rule_has_no_effect(rest
     set_policy(rest, [])
     assert explain(rest, "ruled/a")["rule"] == "default"
     read_until(rest, "ruled/a", body, "ssd", seconds=10)
+
+
+def test_a_rule_has_a_schedule_and_a_rollback_brings_an_old_policy_back(rest: httpx.Client) -> None:
+    """Night rules must not hold by day; a policy that did harm is taken back without looking for the old file."""
+    body, hour = put(rest, "dated/a", 64 * KIB), time.gmtime().tm_hour
+
+    def never(first: int, last: int) -> list[dict[str, Any]]:
+        window = f"{(hour + first) % 24:02d}:00-{(hour + last) % 24:02d}:00 UTC"
+        match = {"bucket": "bkt", "prefix": "dated/"}
+        return [{"name": "dated", "match": match, "mode": "never", "schedule": window}]
+
+    set_policy(rest, never(3, 5))
+    assert explain(rest, "dated/a")["rule"] == "default"
+    read_until(rest, "dated/a", body, "ssd", seconds=10)
+    holding = set_policy(rest, never(-2, 3))
+    assert explain(rest, "dated/a")["rule"] == "dated"
+    wait_until(lambda: tiers_of(rest, "dated/a", role="cache") == [], seconds=10, what="the rule holds now")
+    set_policy(rest, [])
+    read_until(rest, "dated/a", body, "ssd", seconds=10)
+    answer = rest.post("/v1/admin/policy/rollback", json={"revision": holding})
+    assert answer.status_code == 200 and answer.json()["revision"] > holding
+    wait_until(lambda: tiers_of(rest, "dated/a", role="cache") == [], seconds=10, what="the old policy holds again")
+    refused = rest.put("/v1/admin/policy", json={"version": 1, "rules": [{"name": "x", "moed": "pin"}]})
+    assert refused.status_code == 400 and "mode" in refused.json()["detail"], "the fix is named"
+    assert explain(rest, "dated/a")["rule"] == "dated", "what is refused changes nothing"
 
 
 def test_a_deleted_object_leaves_the_fast_tier(rest: httpx.Client) -> None:

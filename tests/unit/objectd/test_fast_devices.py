@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from pathlib import Path
 
 from objectd.app import open_disks
 from objectd.config import Chunks, DeviceConfig, ObjectdConfig, Upkeep
 from objectd.slots import Slot
+from objectd.work import speed
 from objectd.work.upkeep import Upkeep as UpkeepDuty
 from tests.kit.devices import MemoryDevice
 from tierstore.checksum import sums_of
@@ -75,3 +77,13 @@ def test_reads_that_readers_gave_up_show_that_a_device_is_slow() -> None:
     for _ in range(100):
         slot.note_given_up(0.0)      # left at once for reasons of their own
     assert slot.report().read_ms >= shown * 0.9
+
+
+def test_a_device_is_measured_in_a_bounded_time_and_nothing_stays_behind(tmp_path: Path) -> None:
+    """Tiers are ordered by what devices can do; a start must not wait for it."""
+    began = time.monotonic()
+    found = speed.measure(str(tmp_path), "ssd", random.Random(1))
+    assert time.monotonic() - began < 10 * speed.BUDGET_SECONDS + 5, "an fsync of 4 MiB on a busy disk included"
+    assert 0 < found.read_ms < 1000 and found.read_bytes_per_second > 1e5
+    assert list(tmp_path.iterdir()) == []
+    assert speed.measure(str(tmp_path / "gone"), "hdd", random.Random(1)) == speed.TYPICAL["hdd"]
