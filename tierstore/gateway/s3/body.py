@@ -38,6 +38,16 @@ class Pushed(Protocol):
     async def has_room(self) -> None: ...
 
 
+class Decoder(Protocol):
+    """Makes the bytes of an object out of those of a body: `feed` calls `take`."""
+
+    take: Callable[[memoryview], None]
+
+    def feed(self, piece: memoryview, /) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 class Collected:
     """A small body, whole."""
 
@@ -236,7 +246,7 @@ class BodyPump:
         self._exchange = exchange
         self._target = target
         self._hasher = hasher
-        self._decoder: ChunkedDecoder | None = None
+        self._decoder: ChunkedDecoder | Decoder | None = None
         self._is_paused = False
         self._target_full = False
         self._is_complete = False
@@ -247,8 +257,13 @@ class BodyPump:
 
     def decode(self, signer: ChunkSigner | None, *, has_trailer: bool) -> ChunkedDecoder:
         """The body is aws-chunked."""
-        self._decoder = ChunkedDecoder(signer, self._take, has_trailer=has_trailer)
-        return self._decoder
+        decoder = self._decoder = ChunkedDecoder(signer, self._take, has_trailer=has_trailer)
+        return decoder
+
+    def take_from(self, decoder: Decoder) -> None:
+        """The body is something else, of which a decoder makes the object's bytes."""
+        self._decoder = decoder
+        decoder.take = self._take
 
     # -- BodySink -------------------------------------------------------------------------------------------
     def data(self, piece: memoryview) -> None:

@@ -47,7 +47,7 @@ class S3Door:
         self._auth = Authenticator(store.client, clock)
         self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
         reader = BodyReader(self._executor)
-        self._handlers = handlers_of(build(store, self._catalog, reader, vault))
+        self._handlers = handlers_of(build(store, self._catalog, reader, vault, self._auth))
 
     def routes(self) -> list[Route]:
         """The rows of the protocol class's table: everything that is not native."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tierstore.gateway.s3.auth import Authenticator
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.bucket_rights import BucketRights
 from tierstore.gateway.s3.bucket_settings import BucketSettings
@@ -16,6 +17,7 @@ from tierstore.gateway.s3.listing import Listings
 from tierstore.gateway.s3.locks import Locks
 from tierstore.gateway.s3.multipart import Multipart
 from tierstore.gateway.s3.object_facts import ObjectFacts
+from tierstore.gateway.s3.posts import Posts
 from tierstore.gateway.s3.reads import Reads
 from tierstore.gateway.s3.replication import Replications
 from tierstore.gateway.s3.request import Call
@@ -44,9 +46,10 @@ class Doors:
     locks: Locks
     lifecycle: LifecycleDoor
     replications: Replications
+    posts: Posts
 
 
-def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault) -> Doors:
+def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, auth: Authenticator) -> Doors:
     """Everything, put together."""
     files, reads = BucketFiles(catalog, reader), Reads(store, catalog, vault)
     copies = Copies(store, catalog, reads, vault)
@@ -55,6 +58,7 @@ def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault) ->
         reads, Writes(store, catalog, reader, vault), copies, ObjectFacts(store, catalog, reader, reads),
         Multipart(store, catalog, reader, copies, vault), Locks(store, catalog, reader, files=files, reads=reads),
         LifecycleDoor(files), Replications(catalog, store.client, reader),
+        Posts(store, catalog, vault, executor=reader.executor, auth=auth),
     )  # fmt: skip
 
 
@@ -95,7 +99,7 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "DeleteBucketReplication": doors.replications.delete,
         "GetBucketAccelerateConfiguration": unset("s3:GetAccelerateConfiguration", "", "AccelerateConfiguration"),
         "ListObjects": listings.objects, "ListObjectsV2": listings.objects_v2, "ListObjectVersions": listings.versions,
-        "DeleteObjects": writes.delete_many,
+        "DeleteObjects": writes.delete_many, "PostObject": doors.posts.post,
         "PutObject": writes.put, "GetObject": reads.get, "HeadObject": reads.get, "DeleteObject": writes.delete,
         "CopyObject": doors.copies.copy, "GetObjectAttributes": reads.attributes,
         "GetObjectAcl": facts.get_acl, "PutObjectAcl": facts.put_acl,

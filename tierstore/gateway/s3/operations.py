@@ -96,7 +96,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("DeleteObjects", "POST", "bucket", "delete", "yes", "test_many_objects_are_deleted_at_once"),
     _row("ListObjectsV2", "GET", "bucket", "list-type", "yes", "test_listings_page_through_keys_and_prefixes"),
     _row("ListObjects", "GET", "bucket", "", "yes", "test_listings_page_through_keys_and_prefixes"),
-    _row("PostObject", "POST", "bucket"),
+    _row("PostObject", "POST", "bucket", "", "yes", "test_forms_upload_files"),
     _row("CreateBucket", "PUT", "bucket", "", "partly", "test_buckets_are_made_listed_and_removed",
          "a location constraint is taken and not kept"),
     _row("HeadBucket", "HEAD", "bucket", "", "yes", "test_buckets_are_made_listed_and_removed"),

@@ -32,6 +32,7 @@ HEADER_BYTES: Final = 32
 SALT_BYTES: Final = 16
 KEY_BYTES: Final = 32
 _SEALED_BYTES: Final = SEGMENT_BYTES + TAG_BYTES
+_UNKNOWN: Final = 1 << 62
 _MAGIC: Final = b"TSE1"
 
 
@@ -61,12 +62,12 @@ def _nonce(index: int, *, is_last: bool) -> bytes:
 
 
 class Encryptor:
-    """Takes plain bytes, pushes sealed ones on. Its size must be known before."""
+    """Takes plain bytes, pushes sealed ones on. plain_bytes -1: not known; then end() must be called."""
 
     def __init__(self, target: Pushed, key: bytes, plain_bytes: int, *, header: bytes = b"") -> None:
         self._target = target
         self._cipher = AESGCM(key)
-        self._left = plain_bytes
+        self._left = plain_bytes if plain_bytes >= 0 else _UNKNOWN
         self._buffer = bytearray()
         self._index = 0
         self._header = header
@@ -77,14 +78,24 @@ class Encryptor:
             has_room = self._target.push(memoryview(self._header))
             self._header = b""
         self._buffer += piece
-        while len(self._buffer) >= SEGMENT_BYTES or (self._buffer and len(self._buffer) >= self._left):
-            plain = bytes(self._buffer[:SEGMENT_BYTES])
-            del self._buffer[:SEGMENT_BYTES]
-            self._left -= len(plain)
-            sealed = self._cipher.encrypt(_nonce(self._index, is_last=self._left <= 0), plain, None)
-            self._index += 1
-            has_room = self._target.push(memoryview(sealed))
+        # a whole segment may be the last: it is held until the next byte, or the size, tells
+        while len(self._buffer) > SEGMENT_BYTES or (self._buffer and len(self._buffer) >= self._left):
+            has_room = self._seal()
         return has_room
+
+    def _seal(self) -> bool:
+        plain = bytes(self._buffer[:SEGMENT_BYTES])
+        del self._buffer[:SEGMENT_BYTES]
+        self._left -= len(plain)
+        sealed = self._cipher.encrypt(_nonce(self._index, is_last=self._left <= 0), plain, None)
+        self._index += 1
+        return self._target.push(memoryview(sealed))
+
+    def end(self) -> None:
+        """A body of unknown size has ended."""
+        self._left = len(self._buffer)
+        if self._buffer:
+            self._seal()
 
     async def has_room(self) -> None:
         await self._target.has_room()

@@ -105,7 +105,7 @@ class BodyReader:
     """Pumps bodies. One per gateway process."""
 
     def __init__(self, executor: Executor | None) -> None:
-        self._executor = executor
+        self.executor = executor
 
     async def small(self, call: Call, limit_bytes: int) -> bytes:
         """A body in memory, checked as its head promises."""
@@ -123,7 +123,7 @@ class BodyReader:
         wanted = {"md5"} | ({promise.algorithm} if promise.algorithm else set())
         wanted |= {"sha256"} if promise.sha256 else set()
         wanted |= {algorithm} if algorithm else set()
-        pump = BodyPump(call.exchange, target, Hasher(wanted, self._executor))
+        pump = BodyPump(call.exchange, target, Hasher(wanted, self.executor))
         decoder: ChunkedDecoder | None = None
         if promise.is_chunked:
             signed = signed_chunks(call)
