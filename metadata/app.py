@@ -32,6 +32,7 @@ from metadata.promoter.drain import DrainDuty
 from metadata.promoter.heat import HeatGatherer
 from metadata.promoter.lifecycle import LifecycleDuty
 from metadata.promoter.liveness import KeyDuty, LivenessDuty
+from metadata.promoter.notify import NotifyDuty
 from metadata.promoter.reconcile import ReconcileDuty
 from metadata.promoter.repair import AuditDuty, RepairDuty
 from metadata.promoter.retention import QueueDuty, RetentionDuty
@@ -70,6 +71,7 @@ from metadata.services.jobs import JobQueue
 from metadata.services.lifecycle import Lifecycle
 from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
+from metadata.services.notify import Notify
 from metadata.services.placements import PlacementIndexer
 from metadata.services.policies import Policies
 from metadata.services.read_soon import ReadSoon
@@ -98,6 +100,7 @@ from metadata.services.tiering_walk import ShelfWalk
 from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView
 from metadata.services.whatif import WhatIf
+from metadata.webhooks import Webhooks
 from tierstore import statefile
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, SystemClock
@@ -282,6 +285,7 @@ class MetadataServer:
             TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
             HistoryDuty(self.recorder, self.read_soon), SitesDuty(lambda: self.replication),
             TombstoneDuty(lambda: self.tombstones),
+            NotifyDuty(lambda: self.notify),
             LifecycleDuty(lambda: self.lifecycle, interval_seconds=settings.duties.lifecycle_interval),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
@@ -342,6 +346,10 @@ class MetadataServer:
         )
         self.buckets.on_rules = self._rules_changed
         self.s3_names = S3Names(database, self.names, clock)
+        self.webhooks = Webhooks()
+        self.notify = Notify(
+            database, {hook.name: hook.url for hook in self.settings.webhooks}, self.webhooks.post, region="us-east-1"
+        )
         self.lifecycle = Lifecycle(
             database, self.commits, self.s3_names, clock, rng=rng, day_seconds=self.settings.duties.lifecycle_day
         )
@@ -517,6 +525,7 @@ class MetadataServer:
     async def stop(self) -> None:
         """End the background work, finish commits under way, close the catalog. Safe to repeat."""
         await self.promoter.stop()
+        await self.webhooks.close()
         await self.replication.close()
         if self._is_started:
             await self.heat.save()

@@ -88,6 +88,18 @@ class User:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Where notifications of buckets go that name it by arn:tierstore:sns:::NAME."""
+
+    name: str = setting(description="letters, digits and dashes, as the ARN names it")
+    url: str = secret("", "http or https URL that takes the POSTs; it may carry a key of its own")
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").isalnum() or not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"webhook {self.name!r} needs a name of letters, digits and dashes, and an http(s) url")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of `python -m metadata serve`."""
 
@@ -99,6 +111,7 @@ class Settings:
     background: Background = section(Background)
     root: Root = section(Root)
     users: tuple[User, ...] = tables(User, "users' keys that are given by configuration")
+    webhooks: tuple[Webhook, ...] = tables(Webhook, "where notifications may go")
     auth: Auth = section(Auth)
     limits: Limits = section(Limits)
     timers: Timers = section(Timers)

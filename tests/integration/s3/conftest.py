@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,18 @@ USERS = (
     '[{name = "configured", access_key = "CONFIGURED1", secret_key = "configured-secret", policy = '
     """'{"Statement": [{"Effect": "Allow", "Action": "s3:CreateBucket", "Resource": "*"}]}'}]"""
 )
-SETTINGS = {**SHORT_DAYS, "TIERSTORE_USERS": USERS, "TIERSTORE_S3__CUSTOMER_KEYS_OVER_HTTP": "true"}
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+#: Where the webhook of test_notifications listens.
+WEBHOOK_PORT = _free_port()
+SETTINGS = {
+    **SHORT_DAYS, "TIERSTORE_USERS": USERS, "TIERSTORE_S3__CUSTOMER_KEYS_OVER_HTTP": "true",
+    "TIERSTORE_WEBHOOKS": f'[{{name = "hook", url = "http://127.0.0.1:{WEBHOOK_PORT}/events"}}]',
+}  # fmt: skip
 _NUMBERS = itertools.count(1)
 
 

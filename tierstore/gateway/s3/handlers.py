@@ -16,6 +16,7 @@ from tierstore.gateway.s3.lifecycle import LifecycleDoor
 from tierstore.gateway.s3.listing import Listings
 from tierstore.gateway.s3.locks import Locks
 from tierstore.gateway.s3.multipart import Multipart
+from tierstore.gateway.s3.notifications import Notifications
 from tierstore.gateway.s3.object_facts import ObjectFacts
 from tierstore.gateway.s3.posts import Posts
 from tierstore.gateway.s3.reads import Reads
@@ -47,6 +48,7 @@ class Doors:
     lifecycle: LifecycleDoor
     replications: Replications
     posts: Posts
+    notifications: Notifications
 
 
 def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, auth: Authenticator) -> Doors:
@@ -58,7 +60,7 @@ def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, au
         reads, Writes(store, catalog, reader, vault), copies, ObjectFacts(store, catalog, reader, reads),
         Multipart(store, catalog, reader, copies, vault), Locks(store, catalog, reader, files=files, reads=reads),
         LifecycleDoor(files), Replications(catalog, store.client, reader),
-        Posts(store, catalog, vault, executor=reader.executor, auth=auth),
+        Posts(store, catalog, vault, executor=reader.executor, auth=auth), Notifications(files),
     )  # fmt: skip
 
 
@@ -89,7 +91,8 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "GetObjectLockConfiguration": locks.get_configuration, "PutObjectLockConfiguration": locks.put_configuration,
         "GetObjectRetention": locks.get_retention, "PutObjectRetention": locks.put_retention,
         "GetObjectLegalHold": locks.get_legal_hold, "PutObjectLegalHold": locks.put_legal_hold,
-        "GetBucketNotificationConfiguration": unset("s3:GetBucketNotification", "", "NotificationConfiguration"),
+        "GetBucketNotificationConfiguration": doors.notifications.get,
+        "PutBucketNotificationConfiguration": doors.notifications.put,
         "GetBucketRequestPayment": unset(
             "s3:GetBucketRequestPayment", "", "RequestPaymentConfiguration", "<Payer>BucketOwner</Payer>"
         ),
