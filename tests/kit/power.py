@@ -10,10 +10,12 @@ import fcntl
 import os
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN = _IOR('X', 125, u32)
 _NO_LOG_FLUSH = 2
+UNMOUNT_SECONDS = 20.0
 
 
 class Volume:
@@ -34,9 +36,15 @@ class Volume:
         self._is_mounted = True
 
     def unmount(self) -> None:
-        if self._is_mounted:
-            subprocess.run(["umount", str(self.path)], check=True)
-            self._is_mounted = False
+        """Waits for the last threads of killed processes: a process is a zombie while one of them still ends in the
+        kernel and holds its files."""
+        deadline = time.monotonic() + UNMOUNT_SECONDS
+        while self._is_mounted:
+            done = subprocess.run(["umount", str(self.path)], check=False, capture_output=True, text=True)
+            self._is_mounted = done.returncode != 0
+            if self._is_mounted:
+                assert "busy" in done.stderr and time.monotonic() < deadline, done.stderr
+                time.sleep(0.05)    # polling with a deadline
 
     def cut(self) -> None:
         """The lights go out. Processes that have files open here must be ended before unmount()."""
