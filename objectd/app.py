@@ -262,6 +262,7 @@ async def open_disks(config: ObjectdConfig, clock: Clock) -> list[Device]:
             segment_bytes_max=segment_bytes_of(config, capacity),
             reserve_bytes=min(device.reserve, capacity // 10),
             write_pending_bytes_max=STREAM_WINDOW_BYTES,
+            direct_bytes_min=config.chunks.direct_bytes_min,
             io_deadline_seconds=config.chunks.device_timeout,
             simulate_seek_ms=device.simulate_seek * 1000,
             simulate_bytes_per_second=device.simulate_rate,

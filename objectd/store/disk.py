@@ -440,7 +440,8 @@ class DiskDevice:
             writer = files.FileWriter(
                 self, self._layout, chunk, chunk_bytes, hint, seed=self._seed, wall_ms=self._clock.now_ms(),
                 behind_bytes=self.settings.write_behind_bytes, spindle=self._spindle,
-                pending_bytes_max=self.settings.write_pending_bytes_max)
+                pending_bytes_max=self.settings.write_pending_bytes_max,
+                direct_bytes_min=0 if self._in_memory else self.settings.direct_bytes_min)
         except FileExistsError:
             raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy") from None
         except OSError as error:

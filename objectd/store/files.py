@@ -4,8 +4,9 @@ The name is final from the beginning (the catalog's row makes a chunk visible, n
 whole. Invariants: finish() returns only after fdatasync of the file and fsync of its directory; a file without a valid
 footer is nobody's chunk; a failed sync is never repeated on the descriptor.
 
-Cost of 64 MiB: one copy into the page cache in the loop (about 60 us per 256 KiB piece); the disk is kept busy behind
-it by sync_file_range in a thread every write_behind_bytes, so that the last fdatasync finds little to do.
+Cost of a chunk below direct_bytes_min: one copy into the page cache in the loop (about 60 us per 256 KiB piece); the
+disk is kept busy behind it by sync_file_range in a thread every write_behind_bytes, so that the last fdatasync finds
+little to do. Larger ones go around the page cache (store.direct).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from objectd.store import records
 from objectd.store.device import Location
+from objectd.store.direct import DirectBytes, open_direct
 from objectd.store.layout import Layout, sync_directory
 from objectd.store.openfiles import Handle
 from objectd.store.reading import read_fully
@@ -56,8 +58,10 @@ class FileWriter:
     """One chunk file under way. See device.ChunkWriter."""
 
     def __init__(self, owner: Owner, layout: Layout, chunk: ChunkId, chunk_bytes: int, hint: bytes, *, seed: int,
-                 wall_ms: int, behind_bytes: int, pending_bytes_max: int, spindle: Spindle | None) -> None:
-        """Creates the file. Raises OSError; FileExistsError when the same chunk is being written already."""
+                 wall_ms: int, behind_bytes: int, pending_bytes_max: int, spindle: Spindle | None,
+                 direct_bytes_min: int = 0) -> None:
+        """Creates the file. direct_bytes_min: go around the page cache from that length on; 0: never.
+        Raises OSError; FileExistsError when the same chunk is being written already."""
         self.chunk = chunk
         self.chunk_bytes = chunk_bytes
         self.stored_bytes = records.file_bytes(chunk_bytes, len(hint))
@@ -76,12 +80,22 @@ class FileWriter:
         self._behind: asyncio.Future[Any] | None = None
         self._is_over = False
         hit("store.file.before_create")
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._direct: DirectBytes | None = None
+        self._fd = -1
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        if 0 < direct_bytes_min <= chunk_bytes:
+            self._fd = open_direct(self._path, flags)
+            if self._fd >= 0:
+                self._direct = DirectBytes(owner, self._fd, spindle=spindle, where=chunk)
+        if self._fd < 0:
+            self._fd = os.open(self._path, flags, 0o644)
         # the name is made durable while the data comes in
         self._named = owner.submit(sync_directory, layout.file_directory(chunk))
 
     @property
     def pending_bytes(self) -> int:
+        if self._direct is not None:
+            return self._direct.pending_bytes
         self._look_behind()
         return self._written - self._taken
 
@@ -93,6 +107,10 @@ class FileWriter:
         try:
             hit("store.file.before_write")
             view = memoryview(piece)
+            if self._direct is not None:
+                self._direct.write(view)
+                self._written += len(view)
+                return
             while view:    # a write may be short; a full disk ends it with ENOSPC
                 count = os.pwrite(self._fd, view, self._written)
                 self._written += count
@@ -126,10 +144,22 @@ class FileWriter:
         _write_behind(self._fd, start, count)
 
     async def drained(self) -> None:
+        if self._direct is not None:
+            if self._direct.pending_bytes > self._pending_max:
+                await self._drain_direct()
+            return
         while self.pending_bytes > self._pending_max and not self._is_over:
             self._start_behind()
             assert self._behind is not None
             await self._owner.settled(self._behind)
+
+    async def _drain_direct(self) -> None:
+        assert self._direct is not None
+        try:
+            await self._direct.drained()
+        except OSError as error:
+            self.abort()
+            raise self._owner.write_failed(error) from error
 
     async def finish(self, sums: bytes) -> Location:
         self._check_open()
@@ -139,6 +169,9 @@ class FileWriter:
         data_crc = combine_sums(sums, self.chunk_bytes)
         tail = sums + self._hint + records.footer(self.chunk, self.chunk_bytes, sums, self._hint, seed=self._seed,
                                                   wall_ms=self.wall_ms, data_crc=data_crc)
+        if self._direct is not None:
+            await self._drain_direct()
+            self._check_open()      # given up meanwhile
         self._is_over = True
         try:
             if self._behind is not None:
@@ -155,9 +188,13 @@ class FileWriter:
         return Location(0, 0)
 
     def _complete(self, tail: bytes) -> None:
-        if self._spindle is not None:
+        at = self._written
+        if self._direct is not None:
+            at, rest = self._direct.finish_blocking()
+            tail = rest + tail
+        elif self._spindle is not None:
             self._spindle.transfer(self.chunk, self._asked, self._written - self._asked + len(tail))
-        if os.pwrite(self._fd, tail, self._written) != len(tail):
+        if os.pwrite(self._fd, tail, at) != len(tail):
             raise OSError(28, os.strerror(28))
         hit("store.file.before_sync")
         os.fdatasync(self._fd)
@@ -171,7 +208,10 @@ class FileWriter:
     def _drop(self) -> None:
         """Unlink and close once no thread uses the descriptor."""
         self._owner.given_up(self)
+        if self._direct is not None:
+            self._behind = self._direct.abandon()
         if self._behind is not None and not self._behind.done():
+            self._behind.add_done_callback(_look_at)
             self._behind.add_done_callback(lambda _: self._owner.submit(self._remove))
         else:
             self._owner.submit(self._remove)

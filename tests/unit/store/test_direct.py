@@ -1,0 +1,143 @@
+"""Large chunks go around the page cache: every length, a disk that fails in the middle, a file system without it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objectd.store import direct
+from objectd.store.direct import ALIGN_BYTES, BUFFER_BYTES
+from objectd.store.settings import StoreSettings
+from tests.unit.store.place import SETTINGS, Place, body, chunk, content
+from tierstore.checksum import sums_of
+from tierstore.errors import CapacityError, UnavailableError
+
+MIB = 1 << 20
+DIRECT: StoreSettings = replace(SETTINGS, direct_bytes_min=MIB)
+
+
+async def _store(place: Place, number: int, data: bytes, *, piece_bytes: int = 200_001) -> None:
+    async with place.open() as device:
+        writer = device.begin(chunk(number), len(data))
+        for at in range(0, len(data), piece_bytes):
+            writer.write(memoryview(data)[at : at + piece_bytes])
+            if writer.pending_bytes > 2 * BUFFER_BYTES:
+                await writer.drained()
+        await writer.finish(sums_of(data))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [MIB, MIB + 1, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + ALIGN_BYTES, 3 * BUFFER_BYTES + ALIGN_BYTES + 17],
+)
+def test_every_length_reads_back_in_this_life_and_the_next(tmp_path: Path, size: int) -> None:
+    """What is not aligned at the end is written the usual way behind what is; a gap or an overlap would be rot."""
+    place = Place(tmp_path, settings=DIRECT)
+    data = body(size, size)
+
+    async def walk() -> None:
+        await _store(place, 1, data)
+        async with place.open() as device:
+            assert await content(device, chunk(1)) == data
+        place.kill()
+        async with place.open() as device:
+            assert await content(device, chunk(1)) == data
+
+    asyncio.run(walk())
+
+
+def test_its_bytes_are_not_left_in_the_page_cache(tmp_path: Path) -> None:
+    """Else the way is not the one that this test file is about."""
+    place = Place(tmp_path, settings=DIRECT)
+    data = body(1, 2 * BUFFER_BYTES + 5)
+
+    async def walk() -> None:
+        async with place.open() as device:
+            writer = device.begin(chunk(1), len(data))
+            writer.write(data)
+            await writer.finish(sums_of(data))
+            opened = await device.find(chunk(1))
+            assert opened.read_now(0, 64 * 1024) is None or not opened.fd >= 0
+            assert await opened.read(0, len(data)) == data
+            opened.close()
+
+    asyncio.run(walk())
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.EIO, UnavailableError), (errno.ENOSPC, CapacityError)])
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_write_that_fails_fails_the_chunk_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception], failing: int
+) -> None:
+    """The write happens behind the caller's back: it must still be he who hears of it, before any receipt."""
+    place = Place(tmp_path, settings=DIRECT)
+    data = body(1, 2 * BUFFER_BYTES + 2 * ALIGN_BYTES)
+    put, count = direct.DirectBytes._put, 0
+
+    def broken(self: Any, view: memoryview, at: int) -> None:
+        nonlocal count
+        count += 1
+        if count == failing:
+            raise OSError(number, os.strerror(number))
+        put(self, view, at)
+
+    async def walk() -> None:
+        async with place.open() as device:
+            monkeypatch.setattr(direct.DirectBytes, "_put", broken)
+            writer = device.begin(chunk(1), len(data))
+            with pytest.raises(error):
+                for at in range(0, len(data), MIB):
+                    writer.write(memoryview(data)[at : at + MIB])
+                    await asyncio.sleep(0)
+                await writer.finish(sums_of(data))
+        assert count == failing
+        assert not [path for path in Path(place.path, "files").rglob("*") if path.is_file()]
+
+    asyncio.run(walk())
+
+
+def test_giving_up_in_the_middle_of_a_write_leaves_no_file(tmp_path: Path) -> None:
+    """A client that goes away: the descriptor may only be closed when no thread writes to it any more."""
+    place = Place(tmp_path, settings=DIRECT)
+    data = body(1, 3 * BUFFER_BYTES)
+
+    async def walk() -> None:
+        async with place.open() as device:
+            for number in range(5):
+                writer = device.begin(chunk(number), len(data))
+                writer.write(data[: 2 * BUFFER_BYTES + number * 100_000])
+                writer.abort()
+        assert not [path for path in Path(place.path, "files").rglob("*") if path.is_file()]
+
+    asyncio.run(walk())
+
+
+def test_a_file_system_without_the_way_gets_the_usual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some refuse the flag only after they have made the file."""
+    place = Place(tmp_path, settings=DIRECT)
+    data = body(1, BUFFER_BYTES + 1)
+    real, refused = os.open, 0
+
+    def refusing(path: str, flags: int, *args: Any, **kwargs: Any) -> int:
+        nonlocal refused
+        if flags & os.O_DIRECT:
+            refused += 1
+            os.close(real(path, flags & ~os.O_DIRECT, *args, **kwargs))
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(path, flags, *args, **kwargs)
+
+    async def walk() -> None:
+        monkeypatch.setattr(os, "open", refusing)
+        await _store(place, 1, data)
+        monkeypatch.setattr(os, "open", real)
+        assert refused == 1
+        async with place.open() as device:
+            assert await content(device, chunk(1)) == data
+
+    asyncio.run(walk())
