@@ -89,15 +89,18 @@ class ChunkReads:
             first, count = _range(exchange.query(b"blocks"), chunk_bytes)
         self.reads_total += 1
         self.bytes_total += count
+        hint = Location(segment, offset)
         if not flags & NO_HEAT:
             self.blocks_total += block_count(count)
             self._heat.count(chunk, 1.0 if count == chunk_bytes else count / chunk_bytes)
             if self._memory.is_on and (held := self._memory.get(chunk)) is not None:
+                wanted = _Wanted(slot, chunk, chunk_bytes, first, count)
+                if count > self._sendfile_bytes_min and self._send_cached(exchange, wanted, hint):
+                    return
                 self._count_served(TIER, count)
                 self._from_memory(exchange, held, chunk_bytes, first, count)
                 return
             self._count_served(slot.device.tier, count)
-        hint = Location(segment, offset)
         if count == chunk_bytes <= self._sendfile_bytes_min and segment:
             raw = slot.device.read_small_now(chunk, hint, chunk_bytes)
             if raw is not None:
@@ -134,6 +137,28 @@ class ChunkReads:
     def _count_served(self, tier: str, count: int) -> None:
         reads, size = self.served.get(tier, (0, 0))
         self.served[tier] = (reads + 1, size + count)
+
+    def _send_cached(self, exchange: Exchange, wanted: _Wanted, hint: Location) -> bool:
+        """A chunk that is in RAM may be in the page cache by now: sendfile spares the copy that RAM costs."""
+        slot, first, count = wanted.slot, wanted.first, wanted.count
+        try:
+            opened = slot.device.open_chunk(wanted.chunk, hint)
+        except NotFound:
+            return False            # its device lost it; what is in RAM was checked when it came in
+        if opened is None:
+            return False
+        at = opened.data_offset + first
+        if (
+            opened.chunk_bytes != wanted.chunk_bytes or opened.fd < 0
+            or not self._residency.is_resident(opened.fd, at, count)
+        ):  # fmt: skip
+            opened.close()
+            return False
+        self._count_served(slot.device.tier, count)
+        exchange.reply_file(
+            200, slot.answer_lines(len(opened.sums)), opened.sums, opened.fd, at, count, _Closing(opened)
+        )
+        return True
 
     def _from_memory(self, exchange: Exchange, held: bytes, chunk_bytes: int, first: int, count: int) -> None:
         sums_bytes = block_count(chunk_bytes) * SUM_BYTES

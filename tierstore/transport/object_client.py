@@ -5,8 +5,8 @@ CRC32C of the catalog, and each block must match its sum before a byte of it is 
 sendfile and need not be trusted. Ranges are widened to blocks on the wire and trimmed here.
 Writes: data, then its block sums; the object server compares and answers with a signed receipt.
 
-Cost per piece of a stream: one read or a few straight into the piece's buffer, a CRC32C per 64 KiB (about 3 us each), no
-copy. A small read: one call, one or a few sums, a memoryview of the answer.
+Cost per piece of a stream: one read or a few straight into the piece's buffer, a CRC32C per 64 KiB (about 3 us each),
+no copy. A small read: one call, one or a few sums, a memoryview of the answer.
 """
 
 from __future__ import annotations
