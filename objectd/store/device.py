@@ -138,8 +138,11 @@ class Device(Protocol):
         Raises CapacityError, ConflictError(code="chunk-exists"), UnavailableError(code="device-failed")."""
         ...
 
-    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> ChunkWriter:
-        """Start a large chunk. Raises as put_small does."""
+    def begin(
+        self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "", keep_warm: bool = False
+    ) -> ChunkWriter:
+        """Start a large chunk. keep_warm: it is read often, so what was written should stay in memory.
+        Raises as put_small does."""
         ...
 
     async def trash(self, chunk: ChunkId) -> bool:

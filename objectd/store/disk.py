@@ -427,7 +427,9 @@ class DiskDevice:
 
     # large chunks
 
-    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> ChunkWriter:
+    def begin(
+        self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "", keep_warm: bool = False
+    ) -> ChunkWriter:
         known = self._index.lookup(chunk)
         if known is not None:
             return RepeatedWriter(chunk, unpack(known), chunk_bytes, self._accept_repeat)
@@ -441,7 +443,7 @@ class DiskDevice:
                 self, self._layout, chunk, chunk_bytes, hint, seed=self._seed, wall_ms=self._clock.now_ms(),
                 behind_bytes=self.settings.write_behind_bytes, spindle=self._spindle,
                 pending_bytes_max=self.settings.write_pending_bytes_max,
-                direct_bytes_min=0 if self._in_memory else self.settings.direct_bytes_min)
+                direct_bytes_min=0 if self._in_memory or keep_warm else self.settings.direct_bytes_min)
         except FileExistsError:
             raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy") from None
         except OSError as error:

@@ -183,7 +183,7 @@ class CopyWork:
     ) -> Location:
         chunk = ChunkId(job.chunk)
         try:
-            writer = slot.device.begin(chunk, job.chunk_bytes)
+            writer = slot.device.begin(chunk, job.chunk_bytes, keep_warm=job.why == "promote")
         except ConflictError:
             return await self._here_already(job, slot)
         try:

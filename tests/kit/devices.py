@@ -179,7 +179,9 @@ class MemoryDevice:
         if self.state not in ("ok", "full"):
             raise UnavailableError(f"{self.path} is {self.state}", code="device-failed")
 
-    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> ChunkWriter:
+    def begin(
+        self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "", keep_warm: bool = False
+    ) -> ChunkWriter:
         self._check_writable()
         known = self.kept.get(chunk)
         if known is not None and len(known.data) != chunk_bytes:
@@ -340,8 +342,10 @@ class Wrapper:
         taken = bytes(data)
         return asyncio.ensure_future(self.put_small(chunk, taken, sums, name_hint=name_hint))
 
-    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> ChunkWriter:
-        return self.inner.begin(chunk, chunk_bytes, name_hint=name_hint)
+    def begin(
+        self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "", keep_warm: bool = False
+    ) -> ChunkWriter:
+        return self.inner.begin(chunk, chunk_bytes, name_hint=name_hint, keep_warm=keep_warm)
 
     def stored_since(self, since_ms: int, after: bytes = b"") -> Iterator[ChunkHeader]:
         return self.inner.stored_since(since_ms, after)
@@ -451,9 +455,11 @@ class FaultyDevice(Wrapper):
         self._before_write(chunk)
         return await super().put_small(chunk, data, sums, name_hint=name_hint)
 
-    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> ChunkWriter:
+    def begin(
+        self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "", keep_warm: bool = False
+    ) -> ChunkWriter:
         self._before_write(chunk)
-        return super().begin(chunk, chunk_bytes, name_hint=name_hint)
+        return super().begin(chunk, chunk_bytes, name_hint=name_hint, keep_warm=keep_warm)
 
     async def trash(self, chunk: ChunkId) -> bool:
         self._before_write(chunk)

@@ -247,8 +247,10 @@ class FillingDevice(FaultyDevice):
 
     is_filling = True
 
-    def begin(self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "") -> Any:
-        writer = super().begin(chunk, chunk_bytes, name_hint=name_hint)
+    def begin(
+        self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "", keep_warm: bool = False
+    ) -> Any:
+        writer = super().begin(chunk, chunk_bytes, name_hint=name_hint, keep_warm=keep_warm)
         plain = writer.write
 
         def write(piece: Any) -> None:
