@@ -98,6 +98,12 @@ class Site:
             rules = [{"prefix": "", "target": target.name, "mode": "async", "bodies": "all", **rule}]
             self.ask("PUT", f"/v1/buckets/{name}/replication", json={"rules": rules})
 
+    def pause(self, target: Site) -> None:
+        """Nothing goes there any more when it returns: the sender looks at its link with each hello."""
+        self.ask("POST", f"/v1/admin/sites/{target.name}/pause")
+        state = lambda: self.ask("GET", "/v1/admin/replication").json()["targets"][0]["state"]
+        wait_until(lambda: state() == "paused", seconds=30, what="paused", every=0.2)
+
     def backlog(self) -> int:
         targets = self.ask("GET", "/v1/admin/replication").json()["targets"]
         return sum(int(target["backlog_objects"]) for target in targets)
@@ -210,7 +216,7 @@ def link(a: Site, b: Site, links: Links, options: argparse.Namespace) -> Result:
     """Large bodies over 200 Mbit/s."""
     links.set(bytes_per_second=LINK_BYTES_PER_SECOND)
     a.bucket("large", b)
-    a.ask("POST", f"/v1/admin/sites/{b.name}/pause")
+    a.pause(b)
     count = 6
     for number in range(count):
         a.ask("PUT", f"/v1/objects/large/k{number}", content=os.urandom(LINK_BODY_BYTES))
@@ -230,7 +236,7 @@ def arrival(a: Site, b: Site, options: argparse.Namespace) -> list[Result]:
     """Half of the objects are read (Zipf) before they travel, half are not: theirs is first-in-first-out."""
     count = options.objects // 2
     rng = random.Random(1)
-    a.ask("POST", f"/v1/admin/sites/{b.name}/pause")
+    a.pause(b)
     took: dict[str, dict[str, float]] = {}
     lags: dict[str, list[float]] = {}
     reads: dict[str, int] = {}
@@ -244,7 +250,7 @@ def arrival(a: Site, b: Site, options: argparse.Namespace) -> list[Result]:
         a.ask("POST", f"/v1/admin/sites/{b.name}/resume")
         took[arm] = _arrivals(b, arm, count, began)
         a.drained()
-        a.ask("POST", f"/v1/admin/sites/{b.name}/pause")
+        a.pause(b)
     a.ask("POST", f"/v1/admin/sites/{b.name}/resume")
     heat = took["heat"]
     ranked = sorted(heat, key=lambda key: -reads.get(key, 0))

@@ -90,7 +90,7 @@ from metadata.services.sites_courier import Courier
 from metadata.services.sites_hot import HotBodies
 from metadata.services.sites_read import BodyReader
 from metadata.services.sites_run import Replication
-from metadata.services.sites_send import Parts as SendParts
+from metadata.services.sites_target import Parts as SendParts
 from metadata.services.sites_tombstones import Tombstones
 from metadata.services.snapshot import Snapshots
 from metadata.services.tiering import Tiering

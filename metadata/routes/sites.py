@@ -29,7 +29,7 @@ from metadata.services.sites_backfill import BackfillProgress, Backfills
 from metadata.services.sites_compare import Comparison
 from metadata.services.sites_link import SHARE
 from metadata.services.sites_run import Replication
-from metadata.services.sites_send import TargetStatus
+from metadata.services.sites_target import TargetStatus
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, TooLarge

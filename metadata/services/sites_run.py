@@ -22,7 +22,8 @@ from metadata.services.sites_backfill import Backfills
 from metadata.services.sites_hot import HotBodies
 from metadata.services.sites_queue import name_batch, record_of
 from metadata.services.sites_read import BodyReader
-from metadata.services.sites_send import Parts, TargetStatus, TargetWorker
+from metadata.services.sites_send import TargetWorker
+from metadata.services.sites_target import Parts, TargetStatus
 from tierstore.checksum import crc_of
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.telemetry.metrics import Value, Watch

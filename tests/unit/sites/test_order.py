@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metadata.catalog.sites import QueueRow
-from metadata.services.sites import bandwidth
+from metadata.services.sites_link import bandwidth
 from metadata.services.sites_order import AGING_TURNS, BodyOrder
 from tierstore.gateway.sites import route_of
 from tierstore.wire.sites import Peer, Peers
