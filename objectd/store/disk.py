@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -27,10 +26,12 @@ from typing import Any
 import lmdb
 
 from objectd.store import files, headers, records, segments
-from objectd.store.committer import Appended, Committer, InlineCommitter, ThreadCommitter
+from objectd.store.appends import Appends
+from objectd.store.committer import Appended
 from objectd.store.compaction import Compactor
 from objectd.store.device import Buffer, ChunkHeader, ChunkWriter, DeviceUsage, Location, OpenChunk
-from objectd.store.index import Entry, Flush, Index, is_live, pack, unpack
+from objectd.store.index import Entry, Index, pack, unpack
+from objectd.store.keeper import IndexKeeper
 from objectd.store.layout import Layout
 from objectd.store.lookup import Lookup
 from objectd.store.openfiles import Handle, OpenFiles
@@ -41,9 +42,8 @@ from objectd.store.removal import NO_SPACE, Removal
 from objectd.store.repeat import RepeatedWriter
 from objectd.store.settings import StoreSettings
 from objectd.store.slow import Spindle
-from tierstore.checksum import SUM_BYTES, combine_sums
 from tierstore.clock import Clock
-from tierstore.errors import CapacityError, ConflictError, IntegrityError, NotFound, UnavailableError
+from tierstore.errors import CapacityError, IntegrityError, NotFound, UnavailableError
 from tierstore.failpoints import hit
 from tierstore.names import ChunkId, Tier
 
@@ -72,7 +72,7 @@ class DiskDevice:
         self._noting = asyncio.Lock()
         self._seed = records.seed_of(self.uuid)
         #: Failpoints of all devices of a tier: of a read that waits for the disk, and of an append.
-        self._read_point, self._write_point = f"store.read.{tier}", f"store.write.{tier}"
+        self._read_point, self.write_point = f"store.read.{tier}", f"store.write.{tier}"
         self._spindle = Spindle(seek_ms=settings.simulate_seek_ms,
                                 bytes_per_second=settings.simulate_bytes_per_second) if settings.is_simulated else None
         self._in_memory = is_memory(layout.root)
@@ -80,23 +80,17 @@ class DiskDevice:
                           is_bypassed=settings.is_simulated)
         self._open_segments = OpenFiles(settings.open_files_max)
         self._open_files = OpenFiles(settings.open_files_max)
-        self._putting: dict[bytes, Appended] = {}
         self._writing: dict[bytes, int] = {}        # large chunks under way -> bytes set aside
-        self._outstanding: deque[Appended] = deque()
         self._changing: dict[bytes, asyncio.Future[None]] = {}
-        self._watch: asyncio.TimerHandle | None = None
         self.ballast_is_out = False     # given back for a delete; filled again when there is room
         self._room = 0
-        self._generation = 0
-        self._flushed: asyncio.Future[None] | None = None
         self._is_closed = False
         self._log: segments.SegmentLog
-        self._committer: Committer
+        self._appends: Appends
         self._lookup = Lookup(self, cache, self._open_segments, self._open_files)
         self._compactor = Compactor(self)
         self._removal = Removal(self)
-        self._tick: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
+        self._keeper = IndexKeeper(self)
 
     # opening and closing
 
@@ -132,40 +126,19 @@ class DiskDevice:
         known = self._index.figures.segments.get(last)
         if known is not None and known.end < self.settings.segment_bytes_max * 3 // 4:
             self._log.resume(last, known.end)
-        self._committer = self._new_committer()
+        self._appends = Appends(self, self._log, inline=self._in_memory and self._spindle is None)
         self.refresh_room()
-        self._tick = self._loop.create_task(self._keep_index(), name=f"index of {self.path}")
-
-    def _new_committer(self) -> Committer:
-        self._generation += 1
-        generation = self._generation
-
-        def settle(group: list[Appended], error: OSError | None) -> None:
-            if generation == self._generation:      # a committer that was given up has nothing to say any more
-                self._settle(group, error)
-
-        if self._in_memory and self._spindle is None:
-            return InlineCommitter(self._loop, settle)
-        return ThreadCommitter(self._loop, settle, name=f"commit-{os.path.basename(self.path)}",
-                               spindle=self._spindle)
+        self._keeper.start()
 
     async def close(self) -> None:
         """Settle what was appended, write the index, release everything. Safe to repeat."""
         if self._is_closed:
             return
         self._is_closed = True
-        if self._tick is not None:
-            self._tick.cancel()
-            await asyncio.wait({self._tick})
-        if self._flushed is not None:
-            await asyncio.wait({self._flushed})
-        waiting = [item.future for item in self._outstanding if not item.future.done()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=self.settings.io_deadline_seconds)
-        if self._watch is not None:
-            self._watch.cancel()
-        is_clean = self.state in ("ok", "full") and not self._outstanding and not self._writing
-        await self._loop.run_in_executor(None, self._committer.close)
+        await self._keeper.stop()
+        await self._appends.settled(self.settings.io_deadline_seconds)
+        is_clean = self.state in ("ok", "full") and self._appends.is_empty and not self._writing
+        await self._loop.run_in_executor(None, self._appends.committer.close)
         await self._loop.run_in_executor(None, self._close_blocking, is_clean)
         self._open_segments.close()
         self._open_files.close()
@@ -197,7 +170,7 @@ class DiskDevice:
         done, _ = await asyncio.wait({future}, timeout=self.settings.io_deadline_seconds)
         if not done:
             future.add_done_callback(_look_at)
-            self._fail("failed", f"no answer from the disk for {self.settings.io_deadline_seconds:.0f} s")
+            self.fail("failed", f"no answer from the disk for {self.settings.io_deadline_seconds:.0f} s")
             raise UnavailableError(f"{self.path} does not answer", code="device-failed")
         return future.result()
 
@@ -256,7 +229,8 @@ class DiskDevice:
         if self.state not in ("ok", "full") or self._is_closed:
             raise UnavailableError(f"{self.path} is {self.state}: {self.detail}", code="device-failed")
 
-    def _admit(self, count: int) -> None:
+    def admit(self, count: int) -> None:
+        """Raises CapacityError unless so many bytes more have room, UnavailableError when nothing may be written."""
         self.check_writable()
         if self._room < count:
             self.refresh_room()
@@ -270,19 +244,13 @@ class DiskDevice:
             self._room = 0
             self.state, self.detail = "full", os.strerror(error.errno or 0)
             return CapacityError(f"{self.path}: {error.strerror}")
-        self._fail("read-only" if error.errno == errno.EROFS else "failed", f"write failed: {error}")
+        self.fail("read-only" if error.errno == errno.EROFS else "failed", f"write failed: {error}")
         return UnavailableError(f"{self.path}: {error.strerror}", code="device-failed")
 
-    def _fail(self, state: str, detail: str) -> None:
+    def fail(self, state: str, detail: str) -> None:
         """No more writes until check(). What was not settled is answered as failed."""
         self.state, self.detail = state, detail
-        self._generation += 1       # whatever the committer still settles comes too late
-        self._log.abandon()
-        waiting, self._outstanding = self._outstanding, deque()
-        self._putting.clear()
-        for item in waiting:
-            if not item.future.done():
-                item.future.set_exception(UnavailableError(f"{self.path}: {detail}", code="device-failed"))
+        self._appends.fail(detail)
 
     async def check(self) -> None:
         """Write, sync and read back a probe on a new descriptor; then the device serves again, in a new segment.
@@ -293,11 +261,10 @@ class DiskDevice:
             await self.run(self._probe)
         except (OSError, IntegrityError) as error:
             if self.state in ("ok", "full"):
-                self.write_failed(error) if isinstance(error, OSError) else self._fail("failed", str(error))
+                self.write_failed(error) if isinstance(error, OSError) else self.fail("failed", str(error))
             raise UnavailableError(f"{self.path} failed its check: {error}", code="device-failed") from error
         if self.state not in ("ok", "full"):
-            old = self._committer
-            self._committer = self._new_committer()
+            old = self._appends.renew()
             self.state, self.detail = "ok", ""
             self.submit(old.close)
         self.refresh_room()
@@ -326,104 +293,7 @@ class DiskDevice:
     def submit_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *,
                      name_hint: str = "") -> asyncio.Future[Location]:
         """put_small without a coroutine: the bytes are taken when it returns, durable when the future is done."""
-        count = len(data)
-        crc = int.from_bytes(sums, "little") if len(sums) == SUM_BYTES else combine_sums(sums, count)
-        known = self._index.lookup(chunk)
-        if known is not None:
-            return self._repeat(chunk, known, count, crc)
-        under_way = self._putting.get(chunk)
-        if under_way is not None:
-            return self._join(under_way, count, crc)
-        if chunk in self._writing:
-            raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy")
-        hint = name_hint.encode()[: self.settings.name_hint_bytes_max] if name_hint else b""
-        framed = records.chunk_record_bytes(count, len(hint))
-        if framed > self.settings.segment_chunk_bytes_max + 4096:
-            raise IntegrityError(f"a chunk of {count} bytes is no small chunk", code="chunk-too-long")
-        self._admit(framed)
-        if len(self._outstanding) >= self.settings.sync_waiters_max:
-            raise UnavailableError(f"{self.path}: too many writes wait for the disk", code="device-busy")
-        wall_ms = self._clock.now_ms()
-        try:
-            hit(self._write_point)
-            place = self._log.append_chunk(chunk, data, sums, hint, data_crc=crc, wall_ms=wall_ms)
-        except OSError as error:
-            raise self.write_failed(error) from error
-        self._room -= framed
-        value = pack(place.segment, place.offset, count, framed, crc, records.LIVE, wall_ms)
-        item = self.log_appended(place, chunk, value)
-        self._putting[chunk] = item
-        return item.future
-
-    def log_appended(self, place: segments.Place, chunk: bytes, value: bytes | None) -> Appended:
-        """Have a record that was appended synced; its future is done when the index knows it."""
-        future: asyncio.Future[Location] = self._loop.create_future()
-        item = Appended(future, place, chunk, value)
-        self._outstanding.append(item)
-        if self._watch is None:
-            self._watch = self._loop.call_later(self.settings.io_deadline_seconds, self._check_progress, item)
-        self._committer.submit(item)
-        number = self._log.wanted()
-        if number:
-            self._prepare_segment(number)
-        return item
-
-    def _prepare_segment(self, number: int) -> None:
-        def offer(future: asyncio.Future[int]) -> None:
-            failed = future.cancelled() or future.exception() is not None
-            self._log.offer(number, -1 if failed else future.result())
-
-        self.submit(segments.create, self._layout, number).add_done_callback(offer)
-
-    def _settle(self, group: list[Appended], error: OSError | None) -> None:
-        if error is not None:
-            self._fail("failed", f"sync failed: {error}")
-            return
-        index, outstanding, putting = self._index, self._outstanding, self._putting
-        ends: dict[int, int] = {}
-        for item in group:
-            outstanding.popleft()
-            chunk = item.chunk
-            is_new = putting.pop(chunk, None) is not None   # was nowhere; a verdict's or a copy's chunk is known
-            if item.value is not None:
-                index.apply(chunk, item.value, None if is_new else index.lookup(chunk))
-            ends[item.segment] = item.end
-            if not item.future.done():
-                item.future.set_result(Location(item.segment, item.offset))
-        for segment, end in ends.items():
-            self._log.synced(segment, end)
-            index.advance(segment, end)
-        if len(index.fresh) > self.settings.index_fresh_max // 2:
-            self._wake.set()
-
-    def _check_progress(self, oldest: Appended) -> None:
-        """A sync that hangs fails the device instead of letting its writers wait for ever."""
-        self._watch = None
-        if self._outstanding and self._outstanding[0] is oldest:
-            self._fail("failed", f"a sync has not returned for {self.settings.io_deadline_seconds:.0f} s")
-        elif self._outstanding:
-            first = self._outstanding[0]
-            self._watch = self._loop.call_later(self.settings.io_deadline_seconds, self._check_progress, first)
-
-    def _repeat(self, chunk: ChunkId, value: bytes, count: int, crc: int) -> asyncio.Future[Location]:
-        entry = unpack(value)
-        self._check_same(chunk, entry, count, crc)
-        if not is_live(value):
-            return self._loop.create_task(self._accept_repeat(chunk, entry))
-        future: asyncio.Future[Location] = self._loop.create_future()
-        future.set_result(Location(entry.segment, entry.offset))
-        return future
-
-    def _join(self, under_way: Appended, count: int, crc: int) -> asyncio.Future[Location]:
-        assert under_way.value is not None
-        self._check_same(ChunkId(under_way.chunk), unpack(under_way.value), count, crc)
-        joined: asyncio.Future[Location] = asyncio.shield(under_way.future)
-        return joined
-
-    @staticmethod
-    def _check_same(chunk: ChunkId, entry: Entry, count: int, crc: int) -> None:
-        if (entry.chunk_bytes, entry.crc) != (count, crc):
-            raise ConflictError(f"chunk {chunk.hex()} is here with other bytes", code="chunk-exists")
+        return self._appends.put(chunk, data, sums, name_hint=name_hint)
 
     # large chunks
 
@@ -432,12 +302,12 @@ class DiskDevice:
     ) -> ChunkWriter:
         known = self._index.lookup(chunk)
         if known is not None:
-            return RepeatedWriter(chunk, unpack(known), chunk_bytes, self._accept_repeat)
-        if chunk in self._writing or chunk in self._putting:
+            return RepeatedWriter(chunk, unpack(known), chunk_bytes, self.accept_repeat)
+        if chunk in self._writing or self._appends.has(chunk):
             raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy")
         hint = name_hint.encode()[: self.settings.name_hint_bytes_max]
         stored = records.file_bytes(chunk_bytes, len(hint))
-        self._admit(stored)
+        self.admit(stored)
         try:
             writer = files.FileWriter(
                 self, self._layout, chunk, chunk_bytes, hint, seed=self._seed, wall_ms=self._clock.now_ms(),
@@ -452,7 +322,7 @@ class DiskDevice:
         self._room -= stored
         return writer
 
-    async def _accept_repeat(self, chunk: ChunkId, entry: Entry) -> Location:
+    async def accept_repeat(self, chunk: ChunkId, entry: Entry) -> Location:
         """The same bytes came again."""
         if entry.state == records.LIVE:
             return Location(entry.segment, entry.offset)
@@ -551,61 +421,31 @@ class DiskDevice:
                     raise self.write_failed(error) from error
             self.cluster_id, self.seen_sequence = cluster_id, seen_sequence
 
-    # the index's flush
-
-    async def _keep_index(self) -> None:
-        """Flush the index every index_flush_seconds, or sooner when half its bound is reached; look at the space."""
-        while True:
-            try:
-                await asyncio.wait_for(self._wake.wait(), self.settings.index_flush_seconds)
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            if self.state in ("ok", "full"):
-                await self.flush()
-                self.refresh_room()
-                if self.ballast_is_out and self._room > self.settings.ballast_bytes:
-                    await self._refill_ballast()
-
-    async def _refill_ballast(self) -> None:
-        self.ballast_is_out = False
-        try:
-            await self.run(self._layout.fill_ballast, self.settings.ballast_bytes)
-        except OSError as error:
-            self.write_failed(error)
-        except UnavailableError:
-            pass    # the disk hangs; run() has failed the device
+    # for those who do a part of its work
 
     async def flush(self) -> None:
-        """Write all fresh entries; returns when they are in LMDB. A failure is a state of the device, not raised."""
-        while self._flushed is not None:
-            await asyncio.wait({self._flushed})
-        flush = self._index.take()
-        if flush is None:
-            return
-        self._flushed = self._loop.create_future()
-        try:
-            # not bounded: LMDB must not be left in a transaction; puts have the bound
-            await asyncio.wait({future := self.submit(self._write_index, flush)})
-            try:
-                future.result()
-                self._index.done()
-            except (OSError, lmdb.Error) as error:
-                self._index.failed(flush)
-                self.write_failed(_as_os_error(error))
-        finally:
-            done, self._flushed = self._flushed, None
-            done.set_result(None)
+        """Write all fresh entries of the index; returns when they are in LMDB. A failure is a state, not raised."""
+        await self._keeper.flush()
 
-    def _write_index(self, flush: Flush) -> None:
-        try:
-            self._index.write(flush)
-        except (OSError, lmdb.Error) as error:
-            if _as_os_error(error).errno not in NO_SPACE or not self.release_ballast():
-                raise
-            self._index.write(flush)    # a transaction that was given up left nothing behind
+    def log_appended(self, place: segments.Place, chunk: bytes, value: bytes | None) -> Appended:
+        """Have a record that was appended synced; its future is done when the index knows it."""
+        return self._appends.log_appended(place, chunk, value)
 
-    # for look-ups, compactor and removal
+    def wake(self) -> None:
+        """The index has many fresh entries."""
+        self._keeper.wake()
+
+    def is_writing(self, chunk: bytes) -> bool:
+        """Whether a large chunk of that id is under way."""
+        return chunk in self._writing
+
+    def take_room(self, count: int) -> None:
+        """So many bytes were used of the room that is left."""
+        self._room -= count
+
+    @property
+    def room_bytes(self) -> int:
+        return self._room
 
     def release_ballast(self) -> bool:
         """Give the ballast back to a full disk, for a delete or the index; False if it is out already."""
@@ -645,10 +485,3 @@ class DiskDevice:
 def _look_at(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()      # the caller was told already
-
-
-def _as_os_error(error: Exception) -> OSError:
-    if isinstance(error, OSError):
-        return error
-    text = str(error)
-    return OSError(errno.ENOSPC if "No space" in text or isinstance(error, lmdb.MapFullError) else errno.EIO, text)

@@ -33,7 +33,8 @@ from tierstore.gateway.object_request import (
 )
 from tierstore.gateway.upload import UploadSink
 from tierstore.names import parse_version
-from tierstore.sdk.store import PutInfo, Store
+from tierstore.sdk.objects import PutInfo
+from tierstore.sdk.store import Store
 from tierstore.serving import problem
 from tierstore.serving.exchange import Exchange
 from tierstore.wire.names import Condition, LookupResult, ObjectMeta

@@ -2,7 +2,8 @@
 
 from tierstore.sdk.connect import connect
 from tierstore.sdk.limits import StoreLimits
-from tierstore.sdk.store import ObjectInfo, ObjectReader, PutInfo, Store
+from tierstore.sdk.objects import ObjectInfo, ObjectReader, PutInfo
+from tierstore.sdk.store import Store
 from tierstore.sdk.sync import SyncStore
 from tierstore.wire.names import Condition, ObjectMeta
 

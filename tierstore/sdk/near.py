@@ -18,8 +18,9 @@ from typing import Final, TypeVar
 
 from tierstore.errors import ConfigError, IntegrityError, TierstoreError, UnavailableError
 from tierstore.sdk.connect import connect
+from tierstore.sdk.objects import ObjectInfo, ObjectReader
 from tierstore.sdk.route import is_ready, sites_by_nearness
-from tierstore.sdk.store import ObjectInfo, ObjectReader, Store
+from tierstore.sdk.store import Store
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport
 from tierstore.transport.tls import client_context, from_environment

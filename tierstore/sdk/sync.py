@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 from tierstore.sdk.connect import connect
 from tierstore.sdk.limits import StoreLimits
+from tierstore.sdk.objects import ObjectInfo, ObjectReader, PutInfo
 from tierstore.sdk.put import Buffer
-from tierstore.sdk.store import ObjectInfo, ObjectReader, PutInfo, Store
+from tierstore.sdk.store import Store
 from tierstore.wire.names import CommitResult, Condition, ListEntry, ListResult, ObjectMeta
 
 T = TypeVar("T")

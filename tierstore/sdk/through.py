@@ -26,9 +26,10 @@ from tierstore.errors import ChecksumMismatch, ConfigError, NotFound, RangeNotSa
 from tierstore.names import check_bucket_name, check_key, parse_version, version_text
 from tierstore.sdk.buckets import Buckets, broken
 from tierstore.sdk.limits import StoreLimits
+from tierstore.sdk.objects import ObjectInfo, ObjectReader, PutInfo, check_condition, make_meta
 from tierstore.sdk.put import Buffer
 from tierstore.sdk.remote import GatewaySource
-from tierstore.sdk.store import ObjectInfo, ObjectReader, PutInfo, Store, check_condition, make_meta
+from tierstore.sdk.store import Store
 from tierstore.transport.metadata_client import MetadataClient, error_of
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import Headers, PeerReply, PeerTransport
