@@ -3,7 +3,7 @@
 Owns the pump between exchange, hasher and a PutWalk. MD5 takes 1.5 ms a MiB, so sums are computed in a thread, 256 KiB
 and more at a time; a body waits when more than HASH_BYTES_MAX are not hashed yet.
 
-Invariants: `run` returns when every byte was taken, framing and signatures held and all sums are done; any difference
+Invariants: `digests` returns when every byte was taken, framing and signatures held and all sums are done; a difference
 is an error before anything is committed; the decoder never holds more than one head line (LINE_BYTES_MAX).
 """
 
@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from tierstore.auth.sigv4 import ChunkSigner
 from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.errors import S3Error
+from tierstore.gateway.upload import Pushed, UploadSink
 from tierstore.serving.exchange import Exchange
 
 HASH_STEP_BYTES: Final = 256 * 1024
@@ -28,14 +29,6 @@ TRAILER_BYTES_MAX: Final = 16 * 1024
 CHUNK_BYTES_MAX: Final = 1 << 33
 #: Sums of bodies up to this are computed in the loop: a thread's hop costs more.
 INLINE_BYTES: Final = 32 * 1024
-
-
-class Pushed(Protocol):
-    """Where decoded bytes go: PutWalk, or a collector."""
-
-    def push(self, piece: memoryview, /) -> bool: ...
-
-    async def has_room(self) -> None: ...
 
 
 class Decoder(Protocol):
@@ -49,16 +42,17 @@ class Decoder(Protocol):
 
 
 class Collected:
-    """A small body, whole."""
+    """A small body, whole. code: of the error when it is longer than limit_bytes."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, *, code: str = "MaxMessageLengthExceeded") -> None:
         self.body = bytearray()
         self._limit_bytes = limit_bytes
+        self._code = code
 
     def push(self, piece: memoryview) -> bool:
         self.body += piece
         if len(self.body) > self._limit_bytes:
-            raise S3Error("MaxMessageLengthExceeded", "Your request was too large.")
+            raise S3Error(self._code)
         return True
 
     async def has_room(self) -> None:
@@ -239,21 +233,15 @@ class ChunkedDecoder:
             raise S3Error("IncompleteBody")
 
 
-class BodyPump:
-    """A BodySink: exchange -> (decoder) -> hasher and target. Use: exchange.receive(pump), await pump.run()."""
+class BodyPump(UploadSink):
+    """A BodySink: exchange -> (decoder) -> hasher and target. Use: exchange.receive(pump), await pump.digests()."""
 
     def __init__(self, exchange: Exchange, target: Pushed, hasher: Hasher) -> None:
-        self._exchange = exchange
-        self._target = target
+        super().__init__(exchange, target)
         self._hasher = hasher
         self._decoder: ChunkedDecoder | Decoder | None = None
-        self._is_paused = False
-        self._target_full = False
-        self._is_complete = False
-        self._error: BaseException | None = None
-        self._changed: asyncio.Future[None] | None = None
         self.size = 0
-        hasher.on_progress = self._wake
+        hasher.on_progress = self.wake
 
     def decode(self, signer: ChunkSigner | None, *, has_trailer: bool) -> ChunkedDecoder:
         """The body is aws-chunked."""
@@ -265,60 +253,24 @@ class BodyPump:
         self._decoder = decoder
         decoder.take = self._take
 
-    # -- BodySink -------------------------------------------------------------------------------------------
-    def data(self, piece: memoryview) -> None:
-        if self._error is not None:
-            return
-        try:
-            if self._decoder is not None:
-                self._decoder.feed(piece)
-            else:
-                self._take(piece)
-        except Exception as error:  # whatever it is, run() raises it and the door answers with it, once
-            self._error = error
-            self._wake()
-            return
-        if (self._target_full or self._hasher.is_full) and not self._is_paused:
-            self._is_paused = True
-            self._exchange.pause_body()
-            self._wake()
+    def take(self, piece: memoryview) -> None:
+        if self._decoder is not None:
+            self._decoder.feed(piece)
+        else:
+            self._take(piece)
 
     def _take(self, piece: memoryview) -> None:
         self.size += len(piece)
         self._hasher.update(piece)
-        if not self._target.push(piece):
-            self._target_full = True
+        self.push(piece)
 
-    def complete(self) -> None:
-        self._is_complete = True
-        self._wake()
+    @property
+    def is_behind(self) -> bool:
+        return self._hasher.is_full
 
-    def aborted(self, error: BaseException) -> None:
-        self._error = self._error or error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-
-    # -- the pump -------------------------------------------------------------------------------------------
-    async def run(self) -> dict[str, bytes]:
-        """The digests, when the whole body has come. Raises what went wrong."""
-        while True:
-            if self._error is not None:
-                raise self._error
-            if self._target_full:
-                await self._target.has_room()
-                self._target_full = False
-                continue
-            if self._is_paused and not self._hasher.is_full:
-                self._is_paused = False
-                self._exchange.resume_body()
-                continue
-            if self._is_complete:
-                break
-            self._changed = asyncio.get_running_loop().create_future()
-            await self._changed
+    async def digests(self) -> dict[str, bytes]:
+        """All sums, when the whole body has come. Raises what went wrong."""
+        await self.run()
         if self._decoder is not None:
             self._decoder.finish()
         return await self._hasher.finish()

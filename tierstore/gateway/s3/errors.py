@@ -44,6 +44,7 @@ STATUS: Final = {
     "SlowDown": 503, "TemporaryRedirect": 307, "InsufficientStorage": 507,
 }  # fmt: skip
 MESSAGES: Final = {
+    "MaxMessageLengthExceeded": "Your request was too large.",
     "AccessDenied": "Access Denied",
     "BadDigest": "The Content-MD5 or checksum value that you specified did not match what the server received.",
     "BucketAlreadyExists": "The requested bucket name is not available.",

@@ -18,7 +18,7 @@ from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.acl import check_acl
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
 from tierstore.gateway.s3.auth import Authenticator
-from tierstore.gateway.s3.body import BodyPump, Hasher, Pushed
+from tierstore.gateway.s3.body import BodyPump, Hasher
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
@@ -31,6 +31,7 @@ from tierstore.gateway.s3.sse_format import Encryptor
 from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.tagging import parse_tagging
 from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, Received
+from tierstore.gateway.upload import Pushed
 from tierstore.names import check_key
 from tierstore.sdk.store import Store
 from tierstore.serving.exchange import Exchange
@@ -200,7 +201,7 @@ class Posts:
         pump = BodyPump(call.exchange, target, Hasher({"md5", "crc64nvme"}, self._executor))
         pump.take_from(form.decoder)
         form.go_on(pump)
-        digests = await pump.run()
+        digests = await pump.digests()
         checksum = checksums.encode(digests["crc64nvme"])
         return Received(digests["md5"].hex(), "crc64nvme", checksum, pump.size)
 

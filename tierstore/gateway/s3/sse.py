@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from tierstore.gateway.s3.body import Pushed
 from tierstore.gateway.s3.sse_format import SALT_BYTES, Encryptor, header_of, part_key, stream_bytes
 from tierstore.gateway.s3.sse_keys import Sealed, Vault, Wish, etag_of, sealed_lines, with_sealed
+from tierstore.gateway.upload import Pushed
 from tierstore.wire.names import ObjectMeta
 from tierstore.wire.s3 import marked_etag
 

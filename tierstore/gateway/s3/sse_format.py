@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tierstore.errors import IntegrityError
-from tierstore.gateway.s3.body import Pushed
+from tierstore.gateway.upload import Pushed
 from tierstore.sdk.remote import BodyWalk
 
 SEGMENT_BYTES: Final = 64 * 1024

@@ -15,9 +15,10 @@ from typing import Final
 from tierstore.auth.sigv4 import UNSIGNED_PAYLOAD, ChunkSigner
 from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.auth import STREAMING, STREAMS, signed_chunks
-from tierstore.gateway.s3.body import BodyPump, ChunkedDecoder, Collected, Hasher, Pushed
+from tierstore.gateway.s3.body import BodyPump, ChunkedDecoder, Collected, Hasher
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.request import Call
+from tierstore.gateway.upload import Pushed
 
 OBJECT_BYTES_MAX: Final = 5 << 40
 PUT_BYTES_MAX: Final = 5 << 30
@@ -130,7 +131,7 @@ class BodyReader:
             signer = ChunkSigner(signed[1], signed[0]) if signed is not None else None
             decoder = pump.decode(signer, has_trailer=call.payload != STREAMING)
         call.exchange.receive(pump)
-        digests = await pump.run()
+        digests = await pump.digests()
         if pump.size != promise.size:
             raise S3Error("IncompleteBody")
         expected = promise.checksum

@@ -13,6 +13,7 @@ from tierstore.errors import NotFound, TierstoreError
 from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.acl import check_acl
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
+from tierstore.gateway.s3.body import Collected
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import missing, version_of, write_condition
 from tierstore.gateway.s3.documents import element
@@ -21,12 +22,14 @@ from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.lock_forms import locked_meta, may_bypass
 from tierstore.gateway.s3.object_meta import meta_of, shown_version
 from tierstore.gateway.s3.request import Call, etags
-from tierstore.gateway.s3.sse import cover_of
+from tierstore.gateway.s3.sse import Cover, cover_of
 from tierstore.gateway.s3.sse_keys import Vault
-from tierstore.gateway.s3.uploads import OBJECT_BYTES_MAX, BodyReader, promise_of
+from tierstore.gateway.s3.uploads import OBJECT_BYTES_MAX, BodyReader, Promise, Received, promise_of
+from tierstore.gateway.upload import Pushed
 from tierstore.names import check_key
+from tierstore.sdk.objects import PutInfo
 from tierstore.sdk.store import Store
-from tierstore.wire.names import BucketView, Condition
+from tierstore.wire.names import BucketView, CommitResult, Condition, ObjectMeta
 
 DELETE_KEYS_MAX: Final = 1000
 #: Objects of one DeleteObjects that are deleted at the same time.
@@ -51,22 +54,58 @@ class Writes:
         promise = promise_of(call)
         cover = cover_of(self._vault, self._vault.wish(call, bucket))
         stored_bytes = cover.stored_bytes(promise.size)
-        walk = self._store.put_walk(call.bucket, call.key, size=stored_bytes, size_max=OBJECT_BYTES_MAX)
+        is_small = stored_bytes <= self._store.small_bytes(call.bucket, call.key)
+        # memory is short: the streaming way waits for its share
+        is_small = is_small and self._store.budget.try_take(stored_bytes)
         try:
-            received = await self._reader.receive(
-                call, promise, cover.target(walk, promise.size), algorithm="" if promise.algorithm else "crc64nvme"
-            )
-            meta, etag = cover.meta(with_checksum(meta, received)), cover.etag(received.md5)
-            made = await walk.finish(
-                meta=meta, condition=condition, etag=cover.stored_etag(etag, received.size)
-            )
+            put = self._put_small if is_small else self._put_stream
+            made, received = await put(call, promise, cover, meta, condition)
         except NotFound as error:
             raise missing(error, condition) from error
         finally:
-            await walk.abort()
-        lines = f'etag: "{etag}"\r\n' + version_line(made.version, bucket) + checksum_lines(received) + cover.lines
+            if is_small:
+                self._store.budget.give_back(stored_bytes)
+        lines = f'etag: "{cover.etag(received.md5)}"\r\n' + version_line(made.version, bucket)
+        lines += checksum_lines(received) + cover.lines
         lines += expiration_line(bucket, call.key, received.size, meta.tags, made.created_at_ms)
         call.reply(200, b"", lines.encode())
+
+    async def _put_small(
+        self, call: Call, promise: Promise, cover: Cover, meta: ObjectMeta, condition: Condition | None
+    ) -> tuple[PutInfo | CommitResult, Received]:
+        """A body of one small chunk: received whole, then stored in as few steps as there are."""
+        body = Collected(cover.stored_bytes(promise.size), code="IncompleteBody")
+        received = await self._receive(call, promise, cover.target(body, promise.size))
+        made = await self._store.put_small(
+            call.bucket, call.key, body.body, meta=cover.meta(with_checksum(meta, received)), condition=condition,
+            etag=cover.stored_etag(cover.etag(received.md5), received.size),
+        )  # fmt: skip
+        return made, received
+
+    async def _put_stream(
+        self, call: Call, promise: Promise, cover: Cover, meta: ObjectMeta, condition: Condition | None
+    ) -> tuple[PutInfo | CommitResult, Received]:
+        # what a rebuild is told leaves before the digests are known: the client's own MD5, if it sent one. The ETag of
+        # a sealed body says how long it is in clear: without it, no rebuild may make an object of the chunks
+        known = promise.md5.hex() if promise.md5 is not None else ""
+        write = None if cover.sealed else self._store.write_hint(meta=meta, condition=condition, etag=known)
+        walk = self._store.put_walk(
+            call.bucket, call.key, size=cover.stored_bytes(promise.size), size_max=OBJECT_BYTES_MAX, write=write
+        )
+        try:
+            received = await self._receive(call, promise, cover.target(walk, promise.size))
+            made = await walk.finish(
+                meta=cover.meta(with_checksum(meta, received)), condition=condition,
+                etag=cover.stored_etag(cover.etag(received.md5), received.size),
+            )  # fmt: skip
+            return made, received
+        finally:
+            await walk.abort()
+
+    async def _receive(self, call: Call, promise: Promise, target: Pushed) -> Received:
+        return await self._reader.receive(
+            call, promise, target, algorithm="" if promise.algorithm else "crc64nvme"
+        )
 
     # -- delete ---------------------------------------------------------------------------------------------
     async def delete(self, call: Call) -> None:
