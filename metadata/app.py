@@ -451,7 +451,9 @@ class MetadataServer:
             )
         )
         app.include_router(admin_compare.build(callers, self.audit, self.compared, self.view))
-        app.include_router(tiering_routes.build(callers, self.tiering, self.tiering_view, self.whatif))
+        app.include_router(tiering_routes.build(
+            callers, self.tiering, self.tiering_view, self.whatif, soon=lambda: len(self.read_soon.buckets)
+        ))
         app.include_router(buckets.build(self.buckets, callers))
         app.include_router(
             site_routes.build(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -51,6 +52,8 @@ class TieringModel(BaseModel):
     served_bytes: int
     bytes_moved_per_byte_served: float
     wasted_promotions: int = Field(description="let go without one read since they were made")
+    written_bytes_per_day: float = Field(description="to fast devices, at the pace since this process started")
+    read_soon_buckets: int = Field(description="whose new objects get a fast copy with the write")
     budget_bytes: float = Field(description="what may move now")
     heat_chunks: int = Field(description="chunks whose heat is known exactly")
     mem_used_bytes: int = Field(description="chunks in the RAM of the object servers")
@@ -67,8 +70,10 @@ class SimulateModel(BaseModel):
     curve: bool = True
 
 
-def build(callers: Callers, tiering: Tiering, view: TieringView, whatif: WhatIf) -> APIRouter:
-    """The router."""
+def build(
+    callers: Callers, tiering: Tiering, view: TieringView, whatif: WhatIf, *, soon: Callable[[], int]
+) -> APIRouter:
+    """The router. soon: how many buckets are read soon."""
     router = APIRouter(tags=["tiering"])
 
     @router.get(
@@ -116,8 +121,9 @@ def build(callers: Callers, tiering: Tiering, view: TieringView, whatif: WhatIf)
             ],
             ticks=totals.ticks, promotions=totals.promotions, demotions=totals.demotions, failed=totals.failed,
             under_way=tiering.under_way, promoted_bytes=totals.promoted_bytes, served_bytes=totals.served_bytes,
-            bytes_moved_per_byte_served=totals.promoted_bytes / max(totals.served_bytes, 1),
-            wasted_promotions=totals.wasted, budget_bytes=planner.budget_bytes if planner else 0.0,
+            bytes_moved_per_byte_served=tiering.moved_per_served(), written_bytes_per_day=tiering.written_per_day(),
+            wasted_promotions=totals.wasted, read_soon_buckets=soon(),
+            budget_bytes=planner.budget_bytes if planner else 0.0,
             heat_chunks=len(tiering.heat.table), mem_used_bytes=sum(used for used, _ in tiering.served.mem.values()),
             mem_capacity_bytes=sum(capacity for _, capacity in tiering.served.mem.values()),
             history_requests=whatif.recorder.requests,

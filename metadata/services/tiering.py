@@ -105,6 +105,7 @@ class Tiering:
         self.finder = Finder(database, cluster, self._held, reporter=heat.reporter, policy=policy)
         self.served = tiering_fleet.Served()
         self.totals = TieringTotals()
+        self._began_at = self.now()
         self.planner: Planner | None = None
         self.grey_devices: tuple[int, ...] = ()
         self.decisions = Decisions()
@@ -424,6 +425,14 @@ class Tiering:
     def under_way(self) -> int:
         """Copies queued or running."""
         return len(self._copies)
+
+    def moved_per_served(self) -> float:
+        """Bytes copied to fast devices per byte that clients read."""
+        return self.totals.promoted_bytes / max(self.totals.served_bytes, 1)
+
+    def written_per_day(self) -> float:
+        """Bytes that the promoter wrote to fast devices in a day, at its pace since this process started."""
+        return self.totals.promoted_bytes / max(self.now() - self._began_at, 1.0) * 86_400
 
     def waste_ratio(self) -> float:
         """Share of the copies made that were let go without a read."""

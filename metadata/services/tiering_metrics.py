@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -25,6 +26,19 @@ _TIERING.gauge(
     lambda t: t.planner.budget_bytes if t.planner is not None else 0.0,
 )  # fmt: skip
 
+_TIERING.gauge(
+    "tierstore_promoter_moved_per_served_ratio", "bytes copied to fast devices per byte that clients read",
+    lambda t: t.moved_per_served(),
+)  # fmt: skip
+_TIERING.gauge(
+    "tierstore_promoter_written_per_day_bytes", "written to fast devices in a day, at the pace since the start",
+    lambda t: t.written_per_day(),
+)  # fmt: skip
+_TIERING.gauge(
+    "tierstore_promotions_wasted_ratio", "share of the copies made that were let go without a read",
+    lambda t: t.waste_ratio(),
+)  # fmt: skip
+
 _VIEW: Final = Watch[TieringView]()
 
 
@@ -34,7 +48,12 @@ def _of_tier(name: str, description: str, read: Callable[[TierUse], float]) -> N
 
 _of_tier("tierstore_tier_hit_ratio", "share of client reads that the tier served", lambda t: t.hit_ratio)
 _of_tier("tierstore_tier_byte_hit_ratio", "share of the bytes read that it served", lambda t: t.byte_hit_ratio)
-_of_tier("tierstore_tier_resident_bytes", "cache copies on the tier", lambda t: t.resident_bytes)
+_of_tier("tierstore_tier_resident_bytes", "bytes of cache copies on the tier", lambda t: t.resident_bytes)
+_of_tier("tierstore_tier_resident_chunks", "cache copies on the tier", lambda t: t.resident_chunks)
+_of_tier(
+    "tierstore_tier_lowest_resident_rank", "rank that a chunk must pass to displace one; NaN without any",
+    lambda t: math.nan if t.lowest_rank is None else t.lowest_rank,
+)  # fmt: skip
 _of_tier("tierstore_tier_exposed_bytes", "home copies that landed and are to go home", lambda t: t.exposed_bytes)
 _of_tier("tierstore_tier_exposed_seconds", "age of the oldest of them", lambda t: t.exposed_seconds)
 _of_tier("tierstore_tier_grey_devices", "devices slower than a slower tier", lambda t: float(len(t.grey_devices)))
