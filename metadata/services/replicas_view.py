@@ -27,9 +27,9 @@ _TIER_PLACE: Final[dict[str, int]] = {tier: place for place, tier in enumerate(T
 _GONE: Final = 9
 #: How long a judgement of the devices' speeds is used.
 GREY_MS: Final = 1000
-#: From this load on a server's copies come after those of others. Not earlier: a reader who goes elsewhere finds the
-#: chunk in nobody's RAM, and waits for a disk.
-BUSY_LOAD: Final = 0.8
+#: A server that is so much busier than the mean of the site comes after others. Not for less, and not because all are
+#: busy: a reader who goes elsewhere finds the chunk in nobody's RAM, and waits for a disk.
+BUSY_ABOVE: Final = 0.35
 
 
 class ReplicaOrder:
@@ -39,6 +39,7 @@ class ReplicaOrder:
         self._view = view
         self._rng = rng
         self._grey: frozenset[int] = frozenset()
+        self._load = 0.0              # mean of the object servers that are up, of the same moment
         self._grey_at_ms = 0
 
     @property
@@ -59,7 +60,7 @@ class ReplicaOrder:
         live = [r for r in chunk.replicas if r.state == LIVE] or list(chunk.replicas)
         if len(live) > 1:
             if not 0 <= now_ms - self._grey_at_ms < GREY_MS:
-                self._grey, self._grey_at_ms = grey_devices(self._view), now_ms
+                self._judge(now_ms)
             live.sort(key=lambda replica: self._rank(chunk.id, replica))
         expires_at = now_ms // 1000 + TICKET_SECONDS_MAX
         views = []
@@ -69,6 +70,12 @@ class ReplicaOrder:
                 views.append(made)
         return views
 
+    def _judge(self, now_ms: int) -> None:
+        """Take a look at speeds and loads."""
+        self._grey, self._grey_at_ms = grey_devices(self._view), now_ms
+        loads = [s.load for s in self._view.servers.values() if s.role == "objectd" and s.state == "up"]
+        self._load = sum(loads) / len(loads) if loads else 0.0
+
     def _rank(self, chunk: bytes, replica: Replica) -> tuple[int, int, int, float]:
         device = self._view.devices.get(replica.device)
         server = self._view.servers.get(device.server) if device is not None else None
@@ -77,7 +84,7 @@ class ReplicaOrder:
         state = _GONE if device.health == "failed" else READ_RANK.get(server.state, _GONE)
         place = _GONE if device.id in self._grey else _TIER_PLACE.get(device.tier, _GONE)
         # In coarse steps: a hair's difference must not send everybody to one server, nor a chunk away from its RAM.
-        busy = int(server.load >= BUSY_LOAD) + int(device.queue / 4)
+        busy = int(server.load - self._load >= BUSY_ABOVE) + int(device.queue / 4)
         is_extra = replica.role == ROLE_CACHE
         turn = self._rng.random() if is_extra else zlib.crc32(chunk, replica.device & 0xFFFFFFFF) / 2**32
         return (state, place, busy, turn)

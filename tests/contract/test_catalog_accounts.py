@@ -263,3 +263,26 @@ def test_reads_prefer_servers_that_are_up_then_fast_tiers_and_keep_the_dead_last
         assert firsts == {10, 30}, "equals share the chunks"
 
     run(check)
+
+
+def test_readers_leave_a_server_for_load_only_when_others_have_less(run: Run) -> None:
+    """All servers of a busy machine are busy: whoever goes elsewhere then finds the chunk in nobody's RAM."""
+
+    async def check(w: NamesWorld) -> None:
+        await w.put("k", chunks=[w.chunk(devices=(10, 20))])
+
+        async def first(*loads: float) -> int:
+            for server, load in zip(w.view.servers.values(), loads, strict=True):
+                server.load = load
+            w.view.bump()
+            w.clock.advance(2.0)
+            return (await w.look("k")).chunks[0].replicas[0].device
+
+        usual = await first(0.0, 0.0, 0.0, 0.0)
+        other = {10: 20, 20: 10}[usual]
+        busy = tuple(0.9 if server == usual // 10 else 0.1 for server in (1, 2, 3, 4))
+        assert await first(0.9, 0.9, 0.9, 0.9) == usual
+        assert await first(*busy) == other
+        assert await first(*(min(load, 0.3) for load in busy)) == usual, "a hair's difference moves nobody"
+
+    run(check)
