@@ -35,6 +35,7 @@ from tierstore.units import GIB, format_size
 AT_ONCE: Final = 16
 START_SECONDS_MAX: Final = 60
 REBUILD_SECONDS_MAX: Final = 300
+PROGRESS_SECONDS: Final = 15.0
 BUCKET: Final = "python"
 
 
@@ -225,8 +226,12 @@ async def _wait_rebuilt(
 ) -> None:
     """Until the servers that are left hold as many copies as all held before."""
     say("waiting   for the copies of the dead server to be made again (dead after 20 s, grace 20 s, then repair) ...")
+    told_at = time.perf_counter()
     while time.perf_counter() - lost_at < REBUILD_SECONDS_MAX:
         copies, states = await _copies(http)
+        if time.perf_counter() - told_at >= PROGRESS_SECONDS:
+            told_at = time.perf_counter()
+            say(f"          {name} is {states[name]}; {copies:,} of {wanted:,} copies")
         if states[name] == "dead" and copies >= wanted:
             took = time.perf_counter() - lost_at
             figures |= {"rebuild_seconds": round(took, 1), "copies": copies}
@@ -239,7 +244,7 @@ async def _wait_rebuilt(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Store the files of this Python, lose a server, read everything back.")
     parser.add_argument("--bytes-max", type=int, default=1 * GIB, help="store at most so many bytes")
-    parser.add_argument("--files-max", type=int, default=20_000, help="store at most so many files")
+    parser.add_argument("--files-max", type=int, default=8_000, help="store at most so many files")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     options = parser.parse_args()
     files = files_of_python(options.bytes_max)[: options.files_max]
