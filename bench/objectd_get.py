@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
+from functools import partial
 from pathlib import Path
 
 from bench import nginx, ratio
@@ -46,11 +47,11 @@ def run(root: Path, options: argparse.Namespace) -> list[Result]:
             truncate = ["-t"] if size >= 1 << 20 else []
             ours = ratio.Side(
                 "objectd", server.process.pid,
-                lambda targets=targets, truncate=truncate: ["-p", str(server.port), *truncate, "-T", str(targets)],
+                partial(list, ["-p", str(server.port), *truncate, "-T", str(targets)]),
             )  # fmt: skip
             theirs = ratio.Side(
                 "nginx", reference.process.pid,
-                lambda names=names, truncate=truncate: ["-p", str(reference.port), *truncate, "-T", str(names)],
+                partial(list, ["-p", str(reference.port), *truncate, "-T", str(names)]),
             )  # fmt: skip
             span = options.seconds * (3 if size >= 1 << 24 else 1)
             connections = 4 if size >= 1 << 24 else 16      # 16 answers of 64 MiB do not end within a window

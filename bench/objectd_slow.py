@@ -67,23 +67,23 @@ class _Reader(threading.Thread):
         super().__init__()
         self._port = port
         self._target = target.decode()
-        self._is_ending = False
+        self._ending = threading.Event()
         self._bytes = 0
 
     def run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        while not self._is_ending:
+        while not self._ending.is_set():
             connection.request("GET", self._target)
             answer = connection.getresponse()
             while piece := answer.read(1 << 20):
                 self._bytes += len(piece)
-                if self._is_ending:
+                if self._ending.is_set():
                     connection.close()
                     return
 
     def end(self) -> int:
         """Stop; bytes read."""
-        self._is_ending = True
+        self._ending.set()
         self.join(60)
         return self._bytes
 

@@ -103,7 +103,8 @@ def workload(requests: int, seconds: float) -> Workload:
     trace = load("twitter52")
     trace = trace.sampled(requests / len(trace))
     chosen = np.flatnonzero(trace.op == GET)
-    keys, sizes = trace.key[chosen].tolist(), {}
+    keys: list[int] = trace.key[chosen].tolist()
+    sizes: dict[int, int] = {}
     for key, size in zip(keys, trace.size[chosen].tolist(), strict=True):
         sizes[key] = max(size, sizes.get(key, 1))
     scale = FOOTPRINT_BYTES / sum(sizes.values())

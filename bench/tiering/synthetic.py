@@ -164,7 +164,8 @@ class _Builder:
     def _arrivals(self, count: int) -> Floats:
         """Times of a non-homogeneous Poisson process, given how many there are."""
         drawn = np.sort(self.random.random(count)) * self.cumulative[-1]
-        return np.interp(drawn, self.cumulative, self.grid)
+        times: Floats = np.interp(drawn, self.cumulative, self.grid)
+        return times
 
     def _popular(self, times: Floats) -> Ints:
         """A key for each (sorted) time, by the ranks of its hour."""
