@@ -24,7 +24,7 @@ from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session, StaleRows
 from metadata.services.facts import Facts
 from metadata.services.mutations import Mutator
-from metadata.services.receipts import open_all
+from metadata.services.receipts import Opened, open_all
 from metadata.services.view import ClusterView
 from metadata.services.writes import Committed, WriteSet
 from tierstore.auth.access import Principal
@@ -66,6 +66,7 @@ class _Pending:
     message: _Message
     place: int                      # among the message's items
     marks: tuple[object, ...]       # what must be in a batch only once: keys (the first: its own), operation, uploads
+    opened: list[Opened] | TierstoreError | None
     is_settled: bool = False
 
 
@@ -119,7 +120,9 @@ class CommitService:
     async def _queue(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
         message = _Message(asyncio.get_running_loop().create_future(), [_UNANSWERED] * len(items), len(items))
         self._waiting += [
-            _Pending(item, who, message, place, _marks(item)) for place, (item, who) in enumerate(items)
+            # Receipts are opened here, where the loop may be waiting for the disk, and not in the transaction.
+            _Pending(item, who, message, place, _marks(item), self._open(item))
+            for place, (item, who) in enumerate(items)
         ]
         self._wake()
         return await message.done
@@ -235,7 +238,8 @@ class CommitService:
     ) -> tuple[list[CommitResult], WriteSet, int]:
         session.guard()
         now_ms = self._clock.now_ms()
-        facts = self.load(session, [entry.item for entry in batch], now_ms, checked=checked)
+        opened = {entry.item.operation: entry.opened for entry in batch if entry.opened is not None}
+        facts = self.load(session, [entry.item for entry in batch], now_ms, checked=checked, opened=opened)
         is_full = self._database.is_full     # then only what frees space is let through (rule 19)
         writes = WriteSet(at_ms=now_ms, wants_events=bool(self.listeners))
         results = []
@@ -262,9 +266,13 @@ class CommitService:
             results.append(result)
         return results, writes, writes.flush(session)
 
-    def load(self, session: Session, items: Sequence[CommitItem], now_ms: int, *, checked: bool) -> Facts:
-        """Everything that the decisions rest on, by bulk reads; rows of keys are locked."""
-        facts = Facts(now_ms=now_ms)
+    def load(
+        self, session: Session, items: Sequence[CommitItem], now_ms: int, *, checked: bool,
+        opened: dict[bytes, list[Opened] | TierstoreError] | None = None,
+    ) -> Facts:  # fmt: skip
+        """Everything that the decisions rest on, by bulk reads; rows of keys are locked. opened: receipts that
+        have been opened already, by operation."""
+        facts = Facts(now_ms=now_ms, receipts=opened or {})
         names = {item.mutation.bucket for item in items}
         names |= {item.mutation.from_bucket for item in items if isinstance(item.mutation, Copy)}
         for row in session.fetch(buckets.BY_NAME_HELD, [(name,) for name in sorted(names)]):
@@ -275,7 +283,14 @@ class CommitService:
         devices: set[int] = set()
         for item in items:
             if isinstance(item.mutation, _BRINGS_CHUNKS):
-                self._open_receipts(facts, item.operation, item.mutation, uploads, devices)
+                of_item = facts.receipts.get(item.operation)
+                if of_item is None:
+                    of_item = facts.receipts[item.operation] = self._opened(item.mutation)
+                if isinstance(of_item, TierstoreError):
+                    continue    # told when the item's turn comes
+                uploads.update([chunk.id[:UPLOAD_ID_BYTES] for chunk in item.mutation.chunks])
+                for of_chunk in of_item:
+                    devices.update([writer[0] for writer in of_chunk.writers])
         if devices:
             facts.members.devices = {i: (s, w) for i, s, w in session.fetch(members.DEVICES, _keys(devices))}
             servers = {server for server, _ in facts.members.devices.values()}
@@ -311,19 +326,14 @@ class CommitService:
         rows = session.fetch(objects.LATEST_LOCKED, sorted(keys))
         return {(row[0], row[1]): ObjectRow._make(row) for row in rows}
 
-    def _open_receipts(
-        self, facts: Facts, operation: bytes, mutation: Put | Fill, uploads: set[bytes], devices: set[int]
-    ) -> None:
-        """Receipts are opened before the decision, because it needs rows of their devices; errors wait till then."""
+    def _open(self, item: CommitItem) -> list[Opened] | TierstoreError | None:
+        return self._opened(item.mutation) if isinstance(item.mutation, _BRINGS_CHUNKS) else None
+
+    def _opened(self, mutation: Put | Fill) -> list[Opened] | TierstoreError:
         try:
-            facts.receipts[operation] = opened = open_all(mutation.chunks, self._view.ticket_keys)
+            return open_all(mutation.chunks, self._view.ticket_keys)
         except TierstoreError as error:
-            facts.receipts[operation] = error
-            return
-        for chunk, of_chunk in zip(mutation.chunks, opened, strict=True):
-            uploads.add(chunk.id[:UPLOAD_ID_BYTES])
-            for device, _, _ in of_chunk.writers:
-                devices.add(device)
+            return error
 
     async def close(self) -> None:
         """Wait for the batches under way."""
