@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from metadata.catalog import schema
 from metadata.catalog.leases import upsert
 from metadata.catalog.session import BulkRead, BulkWrite, lock_out_commits
+from metadata.catalog.statement import Statement
 from tierstore.names import UploadId, operation_of
 
 RESULTS: Final = BulkRead(schema.operations, ("id", "result"), ("id",))
@@ -31,6 +32,14 @@ LEASE_MS: Final = 600_000
 PIN_MS: Final = 900_000
 #: No operation's deadline may lie further behind its id's time than this; results are kept twice as long.
 OPERATION_LIFE_MS: Final = 3_600_000
+
+
+_ANY_CONDEMNED: Final = Statement(sa.select(schema.condemned_uploads.c.upload_id).limit(sa.literal_column("1")))
+
+
+def any_condemned(connection: sa.Connection) -> bool:
+    """Hardly ever; asking costs a hundredth of looking for each upload of a batch."""
+    return _ANY_CONDEMNED.first(connection) is not None
 
 
 def condemn(connection: sa.Connection, uploads: Iterable[bytes], *, at_ms: int) -> None:

@@ -295,7 +295,7 @@ class CommitService:
             facts.members.devices = {i: (s, w) for i, s, w in session.fetch(members.DEVICES, _keys(devices))}
             servers = {server for server, _ in facts.members.devices.values()}
             facts.members.servers = {i: (n, w) for i, n, w in session.fetch(members.SERVERS, _keys(servers))}
-        if uploads:
+        if uploads and operations.any_condemned(session.connection):
             facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}
         old = {u for u in uploads if now_ms - int.from_bytes(u[:6], "big") > operations.UPLOAD_LIFE_MS}
         if old:
