@@ -123,6 +123,23 @@ def places(raw: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
+def placed(raw: bytes) -> list[tuple[int, bytes, int]]:
+    """(device, chunk, chunk_bytes) of every replica, without objects in between: what the reverse table holds."""
+    rows: list[tuple[int, bytes, int]] = []
+    at, end = 0, len(raw)
+    while at + CHUNK_BYTES <= end:
+        chunk, _, chunk_bytes, _, _, count = _CHUNK.unpack_from(raw, at)
+        at += CHUNK_BYTES
+        stop = at + count * REPLICA_BYTES
+        if stop > end:
+            break
+        rows += [(fields[0], chunk, chunk_bytes) for fields in _REPLICA.iter_unpack(raw[at:stop])]
+        at = stop
+    if at != end:
+        raise IntegrityError(f"a packed body ends within a chunk at {at} of {end}", code="catalog-corrupt")
+    return rows
+
+
 def first_devices(raw: bytes) -> tuple[int, ...]:
     """Where the replicas of the first chunk lie: what a listing needs."""
     if len(raw) < CHUNK_BYTES:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata.catalog.packed import PackedChunk, Replica, first_replicas, pack, pack_new, unpack
+from metadata.catalog.packed import PackedChunk, Replica, first_devices, pack, pack_new, placed, unpack
 from tierstore.errors import IntegrityError
 
 _u32 = st.integers(0, 2**32 - 1)
@@ -25,8 +25,9 @@ def test_what_is_packed_comes_back(chunks: list[PackedChunk]) -> None:
     """Every object row rests on this form."""
     packed = pack(chunks)
     assert unpack(packed) == chunks
-    first = [r[0] for r in first_replicas(packed)]
+    first = list(first_devices(packed))
     assert first == ([r.device for r in chunks[0].replicas] if chunks else [])
+    assert placed(packed) == [(r.device, c.id, c.chunk_bytes) for c in chunks for r in c.replicas]
 
 
 @given(st.lists(_chunks, min_size=1, max_size=3), st.data())
@@ -37,12 +38,15 @@ def test_a_torn_body_is_refused(chunks: list[PackedChunk], data: st.DataObject) 
     for chunk in chunks:
         whole.add(max(whole) + len(pack([chunk])))
     cut = data.draw(st.integers(1, len(packed) - 1).filter(lambda at: at not in whole))
-    with pytest.raises(IntegrityError):
-        unpack(packed[:cut])
+    for read in (unpack, placed):
+        with pytest.raises(IntegrityError):
+            read(packed[:cut])
 
 
 def test_the_quick_form_of_the_commit_is_the_same() -> None:
     """Two writers of one form must agree."""
-    quick = pack_new(b"c" * 16, 5, 6, [(1, 0, 2, 3), (4, 1, 5, 6)])
-    replicas = (Replica(1, 0, 0, 1, 2, 3), Replica(4, 1, 0, 1, 5, 6))
-    assert unpack(quick) == [PackedChunk(b"c" * 16, 5, 5, 6, 0, replicas)]
+    places = [(1, 0, 2, 3), (4, 1, 5, 6), (7, 1, 8, 9)]
+    for count in range(4):
+        quick = pack_new(b"c" * 16, 5, 6, places[:count])
+        replicas = tuple(Replica(device, role, 0, 1, *rest) for device, role, *rest in places[:count])
+        assert unpack(quick) == [PackedChunk(b"c" * 16, 5, 5, 6, 0, replicas)]
