@@ -132,7 +132,7 @@ def placed(raw: bytes) -> list[tuple[int, bytes, int]]:
         at += CHUNK_BYTES
         stop = at + count * REPLICA_BYTES
         if stop > end:
-            break
+            raise IntegrityError(f"a packed body ends within a replica at {at} of {end}", code="catalog-corrupt")
         rows += [(fields[0], chunk, chunk_bytes) for fields in _REPLICA.iter_unpack(raw[at:stop])]
         at = stop
     if at != end:
