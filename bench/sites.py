@@ -101,7 +101,10 @@ class Site:
     def pause(self, target: Site) -> None:
         """Nothing goes there any more when it returns: the sender looks at its link with each hello."""
         self.ask("POST", f"/v1/admin/sites/{target.name}/pause")
-        state = lambda: self.ask("GET", "/v1/admin/replication").json()["targets"][0]["state"]
+
+        def state() -> str:
+            return str(self.ask("GET", "/v1/admin/replication").json()["targets"][0]["state"])
+
         wait_until(lambda: state() == "paused", seconds=30, what="paused", every=0.2)
 
     def backlog(self) -> int:
