@@ -360,3 +360,16 @@ def remove_waiting_on(connection: sa.Connection, device_id: int, why: str) -> in
     """The same on one device only."""
     change = sa.delete(_jobs).where(_jobs.c.device_id == device_id, _jobs.c.why == why, _jobs.c.state == WAITING)
     return int(connection.execute(change).rowcount)
+
+
+def batches_on(connection: sa.Connection, device_id: int, *, limit: int) -> list[bytes]:
+    """Payloads of open jobs on a device that delete many chunks at once."""
+    query = (
+        sa.select(_jobs.c.payload)
+        .where(
+            _jobs.c.device_id == device_id, _jobs.c.kind == "delete", _jobs.c.state.in_(_OPEN),
+            _jobs.c.chunk_id == b"",
+        )
+        .limit(limit)
+    )  # fmt: skip
+    return [bytes(row[0]) for row in connection.execute(query)]

@@ -26,7 +26,7 @@ from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection
 from metadata.catalog.packed import BAD, LIVE
 from metadata.services.cluster import Cluster
-from metadata.services.jobs_work import CLASS_SCRUB, InventoryWork, ReplicaBook, is_alive
+from metadata.services.jobs_work import CLASS_SCRUB, BatchWork, InventoryWork, ReplicaBook, is_alive
 from metadata.services.snapshot_ids import is_reserved
 from tierstore.names import CHUNK_ID_BYTES, UPLOAD_ID_BYTES, UploadId, allocated_at_ms
 from tierstore.wire.cluster import ChunkHeader, Inventory, InventoryAnswer
@@ -38,6 +38,7 @@ FINDINGS_MAX: Final = 200
 SINCE_MS: Final = 1
 ROWS_MAX: Final = 65_536
 GARBAGE_ROWS_LOOKED_AT: Final = 20_000
+BATCHES_LOOKED_AT: Final = 1_000
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -171,12 +172,24 @@ class CatalogComparison:
                 difference = _difference(header, located.chunk.chunk_bytes, located.chunk.crc32c)
                 if difference is not None:
                     found.findings.append(difference)
-        collecting = garbage.in_garbage(c, unnamed, since_ms=0, rows_max=GARBAGE_ROWS_LOOKED_AT) if unnamed else set()
-        busy = jobs.open_kinds_of(c, unnamed)
+        spoken_for = self._spoken_for(c, device, unnamed) if unnamed else set()
         for chunk in unnamed:
-            is_settled = collecting is not None and chunk not in collecting and chunk not in busy
-            found.judge(Finding(chunk.hex(), "unknown"), not is_settled or self._is_young(chunk, now_ms))
+            is_pending = spoken_for is None or chunk in spoken_for or self._is_young(chunk, now_ms)
+            found.judge(Finding(chunk.hex(), "unknown"), is_pending)
         return found
+
+    @staticmethod
+    def _spoken_for(c: Connection, device: int, chunks: list[bytes]) -> set[bytes] | None:
+        """Those that wait for their collection or a job; None when too much waits to be looked through."""
+        collecting = garbage.in_garbage(c, chunks, since_ms=0, rows_max=GARBAGE_ROWS_LOOKED_AT)
+        batches = jobs.batches_on(c, device, limit=BATCHES_LOOKED_AT)
+        if collecting is None or len(batches) == BATCHES_LOOKED_AT:
+            return None
+        going = collecting | set(jobs.open_kinds_of(c, chunks))
+        for payload in batches:
+            ids = msgspec.msgpack.decode(payload, type=BatchWork).ids
+            going.update(ids[at : at + CHUNK_ID_BYTES] for at in range(0, len(ids), CHUNK_ID_BYTES))
+        return going
 
     def _is_young(self, chunk: bytes, now_ms: int) -> bool:
         assert len(chunk) == CHUNK_ID_BYTES

@@ -52,6 +52,22 @@ async def test_every_kind_of_difference_is_named_by_chunk_and_device() -> None:
     assert not [job for store in c.stores.values() for job in store.jobs_seen if job.kind != "inventory"]
 
 
+async def test_what_is_about_to_be_deleted_is_no_difference() -> None:
+    """Between its garbage row and its deletion a chunk is named by the job's payload alone."""
+    c = await new_cluster("a", "b")
+    gone = await c.put("k", "a", "b")
+    await c.delete("k")
+    await c.pass_time(16 * 60, "a", "b")
+    await c.collection.step(0)
+    assert gone in c.held_on(c.device("a"))
+    await c.comparison.start()
+    c.stores["a"].slots = 0
+    job = next(j for j in await c.queue.hand_out(c.stores["a"].server.id, 8) if j.kind == "inventory")
+    await c.stores["a"]._tell_headers(c, job)
+    (found,) = [d for d in await c.comparison.status() if d.device == c.device("a")]
+    assert (found.chunks, found.pending, found.differences) == (1, 1, 0)
+
+
 async def test_a_comparison_does_not_make_a_returned_device_count() -> None:
     """Only an inventory whose strays and orphans were judged does (rule 16)."""
     c = await new_cluster("a", "b", "c")
