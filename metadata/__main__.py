@@ -1,6 +1,6 @@
 """`python -m metadata serve|backup|restore|rebuild --config FILE [--fd N]`: the metadata service in this process.
 
-Owns the process: the command line, settings, logs, exit code. What is done is metadata.app's: `serve(settings)` blocks
+Owns the process: the command line, settings, logs, exit code. What is done is metadata.run's: `serve(settings)` blocks
 until the service was stopped; `backup(settings, target)`, `restore(settings, source)` and `rebuild(settings)` are one
 piece of work and return the lines of their report.
 """
@@ -54,18 +54,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace, settings: Settings) -> None:
     # Imported here: a wrong setting is told at once, before the service's packages are loaded.
-    from metadata import app
+    from metadata import run
     from tierstore.serving.turn import wait_for_turn
 
     if options.command == "serve":
         wait_for_turn()
-        app.serve(settings)
+        run.serve(settings)
     elif options.command == "backup":
-        sys.stdout.write("".join(f"{line}\n" for line in app.backup(settings, options.target)))
+        sys.stdout.write("".join(f"{line}\n" for line in run.backup(settings, options.target)))
     elif options.command == "restore":
-        sys.stdout.write("".join(f"{line}\n" for line in app.restore(settings, options.source)))
+        sys.stdout.write("".join(f"{line}\n" for line in run.restore(settings, options.source)))
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in app.rebuild(settings)))
+        sys.stdout.write("".join(f"{line}\n" for line in run.rebuild(settings)))
 
 
 if __name__ == "__main__":

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import os
 import random
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import uvloop
 from fastapi import FastAPI, Request
 
 from metadata import metrics
-from metadata.catalog import snapshots
 from metadata.catalog.book import CatalogBook
-from metadata.catalog.database import Database, open_database
+from metadata.catalog.database import Database
 from metadata.catalog.setup import prepare
 from metadata.config import Settings
 from metadata.promoter.collect import CollectDuty
@@ -48,7 +43,6 @@ from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
 from metadata.services import tiering_metrics
-from metadata.services.adopt import Adoption, Findings
 from metadata.services.allocate import AllocateService
 from metadata.services.audit import AuditService
 from metadata.services.bucket_names import BucketNames
@@ -68,6 +62,7 @@ from metadata.services.duties_retention import Retention
 from metadata.services.files import FilesService
 from metadata.services.files_bodies import FileBodies
 from metadata.services.jobs import JobQueue
+from metadata.services.jobs_rates import JobRates
 from metadata.services.lifecycle import Lifecycle
 from metadata.services.listing import ListingService
 from metadata.services.lookup import LookupService
@@ -75,7 +70,6 @@ from metadata.services.notify import Notify
 from metadata.services.placements import PlacementIndexer
 from metadata.services.policies import Policies
 from metadata.services.read_soon import ReadSoon
-from metadata.services.rebuild import Rebuild, finish
 from metadata.services.recorder import Recorder
 from metadata.services.repair import Repair
 from metadata.services.repair_inventory import Inventories
@@ -101,23 +95,18 @@ from metadata.services.uploads import UploadService
 from metadata.services.view import ClusterView
 from metadata.services.whatif import WhatIf
 from metadata.webhooks import Webhooks
-from tierstore import statefile
 from tierstore.auth.access import Principal
-from tierstore.clock import Clock, HybridClock, SystemClock
-from tierstore.errors import TierstoreError, UnavailableError
+from tierstore.clock import Clock, HybridClock
+from tierstore.errors import TierstoreError
 from tierstore.names import SiteId
 from tierstore.policy import parser
 from tierstore.serving import pages, problem
 from tierstore.serving.drain import Drain
-from tierstore.serving.limits import Limits
-from tierstore.serving.run import Serving, inherited, listen
 from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
-from tierstore.transport.pool import PooledTransport
-from tierstore.transport.tls import client_context
 from tierstore.wire.cluster import BadChunk, Inventory, InventoryAnswer
 
 log = get_logger("metadata")
@@ -128,8 +117,6 @@ REFRESH_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 30.0
 #: For the catalog to finish what it has when the process stops.
 STOP_SECONDS_MAX: Final = 20.0
-#: For a dump or the loading of one.
-BACKUP_SECONDS: Final = 3600.0
 
 RandomBytes = Callable[[int], bytes]
 
@@ -234,6 +221,7 @@ class MetadataServer:
         )  # fmt: skip
         self.jobs = JobQueue(
             database, self.cluster, self.book, self.switches, copies_of=self.copies.of_chunk,
+            rates=JobRates(settings.jobs.device_rate, settings.jobs.total_rate, settings.jobs.promote_rate),
             heat_of=self.heat.heat_per_hour,
         )  # fmt: skip
         self.tiering = Tiering(
@@ -541,145 +529,3 @@ class MetadataServer:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 await self.commits.close()
         await self.database.close()
-
-
-def database_url(settings: Settings) -> str:
-    """The configured database, or the embedded one in the data directory (made when it is missing)."""
-    if settings.catalog.url:
-        return settings.catalog.url
-    statefile.make_directory(settings.catalog.data)
-    return f"sqlite:///{os.path.abspath(settings.catalog.data)}/catalog.db"
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The bounds of the HTTP edge from the shared settings."""
-    return Limits(
-        header_bytes_max=settings.limits.header_bytes_max,
-        header_seconds=int(settings.timers.header),
-        idle_seconds=int(settings.timers.idle),
-        body_seconds=int(settings.timers.body_stall),
-        connections_max=settings.limits.connections_max,
-        # gateways and object servers are few and trusted with many connections each
-        connections_per_address=settings.limits.connections_max,
-        drain_seconds=int(settings.timers.drain),
-    )
-
-
-@contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[tuple[MetadataServer, Serving]]:
-    """The service and its edge, built and closed again; nothing runs yet inside."""
-    at = settings.listen
-    sock = inherited(at.fd) if at.fd >= 0 else listen(at.host, at.port)
-    host = "127.0.0.1" if at.host == "0.0.0.0" else at.host
-    advertise = at.advertise.rstrip("/") or f"http://{host}:{sock.getsockname()[1]}"
-    transport = PooledTransport(tls=client_context(settings.tls.ca_file))
-    database = await open_database(database_url(settings))
-    around = Surroundings(
-        clock=SystemClock(), rng=random.Random(secrets.randbits(64)), random_bytes=secrets.token_bytes,
-        advertise=advertise, instance=secrets.token_hex(8), transport=transport,
-    )  # fmt: skip
-    server = await MetadataServer.open(settings, around, database)
-    try:
-        yield server, Serving(server.app, server.routes, sock=sock, limits=limits_of(settings), drain=server.drain)
-    finally:
-        await server.stop()
-        await transport.close()
-
-
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; blocks."""
-
-    async def main() -> None:
-        async with opened(settings) as (server, serving):
-            await server.start()
-            # What was built at start lives as long as the process: no collection need walk it again.
-            gc.collect()
-            gc.freeze()
-            log.info(
-                "serving", url=server.around.advertise, cluster=server.view.cluster_id,
-                database=server.database.dialect,
-            )  # fmt: skip
-            await serving.run()
-
-    uvloop.run(main())
-
-
-def rebuild(settings: Settings) -> list[str]:
-    """Make a lost catalog again from what the object servers hold; the lines of the report. Blocks, serving them
-    meanwhile. Raises ConflictError when the catalog is not empty, UnavailableError when nothing whole is left."""
-
-    async def main() -> list[str]:
-        async with opened(settings) as (server, serving):
-            work = Rebuild(server.database, server.cluster, server.guard, server.around.transport, server.around.clock)
-            server.take_inventory = work.page
-            edge = asyncio.create_task(serving.run(), name="metadata edge")
-            walk = asyncio.create_task(work.run(server.heartbeats.flush), name="metadata rebuild")
-            # A signal ends the edge, and with it the rebuild: the catalog is changed by its last step only.
-            await asyncio.wait({edge, walk}, return_when=asyncio.FIRST_COMPLETED)
-            serving.stop()
-            await edge
-            if not walk.done():
-                walk.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await walk
-                raise UnavailableError("the rebuild was interrupted; nothing was changed", code="interrupted")
-            report = walk.result()
-        return report + await adopt(settings, work.findings)
-
-    return uvloop.run(main())
-
-
-async def adopt(settings: Settings, findings: Findings) -> list[str]:
-    """The second half of a rebuild: the catalog that was loaded is opened anew, with nobody to serve, and takes in what
-    only the chunks' headers tell. The lines of the report."""
-    transport, rng = PooledTransport(), random.Random(secrets.randbits(64))
-    around = Surroundings(
-        clock=SystemClock(), rng=rng, random_bytes=secrets.token_bytes, advertise="", instance=secrets.token_hex(8),
-        transport=transport,
-    )  # fmt: skip
-    server = await MetadataServer.open(settings, around, await open_database(database_url(settings)))
-    # One copy that was found is enough to name an object: repair makes the others.
-    commits = CommitService(
-        server.database, server.view, server.clock, server.versions, rng=rng, copies_for=lambda *_: 1
-    )
-    try:
-        report = await Adoption(server.database, server.cluster, commits, rng).run(findings)
-        await server.database.write(finish)
-    finally:
-        await commits.close()
-        await server.stop()
-        await transport.close()
-    return report
-
-
-def backup(settings: Settings, target: Path) -> list[str]:
-    """Write one consistent dump of the catalog to a new file, synced; the lines of the report. The service may run."""
-
-    async def main() -> list[str]:
-        database = await open_database(database_url(settings))
-        try:
-            at_ms = SystemClock().now_ms()
-            count = await database.scan(lambda c: snapshots.dump_to(c, target, at_ms=at_ms), seconds=BACKUP_SECONDS)
-        finally:
-            await database.close()
-        return [f"{target}: {count} objects, {target.stat().st_size} bytes"]
-
-    return uvloop.run(main())
-
-
-def restore(settings: Settings, source: Path) -> list[str]:
-    """Load a backup into an empty catalog; the lines of the report. No service may run on it. What was written since
-    the backup is not known then: the devices have seen higher sequences, so nothing is deleted until an operator
-    looked. Raises ConflictError when the catalog is not empty, IntegrityError when the file is damaged."""
-
-    async def main() -> list[str]:
-        database = await open_database(database_url(settings))
-        try:
-            await prepare(database, new_cluster_id=secrets.token_hex(16), site=settings.placement.site)
-            data = await asyncio.to_thread(source.read_bytes)
-            count = await database.write(lambda c: snapshots.restore(c, data), seconds=BACKUP_SECONDS)
-        finally:
-            await database.close()
-        return [f"{source}: {count} objects restored"]
-
-    return uvloop.run(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tierstore.config.load import Seconds, Size, secret, section, setting, tables
+from tierstore.config.load import Rate, Seconds, Size, secret, section, setting, tables
 from tierstore.config.sections import Auth, Background, Limits, Listen, Log, Telemetry, Timers, Tls
 from tierstore.units import MIB
 
@@ -22,6 +22,12 @@ class Catalog:
     feed_retention: Seconds = setting(7 * 86400.0, "changes are kept for readers of the feed")
     snapshot_interval: Seconds = setting(300.0, "between two snapshots of the catalog on the object servers; 0: none")
     journal_interval: Seconds = setting(5.0, "between two pieces of the journal on the object servers")
+
+    def __post_init__(self) -> None:
+        if self.journal_interval <= 0 or self.feed_retention <= 0:
+            raise ValueError("journal_interval and feed_retention must be more than 0")
+        if self.snapshot_interval and self.journal_interval > self.snapshot_interval:
+            raise ValueError("journal_interval must not be longer than snapshot_interval: it fills the time between")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,22 @@ class Duties:
     lifecycle_day: Seconds = setting(86400.0, "how long a day of a lifecycle rule lasts; seconds, for tests only")
     tombstone_keep: Seconds = setting(604_800.0, "deletes are remembered for other sites; bounds the age of a backup")
     deleted_share_max: float = setting(0.01, "share of a device that collection may delete a day without an operator")
+
+    def __post_init__(self) -> None:
+        for name in ("orphan_after", "inventory_interval", "placements_interval"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0")
+        if not 0 < self.deleted_share_max <= 1:
+            raise ValueError(f"deleted_share_max is a share, more than 0 and at most 1, not {self.deleted_share_max}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jobs:
+    """How fast copies of repair, drain and tiering may go."""
+
+    device_rate: Rate = setting(50 * MIB, "bytes a second of one device that a repair or drain may write; 0: no limit")
+    promote_rate: Rate = setting(50 * MIB, "the same for promotions, until the policy says otherwise; 0: no limit")
+    total_rate: Rate = setting(0, "bytes a second of all copies together, endangered chunks too; 0: no limit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +130,7 @@ class Settings:
     catalog: Catalog = section(Catalog)
     placement: Placement = section(Placement)
     duties: Duties = section(Duties)
+    jobs: Jobs = section(Jobs)
     background: Background = section(Background)
     root: Root = section(Root)
     users: tuple[User, ...] = tables(User, "users' keys that are given by configuration")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tierstore.config import sections
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -26,3 +28,17 @@ class Limits:
     pipelined_max: int = 32                 # requests waiting behind the one under way; beyond: closed
     drain_seconds: int = 120                # how long requests under way may go on after a stop was asked
     drain_idle_seconds: int = 2             # how long idle connections get to send one more request while draining
+
+
+def limits_of(bounds: sections.Limits, timers: sections.Timers, *, connections_per_address: int = 0) -> Limits:
+    """The edge's bounds from the settings that all daemons share. connections_per_address 0: as many as in all, for
+    daemons whose callers are peers: few, and trusted with many connections each."""
+    return Limits(
+        header_bytes_max=bounds.header_bytes_max,
+        header_seconds=int(timers.header),
+        idle_seconds=int(timers.idle),
+        body_seconds=int(timers.body_stall),
+        connections_max=bounds.connections_max,
+        connections_per_address=connections_per_address or bounds.connections_max,
+        drain_seconds=int(timers.drain),
+    )

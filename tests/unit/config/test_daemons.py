@@ -59,3 +59,18 @@ def test_every_setting_is_read_somewhere() -> None:
         if not re.search(rf"\b{path}\b", source) and not (is_passed_on and re.search(rf"\.{entry.name}\b", source)):
             unused.add(path)
     assert unused == set()
+
+
+@pytest.mark.parametrize(
+    ("section", "setting"),
+    [
+        ("Duties", {"orphan_after": 0.0}), ("Duties", {"inventory_interval": 0.0}),
+        ("Duties", {"deleted_share_max": 0.0}), ("Duties", {"deleted_share_max": 1.5}),
+        ("Catalog", {"journal_interval": 0.0}), ("Catalog", {"journal_interval": 600.0}),
+        ("Placement", {"copies": 0}),
+    ],
+)  # fmt: skip
+def test_settings_of_metadata_that_make_no_sense_are_refused(section: str, setting: dict[str, Any]) -> None:
+    """A safety mark of 0 would stop collection for ever, or let all of it go; better no start."""
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        getattr(metadata.config, section)(**setting)

@@ -1,0 +1,33 @@
+"""The frame of a daemon's process: settings, logs, and one line with an exit code when the start fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from tierstore.config import sections
+from tierstore.config.arguments import parse
+from tierstore.errors import TierstoreError
+from tierstore.telemetry.log import configure
+
+
+class Config(Protocol):
+    """What the settings of every daemon have."""
+
+    @property
+    def log(self) -> sections.Log: ...
+
+
+C = TypeVar("C", bound=Config)
+
+
+def start(kind: type[C], role: str, about: str, run: Callable[[C], None]) -> None:
+    """Read the command line and settings, set up the logs, run; exit with the error's code when it fails."""
+    config = parse(kind, role, about)
+    configure(level=config.log.level, form=config.log.format, role=role)
+    try:
+        run(config)
+    except TierstoreError as error:
+        sys.stderr.write(f"{role}: {error.detail or error.code}\n")
+        raise SystemExit(error.exit_code) from None
