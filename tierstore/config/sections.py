@@ -15,7 +15,7 @@ from tierstore.units import GIB, KIB, MIB
 #: The sections of all daemons (a test compares), so that one environment may serve them all.
 SECTIONS: Final = frozenset(
     {"listen", "limits", "timers", "log", "telemetry", "auth", "membership", "background"}
-    | {"catalog", "placement", "duties", "root", "users", "webhooks"}
+    | {"catalog", "placement", "duties", "jobs", "root", "users", "webhooks"}
     | {"devices", "chunks", "upkeep"}
     | {"uploads", "s3"}
     | {"tls"}
