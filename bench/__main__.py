@@ -25,6 +25,7 @@ GROUPS = {
     "gateway_get": ("4k,1m,64m,lookup", True),
     "objectd_put": ("tmpfs-4k,tmpfs-64k,tmpfs-1m,durable-4k,durable-64m", True),
     "metadata_names": ("put,grouping,lookup,page", False),
+    "postgres_names": ("put", False),
     "fanout": ("fan-out", False),
     "objectd_slow": ("p99", False),
     "memory": ("rss,ready", False),
