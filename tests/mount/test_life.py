@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,6 +19,9 @@ import pytest
 
 from tests.kit.cluster import cluster, wait_until
 from tests.kit.mount import Mounted, require_fuse
+from tierstore.files.remote import FilesRemote
+from tierstore.sdk.connect import connect
+from tierstore.wire.files import Extents
 
 MIB = 1 << 20
 #: The deadline of one question, of the retries in it, and some for a busy machine.
@@ -161,3 +166,33 @@ def test_a_mount_ends_in_time_also_without_its_cluster(tmp_path: Path) -> None:
         file.close()
     wait_until(lambda: not os.path.ismount(mount.path), seconds=10, what="unmounted")
     assert os.listdir(mount.path) == []
+
+
+def test_a_file_in_many_pieces_is_put_together(mount: Mounted, place: Path) -> None:
+    """Random small writes leave hundreds of extents; after the close they are few again, and nothing else changed."""
+    chance = random.Random(5)
+    path = place / "pieces"
+    model = bytearray(chance.randbytes(2 * MIB))
+    path.write_bytes(model)
+    with open(path, "r+b", buffering=0) as file:
+        for first in range(1000, len(model) - 1000, 9000):
+            data = chance.randbytes(200)
+            os.pwrite(file.fileno(), data, first)
+            model[first : first + 200] = data
+        os.fsync(file.fileno())
+        before = path.stat()
+
+    async def pieces() -> int:
+        store = await connect(mount.cluster.gateway, mount.cluster.token)
+        remote = FilesRemote(store.client)
+        try:
+            found = await remote.ask(Extents("files", f"{place.name}/pieces", 0, len(model)))
+            return len(found.chunks)
+        finally:
+            await remote.close()
+            await store.close()
+
+    wait_until(lambda: asyncio.run(pieces()) <= 2, seconds=20, what="few pieces", every=0.3)
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_ino, after.st_size) == (before.st_mtime_ns, before.st_ino, before.st_size)
+    assert path.read_bytes() == model

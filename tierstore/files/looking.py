@@ -7,6 +7,7 @@ file created without O_EXCL is `pending` until its first bytes are committed: it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 import time
@@ -16,6 +17,7 @@ import msgspec
 
 from tierstore.errors import ConflictError, NotFound, TierstoreError
 from tierstore.files.body import Body, Commit
+from tierstore.files.compact import Compactor, is_fragmented
 from tierstore.files.errno import FileError
 from tierstore.files.node import ROOT, Node, Nodes
 from tierstore.files.reader import Reader
@@ -74,6 +76,9 @@ class Looking:
         self.is_watched = False
         self._own: dict[int, None] = {}
         self._dirty: dict[int, tuple[Node, float]] = {}
+        self.compactor = Compactor(
+            store, bucket, self.remote, budget=self.dirty_budget, change=self._compacted, now_ns=self.now_ns
+        )
         self._space: tuple[float, FileResult] | None = None
 
     async def open(self) -> Self:
@@ -255,6 +260,25 @@ class Looking:
         if node.ino not in self._dirty:
             self._dirty[node.ino] = node, time.monotonic()
 
+    def note_pieces(self, node: Node) -> None:
+        """Have the file put together when it is in many pieces."""
+        pieces = Entry("", node.attributes, node.size, node.version, node.extents)
+        if node.names and not node.orphan and is_fragmented(pieces, is_open=node.opens > 0):
+            with contextlib.suppress(NotFound):     # one of its directories has just gone
+                self.compactor.note(node.number, self.nodes.path(node))
+
+    async def _compacted(self, write: WriteFile) -> FileResult:
+        """The same bytes in fewer pieces: no page that the kernel has is wrong."""
+        result = await self.remote.change(write)
+        self._note_own(result.entry)
+        node = self.nodes.by_ino.get(write.ino) or self.nodes.aliases.get(write.ino)
+        if node is not None and result.entry is not None:
+            node.version, node.extents = result.entry.version, result.entry.extents
+            if node.body is not None and node.body.version == write.base_version:
+                node.body.version = result.entry.version
+                node.body.reader.reset(result.entry.version, result.entry.size)
+        return result
+
     def body(self, node: Node) -> Body:
         """The node's bytes; made when they are first needed."""
         if node.body is None:
@@ -280,6 +304,8 @@ class Looking:
                     self.nodes.aliases[node.alias] = node
                 node.clear_setuid = False
                 node.version, node.size, node.extents = entry.version, entry.size, entry.extents
+                if node.opens:
+                    self.note_pieces(node)
                 if node.body is None or not node.body.is_dirty:
                     node.attributes = entry.attributes
                     node.checked_at = time.monotonic()

@@ -224,6 +224,7 @@ class Tree(Looking):
         elif node.body is not None:
             await self.settle(node)
             await node.body.close()
+            self.note_pieces(node)
             if not node.body.is_dirty and not node.opens:
                 node.body = None
         self.nodes.drop_if_idle(node)

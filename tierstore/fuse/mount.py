@@ -70,7 +70,7 @@ class Mount:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopping.set)
-        for work in (self._watch(), self._flush_old(), self._stop_when_told()):
+        for work in (self._watch(), self._flush_old(), self._stop_when_told(), self._tree.compactor.run()):
             task = loop.create_task(work)
             self._tasks.add(task)
         try:
