@@ -135,17 +135,17 @@ def _changes(connection: Connection, bucket_id: int, after: int) -> Watched:
     if after > sequence or (oldest and after < oldest - 1):
         return Watched(sequence, resync=True)
     found = feed.read(connection, after, CHANGES_MAX)
-    changes: dict[tuple[str, bool], Changed] = {}
+    changes: dict[tuple[str, int, bool], Changed] = {}
     kinds = (schema.CHANGE_PUT, schema.CHANGE_DELETE, schema.CHANGE_MARKER, schema.CHANGE_META)
     for c in found:
         if c.kind not in kinds:
             continue
         if c.bucket_id == bucket_id:
             gone = c.kind in (schema.CHANGE_DELETE, schema.CHANGE_MARKER)
-            before = changes.get((c.key, False))
-            is_meta = c.kind == schema.CHANGE_META and (before is None or before.attributes_only)
-            changes[c.key, False] = Changed(c.key, c.version, gone=gone, attributes_only=is_meta)
+            # Told one by one: a mount passes over the puts that it made itself, not over others' just before or after.
+            is_meta = c.kind == schema.CHANGE_META
+            changes[c.key, c.version, is_meta] = Changed(c.key, c.version, gone=gone, attributes_only=is_meta)
         elif c.bucket_id == hidden(bucket_id) and c.key.startswith(DIRECTORY):
             path = c.key[len(DIRECTORY) :].rstrip("/")
-            changes[path, True] = Changed(path, c.version, True)
+            changes[f"{path}/", 0, False] = Changed(path, c.version, True)
     return Watched(found[-1].sequence if found else sequence, list(changes.values()))

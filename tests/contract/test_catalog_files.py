@@ -31,6 +31,7 @@ from tierstore.wire.files import (
     Remove,
     Rename,
     SetAttributes,
+    Watch,
     WriteFile,
 )
 from tierstore.wire.names import CommitChunk, ObjectMeta
@@ -299,5 +300,20 @@ def test_metadata_of_other_doors_survives_a_write(run: Run) -> None:
         meta = (await f.w.look("f")).meta
         assert meta is not None
         assert (meta.content_type, meta.user_meta, meta.checksums) == ("text/plain", {"k": "v"}, {})
+
+    on_files(run, test)
+
+
+def test_a_watch_tells_attributes_apart_from_the_put_before(run: Run) -> None:
+    """A mount passes over the puts that it made itself; what another mount did just before or after must reach it."""
+
+    async def test(f: Files) -> None:
+        before = await f.service.watch(Watch("bbb", -1), ADMIN)
+        made = await f.write("f", 10, make=True)
+        await f.change(SetAttributes("bbb", "f", 0, 7, mode=0o600))
+        seen = await f.service.watch(Watch("bbb", before.sequence), ADMIN)
+        assert made.entry is not None
+        told = [(c.version, c.attributes_only) for c in seen.changes if c.path == "f"]
+        assert told == [(made.entry.version, False), (made.entry.version, True)]
 
     on_files(run, test)

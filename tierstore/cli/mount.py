@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +13,8 @@ import typer
 
 from tierstore.cli.cluster import Endpoint, Profile, Token, find
 from tierstore.errors import ConfigError
+from tierstore.fuse import NEEDS
 from tierstore.units import parse_size
-
-NEEDS = (
-    "mounting needs pyfuse3 and FUSE: `apt-get install libfuse3-dev pkg-config fuse3 gcc`, then "
-    "`pip install 'tierstore[fuse]'`"
-)
 
 
 def mount(
@@ -32,14 +31,19 @@ def mount(
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None,
 ) -> None:  # fmt: skip
     """Mount a bucket as a file system. Unmount with `fusermount3 -u DIR`, `umount DIR` or Ctrl-C."""
-    try:
-        from tierstore.fuse.main import Wish, serve
-    except ImportError:
-        raise ConfigError(NEEDS) from None
+    if importlib.util.find_spec("pyfuse3") is None:
+        raise ConfigError(NEEDS)
     address = find(endpoint, token, profile)
     is_root = os.geteuid() == 0
-    serve(Wish(
-        endpoint=address.endpoint, token=address.token, bucket=bucket, directory=str(directory.absolute()),
-        allow_other=is_root if allow_other is None else allow_other, budget_bytes=parse_size(memory),
-        cache_seconds=cache, uid=os.getuid() if uid is None else uid, gid=os.getgid() if gid is None else gid,
-    ))  # fmt: skip
+    wish = {
+        "endpoint": address.endpoint, "token": address.token, "bucket": bucket, "directory": str(directory.absolute()),
+        "allow_other": is_root if allow_other is None else allow_other, "budget_bytes": parse_size(memory),
+        "cache_seconds": cache, "uid": os.getuid() if uid is None else uid, "gid": os.getgid() if gid is None else gid,
+    }  # fmt: skip
+    # A process of its own (see tierstore/fuse/__main__): the token goes through a pipe, where nobody sees it.
+    reader, writer = os.pipe()
+    os.write(writer, json.dumps(wish).encode())
+    os.close(writer)
+    os.set_inheritable(reader, True)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "tierstore.fuse", str(reader)])  # noqa: S606 - a module of ours
