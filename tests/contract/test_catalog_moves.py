@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +14,7 @@ from metadata.catalog.placements import index_piece
 from metadata.services import files_moves
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.contract.test_catalog_files import Files, on_files
-from tests.kit.names_world import ADMIN
+from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.wire.files import S_IFDIR, Entry, Extents, FileQuestion, Link, Remove, Rename
 from tierstore.wire.names import ObjectMeta, Put
 
@@ -176,3 +178,45 @@ def test_a_large_directory_moves_beside_the_loop(run: Run) -> None:
         assert len(await f.names("b")) == 1000, "a page"
 
     on_files(run, test)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_keys_move_in_five_seconds(tmp_path: Path) -> None:
+    """The figure of the mount's issue, with what others wait meanwhile: a read never for long."""
+    keys, at_once = 100_000, 500
+    gaps: list[float] = []
+
+    async def watch(f: Files, until: asyncio.Event) -> None:
+        last = time.perf_counter()
+        while not until.is_set():
+            await entry(f, "still")
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    async def main() -> None:
+        world = await NamesWorld.open(f"sqlite:///{tmp_path}/catalog.db", threads=True)
+        try:
+            await world.buckets.create("bbb", ADMIN)
+            f = Files(world)
+            await f.make("still")
+            await f.make("a", kind=S_IFDIR)
+            for first in range(0, keys, at_once):
+                puts = [Put("bbb", f"a/{n:06}", 10, "", [world.chunk(10)]) for n in range(first, first + at_once)]
+                await world.commit(*puts)
+            is_done = asyncio.Event()
+            watching = asyncio.create_task(watch(f, is_done))
+            started = time.perf_counter()
+            assert (await f.change(Rename("bbb", "a", "b", 7))).code == ""
+            seconds = time.perf_counter() - started
+            is_done.set()
+            await watching
+            print(f"{keys} keys moved in {seconds:.2f} s; the longest wait of a read was {max(gaps) * 1000:.0f} ms")
+            assert seconds < 5
+            assert max(gaps) < 1
+            await f.service.close()
+        finally:
+            await world.close()
+
+    asyncio.run(main())
