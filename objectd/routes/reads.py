@@ -29,6 +29,9 @@ from tierstore.names import ChunkId, DeviceId
 from tierstore.serving.exchange import Exchange
 from tierstore.ticket import NO_HEAT, read_fields
 
+#: Chunks from here on are left to the page cache where there is one: sending from it is cheaper than from RAM, and one
+#: reader of a large object would fill the RAM of its server.
+PAGE_CACHE_BYTES_MIN: Final = 4 << 20
 #: Digits of a block number: more than any chunk has blocks.
 _BLOCK_DIGITS_MAX: Final = 9
 
@@ -204,6 +207,8 @@ class ChunkReads:
                         count, _Closing(sending),
                     )  # fmt: skip
                     return
+                if fd >= 0 and chunk_bytes >= PAGE_CACHE_BYTES_MIN:
+                    kept = None
                 data = await opened.read(first, min(count, self._piece_bytes))
             slot.note_read((asyncio.get_running_loop().time() - began) / waiting, len(data))
             is_answered = True
