@@ -42,7 +42,7 @@ from metadata.routes import s3 as s3_routes
 from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
-from metadata.services import tiering_metrics
+from metadata.services import sites_metrics, tiering_metrics
 from metadata.services.allocate import AllocateService
 from metadata.services.audit import AuditService
 from metadata.services.bucket_names import BucketNames
@@ -371,6 +371,7 @@ class MetadataServer:
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
         self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)
         self.tombstones = Tombstones(database, clock, keep_ms=keep_ms, confirmed=self.replication.confirmed)
+        sites_metrics.watch(self.replication, self.tombstones)
         self.name_taker = NameTaker(database, self.names, clock, self.versions)
         self.commits.on_replicated = self.replication.kick
         self.commits.gate = self.replication

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from metadata.catalog import buckets, sites
@@ -26,7 +26,6 @@ from metadata.services.sites_send import TargetWorker
 from metadata.services.sites_target import Parts, TargetStatus
 from tierstore.checksum import crc_of
 from tierstore.errors import TierstoreError, UnavailableError
-from tierstore.telemetry.metrics import Value, Watch
 from tierstore.wire.names import CommitItem, CommitResult, Fill
 from tierstore.wire.sites import (
     NAME_GONE,
@@ -65,7 +64,6 @@ class Replication:
         self.sync_waits = 0
         self.sync_degraded = 0
         self.sync_failed = 0
-        _WATCH.show(self)
 
     # -- workers --------------------------------------------------------------------------------------------
     async def step(self) -> int:
@@ -118,6 +116,16 @@ class Replication:
     async def close(self) -> None:
         for name in list(self._workers):
             await self._end(name)
+
+    @property
+    def comparing(self) -> int:
+        """Sites whose names this one, which was restored, waits for."""
+        return len(self._parts.comparison.waiting)
+
+    @property
+    def hot_queued(self) -> int:
+        """Bodies that were queued because they became hot."""
+        return self._hot.queued
 
     def confirmed(self) -> dict[str, int]:
         """Site -> when it was last known to have everything, ms; 0: not yet."""
@@ -257,52 +265,3 @@ class Replication:
 
 
 #: Figures of all targets together, and per site.
-_WATCH: Final = Watch[Replication]()
-
-
-def _of_targets(read: Callable[[TargetStatus], float]) -> Callable[[Replication], Value]:
-    return lambda replication: {(s.site,): read(s) for s in replication.statuses()}
-
-
-_WATCH.gauge(
-    "tierstore_replication_backlog_objects", "changes that a site has not got",
-    _of_targets(lambda s: s.backlog.objects), labels=("site",),
-)  # fmt: skip
-_WATCH.gauge(
-    "tierstore_replication_backlog_bytes", "bytes of bodies that a site has not got",
-    _of_targets(lambda s: s.backlog.bytes), labels=("site",),
-)  # fmt: skip
-_WATCH.gauge(
-    "tierstore_replication_oldest_timestamp_seconds", "when the oldest of them was written; 0: none waits",
-    _of_targets(lambda s: s.backlog.oldest_ms / 1000), labels=("site",),
-)  # fmt: skip
-_WATCH.gauge(
-    "tierstore_replication_confirmed_timestamp_seconds",
-    "when a site was last known to have everything; 0: not yet",
-    _of_targets(lambda s: s.confirmed_at_ms / 1000), labels=("site",),
-)  # fmt: skip
-_WATCH.gauge(
-    "tierstore_replication_reachable_sites", "1: the site answers", _of_targets(lambda s: float(s.is_reachable)),
-    labels=("site",),
-)  # fmt: skip
-_WATCH.gauge(
-    "tierstore_replication_latency_seconds", "round trip to a site's metadata",
-    _of_targets(lambda s: s.latency_ms / 1000), labels=("site",),
-)  # fmt: skip
-_WATCH.counter(
-    "tierstore_replication_sent_bytes_total", "bytes of bodies that travelled to a site",
-    _of_targets(lambda s: s.bytes_sent), labels=("site",),
-)  # fmt: skip
-_WATCH.counter(
-    "tierstore_replication_failures_total", "messages to a site that failed", _of_targets(lambda s: s.failures),
-    labels=("site",),
-)  # fmt: skip
-_WATCH.counter(
-    "tierstore_replication_sync_waits_total", "commits under a sync rule: waits", lambda r: float(r.sync_waits)
-)
-_WATCH.counter(
-    "tierstore_replication_sync_degraded_total", "commits under a sync rule: degraded", lambda r: float(r.sync_degraded)
-)
-_WATCH.counter(
-    "tierstore_replication_sync_failed_total", "commits under a sync rule: failed", lambda r: float(r.sync_failed)
-)
