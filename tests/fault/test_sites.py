@@ -23,6 +23,8 @@ from tests.kit.proxy import FaultyLink
 
 ROLES = ("metadata", "objectd", "gateway")
 DRAIN_SECONDS = 240.0
+#: At each site; a request that meets a killed process holds up one of them.
+WRITERS = 4
 
 
 class Writers:
@@ -35,19 +37,19 @@ class Writers:
         self._stop = threading.Event()
         self._pause = 1 / per_second
         self._threads = [
-            threading.Thread(target=self._run, args=(site, token, seed + n), daemon=True)
-            for n, site in enumerate(sites)
-        ]
+            threading.Thread(target=self._run, args=(site, token, seed, n), daemon=True)
+            for site in sites for n in range(WRITERS)
+        ]  # fmt: skip
         for thread in self._threads:
             thread.start()
 
-    def _run(self, site: Site, token: str, seed: int) -> None:
-        rng = random.Random(seed)
+    def _run(self, site: Site, token: str, seed: int, writer: int) -> None:
+        rng = random.Random(f"{seed} {site.name} {writer}")
         number = 0
         with httpx.Client(headers={"authorization": f"Bearer {token}"}, timeout=15) as http:
             while not self._stop.wait(self._pause):
                 number += 1
-                key = f"{site.name}-{number:05}"
+                key = f"{site.name}-{writer}-{number:05}"
                 body = rng.randbytes(rng.choice((0, 50, 3000, 200_000)))
                 try:
                     answer = http.put(f"{site.url}/v1/objects/bbb/{key}", content=body)
@@ -113,12 +115,12 @@ def _rounds(tmp_path: Path, count: int, seed: int) -> None:
         with httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=30) as http:
             sites = [Site(site["name"], site["gateway"], http) for site in c.ready["sites"]]
             _replicate(sites[0], sites[1])
-            writers = Writers(sites, c.token, seed, per_second=8)
+            writers = Writers(sites, c.token, seed, per_second=4)
             kills = 0
             try:
                 for _ in range(count):
                     kills += _kill(c, rng.choice(sites).name, rng.choice(ROLES))
-                    until = time.monotonic() + rng.uniform(1.0, 4.0)
+                    until = time.monotonic() + rng.uniform(2.0, 5.0)
                     wait_until(lambda u=until: time.monotonic() >= u, seconds=30, what="time to work")  # type: ignore[misc]
             finally:
                 writers.stop()
@@ -149,7 +151,7 @@ def test_a_cut_way_between_sites_heals_within_the_predicted_time(tmp_path: Path,
                         url = f"http://127.0.0.1:{link.port}"
                         await asyncio.to_thread(here.admin, "PATCH", f"sites/{there.name}", json={"gateways": [url]})
                         link.set(bytes_per_second=rate)
-                    writers = Writers(sites, c.token, seed, per_second=8)
+                    writers = Writers(sites, c.token, seed, per_second=2)
                     try:
                         for drop in ("both", "up", "down"):
                             for link in (to_a, to_b):
