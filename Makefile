@@ -15,6 +15,7 @@ TESTS ?=
 # command:package
 TEST_TOOLS := openssl:openssl strace:strace mkfs.ext4:e2fsprogs losetup:mount fusermount3:fuse3 \
 	git:git rsync:rsync sqlite3:sqlite3 fio:fio getfattr:attr smbd:samba smbclient:smbclient \
+	s3fs:s3fs s3cmd:s3cmd restic:restic rclone:rclone \
 	ganesha.nfsd:nfs-ganesha-vfs
 # tierstore mount, besides libfuse3-dev.
 FUSE_TOOLS := pkg-config:pkg-config fusermount3:fuse3 cc:gcc
@@ -99,8 +100,13 @@ fuse: $(STAMP)
 		$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-fuse.lock 2>/dev/null \
 			&& touch $(VENV)/.fuse; } || echo "no mounts without: sudo apt-get install -y libfuse3-dev pkg-config fuse3 gcc"
 
-tools-test:
+tools-test: $(VENV)/clients/.installed
 	@$(call need,$(TEST_TOOLS))
+
+# S3 clients that tests drive; in a virtual environment of their own, because awscli pins its botocore.
+$(VENV)/clients/.installed: requirements-clients.lock | $(STAMP)
+	@$(BIN)/python -m venv $(VENV)/clients && $(VENV)/clients/bin/python -m pip install -qq --disable-pip-version-check \
+		-r requirements-clients.lock && touch $@ || echo "no S3 clients from PyPI; what needs them fails"
 
 tools-bench:
 	@$(call need,$(BENCH_TOOLS))
