@@ -81,7 +81,8 @@ class Gateway:
         self.body_door = sites.BodyDoor(self.store, self.credentials, self.objects)
         self.redirects = Redirects(lambda: self.bodies.known)
         self._object_routes = routes.hot_routes(self.objects, self.listing, self.redirects)
-        vault = Vault(MasterKeys(config.s3.master_keys), customer_keys_over_http=config.s3.customer_keys_over_http)
+        is_open = bool(config.tls.certificate) or config.s3.customer_keys_over_http
+        vault = Vault(MasterKeys(config.s3.master_keys), customer_keys_over_http=is_open)
         self.s3 = S3Door(
             self.store, clock, self.objects, domain=config.s3.domain, vault=vault,
             redirects=self.redirects if config.s3.redirect_near else None,

@@ -86,3 +86,24 @@ def test_parts_are_copied(s3: Any, bucket: str, refused: Refused) -> None:
     assert s3.get_object(Bucket=bucket, Key="to")["Body"].read() == data + data[100:200]
     s3.delete_object(Bucket=bucket, Key="from")
     assert s3.get_object(Bucket=bucket, Key="to")["Body"].read() == data + data[100:200]
+
+
+def test_the_parts_of_an_object_are_listed(s3: Any, bucket: str) -> None:
+    """GetObjectAttributes pages through them, in order."""
+    size_of_part = 5 << 20
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="k", StorageClass="STANDARD_IA")["UploadId"]
+    parts = []
+    for at, size in enumerate((size_of_part, size_of_part, 7), 1):
+        made = s3.upload_part(Bucket=bucket, Key="k", UploadId=upload, PartNumber=at, Body=bytes(size))
+        parts.append({"PartNumber": at, "ETag": made["ETag"]})
+    s3.complete_multipart_upload(Bucket=bucket, Key="k", UploadId=upload, MultipartUpload={"Parts": parts})
+    wanted = ["ObjectParts", "StorageClass", "ObjectSize"]
+    ask = {"Bucket": bucket, "Key": "k", "ObjectAttributes": wanted, "MaxParts": 2}
+    first = s3.get_object_attributes(**ask)
+    assert (first["ObjectSize"], first["StorageClass"]) == (2 * size_of_part + 7, "STANDARD_IA")
+    page = first["ObjectParts"]
+    assert [part["Size"] for part in page["Parts"]] == [size_of_part, size_of_part]
+    assert (page["TotalPartsCount"], page["IsTruncated"]) == (3, True)
+    rest = s3.get_object_attributes(**ask, PartNumberMarker=page["NextPartNumberMarker"])["ObjectParts"]
+    assert [part["Size"] for part in rest["Parts"]] == [7]
+    assert rest["IsTruncated"] is False

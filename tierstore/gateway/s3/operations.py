@@ -109,7 +109,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("PutObjectTagging", "PUT", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),
     _row("DeleteObjectTagging", "DELETE", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),
     _row("GetObjectAttributes", "GET", "object", "attributes", "partly", "test_checksums_are_checked_kept_and_shown",
-         "parts are counted, not listed"),
+         "parts without their checksums"),
     _row("GetObjectRetention", "GET", "object", "retention", "yes", "test_retention_and_who_may_pass_it"),
     _row("PutObjectRetention", "PUT", "object", "retention", "yes", "test_retention_and_who_may_pass_it"),
     _row("GetObjectLegalHold", "GET", "object", "legal-hold", "yes", "test_legal_hold"),

@@ -21,7 +21,15 @@ from tierstore.gateway.s3.conditions import NULL_VERSION, read_condition, versio
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lifecycle import expiration_line
-from tierstore.gateway.s3.object_meta import CANNED_ACL, OWNER, PARTS, object_lines, part_span, shown_version
+from tierstore.gateway.s3.object_meta import (
+    CANNED_ACL,
+    OWNER,
+    PARTS,
+    STORAGE_CLASS,
+    object_lines,
+    part_span,
+    shown_version,
+)
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.sse_format import DecryptWalk
 from tierstore.gateway.s3.sse_keys import Vault, sealed_of
@@ -189,10 +197,9 @@ class Reads:
         if "Checksum" in asked and meta.checksums:
             inner += f"<Checksum>{checksum_elements(meta)}</Checksum>"
         if "ObjectParts" in asked and PARTS in meta.extra:
-            runs = msgspec.msgpack.decode(meta.extra[PARTS], type=list[tuple[int, int]])
-            inner += f"<ObjectParts>{element('PartsCount', sum(times for _, times in runs))}</ObjectParts>"
+            inner += f"<ObjectParts>{_parts(call, meta.extra[PARTS])}</ObjectParts>"
         if "StorageClass" in asked:
-            inner += element("StorageClass", "STANDARD")
+            inner += element("StorageClass", meta.extra.get(STORAGE_CLASS, b"STANDARD").decode())
         inner += element("ObjectSize", found.size) if "ObjectSize" in asked else ""
         lines = f"last-modified: {http_moment(found.created_at_ms)}\r\n"
         if bucket.versioning:
@@ -206,3 +213,15 @@ def _as_shown(found: LookupResult) -> LookupResult:
         return found
     etag, size = shown_etag(found.etag, found.size)
     return msgspec.structs.replace(found, etag=etag, size=size)
+
+
+def _parts(call: Call, packed: bytes) -> str:
+    """One page of the parts of an object, as GetObjectAttributes shows them."""
+    after = number(call.header(b"x-amz-part-number-marker"), "part-number-marker", default=0, least=0, most=10_000)
+    most = number(call.header(b"x-amz-max-parts"), "max-parts", default=1000, least=0, most=1000)
+    sizes = [size for size, times in msgspec.msgpack.decode(packed, type=list[tuple[int, int]]) for _ in range(times)]
+    shown = list(enumerate(sizes, 1))[after : after + most]
+    inner = element("IsTruncated", after + most < len(sizes)) + element("MaxParts", most)
+    inner += element("NextPartNumberMarker", shown[-1][0] if shown else after) + element("PartNumberMarker", after)
+    inner += element("PartsCount", len(sizes))
+    return inner + "".join(f"<Part>{element('PartNumber', at)}{element('Size', size)}</Part>" for at, size in shown)
