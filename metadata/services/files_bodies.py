@@ -104,7 +104,8 @@ class FileBodies(FileMoves):
             self._note(w.writes, schema.CHANGE_PUT, w.bucket, new, old)
         count = len(unpack(made.body)) if made.body else 0
         if made.kind == schema.KIND_ROWS and made.ref is not None:
-            count = inodes.count_extents(w.session.connection, made.ref)
+            # Not told where the file must not be put together: every rewrite would stay as a version, or cross sites.
+            count = 0 if w.keeps_history else inodes.count_extents(w.session.connection, made.ref)
             self._spread(w, new, others, a)
         elif others:
             new = self._spread_inline(w, new, others, a)

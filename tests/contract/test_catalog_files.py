@@ -317,3 +317,18 @@ def test_a_watch_tells_attributes_apart_from_the_put_before(run: Run) -> None:
         assert told == [(made.entry.version, False), (made.entry.version, True)]
 
     on_files(run, test)
+
+
+def test_pieces_are_told_only_where_a_rewrite_costs_nothing_else(run: Run) -> None:
+    """A mount puts files of many pieces together; where versions are kept each rewrite would stay as one."""
+
+    async def test(f: Files) -> None:
+        await f.write("f", 100, make=True)
+        plain = await f.write("f", 10, at=50)
+        await f.w.buckets.configure("bbb", ADMIN, versioning="enabled")
+        kept = await f.write("f", 10, at=20)
+        assert plain.entry is not None
+        assert kept.entry is not None
+        assert (plain.entry.extents, kept.entry.extents) == (3, 0)
+
+    on_files(run, test)
