@@ -43,6 +43,9 @@ COMMIT_SECONDS: Final = 30.0
 #: How often an item that other processes keep overtaking is tried alone.
 ATTEMPTS_MAX: Final = 5
 
+#: What a client takes for a last word: kept as a result, so that a late repeat of the same message gets it too and does
+#: not take effect in a world that has changed since (ADR 0123). Other refusals may be tried again.
+FINAL_REFUSALS: Final = frozenset({"precondition-failed", "no-such-key", "no-such-version"})
 _BRINGS_CHUNKS: Final = (Put, Fill)
 _UNANSWERED: Final = CommitResult(code="unavailable")
 
@@ -256,13 +259,14 @@ class CommitService:
                 result = apply(session, facts, writes, item, entry.principal)
                 writes.results.append((item.operation, encode(result)))
             except TierstoreError as error:
-                if not checked:
-                    # Perhaps a repeat of something that has been applied: then its first result counts.
-                    known = session.fetch(operations.RESULTS, [(item.operation,)])
-                    if known and known[0][1]:
-                        results.append(decode(known[0][1], CommitResult))
-                        continue
+                # Perhaps a repeat of something that was answered before: then its first result counts.
+                known = session.fetch(operations.RESULTS, [(item.operation,)])
+                if known and known[0][1]:
+                    results.append(decode(known[0][1], CommitResult))
+                    continue
                 result = CommitResult(code=error.code, detail=error.detail)
+                if error.code in FINAL_REFUSALS and not known:
+                    writes.results.append((item.operation, encode(result)))
             results.append(result)
         return results, writes, writes.flush(session)
 

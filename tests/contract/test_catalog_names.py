@@ -18,7 +18,7 @@ from tierstore.clock import ManualClock
 from tierstore.errors import AccessDenied, ConflictError, RequestError
 from tierstore.names import UploadId, operation_of
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
-from tierstore.wire.names import CommitChunk, Condition, Delete, LookupItem, ObjectMeta, Put, Renew
+from tierstore.wire.names import CommitChunk, Condition, Copy, Delete, LookupItem, ObjectMeta, Put, Renew
 
 __all__ = ["postgres", "run", "url_of"]
 
@@ -158,6 +158,27 @@ def test_a_late_operation_is_refused(run: Run) -> None:
     run(check)
 
 
+
+
+def test_a_refusal_that_was_heard_is_the_answer_to_every_repeat(run: Run) -> None:
+    """Simulation seed 3110: a copy of a refused conditional create came after the key was deleted, and took effect."""
+
+    async def check(w: NamesWorld) -> None:
+        assert (await w.put("k")).code == ""
+        create = w.item(Put("bbb", "k", 100, "", [w.chunk()], None, Condition(if_none_match=["*"])))
+        source = w.item(Copy("bbb", "copied", "bbb", "gone"))
+        for item, code in ((create, "precondition-failed"), (source, "no-such-key")):
+            assert (await w.commits.commit([(item, ADMIN)]))[0].code == code
+        assert (await w.commits.commit([(w.item(Delete("bbb", "k")), ADMIN)]))[0].code == ""
+        assert (await w.put("gone")).code == ""
+        for _ in range(2):
+            for item, code in ((create, "precondition-failed"), (source, "no-such-key")):
+                assert (await w.commits.commit([(item, ADMIN)]))[0].code == code
+        assert (await w.look("k")).code == (await w.look("copied")).code == "no-such-key"
+        again = w.item(Put("bbb", "k", 100, "", [w.chunk()], None, Condition(if_none_match=["*"])))
+        assert (await w.commits.commit([(again, ADMIN)]))[0].code == ""
+
+    run(check)
 
 
 def test_receipts_must_be_genuine_of_enough_servers_and_of_this_life(run: Run) -> None:
