@@ -266,7 +266,7 @@ class SqliteDatabase:
                 self._finish(writes)
             else:
                 await asyncio.get_running_loop().run_in_executor(self._writer, self._finish, writes)
-        except BaseException:
+        except BaseException:  # a cancelled turn too must not leave its transaction open for the next
             if self._raw_write.in_transaction:
                 self._raw_write.execute("ROLLBACK")
             raise

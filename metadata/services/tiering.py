@@ -337,7 +337,7 @@ class Tiering:
             return
         try:
             busy = await self._database.write(work)
-        except BaseException:
+        except BaseException:  # cancelled too: what was not queued gives its budget and its room back
             for promotion, _, _ in wanted:
                 planner.failed(promotion)
             raise
