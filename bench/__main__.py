@@ -30,6 +30,7 @@ GROUPS = {
     "objectd_slow": ("p99", False),
     "memory": ("rss,ready", False),
     "e2e": ("put4k,put1m,put64m,get4k,get1m,get64m,head4k,list1000,mixed,del4k", False),
+    "s3": ("get4k,get1m,put4k,put1m", False),
     "sites": ("async-put,sync-put,first-byte,link,arrival,near", False),
 }
 
