@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed
 DATA ?= data
 UP ?=
 TESTS ?=
+WORKERS ?= 2
 
 # Debian packages that tests and benches use; a test whose tool is missing fails. `make run` needs none.
 # command:package
@@ -41,9 +42,10 @@ $(STAMP): requirements-dev.lock pyproject.toml
 run: $(STAMP) fuse
 	@exec $(BIN)/tierstore up --data $(DATA) $(UP)
 
-# test: everything but the slow figures, at most 10 minutes on 2 cores. TESTS="tests/unit" runs a part.
+# test: everything but the slow figures, at most 10 minutes on 2 cores. TESTS="tests/unit" runs a part; WORKERS=0 runs
+# all in one process.
 test: $(STAMP) fuse tools-test
-	@$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(TESTS)
 
 # test-slow: the full figures of the reliability table.
 test-slow: $(STAMP) fuse tools-test
