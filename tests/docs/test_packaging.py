@@ -20,7 +20,7 @@ PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["pac
 #: Tools that are run, not imported.
 RUN_ONLY = {
     "ruff", "mypy", "import-linter", "build", "hatchling", "editables", "types-aiofiles", "types-defusedxml",
-    "types-pyyaml",
+    "types-pyyaml", "pytest-xdist",
 }  # fmt: skip
 
 
