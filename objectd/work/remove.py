@@ -43,14 +43,15 @@ class RemoveWork:
         await self._note(slot)
         here = 0
         for chunks in _slices(job):
-            here += await self.trash(slot, chunks, lease)
+            here += await self.trash(slot, chunks, lease, is_extra=job.discard)
             if job.discard:
                 await self._free(slot, chunks)
             await lease.moved(DELETE_COST_BYTES * len(chunks))
         return Outcome(detail=f"{here} of {len(_ids(job))} were here")
 
-    async def trash(self, slot: Slot, chunks: list[ChunkId], lease: Lease) -> int:
-        """Up to SLICE chunks; how many were here. Raises ConflictError when they must not be deleted (now)."""
+    async def trash(self, slot: Slot, chunks: list[ChunkId], lease: Lease, *, is_extra: bool = False) -> int:
+        """Up to SLICE chunks; how many were here. is_extra: cache copies, of chunks that live on elsewhere. Raises
+        ConflictError when they must not be deleted (now)."""
         assert len(chunks) <= SLICE
         lease.check()
         if not self._may_delete(slot):
@@ -61,8 +62,9 @@ class RemoveWork:
         async with asyncio.timeout(SLICE_SECONDS):
             here = sum(await asyncio.gather(*(slot.device.trash(chunk) for chunk in chunks)))
         self.trashed_total += here
-        for chunk in chunks:
-            self._on_removed(chunk)
+        if not is_extra:        # else RAM keeps them: a chunk that is let go on a fast device is not colder there
+            for chunk in chunks:
+                self._on_removed(chunk)
         return here
 
     async def _free(self, slot: Slot, chunks: list[ChunkId]) -> None:

@@ -68,6 +68,27 @@ def test_a_copy_between_devices_of_one_server_uses_no_network() -> None:
     play(test)
 
 
+def test_a_fast_copy_that_is_let_go_leaves_the_chunk_in_ram_and_a_deleted_chunk_leaves_it() -> None:
+    """Demotion is no sign of coldness for the RAM beside it; bytes of a deleted object are only in the way."""
+
+    async def test(world: World) -> None:
+        server = await world.start("one", world.device(1, tier="hdd"), world.device(2))
+        data = body(SMALL)
+        chunk = await world.put(server, 1, data)
+        copied = world.job(
+            server, "copy", 2, chunk=chunk, chunk_bytes=SMALL, crc32c=crc_of(data),
+            sources=[world.source(server, 1, chunk, SMALL)],
+        )  # fmt: skip
+        assert (await world.done(copied)).code == ""
+        assert server.memory.admit(chunk, sums_of(data), data)
+        assert (await world.done(world.job(server, "delete", 2, batch=chunk, discard=True))).code == ""
+        assert server.memory.get(chunk) is not None
+        assert (await world.done(world.job(server, "delete", 1, batch=chunk))).code == ""
+        assert server.memory.get(chunk) is None
+
+    play(test)
+
+
 def test_a_copy_goes_on_with_the_next_source_when_one_is_rotten_or_gone() -> None:
     """Promise 4: a bad copy is never copied; it is reported, and the good one used."""
 
