@@ -21,6 +21,10 @@ def _per_tier(values: Iterable[tuple[str, float]]) -> Value:
 _SERVER: Final = Watch["ObjectServer"]()
 _SERVER.counter("tierstore_chunk_reads_total", "chunks served", lambda s: s.reads.reads_total)
 _SERVER.counter("tierstore_chunk_cold_reads_total", "reads that waited for a disk", lambda s: s.reads.cold_total)
+_SERVER.counter(
+    "tierstore_chunk_joined_reads_total", "those of them that got what another read of the chunk brought",
+    lambda s: s.reads.joined_total,
+)  # fmt: skip
 _SERVER.counter("tierstore_chunk_read_blocks_total", "blocks of chunks sent to clients", lambda s: s.reads.blocks_total)
 _SERVER.counter("tierstore_chunk_read_bytes_total", "bytes of chunks served", lambda s: s.reads.bytes_total)
 _SERVER.counter("tierstore_chunk_uploads_total", "chunks stored", lambda s: s.uploads.uploads_total)

@@ -3,7 +3,7 @@
 Owns the choice of the way: one write from memory (small), sendfile (large and in the page cache), or the device's
 threads (anything that would wait for the disk). Invariants: the loop never waits for a disk; a copy that is missing or
 of another length than its ticket says is reported; a read is counted once, by its share of the chunk, unless the
-ticket says NO_HEAT.
+ticket says NO_HEAT; of a chunk of one piece at most one whole read waits for a device, others wait for that one.
 
 Cost of 4 KiB in the page cache, us (budget of the whole request: 19): ticket 1.8, clock and tables 0.6, heat 0.2, one
 preadv of header, sums and data 2.5, then the adapter's one write. 1 MiB: one cachestat (1.5) and one sendfile.
@@ -69,6 +69,8 @@ class ChunkReads:
         self.reads_total = 0
         self.blocks_total = 0        # sent to clients; copies between servers are not counted
         self.cold_total = 0
+        self.joined_total = 0        # answered from another's read of the same chunk
+        self._loading: dict[tuple[int, ChunkId], asyncio.Future[bytes | None]] = {}
         self.bytes_total = 0
         #: Client reads and their bytes by the tier that served them, since this life began.
         self.served: dict[str, tuple[int, int]] = {}
@@ -185,7 +187,54 @@ class ChunkReads:
         exchange.spawn(self._cold(exchange, wanted, opened))
 
     async def _cold(self, exchange: Exchange, wanted: _Wanted, opened: OpenChunk | None) -> None:
-        """Stream a range through the device's threads, in pieces; holds at most one piece."""
+        """Answer with what a read of the same chunk brings that is under way, else read it: a crowd that comes for a
+        cold chunk waits for one access to the disk, not for one each."""
+        if wanted.count != wanted.chunk_bytes or wanted.count > self._piece_bytes:
+            await self._from_device(exchange, wanted, opened, None)
+            return
+        key = (wanted.slot.id, wanted.chunk)
+        under_way = self._loading.get(key)
+        if under_way is not None:
+            if opened is not None:
+                opened.close()
+                opened = None
+            held = await self._joined(under_way, wanted.slot)
+            if held is not None:
+                self.joined_total += 1
+                exchange.reply(200, held, wanted.slot.answer_lines(len(held) - wanted.chunk_bytes))
+                return
+        loading: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._loading[key] = loading
+        try:
+            await self._from_device(exchange, wanted, opened, loading)
+        finally:
+            if not loading.done():
+                loading.set_result(None)    # it failed or its reader went away: whoever waits reads for himself
+            if self._loading.get(key) is loading:
+                del self._loading[key]
+
+    async def _joined(self, under_way: asyncio.Future[bytes | None], slot: Slot) -> bytes | None:
+        """Sums and data that another read brings; None when it brings none. Raises UnavailableError(device-slow)."""
+        self.cold_reads += 1
+        try:
+            async with asyncio.timeout(self._device_timeout):
+                return await asyncio.shield(under_way)
+        except TimeoutError:
+            raise self._too_slow(slot) from None
+        finally:
+            self.cold_reads -= 1
+
+    def _too_slow(self, slot: Slot) -> UnavailableError:
+        return UnavailableError(
+            f"device {slot.id} did not answer within {self._device_timeout:g} s", code="device-slow"
+        )
+
+    async def _from_device(
+        self, exchange: Exchange, wanted: _Wanted, opened: OpenChunk | None,
+        loading: asyncio.Future[bytes | None] | None,
+    ) -> None:  # fmt: skip
+        """Stream a range through the device's threads, in pieces; holds at most one piece. loading: told sums and data
+        of the whole chunk as soon as they are here."""
         slot, chunk, chunk_bytes = wanted.slot, wanted.chunk, wanted.chunk_bytes
         first, count = wanted.first, wanted.count
         self.cold_reads += 1
@@ -212,6 +261,8 @@ class ChunkReads:
                 data = await opened.read(first, min(count, self._piece_bytes))
             slot.note_read((asyncio.get_running_loop().time() - began) / waiting, len(data))
             is_answered = True
+            if loading is not None and len(data) == chunk_bytes:
+                loading.set_result(opened.sums + data)
             # nothing is promised to the client before the first piece is here: a sick disk gives a clear error
             exchange.begin(200, slot.answer_lines(len(opened.sums)), len(opened.sums) + count)
             await exchange.send(opened.sums + data)
@@ -239,9 +290,7 @@ class ChunkReads:
             self._on_damage(slot, chunk, chunk_bytes)
             raise
         except TimeoutError:
-            raise UnavailableError(
-                f"device {slot.id} did not answer within {self._device_timeout:g} s", code="device-slow"
-            ) from None
+            raise self._too_slow(slot) from None
         except ConnectionError:
             raise               # the client went away; the adapter knows
         except OSError as error:

@@ -302,6 +302,31 @@ def test_cold_reads_are_bounded_and_do_not_stop_warm_ones() -> None:
     play(test)
 
 
+def test_a_crowd_for_a_cold_chunk_waits_for_one_access_to_the_disk() -> None:
+    """Ten readers of the same chunk must not seek ten times, one behind the other; nor share the fate of the first."""
+
+    async def test(world: World) -> None:
+        slow = SlowDevice(world.device(1), clock=world.clock, seek_seconds=1.0, bytes_per_second=1e9)
+        server = await world.start("one", slow)
+        data = body(100_000)
+        chunk, other = await world.put(server, 1, data), await world.put(server, 1, data[::-1])
+        began = world.clock.monotonic()
+        crowd = [asyncio.ensure_future(world.get(server, 1, chunk, data)) for _ in range(10)]
+        apart = asyncio.ensure_future(world.get(server, 1, other, data[::-1]))
+        await world.until(lambda: server.reads.cold_reads == 11)
+        assert await asyncio.gather(*crowd, apart) == [data] * 10 + [data[::-1]]
+        assert server.reads.joined_total == 9 and world.clock.monotonic() - began < 4.0
+        third = await world.put(server, 1, data)
+        first, *rest = [asyncio.ensure_future(world.get(server, 1, third, data)) for _ in range(4)]
+        await world.until(lambda: server.reads.cold_reads == 4)
+        first.cancel()
+        assert await asyncio.gather(*rest) == [data] * 3
+        await world.until(lambda: server.reads.cold_reads == 0)
+        assert not server.reads._loading
+
+    play(test)
+
+
 def test_a_disk_that_hangs_gives_503_within_the_device_timeout() -> None:
     """A hung disk must not hang its readers: they have other replicas."""
 
