@@ -24,7 +24,7 @@ _JSON: Final = b"content-type: application/json\r\n"
 _encoder = msgspec.json.Encoder()
 
 
-class _Listed(msgspec.Struct, frozen=True):
+class _Listed(msgspec.Struct, frozen=True, gc=False):
     key: str
     size: int
     etag: str

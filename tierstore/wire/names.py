@@ -283,7 +283,9 @@ class ListItem(msgspec.Struct, array_like=True, frozen=True):
     want_placement: bool = True   # tier and heat of each object
 
 
-class ListEntry(msgspec.Struct, array_like=True, frozen=True):
+class ListEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """gc=False: it holds nothing that could hold it, and a page is a thousand of them."""
+
     key: str
     size: int
     etag: str
