@@ -128,10 +128,10 @@ class DirectBytes:
 
     async def drained(self) -> None:
         """Until the disk has what was full. Raises OSError, UnavailableError when the disk hangs."""
-        while self._job is not None:
-            await self._threads.settled(self._job)
+        while (job := self._job) is not None:
+            await self._threads.settled(job)
             self._start()
-            if self._job.done():
+            if self._job is job:        # another one that has begun since may have failed already: look at it too
                 return
 
     def finish_blocking(self) -> tuple[int, bytes]:

@@ -141,3 +141,37 @@ def test_a_file_system_without_the_way_gets_the_usual_one(tmp_path: Path, monkey
             assert await content(device, chunk(1)) == data
 
     asyncio.run(walk())
+
+
+def test_a_later_write_that_fails_before_the_earlier_is_looked_at_is_heard_of() -> None:
+    """Else the file has a hole where that write was, and a receipt says that it is whole."""
+
+    class Threads:
+        def __init__(self) -> None:
+            self.jobs: list[asyncio.Future[Any]] = []
+
+        def submit(self, call: Any, *arguments: Any) -> asyncio.Future[Any]:
+            job: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            if self.jobs:
+                job.set_exception(OSError(errno.EIO, "broken"))
+            self.jobs.append(job)
+            return job
+
+        async def settled(self, job: asyncio.Future[Any]) -> Any:
+            result = await job
+            for _ in range(5):      # the loop is busy: by now the next job has begun and failed
+                await asyncio.sleep(0)
+            return result
+
+    async def walk() -> None:
+        threads = Threads()
+        under_way = direct.DirectBytes(threads, -1, spindle=None, where=None)
+        under_way.write(memoryview(bytes(2 * BUFFER_BYTES)))
+        drained = asyncio.ensure_future(under_way.drained())
+        await asyncio.sleep(0)
+        threads.jobs[0].set_result(None)
+        with pytest.raises(OSError, match="broken"):
+            await drained
+        assert len(threads.jobs) == 2
+
+    asyncio.run(walk())
