@@ -2,7 +2,8 @@
 
 Two ways. The pace: object servers read through their own devices all the time at `bytes_per_second` each, told with
 every heartbeat answer; what they find bad they report. A pass: on an operator's word every copy in the reverse table
-gets a verify job, with progress; it also finds copies that the catalog has and the device has not.
+gets a verify job, with progress; it also finds copies that the catalog has and the device has not. It begins when the
+reverse table knows all that was committed before the word was given.
 
 Cost of a pass: one page of PAGE rows and one lock per chunk for its checksum; at most OPEN_PER_DEVICE open jobs.
 """
@@ -14,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs, leases
+from metadata.catalog import feed, garbage, jobs, leases, placements
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection, require_epoch
@@ -31,7 +32,8 @@ WHY: Final = "scrub"
 
 
 class ScrubState(msgspec.Struct):
-    """What is kept in the catalog. left: device -> last chunk id looked at (hex), of the pass under way."""
+    """What is kept in the catalog. left: device -> last chunk id looked at (hex), of the pass under way; sequence: the
+    feed's head when it was asked for."""
 
     bytes_per_second: int = PACE_DEFAULT
     started_at_ms: int = 0
@@ -39,6 +41,7 @@ class ScrubState(msgspec.Struct):
     left: dict[str, str] = {}
     queued: int = 0
     queued_bytes: int = 0
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +100,18 @@ class Scrub:
             raise NotFound(f"no device has the id {unknown[0]}", code="no-such-device")
         now_ms = self._cluster.now_ms()
         left = {str(device): "" for device in sorted(chosen)}
+        sequence, _ = await self._database.read(feed.head)
         await self._save(
-            ScrubState(self._state.bytes_per_second, now_ms, 0 if left else now_ms, left)
-        )  # fmt: skip
+            ScrubState(self._state.bytes_per_second, now_ms, 0 if left else now_ms, left, sequence=sequence)
+        )
         return sorted(chosen)
 
     async def step(self, epoch: int) -> tuple[int, bool]:
         """Queue the next verify jobs of the pass; (queued, more at once)."""
         await self.load()
         state = self._state
+        if state.left and await self._database.read(placements.mark) < state.sequence:
+            return 0, False     # the copies of the newest objects are not in the reverse table yet
         left, queued, size, more = dict(state.left), 0, 0, False
         for device_text, after in state.left.items():
             device = int(device_text)
@@ -126,7 +132,7 @@ class Scrub:
             await self._save(
                 ScrubState(
                     state.bytes_per_second, state.started_at_ms, self._cluster.now_ms() if is_over else 0, left,
-                    state.queued + queued, state.queued_bytes + size,
+                    state.queued + queued, state.queued_bytes + size, state.sequence,
                 )
             )  # fmt: skip
         return queued, more and queued > 0
