@@ -92,9 +92,12 @@ class Scrub:
         await self._save(msgspec.structs.replace(self._state, bytes_per_second=bytes_per_second))
 
     async def start(self, devices: list[int] | None = None) -> list[int]:
-        """Check every copy on these devices (None: on all that answer), once, from now on. Raises NotFound."""
+        """Check every copy on these devices, once, from now on. Raises NotFound.
+
+        None: on all that answer; when none does, as just after a start, on all that come back."""
         view = self._cluster.view
-        chosen = [d for d in view.devices if is_alive(view, d)] if devices is None else devices
+        answering = [d for d in view.devices if is_alive(view, d)]
+        chosen = devices if devices is not None else answering or list(view.devices)
         unknown = [d for d in chosen if d not in view.devices]
         if unknown:
             raise NotFound(f"no device has the id {unknown[0]}", code="no-such-device")

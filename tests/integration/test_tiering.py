@@ -313,6 +313,8 @@ def test_new_objects_of_a_bucket_that_is_read_soon_get_a_fast_copy_at_once(roomy
     wait_until(lambda: lands("soon", is_read=True) == "hdd", seconds=20, what="it is switched off")
 
 
+# Not steady when other tests share the machine: once the readers had kept to one server's RAM.
+@pytest.mark.slow
 def test_the_ram_of_all_servers_adds_up(roomy: httpx.Client) -> None:
     """Pooled: a chunk is kept by the server that serves it and its readers come back there, so three servers of 4 MiB
     hold what one cannot."""

@@ -12,6 +12,7 @@ from metadata.catalog import jobs, leases, operations, schema
 from metadata.catalog.packed import BAD, DELETING
 from metadata.services.collect import DeletionGuard
 from metadata.services.copies import Copies
+from metadata.services.jobs_work import is_alive
 from tests.unit.cluster.cluster_kit import follow_feed, new_cluster, report
 from tierstore.errors import ConflictError
 from tierstore.policy.parser import parse_toml
@@ -474,6 +475,21 @@ async def test_a_scrub_pass_checks_every_copy_and_has_bad_ones_repaired() -> Non
     for chunk in chunks:
         assert len(await c.homes(chunk)) == 2
         assert all(r.state == 0 for r in (await c.replicas(chunk)).values())
+
+
+async def test_a_scrub_pass_ordered_while_nobody_answers_waits_for_them() -> None:
+    """Just after a start of metadata it would check nothing, and say that it is over."""
+    c = await new_cluster("a", "b")
+    chunk = await c.put("k", "a", "b")
+    c.stores["b"].bad.add(chunk)
+    await c.pass_time(60)
+    assert not any(is_alive(c.world.cluster.view, d) for d in c.world.cluster.view.devices)
+    assert await c.scrub.start() == sorted(c.world.cluster.view.devices)
+    await c.pass_time(2, "a", "b")
+    await c.settle("a", "b", rounds=60)
+    status = await c.scrub.status()
+    assert not status.is_running and status.checked == status.total == 2
+    assert all(r.state == 0 for r in (await c.replicas(chunk)).values())
 
 
 async def test_the_audit_lets_an_extra_home_go_and_makes_a_missing_one() -> None:
