@@ -42,58 +42,59 @@ from metadata.routes import s3 as s3_routes
 from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
-from metadata.services import sites_metrics, tiering_metrics
-from metadata.services.allocate import AllocateService
-from metadata.services.audit import AuditService
-from metadata.services.bucket_names import BucketNames
-from metadata.services.bucket_service import BucketService
-from metadata.services.cluster import Cluster, ClusterSettings
-from metadata.services.cluster_heartbeat import Heartbeats
-from metadata.services.cluster_liveness import Timers
-from metadata.services.cluster_status import Status
-from metadata.services.collect import Collection, DeletionGuard
-from metadata.services.commit import CommitService
-from metadata.services.compare import CatalogComparison
-from metadata.services.copies import Copies
-from metadata.services.credentials import Credentials
-from metadata.services.drain import Drains
-from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
-from metadata.services.duties_retention import Retention
-from metadata.services.files import FilesService
-from metadata.services.files_bodies import FileBodies
-from metadata.services.jobs import JobQueue
-from metadata.services.jobs_rates import JobRates
-from metadata.services.lifecycle import Lifecycle
-from metadata.services.listing import ListingService
-from metadata.services.lookup import LookupService
-from metadata.services.notify import Notify
-from metadata.services.placements import PlacementIndexer
-from metadata.services.policies import Policies
-from metadata.services.read_soon import ReadSoon
-from metadata.services.recorder import Recorder
-from metadata.services.repair import Repair
-from metadata.services.repair_inventory import Inventories
-from metadata.services.replicas_view import ReplicaOrder
-from metadata.services.s3_names import S3Names
-from metadata.services.scrub import Scrub
-from metadata.services.sites import Self, Sites
-from metadata.services.sites_apply import NameTaker
-from metadata.services.sites_backfill import Backfills
-from metadata.services.sites_compare import Comparison
-from metadata.services.sites_courier import Courier
-from metadata.services.sites_hot import HotBodies
-from metadata.services.sites_read import BodyReader
-from metadata.services.sites_run import Replication
-from metadata.services.sites_target import Parts as SendParts
-from metadata.services.sites_tombstones import Tombstones
-from metadata.services.snapshot import Snapshots
-from metadata.services.tiering import Tiering
-from metadata.services.tiering_pins import Pins
-from metadata.services.tiering_view import TieringView
-from metadata.services.tiering_walk import ShelfWalk
-from metadata.services.uploads import UploadService
-from metadata.services.view import ClusterView
-from metadata.services.whatif import WhatIf
+from metadata.services.access.audit import AuditService
+from metadata.services.access.credentials import Credentials
+from metadata.services.access.policies import Policies
+from metadata.services.cluster.duties import DutySwitches, Holder, LeaseKeeper
+from metadata.services.cluster.heartbeat import Heartbeats
+from metadata.services.cluster.liveness import Timers
+from metadata.services.cluster.membership import Cluster, ClusterSettings
+from metadata.services.cluster.view import ClusterView
+from metadata.services.files.bodies import FileBodies
+from metadata.services.files.service import FilesService
+from metadata.services.jobs.queue import JobQueue
+from metadata.services.jobs.rates import JobRates
+from metadata.services.names.allocate import AllocateService
+from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.buckets import BucketService
+from metadata.services.names.commit import CommitService
+from metadata.services.names.copies import Copies
+from metadata.services.names.lifecycle import Lifecycle
+from metadata.services.names.listing import ListingService
+from metadata.services.names.lookup import LookupService
+from metadata.services.names.notify import Notify
+from metadata.services.names.replicas import ReplicaOrder
+from metadata.services.names.s3_names import S3Names
+from metadata.services.names.uploads import UploadService
+from metadata.services.sites import metrics as sites_metrics
+from metadata.services.sites.apply import NameTaker
+from metadata.services.sites.backfill import Backfills
+from metadata.services.sites.compare import Comparison
+from metadata.services.sites.courier import Courier
+from metadata.services.sites.hot import HotBodies
+from metadata.services.sites.read import BodyReader
+from metadata.services.sites.registry import Self, Sites
+from metadata.services.sites.run import Replication
+from metadata.services.sites.target import Parts as SendParts
+from metadata.services.sites.tombstones import Tombstones
+from metadata.services.tiering import metrics as tiering_metrics
+from metadata.services.tiering.pins import Pins
+from metadata.services.tiering.read_soon import ReadSoon
+from metadata.services.tiering.recorder import Recorder
+from metadata.services.tiering.service import Tiering
+from metadata.services.tiering.view import TieringView
+from metadata.services.tiering.walk import ShelfWalk
+from metadata.services.tiering.whatif import WhatIf
+from metadata.services.upkeep.collect import Collection, DeletionGuard
+from metadata.services.upkeep.compare import CatalogComparison
+from metadata.services.upkeep.drain import Drains
+from metadata.services.upkeep.inventories import Inventories
+from metadata.services.upkeep.placements import PlacementIndexer
+from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.retention import Retention
+from metadata.services.upkeep.scrub import Scrub
+from metadata.services.upkeep.snapshot import Snapshots
+from metadata.services.upkeep.status import Status
 from metadata.webhooks import Webhooks
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock

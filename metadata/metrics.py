@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Final
 
 from metadata.promoter.runner import DutyStatus, Promoter
-from metadata.services.cluster import Cluster
-from metadata.services.collect import DeletionGuard
-from metadata.services.commit import CommitService
-from metadata.services.jobs import JobQueue
-from metadata.services.jobs_rates import Tally
-from metadata.services.repair import Repair
+from metadata.services.cluster.membership import Cluster
+from metadata.services.jobs.queue import JobQueue
+from metadata.services.jobs.rates import Tally
+from metadata.services.names.commit import CommitService
+from metadata.services.upkeep.collect import DeletionGuard
+from metadata.services.upkeep.repair import Repair
 from tierstore.telemetry.metrics import Value, Watch
 
 

@@ -1,6 +1,6 @@
 """`python -m metadata.replay`: one what-if, from a question on standard input to an answer on standard output.
 
-A process of its own because a replay is a minute of pure computing. Owns nothing; see services/whatif.py.
+A process of its own because a replay is a minute of pure computing. Owns nothing; see services/tiering/whatif.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 import msgspec
 
-from metadata.services.whatif import Question
+from metadata.services.tiering.whatif import Question
 from tierstore.policy.history import History
 from tierstore.policy.parser import parse
 from tierstore.policy.simulate import Fleet, Speed

@@ -22,9 +22,9 @@ from metadata.catalog import snapshots
 from metadata.catalog.database import open_database
 from metadata.catalog.setup import prepare
 from metadata.config import Settings
-from metadata.services.adopt import Adoption, Findings
-from metadata.services.commit import CommitService
-from metadata.services.rebuild import Rebuild, finish
+from metadata.services.names.commit import CommitService
+from metadata.services.upkeep.adopt import Adoption, Findings
+from metadata.services.upkeep.rebuild import Rebuild, finish
 from tierstore import statefile
 from tierstore.clock import SystemClock
 from tierstore.errors import UnavailableError

@@ -1,4 +1,4 @@
-"""Posts notifications to the webhooks that the operator configured. HTTP only; what to say is services/notify's."""
+"""Posts notifications to the webhooks that the operator configured. HTTP only; what to say is names/notify's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 import httpx
 
-from metadata.services.notify import POST_SECONDS
+from metadata.services.names.notify import POST_SECONDS
 
 log = logging.getLogger(__name__)
 

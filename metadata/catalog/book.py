@@ -2,7 +2,7 @@
 
 A chunk is named by exactly one row: the packed body of an inline version, or its own row in `chunks`. The reverse table
 says which (as of its mark); a row that moved since (renamed, copied, superseded) is found again by the same steps that
-moved it: latest -> older version -> `chunks`. Implements services.jobs_work.ReplicaBook.
+moved it: latest -> older version -> `chunks`. Implements services/jobs/work.ReplicaBook.
 
 Invariant: `rewrite` changes only replicas, never which chunks a version has, and appends the change to the feed in the
 same transaction, so that the reverse table follows.

@@ -1,6 +1,6 @@
 """Rows of `objects` and `versions`: the hot bulk statements of lookup and commit, and the listing's one range.
 
-Owns the SQL of names; what it means for a key to be versioned, deleted or conditional is services/commit's.
+Owns the SQL of names; what it means for a key to be versioned, deleted or conditional is services/names/commit's.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.collect import Collection
+from metadata.services.upkeep.collect import Collection
 
 
 class CollectDuty:

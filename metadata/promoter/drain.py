@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.drain import Drains
+from metadata.services.upkeep.drain import Drains
 
 
 class DrainDuty:

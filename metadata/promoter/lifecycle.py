@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from metadata.promoter.runner import Step
-from metadata.services.lifecycle import Lifecycle
+from metadata.services.names.lifecycle import Lifecycle
 
 
 class LifecycleDuty:

@@ -6,9 +6,9 @@ Runs in every metadata process: the view that lookups and allocations use must b
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.cluster import Cluster
-from metadata.services.cluster_heartbeat import Heartbeats
-from metadata.services.duties import DutySwitches
+from metadata.services.cluster.duties import DutySwitches
+from metadata.services.cluster.heartbeat import Heartbeats
+from metadata.services.cluster.membership import Cluster
 
 
 class LivenessDuty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from metadata.promoter.runner import Step
-from metadata.services.notify import Notify
+from metadata.services.names.notify import Notify
 
 
 class NotifyDuty:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.repair_inventory import Inventories
+from metadata.services.upkeep.inventories import Inventories
 
 #: Each device is listed at least this often: finds chunks of uploads that were never committed.
 EVERY_SECONDS = 6 * 3600.0

@@ -4,7 +4,7 @@ over everything, which catches what no event announced."""
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.repair import Repair
+from metadata.services.upkeep.repair import Repair
 
 
 class RepairDuty:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.duties_retention import Retention
-from metadata.services.jobs import JobQueue
+from metadata.services.jobs.queue import JobQueue
+from metadata.services.upkeep.retention import Retention
 
 
 class QueueDuty:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from metadata.services.duties import DutySwitches, LeaseKeeper
+from metadata.services.cluster.duties import DutySwitches, LeaseKeeper
 from tierstore.clock import Clock
 from tierstore.errors import TierstoreError
 

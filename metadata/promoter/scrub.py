@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.scrub import Scrub
+from metadata.services.upkeep.scrub import Scrub
 
 
 class ScrubDuty:

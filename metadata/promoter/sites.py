@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from metadata.promoter.runner import Step
-from metadata.services.sites_run import Replication
-from metadata.services.sites_tombstones import Tombstones
+from metadata.services.sites.run import Replication
+from metadata.services.sites.tombstones import Tombstones
 
 
 class SitesDuty:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.snapshot import Snapshots
+from metadata.services.upkeep.snapshot import Snapshots
 
 
 class SnapshotDuty:

@@ -6,11 +6,11 @@ Both run only in the holder of the lease and are paused like any duty (`admin jo
 from __future__ import annotations
 
 from metadata.promoter.runner import Step
-from metadata.services.read_soon import ReadSoon
-from metadata.services.recorder import Recorder
-from metadata.services.tiering import Tiering
-from metadata.services.tiering_pins import Pins
-from metadata.services.tiering_walk import ShelfWalk
+from metadata.services.tiering.pins import Pins
+from metadata.services.tiering.read_soon import ReadSoon
+from metadata.services.tiering.recorder import Recorder
+from metadata.services.tiering.service import Tiering
+from metadata.services.tiering.walk import ShelfWalk
 
 WALK_SECONDS = 2.0
 FLUSH_SECONDS = 5.0

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from metadata.routes.callers import Callers
-from metadata.services.audit import AuditService
-from metadata.services.cluster import Cluster
-from metadata.services.cluster_status import ServerStatus, Status, TierStatus
-from metadata.services.collect import DeletionGuard
-from metadata.services.drain import Drains
-from metadata.services.repair import Repair
-from metadata.services.scrub import Scrub, ScrubStatus
+from metadata.services.access.audit import AuditService
+from metadata.services.cluster.membership import Cluster
+from metadata.services.upkeep.collect import DeletionGuard
+from metadata.services.upkeep.drain import Drains
+from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.scrub import Scrub, ScrubStatus
+from metadata.services.upkeep.status import ServerStatus, Status, TierStatus
 
 
 class DeviceModel(BaseModel):

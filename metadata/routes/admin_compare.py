@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from metadata.routes.callers import Callers
-from metadata.services.audit import AuditService
-from metadata.services.compare import CatalogComparison, DeviceComparison
-from metadata.services.view import ClusterView
+from metadata.services.access.audit import AuditService
+from metadata.services.cluster.view import ClusterView
+from metadata.services.upkeep.compare import CatalogComparison, DeviceComparison
 
 
 class FindingModel(BaseModel):

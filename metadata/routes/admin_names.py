@@ -1,4 +1,4 @@
-"""/v1/admin/{keys,policy,audit} and /v1/internal/credential: HTTP of services/credentials and services/policies."""
+"""/v1/admin/{keys,policy,audit} and /v1/internal/credential: HTTP of services/access."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from metadata.routes.buckets import moment
 from metadata.routes.callers import Callers
-from metadata.services.audit import AuditService
-from metadata.services.credentials import AccountRow, Credentials
-from metadata.services.policies import Current, Policies
-from metadata.services.users import policies_of
+from metadata.services.access.audit import AuditService
+from metadata.services.access.credentials import AccountRow, Credentials
+from metadata.services.access.policies import Current, Policies
+from metadata.services.access.users import policies_of
 from tierstore.errors import RequestError, TooLarge
 from tierstore.wire import MEDIA_TYPE, decode, encode
 

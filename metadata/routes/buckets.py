@@ -1,4 +1,4 @@
-"""/v1/buckets*: HTTP of services/bucket_service."""
+"""/v1/buckets*: HTTP of services/names/buckets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from metadata.routes.callers import Callers
-from metadata.services.bucket_service import BucketRow, BucketService
+from metadata.services.names.buckets import BucketRow, BucketService
 
 
 class Bucket(BaseModel):

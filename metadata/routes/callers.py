@@ -6,7 +6,7 @@ from typing import Final
 
 from fastapi import Request
 
-from metadata.services.credentials import Credentials
+from metadata.services.access.credentials import Credentials
 from tierstore.auth.access import Principal, authorize
 from tierstore.errors import AccessDenied
 

@@ -14,8 +14,8 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
-from metadata.services.cluster import Cluster
-from metadata.services.cluster_heartbeat import Heartbeats
+from metadata.services.cluster.heartbeat import Heartbeats
+from metadata.services.cluster.membership import Cluster
 from tierstore.auth.access import DAEMON_TOKEN, Principal, parse_bearer
 from tierstore.errors import AccessDenied, NotAuthenticated, TooLarge
 from tierstore.serving.asgi import declare

@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
 
-from metadata.services.credentials import Credentials
-from metadata.services.files import FilesService
+from metadata.services.access.credentials import Credentials
+from metadata.services.files.service import FilesService
 from tierstore.clock import Clock
 from tierstore.errors import RequestError, TierstoreError
 from tierstore.serving.asgi import declare

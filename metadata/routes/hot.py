@@ -3,7 +3,7 @@
 A lookup or an allocation is answered in the call that brought its body whenever all it needs is at hand (SQLite,
 known callers): no task, no wait. Everything else is a coroutine that owns the exchange.
 
-Cost of a lookup of one item: decode 1 us, caller 0.3 us, row and tickets (services/lookup), encode 2 us.
+Cost of a lookup of one item: decode 1 us, caller 0.3 us, row and tickets (services/names/lookup), encode 2 us.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, Final, Protocol, TypeVar
 
 from fastapi import FastAPI
 
-from metadata.services.allocate import AllocateService
-from metadata.services.commit import CommitService
-from metadata.services.credentials import Credentials
-from metadata.services.listing import ListingService
-from metadata.services.lookup import ITEMS_MAX, LookupService
-from metadata.services.uploads import UploadService
+from metadata.services.access.credentials import Credentials
+from metadata.services.names.allocate import AllocateService
+from metadata.services.names.commit import CommitService
+from metadata.services.names.listing import ListingService
+from metadata.services.names.lookup import ITEMS_MAX, LookupService
+from metadata.services.names.uploads import UploadService
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import NotAuthenticated, RequestError, TierstoreError

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from metadata.promoter.runner import DutyStatus
 from metadata.routes.callers import Callers
-from metadata.services.audit import AuditService
-from metadata.services.cluster_status import Status
-from metadata.services.duties import DutySwitches
-from metadata.services.jobs import JobQueue
+from metadata.services.access.audit import AuditService
+from metadata.services.cluster.duties import DutySwitches
+from metadata.services.jobs.queue import JobQueue
+from metadata.services.upkeep.status import Status
 from tierstore.errors import RequestError
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from metadata.services.credentials import Credentials
-from metadata.services.s3_names import S3Names
+from metadata.services.access.credentials import Credentials
+from metadata.services.names.s3_names import S3Names
 from tierstore.auth.access import Principal
 from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange

@@ -21,15 +21,15 @@ from metadata.routes.sites_models import (
     SyncModel,
     TargetModel,
 )
-from metadata.services.audit import AuditService
-from metadata.services.bucket_service import BucketService
-from metadata.services.sites import Sites
-from metadata.services.sites_apply import NameTaker
-from metadata.services.sites_backfill import BackfillProgress, Backfills
-from metadata.services.sites_compare import Comparison
-from metadata.services.sites_link import SHARE
-from metadata.services.sites_run import Replication
-from metadata.services.sites_target import TargetStatus
+from metadata.services.access.audit import AuditService
+from metadata.services.names.buckets import BucketService
+from metadata.services.sites.apply import NameTaker
+from metadata.services.sites.backfill import BackfillProgress, Backfills
+from metadata.services.sites.compare import Comparison
+from metadata.services.sites.link import SHARE
+from metadata.services.sites.registry import Sites
+from metadata.services.sites.run import Replication
+from metadata.services.sites.target import TargetStatus
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, TooLarge

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from metadata.routes.callers import Callers
-from metadata.services.tiering import Tiering
-from metadata.services.tiering_view import TieringView
-from metadata.services.whatif import WhatIf
+from metadata.services.tiering.service import Tiering
+from metadata.services.tiering.view import TieringView
+from metadata.services.tiering.whatif import WhatIf
 
 
 class HotModel(BaseModel):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from metadata.catalog import feed, schema
-from metadata.services.credentials import Credentials
-from metadata.services.policies import Policies
+from metadata.services.access.credentials import Credentials
+from metadata.services.access.policies import Policies
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.auth.access import Principal, token_hash

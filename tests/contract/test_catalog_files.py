@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from metadata.catalog import schema
 from metadata.catalog.packed import unpack
-from metadata.services.files import FilesService
-from metadata.services.files_bodies import FileBodies
-from metadata.services.replicas_view import ReplicaOrder
+from metadata.services.files.bodies import FileBodies
+from metadata.services.files.service import FilesService
+from metadata.services.names.replicas import ReplicaOrder
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.clock import HybridClock

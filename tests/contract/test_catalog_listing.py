@@ -9,7 +9,7 @@ import pytest
 
 from metadata.catalog.objects import INSERT_LATEST
 from metadata.catalog.session import Session
-from metadata.services import listing
+from metadata.services.names import listing
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import NamesWorld
 from tierstore.errors import RequestError

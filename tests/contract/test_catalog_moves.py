@@ -11,7 +11,7 @@ import pytest
 
 from metadata.catalog import feed, schema
 from metadata.catalog.placements import index_piece
-from metadata.services import files_moves
+from metadata.services.files import moves as files_moves
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.contract.test_catalog_files import Files, on_files
 from tests.kit.names_world import ADMIN, NamesWorld

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from metadata.catalog import feed, operations, schema
 from metadata.catalog.packed import INLINE_CHUNKS_MAX
 from metadata.catalog.queries import Connection
-from metadata.services.steps import NULL_VERSION
+from metadata.services.names.steps import NULL_VERSION
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.auth.access import Principal

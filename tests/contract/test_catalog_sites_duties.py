@@ -11,12 +11,12 @@ import sqlalchemy as sa
 from metadata.catalog import leases, schema, sites
 from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
-from metadata.services.duties import PROMOTER
-from metadata.services.sites_backfill import Backfills
-from metadata.services.sites_compare import Comparison
-from metadata.services.sites_courier import Courier
-from metadata.services.sites_hot import LOOK_SECONDS, HotBodies
-from metadata.services.sites_tombstones import MARGIN_MS, WALK_SECONDS, Tombstones
+from metadata.services.cluster.duties import PROMOTER
+from metadata.services.sites.backfill import Backfills
+from metadata.services.sites.compare import Comparison
+from metadata.services.sites.courier import Courier
+from metadata.services.sites.hot import LOOK_SECONDS, HotBodies
+from metadata.services.sites.tombstones import MARGIN_MS, WALK_SECONDS, Tombstones
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.names import VersionId

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from metadata.catalog.packed import BAD, LIVE, PackedChunk, unpack, unpack_replicas
-from metadata.services.snapshot_ids import is_reserved
+from metadata.services.upkeep.snapshot_ids import is_reserved
 from objectd.store.disk import DiskDevice
 from objectd.work.verified import verified_pieces
 from tests.kit.cluster import Cluster

@@ -17,17 +17,17 @@ from metadata.catalog.database import Database, open_database
 from metadata.catalog.packed import unpack
 from metadata.catalog.queries import Connection
 from metadata.catalog.setup import prepare
-from metadata.services.allocate import AllocateService
-from metadata.services.bucket_names import BucketNames
-from metadata.services.bucket_service import BucketService
-from metadata.services.commit import CommitService
-from metadata.services.listing import ListingService
-from metadata.services.lookup import LookupService
-from metadata.services.placements import PlacementIndexer
-from metadata.services.replicas_view import ReplicaOrder
-from metadata.services.sites_apply import NameTaker
-from metadata.services.uploads import UploadService
-from metadata.services.view import ClusterView, DeviceInfo, ServerInfo
+from metadata.services.cluster.view import ClusterView, DeviceInfo, ServerInfo
+from metadata.services.names.allocate import AllocateService
+from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.buckets import BucketService
+from metadata.services.names.commit import CommitService
+from metadata.services.names.listing import ListingService
+from metadata.services.names.lookup import LookupService
+from metadata.services.names.replicas import ReplicaOrder
+from metadata.services.names.uploads import UploadService
+from metadata.services.sites.apply import NameTaker
+from metadata.services.upkeep.placements import PlacementIndexer
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock, ManualClock
 from tierstore.names import (

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from metadata.services.snapshot_ids import is_reserved
+from metadata.services.upkeep.snapshot_ids import is_reserved
 from objectd.store import records
 from tests.kit.cluster import Cluster
 from tierstore.checksum import BLOCK_BYTES

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 
 from metadata.catalog import leases, schema, sites
 from metadata.catalog.packed import unpack
-from metadata.services.duties import PROMOTER
-from metadata.services.sites import Known, Self
-from metadata.services.sites_compare import Comparison
-from metadata.services.sites_send import TargetWorker
-from metadata.services.sites_target import Parts
+from metadata.services.cluster.duties import PROMOTER
+from metadata.services.sites.compare import Comparison
+from metadata.services.sites.registry import Known, Self
+from metadata.services.sites.send import TargetWorker
+from metadata.services.sites.target import Parts
 from tests.kit import virtual_time
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.clock import LoopClock

@@ -161,7 +161,7 @@ class Peers(msgspec.Struct, array_like=True, frozen=True):
 
 
 class BucketRule(msgspec.Struct, array_like=True, frozen=True):
-    """A replication rule of a bucket; see services/bucket_service for the words."""
+    """A replication rule of a bucket; see services/names/buckets for the words."""
 
     prefix: str
     target: str

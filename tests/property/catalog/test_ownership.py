@@ -10,7 +10,7 @@ import pytest
 
 from metadata.catalog import schema
 from metadata.catalog.packed import unpack
-from metadata.services.steps import NULL_VERSION
+from metadata.services.names.steps import NULL_VERSION
 from tests.kit.names_world import ADMIN, NamesWorld
 
 KEYS = ("a", "b", "c", "d/e")

@@ -11,19 +11,19 @@ from metadata.catalog import feed, garbage, schema
 from metadata.catalog.book import CatalogBook
 from metadata.catalog.database import Database, open_database
 from metadata.catalog.packed import LIVE, PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
-from metadata.services.cluster import Cluster, ClusterSettings
-from metadata.services.cluster_heartbeat import Heartbeats
-from metadata.services.cluster_liveness import Timers
-from metadata.services.collect import Collection, DeletionGuard
-from metadata.services.compare import CatalogComparison
-from metadata.services.drain import Drains
-from metadata.services.duties import DutySwitches, Holder, LeaseKeeper
-from metadata.services.jobs import JobQueue
-from metadata.services.placements import PlacementIndexer
-from metadata.services.repair import Repair
-from metadata.services.repair_inventory import Inventories
-from metadata.services.scrub import Scrub
-from metadata.services.view import ClusterView
+from metadata.services.cluster.duties import DutySwitches, Holder, LeaseKeeper
+from metadata.services.cluster.heartbeat import Heartbeats
+from metadata.services.cluster.liveness import Timers
+from metadata.services.cluster.membership import Cluster, ClusterSettings
+from metadata.services.cluster.view import ClusterView
+from metadata.services.jobs.queue import JobQueue
+from metadata.services.upkeep.collect import Collection, DeletionGuard
+from metadata.services.upkeep.compare import CatalogComparison
+from metadata.services.upkeep.drain import Drains
+from metadata.services.upkeep.inventories import Inventories
+from metadata.services.upkeep.placements import PlacementIndexer
+from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.scrub import Scrub
 from tierstore.clock import ManualClock
 from tierstore.names import ChunkId, DeviceId, ServerId, upload_id
 from tierstore.ticket import ROLE_HOME, Receipt, sign_receipt

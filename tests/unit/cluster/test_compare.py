@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metadata.services.compare import DeviceComparison, Finding
+from metadata.services.upkeep.compare import DeviceComparison, Finding
 from tests.unit.cluster.cluster_kit import MiniCluster, follow_feed, new_cluster
 
 

@@ -9,7 +9,7 @@ import pytest
 from metadata.catalog import leases
 from metadata.promoter.heat import HeatGatherer
 from metadata.promoter.runner import DutyRunner, Step
-from metadata.services.duties import LEASE_SECONDS, DutySwitches, Holder, LeaseKeeper
+from metadata.services.cluster.duties import LEASE_SECONDS, DutySwitches, Holder, LeaseKeeper
 from tests.unit.cluster.cluster_kit import new_database
 from tierstore.clock import ManualClock
 from tierstore.errors import ConflictError, UnavailableError

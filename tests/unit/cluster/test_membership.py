@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metadata.services.cluster_liveness import Timers, judge, vanished_too_many
+from metadata.services.cluster.liveness import Timers, judge, vanished_too_many
 from tests.unit.cluster.cluster_kit import Server, joined, new_world, registration, report
 from tierstore.errors import AccessDenied, ConflictError, NotAuthenticated
 

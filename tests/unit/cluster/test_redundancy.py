@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from metadata.catalog import jobs, leases, operations, schema
 from metadata.catalog.packed import BAD, DELETING
-from metadata.services.collect import DeletionGuard
-from metadata.services.copies import Copies
-from metadata.services.jobs_work import is_alive
+from metadata.services.jobs.work import is_alive
+from metadata.services.names.copies import Copies
+from metadata.services.upkeep.collect import DeletionGuard
 from tests.unit.cluster.cluster_kit import follow_feed, new_cluster, report
 from tierstore.errors import ConflictError
 from tierstore.policy.parser import parse_toml

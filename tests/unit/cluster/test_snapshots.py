@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import feed, schema, snapshots
 from metadata.catalog.packed import LIVE, PackedChunk, Replica, pack, pack_replicas
-from metadata.services.snapshot_ids import chunk_for, is_reserved, parse
+from metadata.services.upkeep.snapshot_ids import chunk_for, is_reserved, parse
 from tests.unit.cluster.cluster_kit import new_cluster, new_database
 from tierstore.errors import IntegrityError
 

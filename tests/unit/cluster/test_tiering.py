@@ -14,10 +14,10 @@ import pytest
 from metadata.catalog import buckets, jobs
 from metadata.catalog.jobs import JobCount
 from metadata.promoter.heat import HeatGatherer
-from metadata.services.recorder import Recorder
-from metadata.services.tiering import Tiering
-from metadata.services.tiering_walk import ShelfWalk
-from metadata.services.view import DeviceInfo
+from metadata.services.cluster.view import DeviceInfo
+from metadata.services.tiering.recorder import Recorder
+from metadata.services.tiering.service import Tiering
+from metadata.services.tiering.walk import ShelfWalk
 from tests.unit.cluster.cluster_kit import MiniCluster, follow_feed, new_cluster
 from tierstore.clock import ManualClock
 from tierstore.errors import ConflictError

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from metadata.promoter.heat import HeatGatherer
-from metadata.services.read_soon import ReadSoon
-from metadata.services.recorder import Recorder
-from metadata.services.whatif import WhatIf
+from metadata.services.tiering.read_soon import ReadSoon
+from metadata.services.tiering.recorder import Recorder
+from metadata.services.tiering.whatif import WhatIf
 from objectd.heat import HeatCounter
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.clock import ManualClock

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from metadata.catalog.sites import QueueRow
-from metadata.services.sites_link import bandwidth
-from metadata.services.sites_order import AGING_TURNS, BodyOrder
+from metadata.services.sites.link import bandwidth
+from metadata.services.sites.order import AGING_TURNS, BodyOrder
 from tierstore.gateway.sites import route_of
 from tierstore.wire.sites import Peer, Peers
 

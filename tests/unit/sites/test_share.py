@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from metadata.catalog.sites import SiteRow
-from metadata.services.sites_bodies import BUSY_PER_SECOND, YIELD_SECONDS_MAX, BodySender
-from metadata.services.sites_target import Target
+from metadata.services.sites.bodies import BUSY_PER_SECOND, YIELD_SECONDS_MAX, BodySender
+from metadata.services.sites.target import Target
 from tests.kit import virtual_time
 from tierstore.clock import LoopClock
 from tierstore.errors import ConfigError

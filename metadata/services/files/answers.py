@@ -1,0 +1,163 @@
+"""Questions of mounts, each answered from one snapshot: what stands at a path, a page of a directory, where the bytes
+of a range are, how much room there is. Rules only; SQL: catalog/inodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from metadata.catalog import bodies, inodes, schema
+from metadata.catalog.database import Database
+from metadata.catalog.inodes import DIRECTORY, hidden
+from metadata.catalog.objects import ObjectRow
+from metadata.catalog.packed import unpack
+from metadata.catalog.queries import Connection
+from metadata.services.cluster.view import ClusterView
+from metadata.services.files.work import check_path, directory_key, name_of
+from metadata.services.names import posix
+from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.replicas import ReplicaOrder
+from tierstore.auth.access import Principal, authorize
+from tierstore.clock import Clock
+from tierstore.errors import IntegrityError, NotFound, RequestError, TierstoreError
+from tierstore.wire.files import ORPHAN, Entry, Extents, FileQuestion, FileResult, Look, ReadDirectory, Space
+from tierstore.wire.names import LOOKUP_CHUNKS_MAX, ChunkView
+
+#: Entries of one page.
+ENTRIES_MAX = 2000
+
+
+class FileAnswers:
+    """One per process. Event loop only."""
+
+    def __init__(
+        self, database: Database, *, names: BucketNames, order: ReplicaOrder, view: ClusterView, clock: Clock,
+        copies: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._database = database
+        self._names = names
+        self._order = order
+        self._view = view
+        self._clock = clock
+        self._copies = copies
+
+    async def ask(self, item: FileQuestion, who: Principal) -> FileResult:
+        """One answer; errors of the item are in it."""
+        q = item.question
+        try:
+            bucket = await self._names.get(q.bucket)
+            authorize(who, "read", q.bucket)
+            if isinstance(q, Space):
+                return self._space()
+            check_path(q.path)
+
+            def answer(connection: Connection) -> FileResult:
+                if isinstance(q, Look):
+                    return FileResult(entry=self._look(connection, bucket.id, bucket.created_at_ms, q.path))
+                if isinstance(q, ReadDirectory):
+                    return self._page(connection, bucket.id, bucket.created_at_ms, q)
+                return self._extents(connection, bucket.id, q)
+
+            return await self._database.read(answer)
+        except TierstoreError as error:
+            return FileResult(code=error.code, detail=error.detail)
+
+    def _look(self, connection: Connection, bucket_id: int, created_at_ms: int, path: str) -> Entry:
+        place = _place(bucket_id, path)
+        if place[0] > 0:
+            directory = inodes.latest(connection, hidden(bucket_id), directory_key(path))
+            if directory is not None:
+                return Entry(name_of(path), posix.attributes(directory), 0, directory.version)
+            if not path or inodes.below(connection, bucket_id, f"{path}/", itself=True) or inodes.below(
+                connection, hidden(bucket_id), directory_key(path), itself=True
+            ):
+                return Entry(name_of(path), posix.implied_directory(bucket_id, path, created_at_ms))
+        row = inodes.latest(connection, *place) if path else None
+        if row is None:
+            raise NotFound(f"there is no file {path!r}", code="no-such-file")
+        return posix.entry(row, name_of(path))
+
+    def _page(self, connection: Connection, bucket_id: int, created_at_ms: int, q: ReadDirectory) -> FileResult:
+        """Files and directories in key order; two streams, merged."""
+        prefix = f"{q.path}/" if q.path else ""
+        limit = max(1, min(q.limit, ENTRIES_MAX))
+        plain, more = inodes.children(connection, bucket_id, prefix, q.after, limit)
+        explicit, more_explicit = inodes.children(
+            connection, hidden(bucket_id), DIRECTORY + prefix, q.after, limit
+        )
+        if q.path and not plain and not explicit and not q.after:
+            found = self._look(connection, bucket_id, created_at_ms, q.path)
+            if not found.attributes.is_directory:
+                raise RequestError(f"{q.path!r} is not a directory", code="not-directory")
+        ends = [page[-1].name for page, is_cut in ((plain, more), (explicit, more_explicit)) if is_cut]
+        end = min(ends) if ends else None
+        found_rows = {child.name: child.row for child in plain if not child.name.endswith("/")}
+        directories: dict[str, ObjectRow | None] = {c.name: None for c in plain if c.name.endswith("/")}
+        directories.update((c.name, c.row) for c in explicit)
+        entries = []
+        last = None
+        for name in sorted({*found_rows, *directories}):
+            if end is not None and name > end:
+                break
+            last = name
+            if not name.endswith("/"):
+                row = found_rows[name]
+                if f"{name}/" not in directories and row is not None:
+                    entries.append(posix.entry(row, name))
+                continue
+            plain_name, held = name[:-1], directories[name]
+            a = (
+                posix.attributes(held) if held is not None
+                else posix.implied_directory(bucket_id, prefix + plain_name, created_at_ms)
+            )  # fmt: skip
+            entries.append(Entry(plain_name, a, 0, held.version if held is not None else 0))
+        return FileResult(entries=entries, next=last if end is not None else None)
+
+    def _extents(self, connection: Connection, bucket_id: int, q: Extents) -> FileResult:
+        row = inodes.latest(connection, *_place(bucket_id, q.path))
+        if row is None:
+            raise NotFound(f"there is no file {q.path!r}", code="no-such-file")
+        if row.kind == schema.KIND_REMOTE and row.size:
+            return FileResult(entry=posix.entry(row, name_of(q.path)), is_remote=True)
+        end = min(row.size, q.first + q.length)
+        views, more = self._views(connection, row, q.first, end) if q.first < end else ([], False)
+        return FileResult(entry=posix.entry(row, name_of(q.path)), chunks=views, more=more)
+
+    def _views(self, connection: Connection, row: ObjectRow, first: int, end: int) -> tuple[list[ChunkView], bool]:
+        now_ms = self._clock.now_ms()
+        views: list[ChunkView] = []
+        if row.kind == schema.KIND_INLINE:
+            start = 0
+            for chunk in unpack(row.body or b""):
+                if start < end and start + chunk.length > first:
+                    views.append(self._order.chunk_view(
+                        chunk, start=start, chunk_offset=0, length=chunk.length, now_ms=now_ms
+                    ))  # fmt: skip
+                start += chunk.length
+            return views, False
+        assert row.ref is not None, "a row of this kind names its body"
+        found = [
+            e for e in bodies.extents_from(connection, row.ref, first, LOOKUP_CHUNKS_MAX + 1)
+            if e.start < end and e.start + e.length > first
+        ]  # fmt: skip
+        chunks = bodies.chunks_of(connection, (e.chunk_id for e in found))
+        for e in found[:LOOKUP_CHUNKS_MAX]:
+            held = chunks.get(bytes(e.chunk_id))
+            if held is None:
+                raise IntegrityError(f"chunk {e.chunk_id.hex()} of {row.key!r} has no row", code="catalog-corrupt")
+            views.append(self._order.chunk_view(
+                held, start=e.start, chunk_offset=e.chunk_offset, length=e.length, now_ms=now_ms
+            ))  # fmt: skip
+        return views, len(found) > LOOKUP_CHUNKS_MAX
+
+    def _space(self) -> FileResult:
+        """Room for bytes of files: what the slowest tier's devices have, divided by the copies."""
+        devices = [d for d in self._view.devices.values() if d.state == "ok" and d.health in ("ok", "full")]
+        copies = max(1, self._copies())
+        total = sum(d.capacity_bytes for d in devices) // copies
+        return FileResult(total_bytes=total, free_bytes=sum(d.free_bytes for d in devices) // copies)
+
+
+def _place(bucket_id: int, path: str) -> tuple[int, str]:
+    if path.startswith(ORPHAN):
+        return hidden(bucket_id), inodes.ORPHAN + path[len(ORPHAN) :]
+    return bucket_id, path

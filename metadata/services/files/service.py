@@ -1,0 +1,237 @@
+"""Files of mounts: changes, many at a time in one transaction. Questions: services/files/answers; the watch:
+services/files/watch.
+
+A change is load (buckets, receipts, what was applied already) -> decide and write (names, bodies) -> one
+result per item; the rows go through the same session as commits do, so a file's creation shares its fsync with
+whatever else waits. A batch that fails as a whole is redone one by one.
+
+Bounds: BATCH_MAX changes of a transaction, WAITING_MAX that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from metadata.catalog import inodes
+from metadata.catalog.database import Database
+from metadata.catalog.inodes import hidden
+from metadata.catalog.queries import Connection
+from metadata.catalog.session import Session, StaleRows
+from metadata.services.cluster.view import ClusterView
+from metadata.services.files.answers import FileAnswers
+from metadata.services.files.bodies import FileBodies
+from metadata.services.files.watch import FileWatch
+from metadata.services.files.work import FileWork, directory_key
+from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.commit import ATTEMPTS_MAX, COMMIT_SECONDS, CommitService
+from metadata.services.names.facts import Facts, check_operation
+from metadata.services.names.object_lock import check_files
+from metadata.services.names.replicas import ReplicaOrder
+from metadata.services.names.writes import Committed, WriteSet
+from tierstore.auth.access import Principal, authorize
+from tierstore.clock import Clock
+from tierstore.errors import CapacityError, TierstoreError, UnavailableError
+from tierstore.wire import decode, encode
+from tierstore.wire.files import (
+    FileChange,
+    FileResult,
+    Link,
+    Make,
+    Remove,
+    Rename,
+    SetAttributes,
+    WriteFile,
+)
+from tierstore.wire.names import CommitItem, ObjectMeta, Put, SetMeta
+
+BATCH_MAX: Final = 128
+WAITING_MAX: Final = 10_000
+#: A directory of the largest size that may be moved takes less.
+MOVE_SECONDS: Final = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    item: FileChange
+    principal: Principal
+    done: asyncio.Future[FileResult]
+    is_long: bool = False       # moves a directory: a transaction of its own, beside the loop
+
+
+class FilesService:
+    """One per process. Event loop only."""
+
+    def __init__(
+        self, database: Database, commits: CommitService, rules: FileBodies, *, names: BucketNames,
+        order: ReplicaOrder, view: ClusterView, clock: Clock, copies: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._database = database
+        self._commits = commits
+        self._rules = rules
+        self._names = names
+        self._clock = clock
+        self._watch = FileWatch(database, commits, names=names, clock=clock)
+        self.ask = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies).ask
+        self.watch, self.sweep = self._watch.watch, self._watch.sweep
+        self._waiting: list[_Pending] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0
+
+    # -- changes --------------------------------------------------------------------------------------------
+    async def change(self, items: Sequence[tuple[FileChange, Principal]]) -> list[FileResult]:
+        """Apply each on its own; results in order, durable when they come. Safe to repeat with the same ids."""
+        if len(self._waiting) + len(items) > WAITING_MAX:
+            raise UnavailableError("too many changes of files wait for the catalog")
+        loop = asyncio.get_running_loop()
+        entries = [
+            _Pending(item, who, loop.create_future(), await self._moves_a_directory(item)) for item, who in items
+        ]
+        self._waiting += entries
+        if self._running < self._database.batches_under_way_max:
+            self._running += 1
+            task = loop.create_task(self._run(), name="files")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return list(await asyncio.gather(*(entry.done for entry in entries)))
+
+    async def _moves_a_directory(self, item: FileChange) -> bool:
+        """As it looks now: should it become one in between, only the loop waits longer."""
+        m = item.mutation
+        if not isinstance(m, Rename):
+            return False
+        try:
+            bucket = await self._names.get(m.bucket)
+            return await self._database.read(lambda c: _is_directory(c, bucket.id, m.path))
+        except TierstoreError:
+            return False        # the change itself is going to say what is wrong
+
+    async def _run(self) -> None:
+        try:
+            await asyncio.sleep(0)
+            while self._waiting:
+                await self._settle_all(self._take())
+                await asyncio.sleep(0)
+        finally:
+            self._running -= 1
+
+    def _take(self) -> list[_Pending]:
+        """The next batch, in the order of arrival; what is long goes alone."""
+        waiting = self._waiting
+        count = next((n for n, entry in enumerate(waiting[:BATCH_MAX]) if entry.is_long), BATCH_MAX) or 1
+        self._waiting = waiting[count:]
+        return waiting[:count]
+
+    async def _settle_all(self, batch: list[_Pending]) -> None:
+        try:
+            await self._attempt(batch)
+        except Exception:     # one item breaks the transaction: find it by running them alone
+            for entry in batch:
+                await self._alone(entry)
+
+    async def _alone(self, entry: _Pending) -> None:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                return await self._attempt([entry])
+            except StaleRows:
+                if attempt == ATTEMPTS_MAX:
+                    _settle(entry, FileResult(code="unavailable", detail="other processes keep changing this file"))
+            except TierstoreError as error:
+                return _settle(entry, FileResult(code=error.code, detail=error.detail))
+            except Exception as error:    # this item's own failure is its result
+                detail = f"the change failed: {type(error).__name__}: {error}"
+                return _settle(entry, FileResult(code="internal", detail=detail))
+        return None
+
+    async def _attempt(self, batch: list[_Pending]) -> None:
+        if batch[0].is_long:
+            run, seconds = self._database.work, MOVE_SECONDS
+        else:
+            run, seconds = self._database.batch, COMMIT_SECONDS
+        results, events = await run(lambda session: self._transaction(session, batch), seconds=seconds)
+        for entry, result in zip(batch, results, strict=True):
+            _settle(entry, result)
+        for listener in self._commits.listeners if events else ():
+            listener(events)
+        self._watch.wake()
+
+    def _transaction(self, session: Session, batch: list[_Pending]) -> tuple[list[FileResult], list[Committed]]:
+        session.guard()
+        now_ms = self._clock.now_ms()
+        is_full = self._database.is_full     # then only what frees space is let through (rule 19)
+        facts = self._commits.load(session, [_as_commit(entry.item) for entry in batch], now_ms, checked=True)
+        results, events = [], []
+        for entry in batch:
+            repeat = facts.results.get(entry.item.operation)
+            if repeat is not None:
+                results.append(decode(repeat, FileResult))
+                continue
+            # The bytes of a directory's files are as hot after its move as before: nobody need hear of each.
+            writes = WriteSet(at_ms=now_ms, wants_events=bool(self._commits.listeners) and not entry.is_long)
+            session.connection.exec_driver_sql("SAVEPOINT change")
+            try:
+                if is_full and isinstance(entry.item.mutation, WriteFile | Make | Link):
+                    raise CapacityError("the catalog's disk is full: delete files or make room", code="catalog-full")
+                result = self._apply(session, facts, writes, entry.item, entry.principal)
+            except TierstoreError as error:
+                session.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT change")
+                results.append(FileResult(code=error.code, detail=error.detail))
+                continue
+            writes.results.append((entry.item.operation, encode(result)))
+            writes.flush(session)
+            events += writes.events
+            results.append(result)
+        return results, events
+
+    def _apply(
+        self, session: Session, facts: Facts, writes: WriteSet, item: FileChange, who: Principal
+    ) -> FileResult:
+        check_operation(item.operation, item.deadline_ms, facts.now_ms)
+        m = item.mutation
+        bucket = facts.bucket(m.bucket)
+        authorize(who, "write", m.bucket)
+        check_files(bucket)
+        now_ns = facts.now_ms * 1_000_000 if isinstance(m, Make) else m.now_ns
+        if isinstance(m, Make):
+            now_ns = m.attributes.ctime_ns or now_ns
+        w = FileWork(session, facts, writes, bucket, now_ns)
+        if isinstance(m, WriteFile):
+            return self._rules.write(w, m, facts.receipts[item.operation])
+        if isinstance(m, Make):
+            return self._rules.make(w, m)
+        if isinstance(m, SetAttributes):
+            return self._rules.set_attributes(w, m)
+        if isinstance(m, Rename):
+            authorize(who, "delete", m.bucket)
+            return self._rules.rename(w, m)
+        if isinstance(m, Remove):
+            authorize(who, "delete", m.bucket)
+            return self._rules.remove(w, m)
+        assert isinstance(m, Link), "no other change exists"
+        return self._rules.link(w, m)
+
+    async def close(self) -> None:
+        while self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=COMMIT_SECONDS)
+
+
+def _is_directory(connection: Connection, bucket_id: int, path: str) -> bool:
+    return inodes.latest(connection, hidden(bucket_id), directory_key(path)) is not None or inodes.below(
+        connection, bucket_id, f"{path}/", itself=True
+    )
+
+
+def _as_commit(item: FileChange) -> CommitItem:
+    """The same as a commit, for what is loaded: bucket, row, receipts."""
+    m = item.mutation
+    path = m.path.lstrip("/") or "-"
+    if isinstance(m, WriteFile):
+        return CommitItem(item.operation, item.deadline_ms, Put(m.bucket, path, 0, "", m.chunks))
+    return CommitItem(item.operation, item.deadline_ms, SetMeta(m.bucket, path, ObjectMeta()))
+
+
+def _settle(entry: _Pending, result: FileResult) -> None:
+    if not entry.done.done():
+        entry.done.set_result(result)

@@ -1,0 +1,158 @@
+"""Buckets: made, listed, configured, removed, with the rights that each takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from metadata.catalog import accounts, buckets, objects
+from metadata.catalog.buckets import HOME, Bucket
+from metadata.catalog.database import Database
+from metadata.catalog.queries import Connection
+from metadata.services.names.bucket_names import BucketNames
+from tierstore.auth.access import Principal, authorize, is_allowed
+from tierstore.clock import Clock
+from tierstore.errors import RequestError
+from tierstore.names import check_bucket_name
+
+#: A row, by the name that routes use beside their own models.
+BucketRow = Bucket
+VERSIONING = ("", "enabled", "suspended")
+MODES = ("async", "sync")
+BODIES = ("all", "hot", "on-demand")
+ON_FAILURE = ("fail", "degrade")
+RULES_MAX = 100
+DOCUMENT_BYTES_MAX = 256 << 10
+
+
+class BucketService:
+    """One per process. `sites`: the names of the sites that a replication rule may name, this one left out."""
+
+    def __init__(
+        self, database: Database, names: BucketNames, clock: Clock, *, sites: Callable[[], Iterable[str]],
+        me: Callable[[], str] = lambda: "",
+    ) -> None:  # fmt: skip
+        self._database = database
+        self._names = names
+        self._clock = clock
+        self._sites = sites
+        self._me = me
+        #: Called with the bucket and the (target, prefix) of new rules after they are durable.
+        self.on_rules: Callable[[str, list[tuple[str, str]]], Awaitable[None]] | None = None
+
+    async def everything(self, who: Principal) -> list[Bucket]:
+        """The buckets that the caller may list, by name."""
+        found = await self._database.read(buckets.everything)
+        return [b for b in found if is_allowed(who, "list", b.name) and not b.name.startswith(".")]
+
+    async def get(self, name: str, who: Principal) -> Bucket:
+        """Raises AccessDenied, NotFound."""
+        authorize(who, "list", name)
+        return await self._names.get(name)
+
+    async def count(self, bucket: Bucket) -> tuple[int, int]:
+        """(objects, bytes): reads every row of the bucket, beside the hot path."""
+        return await self._database.scan(lambda connection: objects.count(connection, bucket.id))
+
+    async def create(self, name: str, who: Principal) -> Bucket:
+        """Raises RequestError(code="bad-bucket-name"), ConflictError(code="bucket-exists")."""
+        check_bucket_name(name)
+        authorize(who, "bucket", name)
+        at_ms = self._clock.now_ms()
+
+        def work(connection: Connection) -> Bucket:
+            accounts.note(connection, at_ms=at_ms, who=who.access, action="bucket.create", target=name)
+            return buckets.create(connection, name, owner=who.user, at_ms=at_ms)
+
+        bucket = await self._database.write(work)
+        self._names.forget()
+        return bucket
+
+    async def delete(self, name: str, who: Principal) -> None:
+        """Raises NotFound, ConflictError(code="bucket-not-empty")."""
+        authorize(who, "bucket", name)
+        at_ms = self._clock.now_ms()
+
+        def work(connection: Connection) -> None:
+            accounts.note(connection, at_ms=at_ms, who=who.access, action="bucket.delete", target=name)
+            buckets.delete(connection, name, at_ms=at_ms)
+
+        await self._database.write(work)
+        self._names.forget()
+
+    async def configure(
+        self, name: str, who: Principal, *, versioning: str | None = None,
+        documents: dict[str, str | None] | None = None,
+    ) -> Bucket:  # fmt: skip
+        """Set versioning, set or remove (None) documents. Raises NotFound, RequestError, ConflictError."""
+        authorize(who, "bucket", name)
+        if versioning is not None and versioning not in VERSIONING:
+            raise RequestError(f"versioning is enabled or suspended, not {versioning!r}", code="bad-versioning")
+        for document, text in (documents or {}).items():
+            if text is not None and len(text.encode()) > DOCUMENT_BYTES_MAX:
+                raise RequestError(f"{document} has more than {DOCUMENT_BYTES_MAX} bytes", code="bad-document")
+        at_ms = self._clock.now_ms()
+
+        def work(connection: Connection) -> Bucket:
+            what = ", ".join([*(["versioning"] if versioning is not None else []), *(documents or {})])
+            accounts.note(connection, at_ms=at_ms, who=who.access, action="bucket.configure", target=name, detail=what)
+            return buckets.configure(connection, name, at_ms=at_ms, versioning=versioning, documents=documents)
+
+        bucket = await self._database.write(work)
+        self._names.forget()
+        return bucket
+
+    async def replication(self, name: str, who: Principal) -> list[dict[str, Any]]:
+        """The rules of the bucket, in order."""
+        bucket = await self.get(name, who)
+        text = bucket.config.get("replication")
+        rules: list[dict[str, Any]] = json.loads(text)["rules"] if text else []
+        return rules
+
+    async def home(self, name: str, who: Principal) -> str:
+        """The site that judges conditional writes to the bucket; "": each site its own."""
+        return (await self.get(name, who)).config.get(HOME, "")
+
+    async def set_replication(
+        self, name: str, rules: list[dict[str, Any]], who: Principal, *, home: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Replace the rules; and the home site, unless it is None. Raises RequestError(code="bad-replication") that
+        names the rule and the member."""
+        authorize(who, "bucket", name)
+        checked = [self._rule(place, rule) for place, rule in enumerate(rules)]
+        if len(checked) > RULES_MAX:
+            raise RequestError(f"a bucket has at most {RULES_MAX} replication rules", code="bad-replication")
+        text = json.dumps({"rules": checked}) if checked else None
+        before = await self.replication(name, who)
+        documents: dict[str, str | None] = {"replication": text}
+        if home is not None:
+            known = sorted({*self._sites(), self._me()})
+            if home and home not in known:
+                raise RequestError(f"home: no site {home!r} ({', '.join(known)})", code="bad-replication")
+            documents[HOME] = home or None
+        await self.configure(name, who, documents=documents)
+        if self.on_rules is not None:
+            old = {(rule["target"], rule["prefix"], rule["bodies"]) for rule in before}
+            new = [(rule["target"], rule["prefix"], rule["bodies"]) for rule in checked]
+            await self.on_rules(name, list(dict.fromkeys(rule[:2] for rule in new if rule not in old)))
+        return checked
+
+    def _rule(self, place: int, rule: dict[str, Any]) -> dict[str, Any]:
+        checked = {
+            "prefix": rule.get("prefix", ""), "target": rule.get("target", ""), "mode": rule.get("mode", "async"),
+            "bodies": rule.get("bodies", "all"), "on_failure": rule.get("on_failure", "degrade"),
+        }  # fmt: skip
+        sites = sorted(self._sites())
+        if checked["target"] not in sites:
+            known = ", ".join(sites) if sites else "there is no other site"
+            raise RequestError(
+                f"rules[{place}].target: no site {checked['target']!r} ({known})", code="bad-replication"
+            )
+        for member, allowed in (("mode", MODES), ("bodies", BODIES), ("on_failure", ON_FAILURE)):
+            if checked[member] not in allowed:
+                raise RequestError(
+                    f"rules[{place}].{member}: {checked[member]!r} is none of {', '.join(allowed)}",
+                    code="bad-replication",
+                )
+        return checked

@@ -1,0 +1,400 @@
+"""Commits: every change of a name goes through here, many at a time in one transaction.
+
+A batch is taken from those that wait (no timers), holds a key and an operation at most once (later ones wait in
+arrival order), is sorted by key, and runs as load (bulk reads with locks) -> decide (services/names/mutations) -> write
+(one bulk statement per table). Each item has its own result; a refusal of one changes nothing of the others.
+
+Three ways down: optimistic (repeats are noticed by the primary key of `operations`, which saves reading it), checked
+(it is read first), one by one (so that one bad item cannot stop its batch).
+
+Cost per put of one chunk on SQLite: 3 inserts (row, operation, change), two MACs and 1/n of four reads and a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from metadata.catalog import buckets, members, objects, operations
+from metadata.catalog.database import Database
+from metadata.catalog.objects import ObjectRow
+from metadata.catalog.session import Session, StaleRows
+from metadata.services.cluster.view import ClusterView
+from metadata.services.names.facts import Facts
+from metadata.services.names.mutations import Mutator
+from metadata.services.names.receipts import Opened, open_all
+from metadata.services.names.writes import Committed, WriteSet
+from tierstore.auth.access import Principal
+from tierstore.clock import Clock, HybridClock
+from tierstore.errors import CapacityError, IntegrityError, TierstoreError, UnavailableError
+from tierstore.names import UPLOAD_ID_BYTES, UploadId, operation_of
+from tierstore.wire import decode, encode
+from tierstore.wire.names import CommitItem, CommitResult, Copy, Fill, Put
+
+BATCH_MAX: Final = 512
+#: Waiting items looked at for one batch: behind many writers of one key the others wait their turn too.
+LOOKED_AT_MAX: Final = 4 * BATCH_MAX
+#: Items that wait; more are refused as `unavailable`.
+WAITING_MAX: Final = 20_000
+COMMIT_SECONDS: Final = 30.0
+#: How often an item that other processes keep overtaking is tried alone.
+ATTEMPTS_MAX: Final = 5
+
+#: What a client takes for a last word: kept as a result, so that a late repeat of the same message gets it too and does
+#: not take effect in a world that has changed since (ADR 0123). Other refusals may be tried again.
+FINAL_REFUSALS: Final = frozenset({"precondition-failed", "no-such-key", "no-such-version"})
+_BRINGS_CHUNKS: Final = (Put, Fill)
+_UNANSWERED: Final = CommitResult(code="unavailable")
+
+#: (bucket, key, size) -> home copies that the policy asks for.
+CopiesFor = Callable[[str, str, int], int]
+
+
+@dataclass(slots=True, eq=False)
+class _Message:
+    """Items that came together; answered when the last of them is."""
+
+    done: asyncio.Future[list[CommitResult]]
+    results: list[CommitResult]
+    left: int
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    item: CommitItem
+    principal: Principal
+    message: _Message
+    place: int                      # among the message's items
+    marks: tuple[object, ...]       # what must be in a batch only once: keys (the first: its own), operation, uploads
+    opened: list[Opened] | TierstoreError | None
+    is_settled: bool = False
+
+
+class Gate(Protocol):
+    """Whatever keeps a site from taking some mutations for a while."""
+
+    @property
+    def may_refuse(self) -> bool: ...
+
+    def refusal(self, item: CommitItem) -> CommitResult | None: ...
+
+
+class CommitService:
+    """One per process. Event loop only."""
+
+    def __init__(
+        self, database: Database, view: ClusterView, clock: Clock, versions: HybridClock, *, rng: random.Random,
+        copies_for: CopiesFor,
+    ) -> None:  # fmt: skip
+        self._database = database
+        self._view = view
+        self._clock = clock
+        self._versions = versions
+        self._mutator = Mutator(versions, rng=rng, copies_for=copies_for)
+        self._waiting: list[_Pending] = []
+        self._busy: set[object] = set()          # marks of the batches under way
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0       # tasks that will look at the queue once more; lowered in the step that saw it empty
+        #: Called with what a batch changed, after it is durable; must not raise or block.
+        self.listeners: list[Callable[[list[Committed]], None]] = []
+        #: Called after a batch that other sites must hear of; must not raise or block.
+        self.on_replicated: Callable[[], None] | None = None
+        self.gate: Gate | None = None
+        self.batches = 0
+        self.items = 0
+
+    async def commit(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
+        """Apply each item on its own; results in order, durable when they come. Raises UnavailableError when too many
+        wait. Safe to repeat with the same operation ids."""
+        if len(self._waiting) + len(items) > WAITING_MAX:
+            raise UnavailableError("too many commits wait for the catalog")
+        if not items:
+            return []
+        if self.gate is not None and self.gate.may_refuse:
+            refused = [self.gate.refusal(item) for item, _ in items]
+            taken = [pair for pair, no in zip(items, refused, strict=True) if no is None]
+            done = iter(await self._queue(taken) if taken else [])
+            return [no if no is not None else next(done) for no in refused]
+        return await self._queue(items)
+
+    async def _queue(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
+        message = _Message(asyncio.get_running_loop().create_future(), [_UNANSWERED] * len(items), len(items))
+        self._waiting += [
+            # Receipts are opened here, where the loop may be waiting for the disk, and not in the transaction.
+            _Pending(item, who, message, place, _marks(item), self._open(item))
+            for place, (item, who) in enumerate(items)
+        ]
+        self._wake()
+        return await message.done
+
+    def _wake(self) -> None:
+        if self._running < self._database.batches_under_way_max:
+            self._running += 1
+            task = asyncio.get_running_loop().create_task(self._run(), name="commits")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(self) -> None:
+        """Batch after batch until nobody waits who may go."""
+        try:
+            await self._run_batches()
+        finally:
+            self._running -= 1
+
+    async def _run_batches(self) -> None:
+        await asyncio.sleep(0)
+        while batch := self._take():
+            self.batches += 1
+            self.items += len(batch)
+            marks = {mark for entry in batch for mark in entry.marks}
+            self._busy |= marks
+            try:
+                await self._commit(batch)
+            except Exception as error:      # every waiter must hear of it, or it waits for ever
+                for entry in batch:
+                    _settle(entry, _refusal(error))
+            finally:
+                self._busy -= marks
+            # Those who were just answered may speak before the next batch closes.
+            await asyncio.sleep(0)
+
+    def _take(self) -> list[_Pending]:
+        """The next batch: in arrival order, but no mark twice, and nothing that overtakes one with the same mark."""
+        batch = self._take_all() if len(self._waiting) <= BATCH_MAX and not self._busy else None
+        if batch is None:
+            batch = self._take_some()
+        batch.sort(key=_own_key)
+        return batch
+
+    def _take_all(self) -> list[_Pending] | None:
+        """Everything that waits, the usual case; None when a mark is there twice."""
+        batch = [entry for entry in self._waiting if not entry.message.done.done()]
+        marks: list[object] = []
+        for entry in batch:
+            marks += entry.marks
+        if len(set(marks)) < len(marks):
+            return None
+        self._waiting = []
+        return batch
+
+    def _take_some(self) -> list[_Pending]:
+        taken: list[_Pending] = []
+        left: list[_Pending] = []
+        seen: set[object] = set(self._busy)
+        for place, entry in enumerate(self._waiting):
+            if len(taken) >= BATCH_MAX or place >= LOOKED_AT_MAX:
+                left += self._waiting[place:]
+                break
+            if entry.message.done.done():
+                continue
+            (left if not seen.isdisjoint(entry.marks) else taken).append(entry)
+            seen.update(entry.marks)
+        self._waiting = left
+        return taken
+
+    async def _commit(self, batch: list[_Pending]) -> None:
+        for checked in (False, True):
+            try:
+                return await self._attempt(batch, checked=checked)
+            except StaleRows:
+                continue
+            except TierstoreError:
+                raise
+            except Exception:     # one item breaks the statement: find it by running them alone
+                break
+        for entry in batch:
+            await self._alone(entry)
+        return None
+
+    async def _alone(self, entry: _Pending) -> None:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                return await self._attempt([entry], checked=True)
+            except StaleRows as error:
+                if attempt == ATTEMPTS_MAX:
+                    _settle(entry, _refusal(error))
+            except Exception as error:    # this item's own failure is its result
+                _settle(entry, _refusal(error))
+                return None
+        return None
+
+    async def _attempt(self, batch: list[_Pending], *, checked: bool) -> None:
+        outcome = await self._database.batch(
+            lambda session: self._transaction(session, batch, checked=checked), seconds=COMMIT_SECONDS
+        )
+        results, writes, floor = outcome
+        if floor:
+            self._versions.observe(floor)
+        for entry, result in zip(batch, results, strict=True):
+            _settle(entry, result)
+        if writes.has_targets and self.on_replicated is not None:
+            self.on_replicated()
+        if self.listeners and writes.events:
+            for listener in self.listeners:
+                listener(writes.events)
+
+    def _transaction(
+        self, session: Session, batch: list[_Pending], *, checked: bool
+    ) -> tuple[list[CommitResult], WriteSet, int]:
+        session.guard()
+        now_ms = self._clock.now_ms()
+        opened = {entry.item.operation: entry.opened for entry in batch if entry.opened is not None}
+        facts = self.load(session, [entry.item for entry in batch], now_ms, checked=checked, opened=opened)
+        is_full = self._database.is_full     # then only what frees space is let through (rule 19)
+        writes = WriteSet(at_ms=now_ms, wants_events=bool(self.listeners))
+        results = []
+        apply = self._mutator.apply
+        for entry in batch:
+            item = entry.item
+            repeat = facts.results.get(item.operation)
+            if repeat is not None:
+                results.append(decode(repeat, CommitResult))
+                continue
+            try:
+                if is_full and isinstance(item.mutation, _BRINGS_CHUNKS):
+                    raise _full()
+                result = apply(session, facts, writes, item, entry.principal)
+                writes.results.append((item.operation, encode(result)))
+            except TierstoreError as error:
+                # Perhaps a repeat of something that was answered before: then its first result counts.
+                known = session.fetch(operations.RESULTS, [(item.operation,)])
+                if known and known[0][1]:
+                    results.append(decode(known[0][1], CommitResult))
+                    continue
+                result = CommitResult(code=error.code, detail=error.detail)
+                if error.code in FINAL_REFUSALS and not known:
+                    writes.results.append((item.operation, encode(result)))
+            results.append(result)
+        return results, writes, writes.flush(session)
+
+    def load(
+        self, session: Session, items: Sequence[CommitItem], now_ms: int, *, checked: bool,
+        opened: dict[bytes, list[Opened] | TierstoreError] | None = None,
+    ) -> Facts:  # fmt: skip
+        """Everything that the decisions rest on, by bulk reads; rows of keys are locked. opened: receipts that
+        have been opened already, by operation."""
+        facts = Facts(now_ms=now_ms, receipts=opened or {})
+        names = {item.mutation.bucket for item in items}
+        names |= {item.mutation.from_bucket for item in items if isinstance(item.mutation, Copy)}
+        for row in session.fetch(buckets.BY_NAME_HELD, [(name,) for name in sorted(names)]):
+            bucket = buckets.Bucket.of(row)
+            facts.buckets[bucket.name] = bucket
+        facts.latest = self._latest(session, facts, items)
+        uploads: set[bytes] = set()
+        devices: set[int] = set()
+        for item in items:
+            if isinstance(item.mutation, _BRINGS_CHUNKS):
+                of_item = facts.receipts.get(item.operation)
+                if of_item is None:
+                    of_item = facts.receipts[item.operation] = self._opened(item.mutation)
+                if isinstance(of_item, TierstoreError):
+                    continue    # told when the item's turn comes
+                uploads.update([chunk.id[:UPLOAD_ID_BYTES] for chunk in item.mutation.chunks])
+                for of_chunk in of_item:
+                    devices.update([writer[0] for writer in of_chunk.writers])
+        if devices:
+            facts.members.devices = {i: (s, w) for i, s, w in session.fetch(members.DEVICES, _keys(devices))}
+            servers = {server for server, _ in facts.members.devices.values()}
+            facts.members.servers = {i: (n, w) for i, n, w in session.fetch(members.SERVERS, _keys(servers))}
+        if uploads and operations.any_condemned(session.connection):
+            facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}
+        old = {u for u in uploads if now_ms - int.from_bytes(u[:6], "big") > operations.UPLOAD_LIFE_MS}
+        if old:
+            facts.leases = dict(session.fetch(operations.LEASES, _keys(old)))
+        if checked:
+            self._load_done(session, facts, {item.operation for item in items}, uploads)
+        return facts
+
+    def _load_done(self, session: Session, facts: Facts, ids: set[bytes], uploads: set[bytes]) -> None:
+        """What has been applied of these operations, and which of these uploads have committed."""
+        marks = {operation_of(UploadId(upload)): upload for upload in uploads}
+        for done, result in session.fetch(operations.RESULTS, _keys(ids | marks.keys())):
+            if done in ids and result:
+                facts.results[done] = result
+            if done in marks:
+                facts.committed.add(marks[done])
+
+    def _latest(
+        self, session: Session, facts: Facts, items: Iterable[CommitItem]
+    ) -> dict[tuple[int, str], ObjectRow]:
+        keys = set()
+        for item in items:
+            for bucket_name, key in _names(item):
+                bucket = facts.buckets.get(bucket_name)
+                # No engine takes a key that is no text; such an item is refused by the check of its name.
+                if bucket is not None and "\x00" not in key and (key.isascii() or _is_text(key)):
+                    keys.add((bucket.id, key))
+        rows = session.fetch(objects.LATEST_LOCKED, sorted(keys))
+        return {(row[0], row[1]): ObjectRow._make(row) for row in rows}
+
+    def _open(self, item: CommitItem) -> list[Opened] | TierstoreError | None:
+        return self._opened(item.mutation) if isinstance(item.mutation, _BRINGS_CHUNKS) else None
+
+    def _opened(self, mutation: Put | Fill) -> list[Opened] | TierstoreError:
+        try:
+            return open_all(mutation.chunks, self._view.ticket_keys)
+        except TierstoreError as error:
+            return error
+
+    async def close(self) -> None:
+        """Wait for the batches under way."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=COMMIT_SECONDS)
+
+
+def _keys(values: Iterable[object]) -> list[tuple[object]]:
+    return [(value,) for value in sorted(values)]  # type: ignore[type-var]
+
+
+def _names(item: CommitItem) -> tuple[tuple[str, str], ...]:
+    m = item.mutation
+    if isinstance(m, Copy):
+        return (m.bucket, m.key), (m.from_bucket, m.from_key)
+    return ((m.bucket, m.key),)
+
+
+def _marks(item: CommitItem) -> tuple[object, ...]:
+    m = item.mutation
+    if isinstance(m, _BRINGS_CHUNKS):
+        if len(m.chunks) == 1:
+            return (m.bucket, m.key), item.operation, m.chunks[0].id[:UPLOAD_ID_BYTES]
+        return ((m.bucket, m.key), item.operation, *{chunk.id[:UPLOAD_ID_BYTES] for chunk in m.chunks})
+    return (*_names(item), item.operation)
+
+
+def _own_key(entry: _Pending) -> Any:
+    return entry.marks[0]
+
+
+def _is_text(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _full() -> TierstoreError:
+    return CapacityError("the catalog's disk is full: delete objects or make room", code="catalog-full")
+
+
+def _settle(entry: _Pending, result: CommitResult) -> None:
+    if entry.is_settled:
+        return
+    entry.is_settled = True
+    message = entry.message
+    message.results[entry.place] = result
+    message.left -= 1
+    if not message.left and not message.done.done():
+        message.done.set_result(message.results)
+
+
+def _refusal(error: Exception) -> CommitResult:
+    if isinstance(error, StaleRows):
+        return CommitResult(code="unavailable", detail="other processes keep changing this key; try again")
+    if not isinstance(error, TierstoreError):
+        error = IntegrityError(f"the commit failed: {type(error).__name__}: {error}", code="internal")
+    return CommitResult(code=error.code, detail=error.detail)

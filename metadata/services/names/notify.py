@@ -1,0 +1,126 @@
+"""Notifications: what the feed says of objects goes to webhooks, at least once, in the feed's order.
+
+The feed is the durable intent: it is written in the commit, so nothing that was acknowledged is forgotten, also not by
+a crash. Each webhook has a mark in the catalog up to which it was told; the mark moves after the webhook answered 2xx.
+A webhook that is away is tried again at every round; what is older than the feed keeps (7 days) is lost and counted.
+
+Bounds: BATCH changes a webhook and round, one message of at most BATCH records, POST_SECONDS for its answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from metadata.catalog import buckets, feed, leases, objects, schema
+from metadata.catalog.buckets import Bucket
+from metadata.catalog.database import Database
+from metadata.catalog.feed import Change
+from metadata.catalog.queries import Connection
+from metadata.services.cluster.duties import PROMOTER
+from tierstore.names import version_text
+from tierstore.policy.notify import DELETE, DOCUMENT, MARKER, PUT, NotifyRule, rules_of
+from tierstore.wire.s3 import shown_etag
+
+BATCH: Final = 200
+POST_SECONDS: Final = 5.0
+_MARK: Final = "notified:"
+_EVENTS: Final = {schema.CHANGE_PUT: PUT, schema.CHANGE_DELETE: DELETE, schema.CHANGE_MARKER: MARKER}
+
+#: (url, JSON) -> whether it was taken. Must not raise.
+Post = Callable[[str, bytes], Awaitable[bool]]
+
+
+class Notify:
+    """One per process. webhooks: name -> URL, as configured."""
+
+    def __init__(self, database: Database, webhooks: Mapping[str, str], post: Post, *, region: str) -> None:
+        self._database = database
+        self._webhooks = webhooks
+        self._post = post
+        self._region = region
+        self.delivered = 0
+        self.lost = 0
+        self.behind: dict[str, int] = {}
+
+    @property
+    def progress(self) -> str:
+        """For people."""
+        late = ", ".join(f"{name} is {count} changes behind" for name, count in self.behind.items() if count)
+        return f"{self.delivered} events delivered, {self.lost} changes lost; {late or 'nobody waits'}"
+
+    async def step(self, epoch: int) -> tuple[int, bool]:
+        """(events delivered, more waits)."""
+        done, more = 0, False
+        for name, url in self._webhooks.items():
+            count, has_more = await self._serve(name, url, epoch)
+            done, more = done + count, more or has_more
+        self.delivered += done
+        return done, more
+
+    async def _serve(self, name: str, url: str, epoch: int) -> tuple[int, bool]:
+        after, changes, records, head = await self._database.read(lambda c: self._due(c, name))
+        self.behind[name] = head - max(after, 0)
+        if not changes and after >= 0:
+            return 0, False
+        if records and not await self._post(url, json.dumps({"Records": records}).encode()):
+            return 0, False
+        # a new webhook begins at the head
+        last = changes[-1].sequence if changes else head
+
+        def advance(connection: Connection) -> None:
+            leases.require_epoch(connection, PROMOTER, epoch)
+            leases.set_setting(connection, _MARK + name, str(last))
+
+        await self._database.write(advance)
+        self.behind[name] = head - last
+        return len(records), len(changes) == BATCH
+
+    def _due(self, connection: Connection, name: str) -> tuple[int, list[Change], list[dict[str, Any]], int]:
+        """(mark, next changes, what the webhook hears of them, head of the feed). mark -1: none yet."""
+        head = feed.head(connection)[0]
+        text = leases.setting(connection, _MARK + name)
+        if not text:
+            return -1, [], [], head
+        after, oldest = int(text), feed.oldest(connection)
+        if oldest and after < oldest - 1:
+            self.lost += oldest - 1 - after
+            after = oldest - 1
+        changes = feed.read(connection, after, BATCH)
+        if not changes:
+            return after, [], [], head
+        known = {bucket.id: bucket for bucket in buckets.everything(connection) if DOCUMENT in bucket.config}
+        rules = {number: rules_of(bucket.config[DOCUMENT]) for number, bucket in known.items()}
+        records = []
+        for change in changes:
+            event = _EVENTS.get(change.kind)
+            for rule in rules.get(change.bucket_id, ()) if event is not None else ():
+                if event is not None and rule.webhook == name and rule.fits(event, change.key):
+                    records.append(self._record(connection, known[change.bucket_id], rule, change, event))
+        return after, changes, records, head
+
+    def _record(
+        self, connection: Connection, bucket: Bucket, rule: NotifyRule, change: Change, event: str
+    ) -> dict[str, Any]:
+        """One entry of AWS's event message, version 2.1. sequencer: rises with every change of the catalog."""
+        about: dict[str, Any] = {"key": change.key, "sequencer": f"{change.sequence:016X}"}
+        if bucket.versioning:
+            about["versionId"] = version_text(change.version)
+        if event == PUT:
+            row = objects.latest(connection, bucket.id, change.key)
+            if row is None or row.version != change.version:
+                row = objects.version(connection, bucket.id, change.key, change.version)
+            if row is not None:
+                about["eTag"], about["size"] = shown_etag(row.etag, row.size)
+        at = datetime.fromtimestamp(change.at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        return {
+            "eventVersion": "2.1", "eventSource": "tierstore:s3", "awsRegion": self._region,
+            "eventTime": at.replace("+00:00", "Z"), "eventName": event.removeprefix("s3:"),
+            "s3": {
+                "s3SchemaVersion": "1.0", "configurationId": rule.name, "object": about,
+                "bucket": {"name": bucket.name, "ownerIdentity": {"principalId": bucket.owner},
+                           "arn": f"arn:aws:s3:::{bucket.name}"},
+            },
+        }  # fmt: skip

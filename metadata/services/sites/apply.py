@@ -1,0 +1,238 @@
+"""Names from another site, taken into this catalog: last writer wins by version id.
+
+Each record names one version with the id that its site gave it, so all sites order a key's versions the same way. A
+later one replaces what is here (or, with versioning, stands above it); an earlier one is lost, or becomes an older
+version. In a bucket without versioning a delete is a marker with an id of its own, a tombstone: what is older than it
+never comes back. Records are applied in order; a repeat changes nothing.
+
+A name is forwarded to nobody: in a group of three or more, every site has a rule for each of the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from metadata.catalog import buckets, objects, schema
+from metadata.catalog.buckets import HOME, REPLICATED_FROM, Bucket
+from metadata.catalog.database import Database
+from metadata.catalog.feed import NewChange
+from metadata.catalog.objects import ObjectRow
+from metadata.catalog.queries import Connection
+from metadata.catalog.session import Session, StaleRows
+from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.writes import WriteSet
+from tierstore.clock import Clock, HybridClock
+from tierstore.errors import ConflictError, RequestError, UnavailableError
+from tierstore.names import check_bucket_name, check_key
+from tierstore.wire import encode
+from tierstore.wire.names import ObjectMeta
+from tierstore.wire.sites import NAME_GONE, NAME_MARKER, NAME_META, NAMES_MAX, NameAnswer, NameBatch, NameRecord
+
+#: How often a batch that other processes overtake is tried.
+ATTEMPTS_MAX: Final = 5
+_DEFAULT_META: Final = ObjectMeta()
+
+
+class NameTaker:
+    """One per process."""
+
+    def __init__(self, database: Database, names: BucketNames, clock: Clock, versions: HybridClock) -> None:
+        self._database = database
+        self._names = names
+        self._clock = clock
+        self._versions = versions
+        self.applied = 0
+        self.lost = 0
+        self.parked = 0
+
+    async def take(self, batch: NameBatch, site: str) -> NameAnswer:
+        """Apply the batch of a site. Durable when it returns. Raises RequestError for names that cannot be."""
+        if len(batch.names) > NAMES_MAX:
+            raise RequestError(f"at most {NAMES_MAX} names in one batch", code="too-many-items")
+        for name, versioning in batch.buckets.items():
+            check_bucket_name(name)
+            await self._ensure_bucket(name, versioning, site, home=batch.homes.get(name, ""))
+        parked = []
+        taken = []
+        for place, record in enumerate(batch.names):
+            check_key(record.key)
+            if self._versions.is_acceptable(record.version):
+                taken.append(record)
+            else:
+                parked.append(place)
+        applied = 0
+        for some in _unique(taken):
+            applied += await self._apply(some)
+        self.applied += applied
+        self.lost += len(taken) - applied
+        self.parked += len(parked)
+        return NameAnswer(applied, len(taken) - applied, parked)
+
+    async def _ensure_bucket(self, name: str, versioning: str, site: str, *, home: str) -> None:
+        """The bucket with at least this versioning, marked as replicated from that site, with its home site."""
+        known = self._names.now(name) if await self._exists(name) else None
+        is_told = known is not None and site in _sources(known) and (not home or known.config.get(HOME) == home)
+        if known is not None and is_told and (known.versioning or not versioning):
+            return
+        at_ms = self._clock.now_ms()
+
+        def work(connection: Connection) -> None:
+            try:
+                bucket = buckets.create(connection, name, owner=f"site:{site}", at_ms=at_ms)
+            except ConflictError:
+                bucket = buckets.get(connection, name, lock=True)
+            sources = ",".join(sorted({*_sources(bucket), site}))
+            documents: dict[str, str | None] = {REPLICATED_FROM: sources}
+            if home:
+                documents[HOME] = home
+            buckets.configure(
+                connection, name, at_ms=at_ms, versioning=bucket.versioning or versioning,
+                documents=documents,
+            )
+
+        await self._database.write(work)
+        self._names.forget()
+
+    async def _exists(self, name: str) -> bool:
+        return bool(await self._database.select(buckets.BY_NAME, [(name,)]))
+
+    async def _apply(self, records: Sequence[NameRecord]) -> int:
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                applied, floor = await self._database.batch(lambda session: self._transaction(session, records))
+            except StaleRows:
+                continue
+            if floor:
+                self._versions.observe(floor)
+            return applied
+        raise UnavailableError("other processes keep changing these keys; try again")
+
+    def _transaction(self, session: Session, records: Sequence[NameRecord]) -> tuple[int, int]:
+        session.guard()
+        names = sorted({record.bucket for record in records})
+        known = {b.name: b for b in map(Bucket.of, session.fetch(buckets.BY_NAME_HELD, [(n,) for n in names]))}
+        wanted = sorted({(known[r.bucket].id, r.key) for r in records if r.bucket in known})
+        latest = {
+            (row[0], row[1]): ObjectRow._make(row) for row in session.fetch(objects.LATEST_LOCKED, wanted)
+        }
+        writes = WriteSet(at_ms=self._clock.now_ms())
+        applied = 0
+        for record in records:
+            bucket = known.get(record.bucket)
+            if bucket is not None:      # else it was removed a moment ago: its names with it
+                applied += self._one(session, writes, bucket, record, latest.get((bucket.id, record.key)))
+        return applied, writes.flush(session)
+
+    def _one(
+        self, session: Session, writes: WriteSet, bucket: Bucket, record: NameRecord, old: ObjectRow | None
+    ) -> bool:
+        if record.kind == NAME_GONE:
+            return _forget(session, writes, bucket, record, old)
+        if record.kind == NAME_META:
+            done = _set_meta(session, writes, bucket, record, old)
+            if done is not None:
+                return done
+        is_marker = record.kind == NAME_MARKER
+        row = ObjectRow(
+            bucket.id, record.key, record.version, schema.KIND_MARKER if is_marker else _kind(record.size),
+            int(record.is_null), record.size, record.etag, record.created_at_ms, b"" if _is_empty(record) else None,
+            _pack(record.meta), None,
+        )  # fmt: skip
+        if old is not None and old.version >= record.version:
+            if old.version == record.version or not bucket.versioning or record.is_null:
+                return False
+            if session.fetch(objects.VERSION_LOCKED, [(bucket.id, record.key, record.version)]):
+                return False
+            writes.versions.append(row)
+        else:
+            if old is not None:
+                if bucket.versioning and not (record.is_null and old.is_null):
+                    writes.versions.append(old)
+                else:
+                    writes.discard(session, old)
+            writes.put(row, old)
+        change = schema.CHANGE_MARKER if is_marker else schema.CHANGE_PUT
+        writes.changes.append(NewChange(change, bucket.id, record.key, record.version))
+        writes.version_max = max(writes.version_max, record.version)
+        return True
+
+
+def _kind(size: int) -> int:
+    return schema.KIND_REMOTE if size else schema.KIND_INLINE
+
+
+def _is_empty(record: NameRecord) -> bool:
+    return record.kind != NAME_MARKER and not record.size
+
+
+def _forget(
+    session: Session, writes: WriteSet, bucket: Bucket, record: NameRecord, old: ObjectRow | None
+) -> bool:
+    """That version is gone for good; the next older one becomes the latest."""
+    key = (bucket.id, record.key, record.version)
+    if old is not None and old.version == record.version:
+        newest = objects.newest_version(session.connection, bucket.id, record.key)
+        if newest is None:
+            writes.deleted.append((bucket.id, record.key))
+        else:
+            session.write(objects.DELETE_VERSION, [(bucket.id, record.key, newest.version)])
+            writes.put(newest, old)
+        row = old
+    else:
+        rows = session.fetch(objects.VERSION_LOCKED, [key])
+        if not rows:
+            return False
+        session.write(objects.DELETE_VERSION, [key])
+        row = ObjectRow._make(rows[0])
+    writes.discard(session, row)
+    writes.changes.append(NewChange(schema.CHANGE_DELETE, bucket.id, record.key, record.version))
+    return True
+
+
+def _set_meta(
+    session: Session, writes: WriteSet, bucket: Bucket, record: NameRecord, old: ObjectRow | None
+) -> bool | None:
+    """Whether the metadata changed; None: that version is not here, the record makes it."""
+    row = old
+    if row is None or row.version != record.version:
+        rows = session.fetch(objects.VERSION_LOCKED, [(bucket.id, record.key, record.version)])
+        if not rows:
+            return None
+        row = ObjectRow._make(rows[0])
+    new = row._replace(meta=_pack(record.meta))
+    if new == row:
+        return False
+    session.write(objects.REPLACE_LATEST if row is old else objects.REPLACE_VERSION, [new])
+    writes.changes.append(NewChange(schema.CHANGE_META, bucket.id, record.key, record.version))
+    return True
+
+
+def _pack(meta: ObjectMeta | None) -> bytes | None:
+    return None if meta is None or meta == _DEFAULT_META else encode(meta)
+
+
+def _sources(bucket: Bucket) -> list[str]:
+    return [name for name in bucket.config.get(REPLICATED_FROM, "").split(",") if name]
+
+
+def _unique(records: Sequence[NameRecord]) -> list[list[NameRecord]]:
+    """The records in order, in as few pieces as have no key twice (a write set holds a key once)."""
+    pieces: list[list[NameRecord]] = []
+    seen: set[tuple[str, str]] = set()
+    for record in records:
+        name = (record.bucket, record.key)
+        if not pieces or name in seen:
+            pieces.append([])
+            seen = set()
+        seen.add(name)
+        pieces[-1].append(record)
+    return pieces
+
+
+def rules_of(bucket: Bucket) -> list[dict[str, str]]:
+    """The replication rules of a bucket."""
+    text = bucket.config.get("replication")
+    found: list[dict[str, str]] = json.loads(text)["rules"] if text else []
+    return found

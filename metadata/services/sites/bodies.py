@@ -1,0 +1,254 @@
+"""Bodies for one other site: a window of the queue in the order of services/sites/order, STREAMS parcels at a time.
+
+The target's gateway fetches each body from ours and answers when it is durable there; then its row goes. Bodies wait
+for names, for the bandwidth of the hour and, while clients are busy here, for their share of the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from metadata.catalog import sites
+from metadata.catalog.buckets import Bucket
+from metadata.catalog.sites import QueueRow
+from metadata.services.sites.link import SHARE, bandwidth
+from metadata.services.sites.order import BodyOrder
+from metadata.services.sites.queue import load_bodies, name_batch, record_of
+from metadata.services.sites.target import IDLE_SECONDS, Target, idle
+from tierstore.errors import TierstoreError, UnavailableError
+from tierstore.wire.sites import SEGMENT_BYTES, FetchAnswer, FetchBatch, FetchItem, NameAnswer
+
+#: Bodies wait so long for names that keep coming.
+NAMES_FIRST_SECONDS: Final = 10.0
+#: Rows of bodies whose order is known; the queue behind it waits on disk.
+WINDOW_ROWS: Final = 20_000
+WINDOW_PAGE: Final = 512
+RANK_SECONDS: Final = 2.0
+#: Parcels on their way; together with the bandwidth the back-pressure on foreground requests.
+STREAMS: Final = 6
+PARCEL_ITEMS: Final = 24
+PARCEL_BYTES: Final = SEGMENT_BYTES
+SEGMENTS_AT_ONCE: Final = 4
+#: For one parcel to be durable at the target.
+PARCEL_SECONDS: Final = 60.0
+NAMES_SECONDS: Final = 30.0
+RETRY_SECONDS_MIN: Final = 1.0
+RETRY_SECONDS_MAX: Final = 30.0
+#: More requests of clients than this: bodies leave them their share of the time (see link.SHARE).
+BUSY_PER_SECOND: Final = 10.0
+BUSY_SECONDS: Final = 1.0
+YIELD_SECONDS_MAX: Final = 5.0
+#: Codes of a fetch that mean: the target does not have that version's name (any more).
+_NO_NAME: Final = frozenset({"no-such-version", "no-such-key", "no-such-bucket"})
+
+
+class BodySender:
+    """One per target."""
+
+    def __init__(self, target: Target) -> None:
+        parts = target.parts
+        self._target = target
+        self._parts = parts
+        self.order = BodyOrder(parts.heat_of)
+        self._loaded = 0                # rows up to here are, or were, in the window
+        self._retries: dict[int, tuple[QueueRow, float, int]] = {}
+        self._ready_at = 0.0            # of the bandwidth
+        self._asked = (parts.clock.monotonic(), parts.foreground())
+        self._was_busy = False
+
+    def _may_go(self, now: float) -> bool:
+        """Names go first, and the order of bodies wants to know them all; but not for ever."""
+        return self._target.may_send and not 0 <= now - self._target.names_since < NAMES_FIRST_SECONDS
+
+    async def turn(self) -> None:
+        """Parcels until nothing is left, STREAMS at a time."""
+        running: set[asyncio.Task[None]] = set()
+        ranked_at = self._parts.clock.monotonic()
+        try:
+            while True:
+                self._target.has_bodies.clear()
+                if self._target.may_send and len(self.order) < WINDOW_ROWS // 2:
+                    await self._load_window()
+                self._take_back()
+                now = self._parts.clock.monotonic()
+                if now - ranked_at >= RANK_SECONDS:
+                    self.order.rank()
+                    ranked_at = now
+                while self._may_go(now) and len(running) < STREAMS and (parcel := self._parcel()):
+                    running.add(asyncio.ensure_future(self._deliver(parcel)))
+                if running:
+                    done, running = await asyncio.wait(
+                        running, timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for task in done:
+                        task.result()
+                else:
+                    await idle(self._target.has_bodies)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _load_window(self) -> None:
+        while len(self.order) < WINDOW_ROWS:
+            found = await self._parts.database.scan(
+                lambda c, after=self._loaded: load_bodies(c, self._target.name, after, WINDOW_PAGE)  # type: ignore[misc]
+            )
+            finished = []
+            for row, chunks in found:
+                self._loaded = row.sequence
+                if chunks is None:
+                    finished.append(row.sequence)       # replaced or deleted since: the newer name says so
+                else:
+                    self.order.add(row, chunks)
+            await self._finish(finished)
+            if len(found) < WINDOW_PAGE:
+                return
+
+    def _take_back(self) -> None:
+        """Rows whose time to be tried again has come."""
+        now = self._parts.clock.monotonic()
+        for sequence, (row, at, times) in list(self._retries.items()):
+            if at <= now:
+                self._retries[sequence] = (row, math.inf, times)
+                self.order.add(row, [])
+
+    def _parcel(self) -> list[QueueRow]:
+        rows: list[QueueRow] = []
+        size = 0
+        while len(rows) < PARCEL_ITEMS and (not rows or size + self.order.peek_bytes() <= PARCEL_BYTES):
+            row = self.order.take()
+            if row is None:
+                break
+            rows.append(row)
+            size += row.size
+        return rows
+
+    async def _deliver(self, rows: list[QueueRow]) -> None:
+        """Bring a parcel there; then, while clients are busy here, leave this stream to them for their share."""
+        began = self._parts.clock.monotonic()
+        await self._bring(rows)
+        share = float(self._target.row.link.get("share", SHARE))
+        if share < 1 and self._is_busy():
+            took = self._parts.clock.monotonic() - began
+            await self._parts.clock.sleep(min(took * (1 - share) / share, YIELD_SECONDS_MAX))
+
+    def _is_busy(self) -> bool:
+        """Whether clients asked more than BUSY_PER_SECOND of this process lately."""
+        now, count = self._parts.clock.monotonic(), self._parts.foreground()
+        since, before = self._asked
+        if now - since >= BUSY_SECONDS:
+            self._was_busy = count - before > BUSY_PER_SECOND * (now - since)
+            self._asked = (now, count)
+        return self._was_busy
+
+    async def _bring(self, rows: list[QueueRow]) -> None:
+        """Bring the bodies of these rows to the target, then let go of the rows."""
+        try:
+            names = await self._parts.database.read(lambda c: sites.buckets_of(c, {row.bucket_id for row in rows}))
+            small = [row for row in rows if row.size <= SEGMENT_BYTES and row.bucket_id in names]
+            if small:
+                items = [
+                    FetchItem(names[row.bucket_id].name, row.key, row.version, 0, max(row.size, 1)) for row in small
+                ]
+                codes = await self._fetch(items, sum(row.size for row in small))
+                await self._judge(small, codes, names)
+            for row in rows:
+                if row.bucket_id not in names:
+                    await self._finish([row.sequence])
+                elif row.size > SEGMENT_BYTES:
+                    code = await self._deliver_large(names[row.bucket_id].name, row)
+                    await self._judge([row], [code], names)
+        except TierstoreError as error:
+            self._target.failed(error)
+            if isinstance(error, UnavailableError) and error.code in ("unreachable", "deadline"):
+                self._target.status.is_reachable = False        # the next hello says when it is back
+            for row in rows:
+                self._retry(row)
+
+    async def _deliver_large(self, bucket: str, row: QueueRow) -> str:
+        """Segment by segment, SEGMENTS_AT_ONCE on their way; those that the target has do not travel. The first code
+        that is not ""."""
+        firsts = iter(range(0, row.size, SEGMENT_BYTES))
+        codes: list[str] = []
+
+        async def bring() -> None:
+            for first in firsts:        # shared: each segment is taken once
+                item = FetchItem(bucket, row.key, row.version, first, min(SEGMENT_BYTES, row.size - first))
+                codes.extend(code for code in await self._fetch([item], item.length) if code)
+                if codes:
+                    return
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(SEGMENTS_AT_ONCE):
+                    group.create_task(bring())
+        except* TierstoreError as errors:
+            raise next(error for error in errors.exceptions if isinstance(error, TierstoreError)) from None
+        return codes[0] if codes else ""
+
+    async def _fetch(self, items: Sequence[FetchItem], size: int) -> list[str]:
+        await self._pace(size)
+        answer = await self._parts.courier.send(
+            self._target.row, "/v1/sites/fetch", FetchBatch(list(items)), FetchAnswer, seconds=PARCEL_SECONDS
+        )
+        moved = sum(result.bytes for result in answer.results)
+        self._target.moved(moved)
+        for result in answer.results:
+            if result.code and result.code not in _NO_NAME:
+                self._target.status.error = f"{result.code}: {result.detail}"
+        return [result.code for result in answer.results]
+
+    async def _judge(self, rows: Sequence[QueueRow], codes: Sequence[str], names: dict[int, Bucket]) -> None:
+        done = [row for row, code in zip(rows, codes, strict=True) if not code]
+        self._target.status.bodies_sent += len(done)
+        await self._finish([row.sequence for row in done])
+        for row, code in zip(rows, codes, strict=True):
+            if code in _NO_NAME:
+                await self._name_again(row, names)
+            elif code:
+                self._retry(row)
+
+    async def _name_again(self, row: QueueRow, names: dict[int, Bucket]) -> None:
+        """The target does not know this version: it was replaced there (then the row is done), or its name was parked
+        or lost with an older catalog (then it goes again)."""
+        wanted = [(row.bucket_id, row.key, row.version)]
+        held = (await self._parts.database.read(lambda c: sites.versions_of(c, wanted))).get(wanted[0])
+        bucket = names[row.bucket_id]
+        record = record_of(bucket, row, held)
+        if record is None:
+            await self._finish([row.sequence])
+            return
+        batch = name_batch(self._parts.me().name, [record], [bucket])
+        answer = await self._parts.courier.send(
+            self._target.row, "/v1/sites/names", batch, NameAnswer, seconds=NAMES_SECONDS
+        )
+        if answer.applied or answer.parked:
+            self._retry(row)
+        else:
+            await self._finish([row.sequence])
+
+    def _retry(self, row: QueueRow) -> None:
+        _, _, times = self._retries.get(row.sequence, (row, 0.0, 0))
+        wait = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2**times)
+        self._retries[row.sequence] = (row, self._parts.clock.monotonic() + wait, min(times + 1, 10))
+
+    async def _finish(self, sequences: list[int]) -> None:
+        await self._target.finish(sequences)
+        for sequence in sequences:
+            self._retries.pop(sequence, None)
+
+    async def _pace(self, size: int) -> None:
+        """Wait for this many bytes' turn under the target's bandwidth."""
+        clock = self._parts.clock
+        rate = bandwidth(self._target.row.link, clock.now_ms())
+        if not rate:
+            return
+        now = clock.monotonic()
+        at = max(self._ready_at, now)
+        self._ready_at = at + size / rate
+        if at > now:
+            await clock.sleep(at - now)

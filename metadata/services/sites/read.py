@@ -1,0 +1,64 @@
+"""Bytes of this site's own objects, for pushes to other sites under a sync rule: read from object servers, verified.
+
+The only place where metadata holds bytes of a body, and only small ones (SEGMENT_BYTES at a time): a sync PUT waits for
+one round trip between sites, and every hop through a gateway would be one more before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from metadata.services.cluster.view import ClusterView
+from metadata.services.names.lookup import LookupService
+from tierstore.auth.access import Principal
+from tierstore.errors import IntegrityError, NotFound, TierstoreError, UnavailableError
+from tierstore.names import ChunkId
+from tierstore.transport.object_client import ObjectClient
+from tierstore.wire.names import ChunkView, LookupItem
+
+#: For one copy to answer; then the next is asked.
+READ_SECONDS: Final = 3.0
+#: Reads under way; each holds at most a segment.
+READS_MAX: Final = 8
+_SELF: Final = Principal("", "replication", {"*": "readonly"})
+
+
+class BodyReader:
+    """One per process."""
+
+    def __init__(self, lookups: LookupService, view: ClusterView, client: ObjectClient) -> None:
+        self._lookups = lookups
+        self._view = view
+        self._client = client
+        self.turns = asyncio.Semaphore(READS_MAX)
+
+    async def read(self, bucket: str, key: str, version: int, *, first: int, length: int) -> bytes:
+        """Raises NotFound when the version is gone or its bytes are elsewhere, UnavailableError."""
+        item = LookupItem(bucket, key, "", version, first, length, is_own=True)
+        found = await self._lookups.lookup(item, _SELF)
+        if found.code:
+            raise NotFound(found.detail, code=found.code)
+        pieces = [await self._chunk(chunk, first, first + length) for chunk in found.chunks]
+        body = b"".join(pieces)
+        if len(body) != length:
+            raise NotFound("its bytes are not all at this site", code="body-not-here")
+        return body
+
+    async def _chunk(self, chunk: ChunkView, first: int, stop: int) -> memoryview:
+        """What of the chunk lies in the range."""
+        skip = max(0, first - chunk.start)
+        length = min(stop, chunk.start + chunk.length) - chunk.start - skip
+        failure: TierstoreError = UnavailableError("no server of a copy is known", code="no-replica")
+        for replica in chunk.replicas:
+            server = self._view.servers.get(replica.server)
+            if server is None:
+                continue
+            try:
+                return await self._client.read_chunk(
+                    server.url, replica.ticket, chunk=ChunkId(chunk.id), chunk_bytes=chunk.chunk_bytes,
+                    crc32c=chunk.crc32c, first=chunk.chunk_offset + skip, length=length, seconds=READ_SECONDS,
+                )
+            except (UnavailableError, IntegrityError, NotFound) as error:
+                failure = error
+        raise failure

@@ -1,0 +1,120 @@
+"""One other site as its senders share it: what they work with, what operators see, and when something may be sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from metadata.catalog import sites
+from metadata.catalog.database import Database
+from metadata.catalog.leases import require_epoch
+from metadata.catalog.queries import Connection
+from metadata.catalog.sites import Backlog, SiteRow
+from metadata.services.cluster.duties import PROMOTER
+from metadata.services.sites.compare import Comparison
+from metadata.services.sites.courier import Courier
+from metadata.services.sites.registry import Known, Self
+from tierstore.clock import Clock
+from tierstore.errors import TierstoreError
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS: Final = 1.0
+RATE_SECONDS: Final = 10.0
+
+
+@dataclass(slots=True)
+class TargetStatus:
+    """What operators see of a target."""
+
+    site: str
+    is_paused: bool = False
+    is_reachable: bool = False
+    error: str = ""
+    latency_ms: float = 0.0
+    backlog: Backlog = field(default_factory=lambda: Backlog(0, 0, 0, 0))
+    confirmed_at_ms: int = 0        # the target had everything then
+    names_sent: int = 0
+    bodies_sent: int = 0
+    bytes_sent: int = 0
+    parked: int = 0
+    failures: int = 0
+    bytes_per_second: float = 0.0
+    compare_left: int = 0           # it is still sending this site what that has forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a worker works with. epoch: of the promoter's lease, 0 without it. is_hot: whether a body goes because of
+    its heat, though its name went before: (target, bucket, key, version). foreground:
+    requests of clients that this process has had, counted up."""
+
+    database: Database
+    clock: Clock
+    courier: Courier
+    known: Known
+    me: Callable[[], Self]
+    heat_of: Callable[[bytes], float]
+    epoch: Callable[[], int]
+    comparison: Comparison
+    is_hot: Callable[[str, int, str, int], bool]
+    foreground: Callable[[], int] = lambda: 0
+
+
+class Target:
+    """Shared by the senders of one worker."""
+
+    def __init__(self, parts: Parts, name: str) -> None:
+        self.parts = parts
+        self.name = name
+        self.status = TargetStatus(name)
+        self.has_bodies = asyncio.Event()
+        #: When the batches of names under way began.
+        self.names_since = math.inf
+        self._moved: list[tuple[float, int]] = []
+
+    @property
+    def row(self) -> SiteRow:
+        return self.parts.known.get(self.name)
+
+    @property
+    def may_send(self) -> bool:
+        return self.status.is_reachable and not self.status.is_paused and self.parts.epoch() != 0
+
+    def failed(self, error: TierstoreError) -> None:
+        self.status.failures += 1
+        self.status.error = str(error)
+        log.warning("site %s: %s", self.name, error)
+
+    async def finish(self, sequences: list[int]) -> None:
+        """These rows of the queue need nothing more."""
+        if not sequences:
+            return
+
+        def work(c: Connection) -> None:
+            require_epoch(c, PROMOTER, self.parts.epoch())
+            sites.finish(c, self.name, sequences)
+
+        await self.parts.database.write(work)
+
+    def moved(self, size: int) -> None:
+        """Bytes of bodies that have travelled."""
+        self.status.bytes_sent += size
+        self._moved.append((self.parts.clock.monotonic(), size))
+
+    def rate(self) -> float:
+        now = self.parts.clock.monotonic()
+        self._moved = [(at, size) for at, size in self._moved if now - at <= RATE_SECONDS]
+        return sum(size for _, size in self._moved) / RATE_SECONDS
+
+
+async def idle(event: asyncio.Event) -> None:
+    """Until the event, or for a while."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(IDLE_SECONDS):
+            await event.wait()

@@ -1,0 +1,208 @@
+"""The walk over what lies on the fast devices: cache copies the promoter should know, landed home copies that go home.
+
+Owns a cursor per pass over the reverse table of each fast device, and what a pass adds up: bytes whose home copies all
+lie on fast devices (exposed) and the age of the oldest. A pass reconciles: copies it finds become residents, residents
+it does not find are dropped; so whatever else changed the catalog (repair, drain, deletes, another holder of the lease)
+is caught up with. A landed home copy (land-fast, or a write that found the slow tier full) is copied home; it stays as
+a cache copy if the chunk has no other, and then competes by rank like all of them.
+
+Bounds: PAGE chunks a step, SETTLE_OPEN_MAX copies home at once. Cost: 15 us a chunk, one read a step, off the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from metadata.catalog import garbage, jobs, tiering
+from metadata.catalog.book import Located
+from metadata.catalog.database import Database
+from metadata.catalog.jobs import NewJob
+from metadata.catalog.leases import Connection, require_epoch
+from metadata.catalog.packed import LIVE, Replica
+from metadata.services.cluster.duties import PROMOTER
+from metadata.services.cluster.membership import Cluster
+from metadata.services.cluster.view import DeviceInfo
+from metadata.services.jobs.work import CLASS_TIER, CopyWork, is_alive
+from metadata.services.tiering.service import Tiering
+from tierstore.names import TIERS
+from tierstore.policy.rules import Rule
+from tierstore.ticket import ROLE_CACHE, ROLE_HOME
+
+PAGE: Final = 500
+SETTLE_OPEN_MAX: Final = 256
+SETTLE: Final = "settle"
+_PLACE: Final[dict[str, int]] = {tier: place for place, tier in enumerate(TIERS)}
+
+#: A device of a tier with room for so many bytes on none of these servers, or None.
+Choose = Callable[[int, str, Collection[int]], DeviceInfo | None]
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One pass over one device."""
+
+    device: int
+    after: bytes = b""
+    seen: set[bytes] = field(default_factory=set)
+    known: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """Home copies on fast devices that are to go home. oldest_at: of their oldest upload, s since 1970; 0: none."""
+
+    chunks: int = 0
+    bytes: int = 0
+    oldest_at: float = 0.0
+
+
+class ShelfWalk:
+    """One per process; `step` runs only in the holder of the promoter's lease."""
+
+    def __init__(self, database: Database, cluster: Cluster, tiering: Tiering, *, choose: Choose) -> None:
+        self._database = database
+        self._cluster = cluster
+        self._view = cluster.view
+        self._tiering = tiering
+        self._choose = choose
+        self._pass: _Pass | None = None
+        self._epoch = -1
+        self._adding: dict[int, Exposed] = {}
+        self.exposed: dict[int, Exposed] = {}
+        self.passes = 0
+        self.is_complete = False      # every fast device was walked once under this lease
+
+    async def step(self, epoch: int) -> tuple[int, bool]:
+        """The next page; (what was acted on, is the pass over all devices unfinished)."""
+        await self._tiering.begin(epoch)
+        planner = self._tiering.planner
+        assert planner is not None
+        if epoch != self._epoch:
+            self._epoch, self._pass, self.is_complete = epoch, None, False
+        fast = self._fast_devices()
+        if not fast:
+            self.exposed, self.is_complete = {}, True
+            return 0, False
+        if self._pass is None or self._pass.device not in fast:
+            self._pass = self._begin(fast[0])
+        now = self._pass
+        page = await self._database.scan(
+            lambda c: garbage.placed_between(c, now.device, after=now.after, last=None, limit=PAGE)
+        )
+        acted = 0
+        if page:
+            names = await self._tiering.finder.bucket_names()
+            found = await self._database.scan(
+                lambda c: tiering.find(c, {chunk: [now.device] for chunk, _ in page}, names)
+            )
+            acted = await self._look_at(now, found, epoch)
+            now.after = page[-1][0]
+        is_first = not self.is_complete     # only the first pass hurries, and one that finds something to do
+        if len(page) == PAGE:
+            return acted, is_first or acted > 0
+        acted += self._end(now)
+        later = [device for device in fast if device > now.device]
+        self._pass = self._begin(later[0]) if later else None
+        if not later:
+            self.passes += 1
+            self.is_complete = True
+        return acted, is_first and bool(later)
+
+    def _fast_devices(self) -> list[int]:
+        """Those of every tier but the slowest, that can be read."""
+        tiers = {d.tier for d in self._view.devices.values() if self._view.can_read(d.id)}
+        slowest = max(tiers, key=lambda tier: _PLACE.get(tier, 0), default="")
+        return sorted(
+            d.id for d in self._view.devices.values() if d.tier != slowest and self._view.can_read(d.id)
+        )
+
+    def _begin(self, device: int) -> _Pass:
+        planner = self._tiering.planner
+        self._adding[device] = Exposed()
+        return _Pass(device, known=planner.residents_of(device) if planner is not None else [])
+
+    def _end(self, over: _Pass) -> int:
+        self.exposed[over.device] = self._adding.pop(over.device, Exposed())
+        for gone in set(self.exposed) - set(self._fast_devices()):
+            del self.exposed[gone]
+        return self._tiering.disown(over.device, over.seen, over.known)
+
+    async def _look_at(self, now: _Pass, found: dict[bytes, Located], epoch: int) -> int:
+        landed: list[Located] = []
+        for chunk, located in found.items():
+            replica = next((r for r in located.chunk.replicas if r.device == now.device), None)
+            if replica is None or replica.state != LIVE:
+                continue
+            if replica.role == ROLE_CACHE:
+                now.seen.add(chunk)
+                self._tiering.adopt(located, now.device)
+            elif self._is_landed(located, now.device):
+                landed.append(located)
+                before = self._adding[now.device]
+                at = int.from_bytes(chunk[:6], "big") / 1000    # an upload's id begins with its time
+                oldest = min(before.oldest_at, at) if before.oldest_at else at
+                self._adding[now.device] = Exposed(before.chunks + 1, before.bytes + located.chunk.chunk_bytes, oldest)
+        return await self._settle(landed, now.device, epoch) if landed else 0
+
+    def home_tier(self, rule: Rule) -> str:
+        """The tier where home copies under a rule belong: the rule's, else the slowest there is."""
+        tiers = {d.tier for d in self._view.devices.values() if self._view.can_place(d)}
+        if rule.home in tiers:
+            return rule.home
+        return max(tiers, key=lambda tier: _PLACE.get(tier, 0), default="")
+
+    def _is_landed(self, located: Located, device: int) -> bool:
+        """Whether a home copy lies on a faster tier than it belongs to."""
+        home = self.home_tier(self._tiering.finder.rule_of(located))
+        info = self._view.devices.get(device)
+        return bool(home) and info is not None and _PLACE.get(info.tier, 0) < _PLACE.get(home, 0)
+
+    async def _settle(self, landed: list[Located], device: int, epoch: int) -> int:
+        """Queue copies home."""
+        now_ms = self._cluster.now_ms()
+        wanted = [job for located in landed if (job := self._copy_home(located, device)) is not None]
+
+        def work(c: Connection) -> int:
+            require_epoch(c, PROMOTER, epoch)
+            room = SETTLE_OPEN_MAX - jobs.open_count(c, SETTLE)
+            busy = jobs.open_kinds_of(c, [job.chunk for job in wanted])
+            # One copy of a chunk at a time, so that the second sees where the first one went.
+            return jobs.add(c, [job for job in wanted if job.chunk not in busy][: max(room, 0)], now_ms=now_ms)
+
+        return await self._database.write(work) if wanted else 0
+
+    def _copy_home(self, located: Located, device: int) -> NewJob | None:
+        chunk, rule = located.chunk, self._tiering.finder.rule_of(located)
+        home = self.home_tier(rule)
+        taken = {
+            self._view.devices[r.device].server for r in chunk.replicas
+            if r.role == ROLE_HOME and r.device != device and r.device in self._view.devices
+        }  # fmt: skip
+        target = self._target(chunk.chunk_bytes, home, taken, device, chunk.replicas)
+        if target is None:
+            return None
+        via = next((r.device for r in chunk.replicas if r.device != device), device)
+        payload = msgspec.msgpack.encode(CopyWork(via, ROLE_HOME, device, keep=rule.mode != "never"))
+        return NewJob(
+            "copy", SETTLE, CLASS_TIER, target.server, target.id, chunk=chunk.id, bytes=chunk.chunk_bytes,
+            payload=payload,
+        )  # fmt: skip
+
+    def _target(
+        self, size: int, tier: str, taken: Collection[int], device: int, replicas: Collection[Replica]
+    ) -> DeviceInfo | None:
+        """The landed copy's own server when it has a device of the home tier with room: no network, same domain."""
+        held = {r.device for r in replicas}
+        own = self._view.devices[device].server
+        for info in self._view.devices.values():
+            if (
+                info.server == own and info.tier == tier and info.id not in held and self._view.can_place(info)
+                and is_alive(self._view, info.id) and info.counts_for_copies and info.free_bytes > 2 * size
+            ):
+                return info
+        found = self._choose(size, tier, taken)
+        return found if found is not None and found.tier == tier and found.id not in held else None

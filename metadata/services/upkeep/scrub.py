@@ -1,0 +1,178 @@
+"""Scrub: finds rotten copies that nobody reads.
+
+Two ways. The pace: object servers read through their own devices all the time at `bytes_per_second` each, told with
+every heartbeat answer; what they find bad they report. A pass: on an operator's word every copy in the reverse table
+gets a verify job, with progress; it also finds copies that the catalog has and the device has not. It begins when the
+reverse table knows all that was committed before the word was given.
+
+Cost of a pass: one page of PAGE rows and one lock per chunk for its checksum; at most OPEN_PER_DEVICE open jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from metadata.catalog import feed, garbage, jobs, leases, placements
+from metadata.catalog.database import Database
+from metadata.catalog.jobs import NewJob
+from metadata.catalog.leases import Connection, require_epoch
+from metadata.services.cluster.duties import PROMOTER
+from metadata.services.cluster.membership import Cluster
+from metadata.services.jobs.work import CLASS_SCRUB, ReplicaBook, VerifyWork, is_alive
+from tierstore.errors import NotFound, RequestError
+
+PAGE: Final = 128
+OPEN_PER_DEVICE: Final = 256
+PACE_DEFAULT: Final = 4 << 20
+PACE_MAX: Final = 10 << 30
+WHY: Final = "scrub"
+
+
+class ScrubState(msgspec.Struct):
+    """What is kept in the catalog. left: device -> last chunk id looked at (hex), of the pass under way; sequence: the
+    feed's head when it was asked for."""
+
+    bytes_per_second: int = PACE_DEFAULT
+    started_at_ms: int = 0
+    finished_at_ms: int = 0
+    left: dict[str, str] = {}
+    queued: int = 0
+    queued_bytes: int = 0
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """total and checked count copies; a pass that is over has checked == total."""
+
+    bytes_per_second: int
+    is_running: bool
+    started_at_ms: int
+    finished_at_ms: int
+    checked: int
+    total: int
+    bytes_queued: int
+
+
+class Scrub:
+    """The pace and the pass. The state is a setting, so a pass goes on after a restart or take-over."""
+
+    SETTING: Final = "scrub"
+
+    def __init__(
+        self, database: Database, cluster: Cluster, book: ReplicaBook, *, pace_default: int = PACE_DEFAULT
+    ) -> None:
+        self._database = database
+        self._cluster = cluster
+        self._book = book
+        self._state = ScrubState(bytes_per_second=pace_default)
+
+    @property
+    def bytes_per_second(self) -> int:
+        """For each device; goes out with heartbeat answers."""
+        return self._state.bytes_per_second
+
+    async def load(self) -> None:
+        text = await self._database.read(lambda c: leases.setting(c, self.SETTING))
+        if text:
+            self._state = msgspec.json.decode(text, type=ScrubState)
+
+    async def _save(self, state: ScrubState) -> None:
+        text = msgspec.json.encode(state).decode()
+        await self._database.write(lambda c: leases.set_setting(c, self.SETTING, text))
+        self._state = state
+
+    async def set_pace(self, bytes_per_second: int) -> None:
+        """0 stops the object servers' own scrubbing. Raises RequestError."""
+        if not 0 <= bytes_per_second <= PACE_MAX:
+            raise RequestError(f"a scrub pace is 0 to {PACE_MAX} bytes per second", code="bad-pace")
+        await self._save(msgspec.structs.replace(self._state, bytes_per_second=bytes_per_second))
+
+    async def start(self, devices: list[int] | None = None) -> list[int]:
+        """Check every copy on these devices, once, from now on. Raises NotFound.
+
+        None: on all that answer; when none does, as just after a start, on all that come back."""
+        view = self._cluster.view
+        answering = [d for d in view.devices if is_alive(view, d)]
+        chosen = devices if devices is not None else answering or list(view.devices)
+        unknown = [d for d in chosen if d not in view.devices]
+        if unknown:
+            raise NotFound(f"no device has the id {unknown[0]}", code="no-such-device")
+        now_ms = self._cluster.now_ms()
+        left = {str(device): "" for device in sorted(chosen)}
+        sequence, _ = await self._database.read(feed.head)
+        await self._save(
+            ScrubState(self._state.bytes_per_second, now_ms, 0 if left else now_ms, left, sequence=sequence)
+        )
+        return sorted(chosen)
+
+    async def step(self, epoch: int) -> tuple[int, bool]:
+        """Queue the next verify jobs of the pass; (queued, more at once)."""
+        await self.load()
+        state = self._state
+        if state.left and await self._database.read(placements.mark) < state.sequence:
+            return 0, False     # the copies of the newest objects are not in the reverse table yet
+        left, queued, size, more = dict(state.left), 0, 0, False
+        for device_text, after in state.left.items():
+            device = int(device_text)
+            if not is_alive(self._cluster.view, device):
+                continue    # it waits for the device to come back
+            made, last, is_end = await self._plan(device, bytes.fromhex(after), epoch)
+            queued += len(made)
+            size += sum(job.bytes for job in made)
+            more = more or not is_end
+            if is_end and not made and last is None:
+                continue    # full queue
+            if is_end:
+                del left[device_text]
+            elif last is not None:
+                left[device_text] = last.hex()
+        if left != state.left or queued:
+            is_over = not left and state.left
+            await self._save(
+                ScrubState(
+                    state.bytes_per_second, state.started_at_ms, self._cluster.now_ms() if is_over else 0, left,
+                    state.queued + queued, state.queued_bytes + size, state.sequence,
+                )
+            )  # fmt: skip
+        return queued, more and queued > 0
+
+    async def _plan(self, device: int, after: bytes, epoch: int) -> tuple[list[NewJob], bytes | None, bool]:
+        """(jobs queued, last id looked at or None when the queue is full, whether the device is through)."""
+        now_ms = self._cluster.now_ms()
+        server = self._cluster.view.devices[device].server
+
+        def work(c: Connection) -> tuple[list[NewJob], bytes | None, bool]:
+            require_epoch(c, PROMOTER, epoch)
+            if jobs.open_on_device(c, device, ["verify"]) >= OPEN_PER_DEVICE:
+                return [], None, True
+            page = garbage.placed_between(c, device, after=after, last=None, limit=PAGE)
+            made: list[NewJob] = []
+            for chunk, _ in page:
+                located = self._book.locate(c, device, chunk)
+                if located is None:
+                    continue
+                size = located.chunk.chunk_bytes
+                payload = msgspec.msgpack.encode(VerifyWork(size, located.chunk.crc32c))
+                made.append(NewJob("verify", WHY, CLASS_SCRUB, server, device, chunk, payload, bytes=size))
+            jobs.add(c, made, now_ms=now_ms)
+            return made, page[-1][0] if page else after, len(page) < PAGE
+
+        return await self._database.write(work)
+
+    async def status(self) -> ScrubStatus:
+        state = self._state
+        waiting, ahead = await self._database.read(
+            lambda c: (
+                sum(n.jobs for n in jobs.counts(c) if n.why == WHY and n.state != jobs.FAILED),
+                sum(garbage.count_after(c, int(d), after=bytes.fromhex(last)) for d, last in state.left.items()),
+            )
+        )
+        return ScrubStatus(
+            bytes_per_second=state.bytes_per_second, is_running=bool(state.left) or waiting > 0,
+            started_at_ms=state.started_at_ms, finished_at_ms=state.finished_at_ms,
+            checked=max(0, state.queued - waiting), total=state.queued + ahead, bytes_queued=state.queued_bytes,
+        )  # fmt: skip
