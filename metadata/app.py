@@ -223,7 +223,7 @@ class MetadataServer:
         self.jobs = JobQueue(
             database, self.cluster, self.book, self.switches, copies_of=self.copies.of_chunk,
             rates=JobRates(settings.jobs.device_rate, settings.jobs.total_rate, settings.jobs.promote_rate),
-            heat_of=self.heat.heat_per_hour,
+            heat_of=self.heat.heat_per_hour, reporter=self.heat.reporter,
         )  # fmt: skip
         self.tiering = Tiering(
             database, self.cluster, self.book, self.jobs, self.heat,

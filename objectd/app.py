@@ -22,6 +22,7 @@ from objectd import metrics
 from objectd.agent import Agent
 from objectd.agent_state import INSTANCE_BYTES, AgentState, AgentStateFile
 from objectd.config import STREAM_WINDOW_BYTES, DeviceConfig, ObjectdConfig
+from objectd.fresh import Fresh
 from objectd.heat import HeatCounter
 from objectd.memory import Memory
 from objectd.residency import Residency
@@ -47,6 +48,7 @@ from objectd.work.verify import VerifyWork
 from tierstore import statefile
 from tierstore.clock import Clock
 from tierstore.errors import ConfigError, NotAuthenticated
+from tierstore.names import ChunkId
 from tierstore.serving import pages, problem
 from tierstore.serving.drain import Drain
 from tierstore.telemetry.log import get_logger
@@ -89,11 +91,12 @@ class ObjectServer:
         self.slots: Slots = Slots()
         self.heat: HeatCounter = HeatCounter(entries_max=config.chunks.heat_entries_max, now_seconds=clock.monotonic())
         self.memory: Memory = Memory(config.chunks.mem_bytes)
+        self.fresh: Fresh = Fresh(config.chunks.fresh_bytes)
         self.verify: VerifyWork = VerifyWork(slots=self.slots, run_blocking=run_blocking)
         self.damage: DamageChecks = DamageChecks(slots=self.slots, verify=self.verify)
         self.reads: ChunkReads = ChunkReads(
-            standing=self.standing, slots=self.slots, heat=self.heat, memory=self.memory, residency=Residency(),
-            settings=config.chunks, on_damage=self.damage.look,
+            standing=self.standing, slots=self.slots, heat=self.heat, memory=self.memory, fresh=self.fresh,
+            residency=Residency(), settings=config.chunks, on_damage=self.damage.look,
         )  # fmt: skip
         self.uploads: ChunkUploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
         self.receipts = ReceiptRenewals(
@@ -113,7 +116,7 @@ class ObjectServer:
             is_draining=lambda: self.drain.is_announced,
         )  # fmt: skip
         self.remove = RemoveWork(slots=self.slots, may_delete=self.agent.may_delete, note=self.agent.note,
-            on_removed=self.memory.forget,
+            on_removed=self._forget,
         )
         self.scrub: Scrub = Scrub(
             clock=clock, verify=self.verify, run_blocking=run_blocking, rate=config.background.scrub_rate,
@@ -132,7 +135,8 @@ class ObjectServer:
         jobs.on_done = self.agent.beat_soon
         jobs.add("copy", CopyWork(
             standing=self.standing, slots=self.slots, client=ObjectClient(self._transport, self._clock),
-            verify=self.verify, segment_chunk_bytes_max=self.config.chunks.segment_chunk_bytes_max,
+            verify=self.verify, fresh=self.fresh,
+            segment_chunk_bytes_max=self.config.chunks.segment_chunk_bytes_max,
         ))  # fmt: skip
         jobs.add("delete", self.remove.delete)
         jobs.add("undelete", self.remove.undelete)
@@ -141,6 +145,10 @@ class ObjectServer:
             standing=self.standing, slots=self.slots, remove=self.remove, run_blocking=self._run_blocking,
             send=self.agent.send_inventory,
         ))  # fmt: skip
+
+    def _forget(self, chunk: ChunkId) -> None:
+        self.memory.forget(chunk)
+        self.fresh.forget(chunk)
 
     def _application(self) -> FastAPI:
         app = FastAPI(title="tierstore object server", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")

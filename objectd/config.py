@@ -47,6 +47,7 @@ class Chunks:
     cold_read_bytes: Size = setting(1 * MIB, "piece in which a chunk that is not in memory is read and sent")
     device_timeout: Seconds = setting(20.0, "for one step of a device, after which the request fails")
     mem_bytes: Size = setting(64 * MIB, "chunks kept in RAM in front of slow devices (the mem tier); 0: none")
+    fresh_bytes: Size = setting(16 * MIB, "what clients just read from slow devices, kept for copies of it; 0: none")
     heat_entries_max: int = setting(500_000, "distinct chunks counted between two heartbeats")
     speed_test: bool = setting(True, "measure the devices at start (a fraction of a second each)")
 

@@ -25,6 +25,10 @@ _SERVER.counter(
     "tierstore_chunk_joined_reads_total", "those of them that got what another read of the chunk brought",
     lambda s: s.reads.joined_total,
 )  # fmt: skip
+_SERVER.counter(
+    "tierstore_chunk_fresh_copies_total", "copies that took their bytes from a read just made, not from a device",
+    lambda s: s.fresh.taken_total,
+)  # fmt: skip
 _SERVER.counter("tierstore_chunk_read_blocks_total", "blocks of chunks sent to clients", lambda s: s.reads.blocks_total)
 _SERVER.counter("tierstore_chunk_read_bytes_total", "bytes of chunks served", lambda s: s.reads.bytes_total)
 _SERVER.counter("tierstore_chunk_uploads_total", "chunks stored", lambda s: s.uploads.uploads_total)

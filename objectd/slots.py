@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from objectd.store.device import Device
-from tierstore.errors import IntegrityError, NotFound
+from tierstore.errors import CapacityError, IntegrityError, NotFound
 from tierstore.names import ChunkId, DeviceId
 from tierstore.wire.cluster import BadChunk, DeviceGrant, DeviceReport
 
@@ -49,6 +49,8 @@ class Slot:
     observed_ms: float = 0.0
     _observations: int = 0
     _observed_before: int = 0
+    #: Bytes that a copy found no room for; upkeep makes it from what is dead. 0: none waits.
+    wanted_bytes: int = 0
     #: Small chunks stored so far; see routes.uploads.BACK_PRESSURE_EVERY.
     puts: int = 0
     #: Header lines of whole answers, by number of bytes of sums: formatting them costs more than finding them.
@@ -88,6 +90,13 @@ class Slot:
             self.observed_ms *= OBSERVED_DECAY
         self._observed_before = self._observations
         return max(self.read_ms, self.observed_ms if self._observations >= OBSERVATIONS_MIN else 0.0)
+
+    def want_room(self, count: int) -> None:
+        """Look for room before a copy is read from anywhere. Raises CapacityError; then upkeep hurries to make it."""
+        free = self.device.usage().free_bytes
+        if free < count:
+            self.wanted_bytes = max(self.wanted_bytes, count)
+            raise CapacityError(f"{self.device.path} has {free} bytes left for new chunks, {count} are asked for")
 
     def sample_queue(self) -> None:
         """Take one sample of how many requests wait (the agent does, several times per heartbeat)."""

@@ -3,8 +3,9 @@
 Three runs of the same requests on the same objects: promoter off, promoter on, promoter and RAM cache on. Four
 closed-loop clients over REST. The requests are those of a sample of the keys (by hash) over the whole trace, so that
 they reuse what they read as the trace does; sizes are scaled up (the trace's are hundreds of bytes), trace time is
-scaled to --seconds, tick and half-life alike (no tick below the smallest, 1 s). Every body is compared. Reported: mean
-and p99 after a third of the requests, the share of reads by tier as the clients saw it and as the gateway counted it,
+scaled to --seconds, tick and half-life alike (no tick below the smallest, 1 s). The trace's times are whole seconds;
+the requests of one second are spread over it in their order. Every body is compared. Reported: mean and p99 after a
+third of the requests, the share of reads by tier as the clients saw it and as the gateway counted it, the mean by tier,
 bytes moved per byte served. --only with --folder makes the runs one by one, on the same data.
 
     bars    mean with the promoter / off <= 0.5, with mem too <= 0.35
@@ -16,6 +17,7 @@ import argparse
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -23,7 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +33,7 @@ import numpy as np
 
 from bench.tiering.workloads import load
 from tests.kit.cluster import Cluster, free_port_base, wait_until
-from tierstore.policy.trace import GET
+from tierstore.policy.trace import GET, Trace
 
 MIB: Final = 1 << 20
 CLIENTS: Final = 4
@@ -52,6 +54,8 @@ class Run:
     counted: dict[str, int] = field(default_factory=dict)     # by the gateway; what it did not serve is left out
     promotions: int = 0
     failed: int = 0
+    tier_of: list[str] = field(default_factory=list)          # of each request, in order
+    load: float = 0.0                                         # of the machine, mean of 5 minutes, at the end
 
     def after_warm_up(self) -> Any:
         return np.array(self.seconds[len(self.seconds) // 3 :])
@@ -63,6 +67,14 @@ class Run:
     @property
     def p99_ms(self) -> float:
         return float(np.percentile(self.after_warm_up(), 99)) * 1e3
+
+
+def spread(trace: Trace) -> Trace:
+    """Requests that the trace's clock of whole seconds puts at one moment, at even distances over their second."""
+    second = np.floor(trace.time)
+    _, first, count = np.unique(second, return_index=True, return_counts=True)
+    place = np.arange(len(trace)) - np.repeat(first, count)
+    return replace(trace, time=second + place / np.repeat(count, count))
 
 
 def body_of(key: int, size: int) -> bytes:
@@ -100,7 +112,7 @@ class Workload:
 def workload(requests: int, seconds: float) -> Workload:
     """The GETs of about so many requests of twitter52: all of a sample of its keys, from its beginning to its end,
     with sizes scaled to the footprint and time scaled to `seconds`."""
-    trace = load("twitter52")
+    trace = spread(load("twitter52"))
     trace = trace.sampled(requests / len(trace))
     chosen = np.flatnonzero(trace.op == GET)
     keys: list[int] = trace.key[chosen].tolist()
@@ -117,7 +129,8 @@ def workload(requests: int, seconds: float) -> Workload:
 
 
 def replay(c: Cluster, load_: Workload) -> Run:
-    run, lock, at = Run(seconds=[0.0] * len(load_.keys)), threading.Lock(), [0]
+    count = len(load_.keys)
+    run, lock, at = Run(seconds=[0.0] * count, tier_of=[""] * count), threading.Lock(), [0]
     before = _counted(c)
     began = time.monotonic()
 
@@ -126,7 +139,7 @@ def replay(c: Cluster, load_: Workload) -> Run:
         while True:
             with lock:
                 n, at[0] = at[0], at[0] + 1
-            if n >= len(load_.keys):
+            if n >= count:
                 return
             wait = began + load_.due[n] - time.monotonic()
             if wait > 0:
@@ -135,6 +148,7 @@ def replay(c: Cluster, load_: Workload) -> Run:
             started = time.perf_counter()
             status, body, tier = client("GET", f"/v1/objects/bench/{key}")
             run.seconds[n] = time.perf_counter() - started
+            run.tier_of[n] = tier
             is_right = status == 200 and body == body_of(key, load_.sizes[key])
             with lock:
                 run.tiers[tier] += 1
@@ -148,6 +162,7 @@ def replay(c: Cluster, load_: Workload) -> Run:
     status = Client(c).json("GET", "/v1/admin/tiering")
     run.moved_per_served = status["bytes_moved_per_byte_served"]
     run.promotions, run.failed = status["promotions"], status["failed"]
+    run.load = os.getloadavg()[1]
     after = _counted(c)
     run.counted = {tier: n - before.get(tier, 0) for tier, n in after.items() if n > before.get(tier, 0)}
     return run
@@ -200,7 +215,8 @@ def measure(requests: int, seconds: float, folder: Path, *, names: Sequence[str]
     ssd = max(int(footprint / 10 / SERVERS / (1 - RESERVE_SHARE)), 4 * MIB)
     mem = footprint // 100 // SERVERS
     flags = ["--servers", str(SERVERS), "--device", f"ssd={ssd}", "--device", "hdd=2GiB,8ms,160MB/s"]
-    environment = {"TIERSTORE_TELEMETRY__METRICS_PUBLIC": "true"}
+    # What was just read is kept for the promoter's copies in no more RAM than a `mem` tier of 1 %.
+    environment = {"TIERSTORE_TELEMETRY__METRICS_PUBLIC": "true", "TIERSTORE_CHUNKS__FRESH_BYTES": str(mem)}
     runs: dict[str, Run] = {}
     for name in names:
         is_new = not (folder / "cluster").exists()
@@ -254,11 +270,16 @@ def _print(runs: dict[str, Run]) -> int:
         is_counted = not run.counted or run.counted == dict(run.tiers)
         is_right = run.wrong == 0 and is_counted and (must is None or ratio <= must)
         failed += not is_right
-        shares = ", ".join(f"{tier} {n / len(run.seconds):.3f}" for tier, n in sorted(run.tiers.items()))
+        seconds, tiers = run.after_warm_up(), np.array(run.tier_of[len(run.tier_of) // 3 :])
+        shares = ", ".join(
+            f"{tier} {n / len(run.seconds):.3f} ({seconds[tiers == tier].mean() * 1e3:.1f} ms)"
+            for tier, n in sorted(run.tiers.items())
+        )
         print(
             f"{name:10} {run.mean_ms:9.2f} {run.p99_ms:9.2f} {ratio:9.3f} {must or '':>6}  {shares}; "
             f"{run.wrong} wrong; moved/served {run.moved_per_served:.3f}; {run.promotions} copies made, "
-            f"{run.failed} not; counted {'alike' if is_counted else 'otherwise'}{'' if is_right else '  MISSED'}"
+            f"{run.failed} not; counted {'alike' if is_counted else 'otherwise'}; load {run.load:.1f}"
+            f"{'' if is_right else '  MISSED'}"
         )
     return 1 if failed else 0
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from objectd.config import Chunks
+from objectd.fresh import Fresh
 from objectd.heat import HeatCounter
 from objectd.memory import TIER, Memory
 from objectd.residency import Residency
@@ -45,14 +46,15 @@ class _Wanted:
     chunk_bytes: int
     first: int
     count: int
+    is_client: bool = True
 
 
 class ChunkReads:
     """The handler of the GET route. Event loop only."""
 
     def __init__(
-        self, *, standing: Standing, slots: Slots, heat: HeatCounter, memory: Memory, residency: Residency,
-        settings: Chunks, on_damage: Callable[[Slot, ChunkId, int], None],
+        self, *, standing: Standing, slots: Slots, heat: HeatCounter, memory: Memory, fresh: Fresh,
+        residency: Residency, settings: Chunks, on_damage: Callable[[Slot, ChunkId, int], None],
     ) -> None:  # fmt: skip
         """on_damage(slot, chunk, its right length): a copy was found damaged; it sees to it that this is told."""
         self._on_damage = on_damage
@@ -60,6 +62,7 @@ class ChunkReads:
         self._slots = slots
         self._heat = heat
         self._memory = memory
+        self._fresh = fresh
         self._residency = residency
         self._sendfile_bytes_min = settings.sendfile_bytes_min
         self._cold_reads_max = settings.cold_reads_max
@@ -106,6 +109,9 @@ class ChunkReads:
                 self._from_memory(exchange, held, chunk_bytes, first, count)
                 return
             self._count_served(slot.device.tier, count)
+        elif count == chunk_bytes and (answer := self._fresh.take(chunk, chunk_bytes)) is not None:
+            exchange.reply(200, answer, slot.answer_lines(len(answer) - chunk_bytes))
+            return
         if count == chunk_bytes <= self._sendfile_bytes_min and segment:
             raw = slot.device.read_small_now(chunk, hint, chunk_bytes)
             if raw is not None:
@@ -117,7 +123,7 @@ class ChunkReads:
             self._slots.note_bad(chunk, DeviceId(device), "missing")
             raise
         if opened is None:
-            self._wait(exchange, _Wanted(slot, chunk, chunk_bytes, first, count), None)
+            self._wait(exchange, _Wanted(slot, chunk, chunk_bytes, first, count, not flags & NO_HEAT), None)
             return
         if opened.chunk_bytes != chunk_bytes:
             opened.close()
@@ -137,7 +143,7 @@ class ChunkReads:
                 opened.close()
                 exchange.reply(200, sums + data, slot.answer_lines(len(sums)))
                 return
-        self._wait(exchange, _Wanted(slot, chunk, chunk_bytes, first, count), opened)
+        self._wait(exchange, _Wanted(slot, chunk, chunk_bytes, first, count, not flags & NO_HEAT), opened)
 
     def _count_served(self, tier: str, count: int) -> None:
         reads, size = self.served.get(tier, (0, 0))
@@ -261,11 +267,14 @@ class ChunkReads:
                 data = await opened.read(first, min(count, self._piece_bytes))
             slot.note_read((asyncio.get_running_loop().time() - began) / waiting, len(data))
             is_answered = True
+            answer = opened.sums + data
             if loading is not None and len(data) == chunk_bytes:
-                loading.set_result(opened.sums + data)
+                loading.set_result(answer)
+                if wanted.is_client:
+                    self._fresh.keep(chunk, answer)
             # nothing is promised to the client before the first piece is here: a sick disk gives a clear error
             exchange.begin(200, slot.answer_lines(len(opened.sums)), len(opened.sums) + count)
-            await exchange.send(opened.sums + data)
+            await exchange.send(answer)
             if kept is not None:
                 kept.append(data)
             at, end = first + len(data), first + count

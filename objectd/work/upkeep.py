@@ -52,6 +52,7 @@ class Upkeep:
         """Seconds until the next round."""
         usage = slot.device.usage()
         is_hurried = self._is_short(slot) and usage.garbage_bytes >= HURRY_SHARE * usage.capacity_bytes
+        is_hurried = is_hurried or self._is_wanted(slot)
         return min(HURRY_SECONDS, self._settings.interval) if is_hurried else self._settings.interval
 
     def _garbage_ratio(self, slot: Slot, *, is_short: bool) -> float:
@@ -60,12 +61,19 @@ class Upkeep:
             return self._settings.garbage_ratio
         usage = slot.device.usage()
         # dead records keep more room than is left: now every segment pays that has some of it (the worst go first)
-        is_starved = usage.garbage_bytes > usage.free_bytes
+        is_starved = usage.garbage_bytes > usage.free_bytes or self._is_wanted(slot)
         return min(STARVED_RATIO, self._settings.garbage_ratio / 2) if is_starved else self._settings.garbage_ratio / 2
 
     def _is_short(self, slot: Slot) -> bool:
         usage = slot.device.usage()
         return slot.device.state == "full" or usage.free_bytes < self._settings.short_of_space * usage.capacity_bytes
+
+    @staticmethod
+    def _is_wanted(slot: Slot) -> bool:
+        """A copy found too little room, while what is dead would make enough."""
+        usage = slot.device.usage()
+        dead = usage.garbage_bytes + usage.trash_bytes
+        return usage.free_bytes < slot.wanted_bytes <= usage.free_bytes + dead
 
     async def round(self, slot: Slot) -> None:
         """Check a device that takes no writes; else empty the trash and compact. Raises what the device raises."""
@@ -75,7 +83,7 @@ class Upkeep:
                 await device.check()
             log.info("device is back", device_path=device.path)
             return
-        is_short = self._is_short(slot)
+        is_short = self._is_short(slot) or self._is_wanted(slot)
         seconds = min(self.trash_seconds, self._settings.trash_min) if is_short else self.trash_seconds
         async with asyncio.timeout(STEP_SECONDS_MAX):
             freed = await device.empty_trash(self._clock.now_ms() - int(seconds * 1000))
@@ -83,4 +91,5 @@ class Upkeep:
             if is_short or not self.is_paused:
                 ratio = self._garbage_ratio(slot, is_short=is_short)
                 freed += await device.compact(garbage_ratio=ratio, bytes_max=self._settings.compact_bytes_max)
+        slot.wanted_bytes = 0       # a copy that still finds too little room asks again
         self.freed_bytes_total += freed

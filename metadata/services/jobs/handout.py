@@ -5,6 +5,7 @@ A job goes out only if there is still a reason for it: it is judged anew in the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -47,8 +48,9 @@ class HandOut:
 
     def __init__(
         self, database: Database, cluster: Cluster, book: ReplicaBook, replicas: Replicas, switches: DutySwitches,
-        *, rates: JobRates,
+        *, rates: JobRates, reporter: Callable[[bytes], int] = lambda chunk: 0,
     ) -> None:  # fmt: skip
+        """reporter: the server that clients read a chunk from last; 0: not known."""
         self._database = database
         self._cluster = cluster
         self._view = cluster.view
@@ -56,6 +58,7 @@ class HandOut:
         self._replicas = replicas
         self._switches = switches
         self.rates = rates
+        self._reporter = reporter
         self._allowance = 0.0
         self._allowance_at_ms = 0
 
@@ -162,8 +165,11 @@ class HandOut:
         found = readable(self._view, chunk.replicas)
         if not found:   # copies that are to go are still good until they are gone
             found = [r for r in chunk.replicas if r.state == DELETING and self._view.can_read(r.device)]
-        # An own device first: no network.
-        for replica in sorted(found, key=lambda r: self._view.devices[r.device].server != own)[:SOURCES_MAX]:
+        # What was just read somewhere is in memory there: no disk. Else an own device: no network.
+        read_at = self._reporter(chunk.id)
+        servers = {r.device: self._view.devices[r.device].server for r in found}
+        found.sort(key=lambda r: (servers[r.device] != read_at, servers[r.device] != own))
+        for replica in found[:SOURCES_MAX]:
             device = self._view.devices[replica.device]
             key = self._view.signing_key(device.server)
             if key is None or replica.device == target:

@@ -51,13 +51,15 @@ class JobQueue:
     def __init__(
         self, database: Database, cluster: Cluster, book: ReplicaBook, switches: DutySwitches, *,
         rates: JobRates | None = None, copies_of: Callable[[Located], int] | None = None,
-        heat_of: Callable[[bytes], float] = lambda chunk: 0.0,
+        heat_of: Callable[[bytes], float] = lambda chunk: 0.0, reporter: Callable[[bytes], int] = lambda chunk: 0,
     ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
         self._view = cluster.view
         self.replicas = Replicas(self._view, book, copies_of or (lambda located: cluster.settings.copies))
-        self._handing = HandOut(database, cluster, book, self.replicas, switches, rates=rates or JobRates())
+        self._handing = HandOut(
+            database, cluster, book, self.replicas, switches, rates=rates or JobRates(), reporter=reporter
+        )
         self._results = Results(self._view, book, self.replicas)
         self.heat_of = heat_of
         self.tallies: dict[str, Tally] = defaultdict(Tally)

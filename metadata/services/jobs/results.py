@@ -29,8 +29,11 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX: Final = 10
 BACKOFF_MS_MAX: Final = 600_000
-#: The reason of copies for tiering: never tried again by the queue.
+#: The reason of copies for tiering: tried again by the queue only while room for them is being made.
 PROMOTE: Final = "promote"
+#: What a copy displaced is deleted and compacted within seconds; until then its device is full.
+ROOM_ATTEMPTS_MAX: Final = 8
+ROOM_PAUSE_MS: Final = 1000
 #: Verify jobs fail with these when the copy is bad; the bad copy itself is reported beside.
 FOUND_BAD: Final = frozenset({"bad-block", "bad-footer", "bad-sums", "no-such-chunk", "integrity"})
 
@@ -69,7 +72,9 @@ class Results:
         return renewed, cancelled, ended
 
     def _failed(self, c: Connection, row: JobRow, code: str, detail: str, now_ms: int) -> None:
-        if row.why == PROMOTE:
+        if row.why == PROMOTE and code == "device-full" and row.attempts < ROOM_ATTEMPTS_MAX:
+            jobs.put_back(c, row.id, code=code, detail=detail, not_before_ms=now_ms + ROOM_PAUSE_MS)
+        elif row.why == PROMOTE:
             # An extra copy that could not be made: the promoter sees it and decides anew at the chunk's next read.
             jobs.remove(c, [row.id])
         elif row.kind == "copy" and code == "chunk-exists":

@@ -85,6 +85,7 @@ async def new_rig(*, capacity: int = 10 * MIB) -> Rig:
     def policy() -> tuple[int, Policy]:
         return rig.revision, rig.policy
 
+    cluster.queue._handing._reporter = heat.reporter
     tiering = Tiering(
         cluster.world.database, cluster.world.cluster, cluster.book, cluster.queue, heat, policy=policy
     )
@@ -112,6 +113,45 @@ def test_a_chunk_that_is_read_gets_a_copy_on_the_fast_device_and_keeps_its_homes
         await rig.tick()
         assert rig.tiering.totals.promotions == 1 and rig.tiering.under_way == 0
         assert [d.action for d in rig.tiering.decisions.of(chunk)] == ["promote"]
+
+    asyncio.run(run())
+
+
+def test_a_copy_that_finds_its_device_full_is_tried_again_while_room_is_made() -> None:
+    """What it displaces is deleted and compacted within seconds; given up at once, a full tier hardly turns over."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        chunk = await rig.cluster.put("k", "a", "b", size=MIB)
+        rig.cluster.stores["f"].refuse = "device-full"
+        rig.read(chunk, 5)
+        await rig.tick()
+        await rig.tick()
+        assert rig.tiering.under_way == 1 and rig.tiering.totals.failed == 0
+        rig.cluster.stores["f"].refuse = ""
+        await rig.tick()
+        assert await rig.cached(chunk) == {rig.fast}
+        cold = await rig.cluster.put("c", "a", "b", size=MIB)
+        rig.cluster.stores["f"].refuse = "device-full"
+        rig.read(cold, 5)
+        for _ in range(12):
+            await rig.tick()
+        assert rig.tiering.under_way == 0 and rig.tiering.totals.failed == 1
+
+    asyncio.run(run())
+
+
+def test_copies_read_first_from_the_server_that_clients_read_from() -> None:
+    """It has the bytes in memory: another server would go to its disk for them."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        for server in ("a", "b"):
+            chunk = await rig.cluster.put(f"of-{server}", "a", "b", size=MIB)
+            rig.read(chunk, 5, server=server)
+            await rig.tick()
+            job = rig.cluster.stores["f"].jobs_seen[-1]
+            assert job.sources[0].server == rig.cluster.stores[server].server.id
 
     asyncio.run(run())
 
@@ -148,7 +188,7 @@ def test_a_copy_that_cannot_be_made_gives_its_room_back_and_is_decided_anew() ->
     async def run() -> None:
         rig = await new_rig()
         chunk = await rig.cluster.put("k", "a", "b", size=MIB)
-        rig.cluster.stores["f"].refuse = "device-full"
+        rig.cluster.stores["f"].refuse = "device-failed"
         rig.read(chunk, 5)
         await rig.tick()
         await rig.tick()

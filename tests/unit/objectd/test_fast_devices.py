@@ -10,11 +10,13 @@ from pathlib import Path
 
 from objectd.app import open_disks
 from objectd.config import Chunks, DeviceConfig, ObjectdConfig, Upkeep
+from objectd.fresh import Fresh
 from objectd.slots import Slot
 from objectd.work import speed
 from objectd.work.upkeep import Upkeep as UpkeepDuty
-from tests.kit.devices import MemoryDevice
-from tierstore.checksum import sums_of
+from tests.kit.devices import MemoryDevice, SlowDevice
+from tests.unit.objectd.world import World, play
+from tierstore.checksum import crc_of, sums_of
 from tierstore.clock import SystemClock
 from tierstore.errors import CapacityError
 from tierstore.names import ChunkId
@@ -87,3 +89,93 @@ def test_a_device_is_measured_in_a_bounded_time_and_nothing_stays_behind(tmp_pat
     assert 0 < found.read_ms < 1000 and found.read_bytes_per_second > 1e5
     assert list(tmp_path.iterdir()) == []
     assert speed.measure(str(tmp_path / "gone"), "hdd", random.Random(1)) == speed.TYPICAL["hdd"]
+
+
+def test_a_copy_of_what_was_just_read_costs_the_slow_device_no_second_access() -> None:
+    """Promotions follow reads by seconds: reading everything twice would put dozens of seeks before the clients'."""
+
+    async def test(world: World) -> None:
+        slow = SlowDevice(world.device(1, tier="hdd"), clock=world.clock, seek_seconds=1.0, bytes_per_second=1e9)
+        one = await world.start("one", slow, world.device(2))
+        two = await world.start("two", world.device(3))
+        data = random.Random(2).randbytes(SIZE)
+        for target, device in ((one, 2), (two, 3)):
+            chunk = await world.put(one, 1, data)
+            assert await world.get(one, 1, chunk, data) == data
+            assert len(one.fresh) == 1
+            slow._seek_seconds = 1000.0
+            job = world.job(
+                target, "copy", device, chunk=chunk, chunk_bytes=SIZE, crc32c=crc_of(data), why="promote",
+                sources=[world.source(one, 1, chunk, SIZE)],
+            )  # fmt: skip
+            assert (await world.done(job)).code == ""
+            assert await world.get(target, device, chunk, data) == data
+            slow._seek_seconds = 1.0
+        assert one.fresh.taken_total == 2 and one.fresh.used_bytes == 0
+
+    play(test)
+
+
+def test_rotten_bytes_of_a_read_are_not_promoted() -> None:
+    """Nobody checked them yet when they were kept: the copy must, and then read the device."""
+
+    async def test(world: World) -> None:
+        slow = SlowDevice(world.device(1, tier="hdd"), clock=world.clock, seek_seconds=0.1, bytes_per_second=1e9)
+        server, other = await world.start("one", slow, world.device(2)), await world.start("two", world.device(3))
+        data = random.Random(3).randbytes(SIZE)
+        upload = world.upload()
+        chunk = await world.put(server, 1, data, upload=upload)
+        assert await world.put(other, 3, data, upload=upload) == chunk
+        assert await world.get(server, 1, chunk, data) == data
+        kept = server.fresh.take(chunk, SIZE)
+        assert kept is not None
+        server.fresh.keep(chunk, kept[:-1] + bytes([kept[-1] ^ 1]))
+        job = world.job(
+            server, "copy", 2, chunk=chunk, chunk_bytes=SIZE, crc32c=crc_of(data), why="promote",
+            sources=[world.source(server, 1, chunk, SIZE), world.source(other, 3, chunk, SIZE)],
+        )  # fmt: skip
+        assert (await world.done(job)).code == ""
+        assert await world.get(server, 2, chunk, data) == data
+
+    play(test)
+
+
+def test_what_was_just_read_is_kept_within_its_bound_oldest_out_first() -> None:
+    """RAM that grows with the reads would end the server."""
+    fresh, size = Fresh(1000), 396
+    ids = [ChunkId(bytes([n]) * 16) for n in range(4)]
+    for chunk in ids:
+        fresh.keep(chunk, bytes(4 + size))
+    assert (fresh.used_bytes, len(fresh)) == (800, 2)
+    assert fresh.take(ids[0], size) is None and fresh.take(ids[2], size + 1) is None
+    assert fresh.take(ids[3], size) == bytes(4 + size) and fresh.used_bytes == 0
+    fresh.keep(ids[0], bytes(1001))
+    fresh.keep(ids[1], bytes(500))
+    fresh.forget(ids[1])
+    assert (fresh.used_bytes, len(fresh)) == (0, 0)
+
+
+def test_a_copy_without_room_reads_no_source_and_upkeep_makes_room_for_it() -> None:
+    """A refused promotion that was read from a slow disk first delays clients for nothing, again and again."""
+
+    async def test(world: World) -> None:
+        slow = SlowDevice(world.device(1, tier="hdd"), clock=world.clock, seek_seconds=1000.0, bytes_per_second=1e9)
+        small = world.device(2, capacity_bytes=2 * SIZE)
+        slow._seek_seconds = 0.0
+        server = await world.start("one", slow, small)
+        data = random.Random(4).randbytes(SIZE)
+        old, chunk = await world.put(server, 2, data), await world.put(server, 1, data[::-1])
+        slow._seek_seconds = 1000.0
+        job = world.job(
+            server, "copy", 2, chunk=chunk, chunk_bytes=SIZE, crc32c=crc_of(data[::-1]), why="promote",
+            sources=[world.source(server, 1, chunk, SIZE)],
+        )  # fmt: skip
+        assert (await world.done(job)).code == "device-full"
+        slot = server.slots.slot(2)
+        assert slot.wanted_bytes == SIZE and not server.upkeep._is_wanted(slot), "nothing dead would make room"
+        await small.trash(old)
+        assert server.upkeep._is_wanted(slot) and server.upkeep._pause(slot) <= 1.0
+        await server.upkeep.round(slot)
+        assert slot.wanted_bytes == 0
+
+    play(test)
