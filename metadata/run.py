@@ -18,7 +18,7 @@ from typing import Final
 import uvloop
 
 from metadata.app import MetadataServer, Surroundings
-from metadata.catalog import snapshots
+from metadata.catalog import snapshot_load, snapshots
 from metadata.catalog.database import open_database
 from metadata.catalog.setup import prepare
 from metadata.config import Settings
@@ -161,7 +161,7 @@ def restore(settings: Settings, source: Path) -> list[str]:
         try:
             await prepare(database, new_cluster_id=secrets.token_hex(16), site=settings.placement.site)
             data = await asyncio.to_thread(source.read_bytes)
-            count = await database.write(lambda c: snapshots.restore(c, data), seconds=BACKUP_SECONDS)
+            count = await database.write(lambda c: snapshot_load.restore(c, data), seconds=BACKUP_SECONDS)
         finally:
             await database.close()
         return [f"{source}: {count} objects restored"]

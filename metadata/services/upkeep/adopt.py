@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from metadata.catalog import buckets, objects, operations, snapshots
+from metadata.catalog import buckets, objects, operations, snapshot_load
 from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection
 from metadata.services.cluster.membership import Cluster
@@ -145,7 +145,8 @@ class Adoption:
     async def run(self, found: Findings) -> list[str]:
         """Commit what can be; the lines of the report. Raises UnavailableError when the catalog does not answer."""
         named = await self._database.scan(
-            lambda c: snapshots.named_chunks(c, {header.chunk for _, header in found.headers}), seconds=ADOPT_SECONDS
+            lambda c: snapshot_load.named_chunks(c, {header.chunk for _, header in found.headers}),
+            seconds=ADOPT_SECONDS,
         )
         unknown = [(uuid, header) for uuid, header in found.headers if header.chunk not in named]
         uploads, differing = gather(unknown)

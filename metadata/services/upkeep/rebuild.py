@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import buckets, feed, jobs, leases, servers, snapshots
+from metadata.catalog import buckets, feed, jobs, leases, servers, snapshot_frames, snapshot_load
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection
@@ -254,7 +254,7 @@ class Rebuild:
             raise IntegrityError(
                 f"{found.kind} {found.sequence} has another size than its manifest says", code="bad-snapshot"
             )
-        for _ in snapshots.frames_of(data):
+        for _ in snapshot_frames.frames_of(data):
             pass    # every frame's checksum
         return data
 
@@ -307,12 +307,12 @@ class Rebuild:
         findings = self.findings
 
         def work(c: Connection) -> tuple[int, int]:
-            loads = [snapshots.load(c, dump)] if dump else []
-            loads += [snapshots.apply(c, journal) for journal in journals]
+            loads = [snapshot_load.load(c, dump)] if dump else []
+            loads += [snapshot_load.apply(c, journal) for journal in journals]
             for loaded in loads:
                 findings.tombstones.update(loaded.tombstones)
                 findings.bucket_changes.update(loaded.bucket_changes)
-            snapshots.settle(c, sequence=max(seen, last) + SEQUENCE_GAP, version=0)
+            snapshot_load.settle(c, sequence=max(seen, last) + SEQUENCE_GAP, version=0)
             ids = {d.uuid: d.id for d in servers.all_devices(c)}
             # A time of 0: the next snapshot is due at once, so that what is adopted is soon in a copy again.
             kept = [
@@ -326,7 +326,7 @@ class Rebuild:
             leases.set_setting(c, DeletionGuard.SETTING, "")
             leases.set_setting(c, DeletionGuard.REBUILT_WINDOW, window)
             leases.set_setting(c, UNFINISHED, "1")
-            return snapshots.count_objects(c), len(buckets.everything(c))
+            return snapshot_load.count_objects(c), len(buckets.everything(c))
 
         objects, bucket_count = await self._database.write(work, seconds=LOAD_SECONDS)
         self._guard.barred = ""
@@ -353,12 +353,12 @@ class Own:
 
 def own_state(c: Connection) -> Own:
     """Whether a rebuild may take this catalog."""
-    if snapshots.is_empty(c):
+    if snapshot_load.is_empty(c):
         return Own(is_empty=True)
     if leases.setting(c, UNFINISHED):
         return Own(is_empty=False)      # loaded by a rebuild that was interrupted: begin again
     sequence, _ = feed.head(c)
-    restored = leases.setting(c, snapshots.RESTORED).split(",")
+    restored = leases.setting(c, snapshot_load.RESTORED).split(",")
     if len(restored) != 2 or int(restored[0]) != sequence:
         return Own(is_empty=False, is_refused=True)
     return Own(is_empty=False, sequence=sequence, at_ms=int(restored[1]))
@@ -367,4 +367,4 @@ def own_state(c: Connection) -> Own:
 def finish(c: Connection) -> None:
     """The rebuild is whole: what could be adopted was."""
     leases.set_setting(c, UNFINISHED, "")
-    leases.set_setting(c, snapshots.RESTORED, "")
+    leases.set_setting(c, snapshot_load.RESTORED, "")

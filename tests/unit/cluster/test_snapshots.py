@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from metadata.catalog import feed, schema, snapshots
+from metadata.catalog import feed, schema, snapshot_load, snapshots
 from metadata.catalog.packed import LIVE, PackedChunk, Replica, pack, pack_replicas
 from metadata.services.upkeep.snapshot_ids import chunk_for, is_reserved, parse
 from tests.unit.cluster.cluster_kit import new_cluster, new_database
@@ -35,10 +35,10 @@ async def test_a_dump_loads_into_the_same_catalog() -> None:
     await c.delete("k7")
     data = b"".join(await c.world.database.scan(lambda k: list(snapshots.dump(k, at_ms=c.world.clock.now_ms()))))
     other = await new_database()
-    loaded = await other.write(lambda k: snapshots.load(k, data))
+    loaded = await other.write(lambda k: snapshot_load.load(k, data))
     assert loaded.sequence == 52 and loaded.rows["objects"] == 49 and (1, "k7") in loaded.tombstones
     assert await other.read(rows_of) == await c.world.database.read(rows_of)
-    await other.write(snapshots.reindex)
+    await other.write(snapshot_load.reindex)
     assert await other.read(places_of) == await c.world.database.read(places_of)
 
 
@@ -52,9 +52,9 @@ async def test_a_torn_or_changed_dump_is_refused() -> None:
     flipped[len(data) // 2] ^= 1
     for bad in (data[:-1], data[: len(data) // 2], bytes(flipped), b"nonsense", data + data[8:]):
         with pytest.raises(IntegrityError) as caught:
-            await other.write(lambda k, bad=bad: snapshots.load(k, bad))  # type: ignore[misc]
+            await other.write(lambda k, bad=bad: snapshot_load.load(k, bad))  # type: ignore[misc]
         assert caught.value.code == "bad-snapshot"
-    assert await other.read(snapshots.is_empty)
+    assert await other.read(snapshot_load.is_empty)
 
 
 def insert(c: sa.Connection, table: sa.Table, key: str, version: int, **fields: object) -> None:
@@ -111,10 +111,10 @@ async def test_a_journal_brings_a_snapshot_up_to_date() -> None:
     other = await new_database()
 
     def restore(k: sa.Connection) -> None:
-        snapshots.load(k, dump)
+        snapshot_load.load(k, dump)
         for piece in pieces + pieces[-1:]:      # a piece may be applied twice
-            snapshots.apply(k, piece)
-        snapshots.settle(k, sequence=10, version=0)
+            snapshot_load.apply(k, piece)
+        snapshot_load.settle(k, sequence=10, version=0)
 
     await other.write(restore)
     mine, theirs = await other.read(rows_of), await c.world.database.read(rows_of)
