@@ -91,6 +91,9 @@ from metadata.services.upkeep.drain import Drains
 from metadata.services.upkeep.inventories import Inventories
 from metadata.services.upkeep.placements import PlacementIndexer
 from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.repair_audit import Audit
+from metadata.services.upkeep.repair_losses import Losses
+from metadata.services.upkeep.repair_plan import Planner
 from metadata.services.upkeep.retention import Retention
 from metadata.services.upkeep.scrub import Scrub
 from metadata.services.upkeep.snapshot import Snapshots
@@ -236,10 +239,11 @@ class MetadataServer:
             scrub_bytes_per_second=lambda: self.scrub.bytes_per_second,
         )  # fmt: skip
         self.guard = DeletionGuard(database, self.cluster, orphan_share=settings.duties.deleted_share_max)
-        self.repair = Repair(database, self.cluster, self.jobs, self.book, around.rng)
+        planner, losses = Planner(self.view, self.jobs, around.rng), Losses(database, self.cluster)
+        self.repair = Repair(database, self.cluster, self.book, planner, losses)
         self.walk = ShelfWalk(
             database, self.cluster, self.tiering,
-            choose=lambda size, tier, taken: self.repair.choose(size, tier, exclude_servers=taken),
+            choose=lambda size, tier, taken: planner.choose(size, tier, exclude_servers=taken),
         )  # fmt: skip
         self.recorder = Recorder(around.clock, self._own_directory())
         self.read_soon = ReadSoon(
@@ -263,12 +267,13 @@ class MetadataServer:
             database, self.cluster, self.book, feed_kept_ms=int(settings.catalog.feed_retention * 1000)
         )
         self.status = Status(
-            database, self.cluster, self.jobs, repair=self.repair, drains=self.drains, guard=self.guard,
+            database, self.cluster, self.jobs, losses=self.repair.losses, drains=self.drains, guard=self.guard,
             scrub=self.scrub, is_paused=self.switches.is_paused,
         )  # fmt: skip
         duties: list[Duty] = [
             LivenessDuty(self.cluster, self.heartbeats, self.switches), KeyDuty(self.cluster), QueueDuty(self.jobs),
-            RepairDuty(self.repair), AuditDuty(self.repair), DrainDuty(self.drains), CollectDuty(self.collection),
+            RepairDuty(self.repair), AuditDuty(Audit(database, self.cluster, self.book, planner, losses)),
+            DrainDuty(self.drains), CollectDuty(self.collection),
             ReconcileDuty(self.inventories, every_seconds=settings.duties.inventory_interval),
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
             TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
@@ -288,7 +293,7 @@ class MetadataServer:
         self.jobs.on_done = self.promoter.kick
         metrics.watch_duties(self.promoter)
         metrics.watch_jobs(self.jobs)
-        metrics.watch_safety(self.guard, self.repair)
+        metrics.watch_safety(self.guard, losses)
 
     def _own_directory(self) -> Path | None:
         """Where this process may keep files of its own; None without one (the catalog is elsewhere)."""
@@ -431,7 +436,7 @@ class MetadataServer:
         app.include_router(members.router)
         app.include_router(
             admin_cluster.build(
-                callers, self.audit, self.status, cluster=self.cluster, drains=self.drains, repair=self.repair,
+                callers, self.audit, self.status, cluster=self.cluster, drains=self.drains, losses=self.repair.losses,
                 scrub=self.scrub, guard=self.guard,
             )
         )  # fmt: skip

@@ -17,7 +17,7 @@ from metadata.services.jobs.queue import JobQueue
 from metadata.services.jobs.rates import Tally
 from metadata.services.names.commit import CommitService
 from metadata.services.upkeep.collect import DeletionGuard
-from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.repair_losses import Losses
 from tierstore.telemetry.metrics import Value, Watch
 
 
@@ -94,10 +94,10 @@ _GUARD.gauge(
     "tierstore_orphans_waiting", "orphans beyond the day's bound, waiting for an operator's word",
     lambda guard: sum(guard.asking.values()),
 )  # fmt: skip
-_REPAIR: Final = Watch[Repair]()
-_REPAIR.gauge(
+_LOSSES: Final = Watch[Losses]()
+_LOSSES.gauge(
     "tierstore_repair_halted", "1 while repair waits because many servers vanished at once",
-    lambda repair: float(repair.status.is_halted),
+    lambda losses: float(losses.status.is_halted),
 )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def watch_catalog(commits: CommitService, cluster: Cluster) -> None:
     _CLUSTER.show(cluster)
 
 
-def watch_safety(guard: DeletionGuard, repair: Repair) -> None:
+def watch_safety(guard: DeletionGuard, losses: Losses) -> None:
     """Show the brakes."""
     _GUARD.show(guard)
-    _REPAIR.show(repair)
+    _LOSSES.show(losses)

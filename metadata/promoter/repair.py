@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from metadata.promoter.runner import Step
 from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.repair_audit import Audit
 
 
 class RepairDuty:
@@ -17,7 +18,7 @@ class RepairDuty:
 
     async def step(self, epoch: int) -> Step:
         done, more = await self._repair.step(epoch)
-        status = self._repair.status
+        status = self._repair.losses.status
         lost = f"{len(status.lost_devices)} devices lost, {status.stuck} chunks with nowhere to go"
         detail = status.halted_why or lost
         return Step(done=done, more=more, detail=detail)
@@ -30,10 +31,10 @@ class AuditDuty:
     interval_seconds = 2.0
     is_single = True
 
-    def __init__(self, repair: Repair) -> None:
-        self._repair = repair
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
 
     async def step(self, epoch: int) -> Step:
-        done, _ = await self._repair.audit(epoch)
-        scan = self._repair.audit_scan
+        done, _ = await self._audit.step(epoch)
+        scan = self._audit.scan
         return Step(done=done, detail=f"{scan.seen} copies looked at, {scan.passes} passes")

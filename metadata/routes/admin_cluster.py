@@ -13,7 +13,7 @@ from metadata.services.access.audit import AuditService
 from metadata.services.cluster.membership import Cluster
 from metadata.services.upkeep.collect import DeletionGuard
 from metadata.services.upkeep.drain import Drains
-from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.repair_losses import Losses
 from metadata.services.upkeep.scrub import Scrub, ScrubStatus
 from metadata.services.upkeep.status import ServerStatus, Status, TierStatus
 
@@ -129,7 +129,7 @@ class ScrubWish(BaseModel):
 
 
 def build(
-    callers: Callers, audit: AuditService, status: Status, *, cluster: Cluster, drains: Drains, repair: Repair,
+    callers: Callers, audit: AuditService, status: Status, *, cluster: Cluster, drains: Drains, losses: Losses,
     scrub: Scrub, guard: DeletionGuard,
 ) -> APIRouter:  # fmt: skip
     router = APIRouter(prefix="/v1/admin", tags=["admin"])
@@ -184,7 +184,7 @@ def build(
     @router.post("/repair/continue", operation_id="continueRepair", summary="The servers that vanished are really gone")
     async def go_on(request: Request) -> DoneModel:
         who = await callers.admin(request)
-        await repair.resume()
+        await losses.resume()
         await audit.note(who=who.access, action="continue-repair")
         return DoneModel()
 

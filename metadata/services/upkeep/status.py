@@ -17,7 +17,7 @@ from metadata.services.cluster.view import DeviceInfo, ServerInfo
 from metadata.services.jobs.queue import JobQueue
 from metadata.services.upkeep.collect import DeletionGuard
 from metadata.services.upkeep.drain import Drains
-from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.repair_losses import Losses
 from metadata.services.upkeep.scrub import Scrub, ScrubStatus
 from tierstore.names import TIERS
 
@@ -94,13 +94,13 @@ class Status:
     """Questions of operators."""
 
     def __init__(
-        self, database: Database, cluster: Cluster, queue: JobQueue, *, repair: Repair, drains: Drains,
+        self, database: Database, cluster: Cluster, queue: JobQueue, *, losses: Losses, drains: Drains,
         guard: DeletionGuard, scrub: Scrub, is_paused: Callable[[str], bool],
     ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
         self._queue = queue
-        self._repair = repair
+        self._losses = losses
         self._drains = drains
         self._guard = guard
         self._scrub = scrub
@@ -144,7 +144,7 @@ class Status:
 
     async def work(self) -> list[WorkStatus]:
         """Each reason that has jobs or had any since this process started."""
-        unplanned = {"repair": self._repair.status.lost_devices, "drain": list(self._drains.progress)}
+        unplanned = {"repair": self._losses.status.lost_devices, "drain": list(self._drains.progress)}
         counts, left = await self._database.scan(
             lambda c: (
                 jobs.counts(c),
@@ -185,13 +185,13 @@ class Status:
         rows, oldest_ms = await self._database.read(garbage.waiting)
         stores = [s for s in view.servers.values() if s.role == "objectd" and s.state != "removed"]
         up = [s for s in stores if s.state == "up"]
-        self._repair.lost_devices()
+        self._losses.devices()
         return ClusterStatus(
             cluster_id=view.cluster_id, site=view.site, revision=view.revision, copies=self._cluster.settings.copies,
             sequence=self._cluster.sequence, servers_up=len(up), servers_total=len(stores), garbage_rows=rows,
             garbage_oldest_seconds=max(0, now_ms - oldest_ms) / 1000 if rows else 0.0,
-            repair_halted=self._repair.status.halted_why, deletion_barred=self._guard.barred,
-            stuck_chunks=self._repair.status.stuck, scrub=await self._scrub.status(),
+            repair_halted=self._losses.status.halted_why, deletion_barred=self._guard.barred,
+            stuck_chunks=self._losses.status.stuck, scrub=await self._scrub.status(),
             warnings=self._warnings(stores, len(up)),
         )  # fmt: skip
 
@@ -205,14 +205,14 @@ class Status:
         for device in self._cluster.view.devices.values():
             if device.health != "ok" and device.state != "removed":
                 found.append(f"device {device.id} ({device.path}) is {device.health} {device.detail}".rstrip())
-        if self._repair.status.halted_why:
-            found.append(self._repair.status.halted_why)
+        if self._losses.status.halted_why:
+            found.append(self._losses.status.halted_why)
         if self._guard.barred:
             found.append(f"nothing is deleted: {self._guard.barred}")
         for device_id, count in self._guard.asking.items():
             found.append(f"{count} orphaned chunks on device {device_id} wait for an operator's word")
-        if self._repair.status.stuck:
-            found.append(f"{self._repair.status.stuck} chunks lack a copy and no device can take it")
+        if self._losses.status.stuck:
+            found.append(f"{self._losses.status.stuck} chunks lack a copy and no device can take it")
         return found
 
 

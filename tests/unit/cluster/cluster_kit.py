@@ -23,6 +23,9 @@ from metadata.services.upkeep.drain import Drains
 from metadata.services.upkeep.inventories import Inventories
 from metadata.services.upkeep.placements import PlacementIndexer
 from metadata.services.upkeep.repair import Repair
+from metadata.services.upkeep.repair_audit import Audit
+from metadata.services.upkeep.repair_losses import Losses
+from metadata.services.upkeep.repair_plan import Planner
 from metadata.services.upkeep.scrub import Scrub
 from tierstore.clock import ManualClock
 from tierstore.names import ChunkId, DeviceId, ServerId, upload_id
@@ -235,6 +238,7 @@ class MiniCluster:
     book: CatalogBook
     switches: DutySwitches
     repair: Repair
+    audit: Audit
     drains: Drains
     guard: DeletionGuard
     collection: Collection
@@ -356,10 +360,12 @@ async def new_cluster(*names: str, copies: int = 2) -> MiniCluster:
     book, switches = CatalogBook(), DutySwitches(world.database)
     queue = JobQueue(world.database, world.cluster, book, switches)
     world.heartbeats._desk = queue
-    repair = Repair(world.database, world.cluster, queue, book, random.Random(3))
+    planner, losses = Planner(world.cluster.view, queue, random.Random(3)), Losses(world.database, world.cluster)
+    repair = Repair(world.database, world.cluster, book, planner, losses)
     guard = DeletionGuard(world.database, world.cluster)
     cluster = MiniCluster(
-        world, queue, book, switches, repair, Drains(world.database, world.cluster, repair), guard,
+        world, queue, book, switches, repair, Audit(world.database, world.cluster, book, planner, losses),
+        Drains(world.database, world.cluster, repair), guard,
         Collection(world.database, world.cluster, guard),
         Inventories(world.database, world.cluster, queue=queue, book=book, guard=guard, clock=world.clock),
         CatalogComparison(world.database, world.cluster, book, over_ms=15 * 60_000),

@@ -73,9 +73,9 @@ async def test_repair_halts_when_most_servers_vanish_and_goes_on_at_a_word() -> 
     chunk = await c.put("k", "a", "c")
     await c.pass_time(60, "c", "d")
     await c.settle("c", "d")
-    assert c.repair.status.is_halted and "a, b" in c.repair.status.halted_why
+    assert c.repair.losses.status.is_halted and "a, b" in c.repair.losses.status.halted_why
     assert await c.homes(chunk) == {"a", "c"}
-    await c.repair.resume()
+    await c.repair.losses.resume()
     await c.settle("c", "d")
     assert await c.homes(chunk) == {"c", "d"}
 
@@ -497,7 +497,7 @@ async def test_the_audit_lets_an_extra_home_go_and_makes_a_missing_one() -> None
     c = await new_cluster("a", "b", "c")
     extra, alone = await c.put("k1", "a", "b", "c"), await c.put("k2", "a")
     for _ in range(4):
-        await c.repair.audit(0)
+        await c.audit.step(0)
     assert sum(r.state == DELETING for r in (await c.replicas(extra)).values()) == 1
     await c.settle()
     assert len(await c.homes(extra)) == 2 == len(await c.replicas(extra))
@@ -546,7 +546,7 @@ async def test_the_audit_drops_bad_entries_that_nothing_else_drops() -> None:
 
     await c.world.database.write(spoil)
     for _ in range(4):
-        await c.repair.audit(0)
+        await c.audit.step(0)
     assert set(await c.replicas(chunk)) == {c.device("b"), c.device("c")}
 
 
@@ -556,7 +556,7 @@ async def test_a_queued_deletion_does_not_go_out_when_the_copy_is_missed_by_then
     c = await new_cluster("a", "b", "c")
     chunk = await c.put("k", "a", "b", "c")
     for _ in range(4):
-        await c.repair.audit(0)
+        await c.audit.step(0)
     (doomed,) = [d for d, r in (await c.replicas(chunk)).items() if r.state == DELETING]
     for name in ("a", "b", "c"):
         if c.device(name) != doomed:
@@ -566,7 +566,7 @@ async def test_a_queued_deletion_does_not_go_out_when_the_copy_is_missed_by_then
     assert chunk in c.held_on(doomed)
     for _ in range(12):     # one copy after the other, then the one too many
         await c.pass_time(3, "a", "b", "c")
-        await c.repair.audit(0)
+        await c.audit.step(0)
         await c.settle()
     replicas = await c.replicas(chunk)
     assert len(await c.homes(chunk)) == len(replicas) == 2 and all(r.state == 0 for r in replicas.values())
@@ -581,12 +581,12 @@ async def test_shared_chunks_keep_no_more_homes_than_a_rule_asks_for() -> None:
     chunk = await c.put("k", "a", "b", "c", shared=True)
     policy["rules"] = parse_toml("version = 1\n[[rules]]\nname = \"careful\"\ncopies = 3\n")
     for _ in range(4):
-        await c.repair.audit(0)
+        await c.audit.step(0)
     await c.settle()
     assert len(await c.homes(chunk)) == 3, "one of the versions that share it may be under that rule"
     policy["rules"] = parse_toml("version = 1")
     for _ in range(4):
-        await c.repair.audit(0)
+        await c.audit.step(0)
     await c.settle()
     assert len(await c.homes(chunk)) == 2 == len(await c.replicas(chunk))
 

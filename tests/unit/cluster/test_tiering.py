@@ -91,7 +91,7 @@ async def new_rig(*, capacity: int = 10 * MIB) -> Rig:
     )
 
     def choose(size: int, tier: str, taken: Any) -> DeviceInfo | None:
-        return cluster.repair.choose(size, tier, exclude_servers=taken)
+        return cluster.repair.planner.choose(size, tier, exclude_servers=taken)
 
     rig = Rig(cluster, heat, tiering, ShelfWalk(cluster.world.database, cluster.world.cluster, tiering, choose=choose))
     rig.set_policy({"version": 1, "promoter": {"chunk_max": 1.0, "budget": 10.0}})
