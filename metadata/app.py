@@ -47,6 +47,7 @@ from metadata.services.access.credentials import Credentials
 from metadata.services.access.policies import Policies
 from metadata.services.cluster.duties import DutySwitches, Holder, LeaseKeeper
 from metadata.services.cluster.heartbeat import Heartbeats
+from metadata.services.cluster.join import Registrar
 from metadata.services.cluster.liveness import Timers
 from metadata.services.cluster.membership import Cluster, ClusterSettings
 from metadata.services.cluster.view import ClusterView
@@ -214,6 +215,7 @@ class MetadataServer:
             ),
             around.random_bytes,
         )  # fmt: skip
+        self.registrar = Registrar(database, self.cluster, around.random_bytes)
         self.clock: Clock = CatalogClock(around.clock, lambda: self.cluster)
         self.lease = LeaseKeeper(database, around.clock, Holder(around.instance, around.advertise))
         self.switches = DutySwitches(database)
@@ -420,8 +422,8 @@ class MetadataServer:
         handlers.sync = self.replication
         names = handlers.routes()
         members = cluster.build(
-            self.cluster, self.heartbeats, metadata_urls=lambda: [self.around.advertise], any_key=callers.caller,
-            inventory=self._inventory,
+            self.cluster, self.registrar, self.heartbeats, metadata_urls=lambda: [self.around.advertise],
+            any_key=callers.caller, inventory=self._inventory,
         )  # fmt: skip
         mounts = files.FileRoutes(self.credentials, self.files, self.clock).routes()
         s3_door = s3_routes.S3Routes(self.credentials, self.s3_names).routes()

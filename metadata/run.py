@@ -94,7 +94,10 @@ def rebuild(settings: Settings) -> list[str]:
 
     async def main() -> list[str]:
         async with opened(settings) as (server, serving):
-            work = Rebuild(server.database, server.cluster, server.guard, server.around.transport, server.around.clock)
+            work = Rebuild(
+                server.database, server.cluster, server.guard, registrar=server.registrar,
+                transport=server.around.transport, clock=server.around.clock,
+            )  # fmt: skip
             server.take_inventory = work.page
             edge = asyncio.create_task(serving.run(), name="metadata edge")
             walk = asyncio.create_task(work.run(server.heartbeats.flush), name="metadata rebuild")

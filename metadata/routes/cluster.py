@@ -15,6 +15,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
 from metadata.services.cluster.heartbeat import Heartbeats
+from metadata.services.cluster.join import Registrar
 from metadata.services.cluster.membership import Cluster
 from tierstore.auth.access import DAEMON_TOKEN, Principal, parse_bearer
 from tierstore.errors import AccessDenied, NotAuthenticated, TooLarge
@@ -81,7 +82,7 @@ def daemon_of(cluster: Cluster, authorization: bytes | str | None) -> Principal:
 
 
 def build(
-    cluster: Cluster, heartbeats: Heartbeats, *, metadata_urls: Callable[[], list[str]],
+    cluster: Cluster, registrar: Registrar, heartbeats: Heartbeats, *, metadata_urls: Callable[[], list[str]],
     any_key: Callable[[Request], Awaitable[Principal]],
     inventory: Callable[[Inventory], Awaitable[InventoryAnswer]],
 ) -> ClusterRoutes:  # fmt: skip
@@ -107,7 +108,7 @@ def build(
                 # Its secret is of a catalog that was lost, or of an old life: the join token decides.
                 if not message.join_token:
                     raise
-        answer = await cluster.register(message, server=server)
+        answer = await registrar.register(message, server=server)
         return Response(encode(answer), media_type=MEDIA_TYPE)
 
     @router.get("/v1/cluster", response_model=ClusterModel, summary="The cluster map")

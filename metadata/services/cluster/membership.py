@@ -1,14 +1,7 @@
-"""Membership: who may join, which device is whose, what everyone is told of the cluster. Fills the ClusterView.
+"""The cluster as this process knows it: what the rows say and the heartbeats brought, who is alive by that, and what
+everyone is told of it. Fills the ClusterView; who joins is cluster_join's.
 
-Rules of joining, each refused with a reason otherwise:
-- the first time a server shows the join token; later its own secret. Its incarnation never falls.
-- a name belongs to the instance that took it; another instance may take it over with the join token once the old one
-  is dead (a server whose state directory was lost), and then no old ticket key or receipt is believed any more.
-- a device is known by its uuid. One that carries another cluster's id is refused. One that stands at another server
-  moves to the new one when the old one is dead or no longer reports it (a disk carried over), else it is refused.
-- a device that was removed stays removed: its grant says so and its server leaves it alone.
-
-Cost: a registration is one transaction; the cluster map is encoded once per revision.
+Cost: a refresh is one read transaction; the cluster map is encoded once per revision.
 """
 
 from __future__ import annotations
@@ -24,19 +17,14 @@ from metadata.catalog import leases, servers
 from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection
 from metadata.catalog.servers import DeviceRow, ServerRow
-from metadata.catalog.session import lock_out_commits
 from metadata.services.cluster.liveness import Timers, judge
 from metadata.services.cluster.view import ClusterView, DeviceInfo, ServerInfo, ServerState
-from tierstore.auth.access import Principal, daemon_token, token_hash
+from tierstore.auth.access import Principal, token_hash
 from tierstore.clock import Clock
-from tierstore.errors import AccessDenied, ConflictError, NotAuthenticated, NotFound, RequestError
-from tierstore.names import TIERS
+from tierstore.errors import AccessDenied, NotAuthenticated, NotFound
 from tierstore.wire.cluster import (
     ClusterMap,
-    DeviceGrant,
     DeviceReport,
-    Register,
-    Registered,
     ServerView,
     SiteView,
     TicketKey,
@@ -48,9 +36,6 @@ log = logging.getLogger(__name__)
 KEY_SETTLE_MS: Final = 10_000
 KEY_ROTATE_MS: Final = 86_400_000
 KEYS_KEPT: Final = 2
-DEVICES_PER_SERVER_MAX: Final = 256
-NAME_BYTES_MAX: Final = 100
-ROLES: Final = ("objectd", "gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +50,7 @@ class ClusterSettings:
 
 
 class Cluster:
-    """Registration and the map. One per process; shares the view with lookups and allocations."""
+    """What is known, and the map. One per process; shares the view with lookups and allocations."""
 
     def __init__(
         self, database: Database, view: ClusterView, clock: Clock, settings: ClusterSettings,
@@ -87,8 +72,6 @@ class Cluster:
         self._rows: dict[int, ServerRow] = {}
         self._secrets: dict[int, bytes] = {}
         self._keys_created: dict[int, list[tuple[int, int]]] = {}
-        #: A rebuild: the catalog is empty and takes the cluster id that stands on the devices.
-        self.adopts_cluster_id = False
         #: Servers that died or devices that failed since the last flush: to be reconciled before they count again.
         self.unreconciled: set[int] = set()
         #: What operators wish of each server: up | draining | drained | removed.
@@ -244,142 +227,7 @@ class Cluster:
             raise AccessDenied("this server was removed from the cluster")
         return Principal(access="", user=f"server {server}", grants={"*": "admin"}, server=server)
 
-    # -- registration -----------------------------------------------------------------------------------------
-    async def register(self, message: Register, *, server: int = 0) -> Registered:
-        """Join or come back. server: who its secret says it is, 0 when it showed none.
-
-        Durable when it returns. Safe to repeat. Raises AccessDenied, ConflictError (name, incarnation or device
-        taken), RequestError."""
-        _check(message)
-        if not server and not self._is_join_token(message.join_token):
-            raise NotAuthenticated("a server joins with the cluster's join token or comes back with its own secret")
-        secret_bytes, key = self._random_bytes(32), self._random_bytes(32)
-        await self.refresh()
-        now_ms = self.now_ms()
-        server_id, secret, grants = await self._database.write(
-            lambda c: self._register(c, message, server, secret_bytes=secret_bytes, key=key, now_ms=now_ms)
-        )
-        self.reported[server_id] = "up"
-        self.restart_until_ms[server_id] = 0
-        await self.refresh()
-        info = self.view.servers[server_id]
-        info.seen_at_ms = max(info.seen_at_ms, now_ms)
-        for report in message.devices:
-            self.note_device(report)
-        self.judge_all()
-        self.view.bump()
-        return Registered(
-            cluster_id=self.view.cluster_id, server=server_id, secret=secret, site=self.view.site,
-            site_id=self.view.site_id, now_ms=self.now_ms(), devices=grants, ticket_keys=self.keys_of(server_id),
-            heartbeat_seconds=self.settings.timers.heartbeat_seconds,
-        )  # fmt: skip
-
-    def _is_join_token(self, token: str) -> bool:
-        ours = self.settings.join_token
-        return bool(ours) and hmac.compare_digest(ours.encode(), token.encode())
-
-    def _register(
-        self, c: Connection, message: Register, server: int, *, secret_bytes: bytes, key: bytes, now_ms: int
-    ) -> tuple[int, str, list[DeviceGrant]]:
-        lock_out_commits(c)  # incarnations are what commits check receipts by
-        row = servers.server_by_name(c, message.name)
-        if row is None:
-            if server:
-                raise ConflictError(
-                    f"the secret is of another server than {message.name!r}: names cannot be changed",
-                    code="server-name-differs",
-                )
-            server_id = servers.add_server(
-                c, name=message.name, role=message.role, url=message.url, site_id=self.view.site_id,
-                instance=message.instance, incarnation=message.incarnation, failure_domain=message.failure_domain,
-                software=message.software, secret_sha256=b"", now_ms=now_ms,
-            )  # fmt: skip
-            secret = daemon_token(server_id, secret_bytes)
-            servers.change_server(c, server_id, secret_sha256=token_hash(secret))
-        else:
-            server_id = row.id
-            secret = self._come_back(c, message, server, row, secret_bytes=secret_bytes, now_ms=now_ms)
-        if message.role == "objectd" and not any(k.server_id == server_id for k in servers.ticket_keys(c)):
-            servers.add_ticket_key(c, server_id, key, now_ms=now_ms, keep=KEYS_KEPT)
-        grants = [self._grant(c, server_id, message.incarnation, report) for report in message.devices]
-        return server_id, secret, grants
-
-    def _come_back(
-        self, c: Connection, message: Register, server: int, row: ServerRow, *, secret_bytes: bytes, now_ms: int
-    ) -> str:
-        if server and server != row.id:
-            raise ConflictError(f"the name {message.name!r} is server {row.id}'s", code="server-name-taken")
-        if row.wish == "removed":
-            raise AccessDenied(f"server {message.name!r} was removed from the cluster", code="server-removed")
-        is_same = hmac.compare_digest(row.instance, message.instance)
-        info = self.view.servers.get(row.id)
-        if not is_same:
-            if info is not None and info.state != "dead" and row.joined_at_ms:
-                raise ConflictError(
-                    f"the name {message.name!r} is held by another server that is {info.state}: give this one a name "
-                    "of its own, or stop the other and try again when it is dead",
-                    code="server-name-taken",
-                )
-            # Another instance: nothing the old one signed may be believed any more.
-            servers.forget_ticket_keys(c, row.id)
-        elif message.incarnation < row.incarnation:
-            raise ConflictError(
-                f"incarnation {message.incarnation} of {message.name!r} is older than {row.incarnation}: its state "
-                "directory was restored from an old copy; remove it and join anew",
-                code="stale-incarnation",
-            )
-        if row.role != message.role:
-            raise ConflictError(f"{message.name!r} is a {row.role}", code="server-name-taken")
-        secret = "" if server and is_same else daemon_token(row.id, secret_bytes)
-        values: dict[str, object] = {
-            "url": message.url, "instance": message.instance, "incarnation": message.incarnation,
-            "failure_domain": message.failure_domain, "software": message.software, "reported": "up",
-            "restart_until_ms": 0, "seen_at_ms": max(now_ms, row.seen_at_ms),
-        }  # fmt: skip
-        if secret:
-            values["secret_sha256"] = token_hash(secret)
-        servers.change_server(c, row.id, **values)
-        return secret
-
-    def _grant(self, c: Connection, server_id: int, incarnation: int, report: DeviceReport) -> DeviceGrant:
-        if report.cluster_id and report.cluster_id != self.view.cluster_id and self.adopts_cluster_id:
-            leases.set_setting(c, "cluster_id", report.cluster_id)
-            self.view.cluster_id = report.cluster_id
-            self.adopts_cluster_id = False      # the first one decides; devices of yet others are refused
-        if report.cluster_id and report.cluster_id != self.view.cluster_id:
-            raise ConflictError(
-                f"the device at {report.path} belongs to cluster {report.cluster_id}, this is {self.view.cluster_id}: "
-                "take it out of the configuration, or, if this catalog was lost, run `tierstore metadata rebuild`",
-                code="device-of-another-cluster",
-            )
-        row = servers.device_by_uuid(c, report.uuid)
-        if row is None:
-            # A device without chunks has nothing to reconcile; one with chunks that the catalog does not know
-            # (its row was lost) counts only after its inventory.
-            reconciled = incarnation if report.chunks == 0 else 0
-            device_id = servers.add_device(c, server_id, report, reconciled_incarnation=reconciled)
-            return DeviceGrant(report.uuid, device_id)
-        if row.server_id != server_id:
-            self._check_may_move(row, report)
-            log.warning("device %d moves from server %d to %d", row.id, row.server_id, server_id)
-            servers.change_device(c, row.id, server_id=server_id, reconciled_incarnation=0)
-        elif row.chunks == 0 and report.chunks == 0 and row.reconciled_incarnation:
-            servers.change_device(c, row.id, reconciled_incarnation=incarnation)
-        servers.report_device(c, row.id, report)
-        state = "removed" if row.wish == "removed" else "draining" if row.wish in ("draining", "drained") else "ok"
-        return DeviceGrant(report.uuid, row.id, state)
-
-    def _check_may_move(self, row: DeviceRow, report: DeviceReport) -> None:
-        owner = self.view.servers.get(row.server_id)
-        known = self.view.devices.get(row.id)
-        is_held = owner is not None and owner.state not in ("dead", "removed") and known is not None
-        if is_held and known is not None and known.health != "failed":
-            raise ConflictError(
-                f"the device at {report.path} ({report.uuid.hex()}) is in use by server {row.server_id}: "
-                "stop that server, or take the device out of its configuration, before it is used here",
-                code="device-in-use",
-            )
-
+    # -- devices ----------------------------------------------------------------------------------------------
     def note_device(self, report: DeviceReport) -> int:
         """Take what a server says of a device into the view; its id, 0 for one that is not known."""
         for device in self.view.devices.values():
@@ -457,26 +305,3 @@ class Cluster:
             policy=document, chunk_bytes=self.settings.chunk_bytes, auth_revision=self.auth_revision(),
             copies=self.settings.copies, read_soon=sorted(self.read_soon()),
         )  # fmt: skip
-
-
-def _check(message: Register) -> None:
-    if message.role not in ROLES:
-        raise RequestError(f"role {message.role!r} is none of {', '.join(ROLES)}", code="bad-role")
-    name = message.name
-    if not 0 < len(name.encode()) <= NAME_BYTES_MAX or not name.isprintable() or "/" in name:
-        raise RequestError(
-            f"a server's name has 1 to {NAME_BYTES_MAX} printable bytes without '/'", code="bad-server-name"
-        )
-    if not message.url.startswith(("http://", "https://")) or len(message.url) > 500:
-        raise RequestError(f"{message.url!r} is not a URL like http://host:port", code="bad-url")
-    if len(message.instance) != 16 or message.incarnation < 1:
-        raise RequestError("an instance has 16 bytes and an incarnation is at least 1", code="bad-message")
-    if len(message.devices) > DEVICES_PER_SERVER_MAX:
-        raise RequestError(f"a server has at most {DEVICES_PER_SERVER_MAX} devices", code="too-many-devices")
-    if len({d.uuid for d in message.devices}) != len(message.devices):
-        raise RequestError("a device is listed twice", code="bad-message")
-    for device in message.devices:
-        if len(device.uuid) != 16 or device.tier not in TIERS or device.tier == "mem":
-            raise RequestError(
-                f"the device at {device.path} has no uuid of 16 bytes or an unknown tier", code="bad-device"
-            )

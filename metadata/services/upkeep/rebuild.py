@@ -29,6 +29,7 @@ from metadata.catalog import buckets, feed, jobs, leases, servers, snapshot_fram
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection
+from metadata.services.cluster.join import Registrar
 from metadata.services.cluster.membership import Cluster
 from metadata.services.jobs.work import CLASS_INVENTORY, InventoryWork
 from metadata.services.upkeep.adopt import Findings
@@ -83,10 +84,12 @@ class Rebuild:
     """One rebuild; `run` does it all while the process serves registrations, heartbeats and inventories."""
 
     def __init__(
-        self, database: Database, cluster: Cluster, guard: DeletionGuard, transport: PeerTransport, clock: Clock
-    ) -> None:
+        self, database: Database, cluster: Cluster, guard: DeletionGuard, *, registrar: Registrar,
+        transport: PeerTransport, clock: Clock,
+    ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
+        self._registrar = registrar
         self._guard = guard
         self._transport = transport
         self._clock = clock
@@ -142,7 +145,7 @@ class Rebuild:
                 "just restored and has taken no write since",
                 code="catalog-not-empty",
             )
-        self._cluster.adopts_cluster_id = own.is_empty
+        self._registrar.adopts_cluster_id = own.is_empty
         await self._gather(judge)
         await self._read_manifests()
         base, chain = self._choose(own)

@@ -13,6 +13,7 @@ from metadata.catalog.database import Database, open_database
 from metadata.catalog.packed import LIVE, PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
 from metadata.services.cluster.duties import DutySwitches, Holder, LeaseKeeper
 from metadata.services.cluster.heartbeat import Heartbeats
+from metadata.services.cluster.join import Registrar
 from metadata.services.cluster.liveness import Timers
 from metadata.services.cluster.membership import Cluster, ClusterSettings
 from metadata.services.cluster.view import ClusterView
@@ -66,6 +67,7 @@ class World:
     database: Database
     clock: ManualClock
     cluster: Cluster
+    registrar: Registrar
     lease: LeaseKeeper
     heartbeats: Heartbeats
     sequences: dict[int, int] = field(default_factory=dict)
@@ -78,10 +80,11 @@ async def new_world(database: Database | None = None, clock: ManualClock | None 
     cluster = Cluster(
         database, ClusterView(), clock, ClusterSettings(join_token=JOIN, timers=TIMERS), lambda n: rng.randbytes(n)
     )
+    registrar = Registrar(database, cluster, lambda n: rng.randbytes(n))
     lease = LeaseKeeper(database, clock, Holder(name, f"http://{name}"))
     heartbeats = Heartbeats(database, cluster, lease)
     await cluster.load()
-    return World(database, clock, cluster, lease, heartbeats)
+    return World(database, clock, cluster, registrar, lease, heartbeats)
 
 
 def report(number: int, *, tier: str = "hdd", **fields: object) -> DeviceReport:
@@ -121,7 +124,7 @@ class Server:
 
     async def join(self) -> Registered:
         server = self.registered.server if self.registered else 0
-        self.registered = await self.world.cluster.register(
+        self.registered = await self.world.registrar.register(
             registration(self.name, devices=self.devices, incarnation=self.incarnation), server=server
         )
         return self.registered

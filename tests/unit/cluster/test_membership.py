@@ -19,7 +19,7 @@ async def test_a_server_joins_with_the_token_and_comes_back_with_its_secret() ->
     assert who.server == a.id
     a.incarnation = 2
     message = registration("a", devices=a.devices, incarnation=2, join_token="")
-    again = await world.cluster.register(message, server=a.id)
+    again = await world.registrar.register(message, server=a.id)
     assert again.server == a.id and again.secret == "" and again.devices == a.registered.devices
 
 
@@ -27,7 +27,7 @@ async def test_nobody_joins_without_the_token() -> None:
     """A stranger that could join would be given chunks."""
     world = await new_world()
     with pytest.raises(NotAuthenticated):
-        await world.cluster.register(registration("a", devices=[], join_token="wrong"))
+        await world.registrar.register(registration("a", devices=[], join_token="wrong"))
     with pytest.raises(NotAuthenticated):
         world.cluster.authenticate("1", "tsd.1.guess")
 
@@ -37,7 +37,7 @@ async def test_a_repeated_registration_changes_nothing() -> None:
     world = await new_world()
     a = await joined(world, "a", 1)
     first = a.registered
-    again = await world.cluster.register(registration("a", devices=a.devices))
+    again = await world.registrar.register(registration("a", devices=a.devices))
     assert first is not None and again.server == first.server and again.devices == first.devices
     assert again.ticket_keys == first.ticket_keys
 
@@ -49,7 +49,7 @@ async def test_an_older_incarnation_is_refused() -> None:
     a.incarnation = 5
     await a.join()
     with pytest.raises(ConflictError, match="older"):
-        await world.cluster.register(registration("a", devices=a.devices, incarnation=4), server=a.id)
+        await world.registrar.register(registration("a", devices=a.devices, incarnation=4), server=a.id)
 
 
 async def test_a_name_is_taken_over_only_from_a_dead_server() -> None:
@@ -58,11 +58,11 @@ async def test_a_name_is_taken_over_only_from_a_dead_server() -> None:
     a = await joined(world, "a", 1)
     stranger = registration("a", devices=[report(9)], instance=99)
     with pytest.raises(ConflictError, match="held by another"):
-        await world.cluster.register(stranger)
+        await world.registrar.register(stranger)
     world.clock.advance(25)
     world.cluster.judge_all()
     old_keys = a.registered.ticket_keys if a.registered else []
-    taken = await world.cluster.register(stranger)
+    taken = await world.registrar.register(stranger)
     assert taken.server == a.id and taken.secret
     assert [k.key for k in taken.ticket_keys] != [k.key for k in old_keys]
     assert len(taken.ticket_keys) == 1
@@ -72,7 +72,7 @@ async def test_a_device_of_another_cluster_is_refused() -> None:
     """It would be taken for empty room, and its chunks for orphans."""
     world = await new_world()
     with pytest.raises(ConflictError) as caught:
-        await world.cluster.register(registration("a", devices=[report(1, cluster_id="feed", chunks=3)]))
+        await world.registrar.register(registration("a", devices=[report(1, cluster_id="feed", chunks=3)]))
     assert caught.value.code == "device-of-another-cluster"
 
 
@@ -83,11 +83,11 @@ async def test_a_device_moves_with_its_id_when_its_server_is_dead() -> None:
     b = await joined(world, "b", 2)
     moved = registration("b", devices=[report(2), report(1, chunks=7)], incarnation=2)
     with pytest.raises(ConflictError) as caught:
-        await world.cluster.register(moved, server=b.id)
+        await world.registrar.register(moved, server=b.id)
     assert caught.value.code == "device-in-use"
     world.clock.advance(25)
     world.cluster.judge_all()
-    answer = await world.cluster.register(moved, server=b.id)
+    answer = await world.registrar.register(moved, server=b.id)
     assert [g.device for g in answer.devices] == [b.device(), a.device()]
     device = world.cluster.view.devices[a.device()]
     assert device.server == b.id and not device.counts_for_copies
