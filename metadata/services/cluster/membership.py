@@ -198,6 +198,8 @@ class Cluster:
             ):
                 state = "draining"
             may_place = judgement.may_place and wish == "up"
+            may_place = may_place and state in ("up", "suspect")
+            # No gap between the two: a server that takes nothing and is not waited for would fail writes for nothing.
             server.is_returning = wish == "up" and not may_place and state != "dead"
             if state != server.state or may_place != server.accepts_new:
                 if state == "dead" and server.state != "dead":

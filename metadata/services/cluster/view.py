@@ -21,8 +21,8 @@ READ_RANK: Final[dict[str, int]] = {"up": 0, "draining": 1, "drained": 1, "suspe
 
 @dataclass(slots=True)
 class ServerInfo:
-    """One server. accepts_new: placement may choose it (up, and heard of within 5 s). is_returning: it may not, but
-    is away for a moment only, as far as is known (a restart, silence shorter than death). load: 0..1."""
+    """One server. accepts_new: placement may choose it (up or suspect: heard of within 5 s). is_returning: it may not,
+    but is away for a moment only, as far as is known (a restart, silence shorter than death). load: 0..1."""
 
     id: int
     name: str
@@ -94,13 +94,14 @@ class ClusterView:
         server = self.servers.get(device.server)
         return server is not None and server.state in ("up", "suspect", "draining", "drained")
 
-    def can_place(self, device: DeviceInfo) -> bool:
-        """Whether new chunks may go to this device."""
+    def can_place(self, device: DeviceInfo, *, or_suspect: bool = False) -> bool:
+        """Whether new chunks may go to this device. or_suspect: also when its server was silent for some seconds,
+        fewer than after which nothing is placed there."""
         server = self.servers.get(device.server)
         return (
             server is not None
-            and server.state == "up"
             and server.accepts_new
+            and (server.state == "up" or (or_suspect and server.state == "suspect"))
             and device.state == "ok"
             and device.health == "ok"
             and device.server in self.ticket_keys

@@ -34,7 +34,7 @@ class AllocateService:
         self._view = view
         self._clock = clock
         self._rng = rng
-        self._plans: dict[tuple[tuple[str, ...], int, bool], tuple[int, float, Plan]] = {}
+        self._plans: dict[tuple[tuple[str, ...], int, bool, bool], tuple[int, float, Plan]] = {}
 
     def allocate(self, item: AllocateItem, who: Principal) -> AllocateResult:
         """`count` allocations, or the error why there is none."""
@@ -98,25 +98,34 @@ class AllocateService:
         """only: of the devices of one tier."""
         # Sizes in powers of two: few plans, and a device with room for the class has room for the chunk.
         size = 1 << max(12, (item.chunk_bytes_max - 1).bit_length())
-        key = ((only,) if only else tuple(item.tiers), size, bool(only))
+        needs_suspects = self._needs_suspects(item)
+        key = ((only,) if only else tuple(item.tiers), size, bool(only), needs_suspects)
         now = self._clock.monotonic()
         known = self._plans.get(key)
         if known is not None and known[0] == self._view.revision and now - known[1] < PLAN_SECONDS:
             return known[2]
         if len(self._plans) >= PLANS_MAX:
             self._plans.clear()
-        candidates = [c for c in self._candidates() if only in ("", c.tier)]
+        candidates = [c for c in self._candidates(or_suspect=needs_suspects) if only in ("", c.tier)]
         plan = Plan(candidates, tiers=item.tiers, chunk_bytes=size)
         self._plans[key] = (self._view.revision, now, plan)
         return plan
 
-    def _candidates(self) -> list[Candidate]:
+    def _needs_suspects(self, item: AllocateItem) -> bool:
+        """Whether those that are up are too few without the ones that were silent for some seconds: on a busy machine,
+        or while another metadata process takes over, everybody is for a moment, and no write need fail for it."""
+        up = {device.server for device in self._view.devices.values() if self._view.can_place(device)}
+        return len(up.difference(item.exclude_servers)) < item.copies
+
+    def _candidates(self, *, or_suspect: bool) -> list[Candidate]:
         """Devices that take new chunks; full ones too, with no room, so that "full" is told from "too few"."""
         candidates = []
         for device in self._view.devices.values():
             server = self._view.servers.get(device.server)
             is_full = device.health == "full"
-            if server is None or not (self._view.can_place(device) or (is_full and server.accepts_new)):
+            if server is None or not (
+                self._view.can_place(device, or_suspect=or_suspect) or (is_full and server.accepts_new)
+            ):
                 continue
             candidates.append(
                 Candidate(

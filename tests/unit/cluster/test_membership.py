@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 
 from metadata.services.cluster.liveness import Timers, judge, vanished_too_many
+from metadata.services.names.allocate import AllocateService
 from tests.unit.cluster.cluster_kit import Server, joined, new_world, registration, report
+from tierstore.auth.access import Principal
 from tierstore.errors import AccessDenied, ConflictError, NotAuthenticated
+from tierstore.wire.names import AllocateItem
 
 
 async def test_a_server_joins_with_the_token_and_comes_back_with_its_secret() -> None:
@@ -122,6 +128,46 @@ async def test_states_follow_silence() -> None:
     assert seen == [("up", True), ("suspect", True), ("suspect", False), ("dead", False)]
     await a.beat()
     assert (info.state, info.accepts_new) == ("up", True)
+
+
+async def test_a_write_is_placed_or_told_to_wait_however_long_all_servers_are_silent() -> None:
+    """Between suspect (3 s) and no placement (5 s) nobody was up and nobody was expected back: every write failed at
+    once, on a busy machine and whenever the holder of the duties was killed."""
+    world = await new_world()
+    servers = [await joined(world, name, number) for number, name in enumerate("ab", 1)]
+    for server in servers:
+        await server.beat()
+    allocations = AllocateService(world.cluster.view, world.clock, random.Random(1))
+    who = Principal(access="A", user="a", grants={"*": "admin"})
+    found: dict[str, list[float]] = {"placed": [], "waits": [], "refused": []}
+    for _ in range(44):
+        answer = allocations.allocate(AllocateItem([], copies=2), who)
+        silent = round((world.cluster.now_ms() - world.cluster.view.servers[servers[0].id].seen_at_ms) / 1000, 1)
+        found["placed" if not answer.code else "waits" if answer.returning else "refused"].append(silent)
+        world.clock.advance(0.5)
+        world.cluster.judge_all()
+    assert max(found["placed"]) < 5 <= min(found["waits"]) and max(found["waits"]) < 20 <= min(found["refused"]), found
+
+
+async def test_a_suspect_gets_new_chunks_only_while_the_others_are_too_few() -> None:
+    """A hung server holds up every write that goes there."""
+    world = await new_world()
+    a, b, c = [await joined(world, name, number) for number, name in enumerate("abc", 1)]
+    allocations = AllocateService(world.cluster.view, world.clock, random.Random(1))
+    who = Principal(access="A", user="a", grants={"*": "admin"})
+    world.clock.advance(3.5)
+    for server in (b, c):
+        await server.beat()
+    world.cluster.judge_all()
+    assert world.cluster.view.servers[a.id].state == "suspect"
+
+    def chosen(**fields: Any) -> set[int]:
+        made = [allocations.allocate(AllocateItem([], **fields), who).allocations[0] for _ in range(30)]
+        return {target.server for allocation in made for target in allocation.targets + allocation.spares}
+
+    assert chosen(copies=2) == {b.id, c.id}
+    assert chosen(copies=3) == {a.id, b.id, c.id}
+    assert chosen(copies=2, exclude_servers=[c.id]) >= {a.id, b.id}
 
 
 async def test_after_a_start_nobody_is_dead_for_one_lease() -> None:
