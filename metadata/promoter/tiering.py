@@ -43,7 +43,7 @@ class TieringDuty:
         totals = self._tiering.totals
         return Step(
             done=len(plan.promotions) + len(plan.demotions), bytes_moved=plan.bytes_moved,
-            detail=f"{totals.promotions} promoted, {totals.demotions} let go, {self._tiering.under_way} under way",
+            detail=f"{totals.promotions} promoted, {totals.demotions} let go, {len(self._tiering.copies)} under way",
         )
 
 

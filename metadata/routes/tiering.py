@@ -120,8 +120,9 @@ def build(
                 for t in view.tiers()
             ],
             ticks=totals.ticks, promotions=totals.promotions, demotions=totals.demotions, failed=totals.failed,
-            under_way=tiering.under_way, promoted_bytes=totals.promoted_bytes, served_bytes=totals.served_bytes,
-            bytes_moved_per_byte_served=tiering.moved_per_served(), written_bytes_per_day=tiering.written_per_day(),
+            under_way=len(tiering.copies), promoted_bytes=totals.promoted_bytes, served_bytes=totals.served_bytes,
+            bytes_moved_per_byte_served=tiering.copies.moved_per_served(),
+            written_bytes_per_day=tiering.written_per_day(),
             wasted_promotions=totals.wasted, read_soon_buckets=soon(),
             budget_bytes=planner.budget_bytes if planner else 0.0,
             heat_chunks=len(tiering.heat.table), mem_used_bytes=sum(used for used, _ in tiering.served.mem.values()),

@@ -20,11 +20,12 @@ from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from typing import Final
 
-from tierstore.policy.heat import COLD, HeatTable
+from tierstore.policy.heat import HeatTable
 from tierstore.policy.picture import Picture
 from tierstore.policy.plan import Candidate, Decision, Demotion, Plan, Promotion, Why
 from tierstore.policy.rules import PromoterRules
 from tierstore.policy.shelf import Device, Shelf
+from tierstore.policy.sketch import COLD
 
 #: A very hot chunk gets one fast copy for each share of a device's time that its reads take, ...
 SPREAD_BUSY_SHARE: Final = 0.25

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tierstore.policy.decide import Planner
-from tierstore.policy.heat import COLD
 from tierstore.policy.plan import Candidate, Decision
 from tierstore.policy.rules import Rule
+from tierstore.policy.sketch import COLD
 from tierstore.units import format_size
 
 

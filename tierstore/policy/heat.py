@@ -25,13 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tierstore.errors import IntegrityError, RequestError
+from tierstore.policy.sketch import COLD, SKETCH_COLUMNS, SKETCH_ROWS, Floats, Sketch
 
 ENTRY: Final = np.dtype([("id", "V16"), ("count", "<f2")])
 ENTRY_BYTES: Final = 18
 EXACT_MAX: Final = 1_000_000
-SKETCH_ROWS: Final = 4
-SKETCH_COLUMNS: Final = 1 << 17  # 4 rows x 131,072 x 4 B = 2 MiB
-COLD: Final = -math.inf
 #: The landmark is moved when scores have grown this far, in half-lives: keeps the sketch's float32 finer than 2^-11.
 LANDMARK_AGE_MAX: Final = 4096
 
@@ -41,11 +39,7 @@ _TOUCHED: Final = 4   # read since the last take_touched
 
 _MAGIC: Final = b"TSHEAT1\0"
 _HEADER: Final = struct.Struct("<8sddQII")  # magic, half-life, landmark, chunks, sketch cells, crc32 of what follows
-_MULTIPLIERS: Final = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64
-)
 
-Floats = npt.NDArray[np.float64]
 Slots = npt.NDArray[np.int64]
 
 
@@ -79,7 +73,7 @@ class HeatTable:
         self._kept = 0
         self._touched: list[Slots] = []  # slots read since the last take_touched; may repeat, may be free again
         self._touched_count = 0
-        self._sketch: npt.NDArray[np.float32] | None = None  # made when the exact table is full
+        self._sketch: Sketch | None = None  # made when the exact table is full
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -197,7 +191,7 @@ class HeatTable:
             else:
                 heats[place] = self.per_hour(float(self._scores[slot]), now)
         if unknown and self._sketch is not None:
-            estimates = self._estimate([chunks[place] for place in unknown]).tolist()
+            estimates = self._sketch.estimate([chunks[place] for place in unknown]).tolist()
             for place, score in zip(unknown, estimates, strict=True):
                 heats[place] = self.per_hour(score, now)
         return heats
@@ -235,7 +229,7 @@ class HeatTable:
         self.landmark = landmark
         self._scores[: self._used] -= half_lives  # -inf stays -inf
         if self._sketch is not None:
-            self._sketch -= np.float32(half_lives)
+            self._sketch.shift(half_lives)
         self.epoch += 1
 
     # -- snapshot
@@ -243,7 +237,7 @@ class HeatTable:
     def snapshot(self) -> bytes:
         """The whole table as bytes (24 B a chunk and the sketch), checksummed. What is kept is not part of it."""
         slots = np.fromiter(self._slots.values(), dtype=np.int64, count=len(self._slots))
-        sketch = self._sketch.tobytes() if self._sketch is not None else b""
+        sketch = self._sketch.cells.tobytes() if self._sketch is not None else b""
         body = b"".join((self._scores[slots].tobytes(), self._ids[slots].tobytes(), sketch))
         header = _HEADER.pack(
             _MAGIC, self.half_life_seconds, self.landmark, len(slots), len(sketch) // 4, zlib.crc32(body)
@@ -271,8 +265,7 @@ class HeatTable:
         heat._used = chunks
         heat._slots = dict(zip(heat._ids.tolist(), range(chunks), strict=True))
         if cells:
-            flat = np.frombuffer(body, dtype=np.float32, offset=chunks * 24)
-            heat._sketch = flat.reshape(SKETCH_ROWS, SKETCH_COLUMNS).copy()
+            heat._sketch = Sketch(np.frombuffer(body, dtype=np.float32, offset=chunks * 24))
         return heat
 
     # -- below: the exact table
@@ -341,10 +334,11 @@ class HeatTable:
             slots = np.fromiter(map(self._slots.__getitem__, chunks), dtype=np.int64, count=len(chunks))
             self._raise_scores(slots, added)
             return
-        self._sketch_add(chunks, added)
+        if self._sketch is None:
+            self._sketch = Sketch()
+        self._sketch.add(chunks, added)
         ids = sorted(fresh)
-        estimates = self._estimate(ids)
-        self._admit(ids, estimates, max(room, 0))
+        self._admit(ids, self._sketch.estimate(ids), max(room, 0))
 
     def _append(self, chunks: list[bytes]) -> None:
         reused = min(len(self._free), len(chunks))
@@ -360,7 +354,7 @@ class HeatTable:
             self._flags[start:end] = 0
             self._used = end
 
-    # -- below: the sketch
+    # -- below: what goes to the sketch and what comes back
 
     def _admit(self, ids: list[bytes], estimates: Floats, room: int) -> None:
         """The hottest newcomers take free slots, then those of colder chunks that are not kept, pair by pair."""
@@ -375,7 +369,8 @@ class HeatTable:
         taken = min(len(order), room)
         while taken < len(order) and taken - room < len(victims) and victims[taken - room][1] < estimates[order[taken]]:
             taken += 1
-        self._sketch_floor(victims[: max(taken - room, 0)])
+        if self._sketch is not None:
+            self._sketch.floor(victims[: max(taken - room, 0)])
         for chunk, _ in victims[: max(taken - room, 0)]:
             self.forget(chunk)
         admitted = np.asarray(order[:taken], dtype=np.int64)
@@ -384,36 +379,8 @@ class HeatTable:
         self._scores[slots] = estimates[admitted]
         self._touch(slots)
 
-    def _cells(self, chunks: list[bytes]) -> npt.NDArray[np.int64]:
-        """Columns of each chunk in the 4 rows: shape (4, n). Multiply-shift of the folded id."""
-        words = np.frombuffer(b"".join(chunks), dtype="<u8").reshape(-1, 2)
-        folded = words[:, 0] ^ (words[:, 1] * np.uint64(0xFF51AFD7ED558CCD))
-        folded ^= folded >> np.uint64(29)
-        return ((folded[None, :] * _MULTIPLIERS[:, None]) >> np.uint64(47)).astype(np.int64)
-
-    def _sketch_add(self, chunks: list[bytes], added: Floats) -> None:
-        if self._sketch is None:
-            self._sketch = np.full((SKETCH_ROWS, SKETCH_COLUMNS), -np.inf, dtype=np.float32)
-        cells = self._cells(chunks)
-        for row in range(SKETCH_ROWS):
-            np.logaddexp2.at(self._sketch[row], cells[row], added.astype(np.float32))
-
-    def _sketch_floor(self, evicted: list[tuple[bytes, float]]) -> None:
-        """Evicted chunks keep their heat: no cell of one is below its score."""
-        if self._sketch is not None and evicted:
-            cells = self._cells([chunk for chunk, _ in evicted])
-            scores = np.array([score for _, score in evicted], dtype=np.float32)
-            for row in range(SKETCH_ROWS):
-                np.maximum.at(self._sketch[row], cells[row], scores)
-
-    def _estimate(self, chunks: list[bytes]) -> Floats:
-        assert self._sketch is not None
-        cells = self._cells(chunks)
-        estimate = self._sketch[np.arange(SKETCH_ROWS)[:, None], cells].min(axis=0)
-        return np.asarray(estimate, dtype=np.float64)
-
     def _estimate_one(self, chunk: bytes) -> float:
-        return float(self._estimate([chunk])[0]) if self._sketch is not None else COLD
+        return float(self._sketch.estimate([chunk])[0]) if self._sketch is not None else COLD
 
 
 def _minus_ones() -> Iterable[int]:

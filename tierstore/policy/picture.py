@@ -14,10 +14,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tierstore.names import TIERS
-from tierstore.policy.heat import COLD, HeatTable
+from tierstore.policy.heat import HeatTable
 from tierstore.policy.plan import Candidate, Promotion
 from tierstore.policy.rules import PromoterRules
 from tierstore.policy.shelf import Device, Resident, Shelf, speed_changed
+from tierstore.policy.sketch import COLD
 
 
 class Picture:

@@ -19,7 +19,7 @@ _TIERING.counter("tierstore_promotions_failed_total", "copies that could not be 
 _TIERING.counter("tierstore_promotions_wasted_total", "copies let go without one read", lambda t: t.totals.wasted)
 _TIERING.counter("tierstore_promoted_bytes_total", "bytes written to faster devices", lambda t: t.totals.promoted_bytes)
 _TIERING.counter("tierstore_served_bytes_total", "bytes that clients read", lambda t: t.totals.served_bytes)
-_TIERING.gauge("tierstore_promotions_waiting_jobs", "copies queued or under way", lambda t: t.under_way)
+_TIERING.gauge("tierstore_promotions_waiting_jobs", "copies queued or under way", lambda t: len(t.copies))
 _TIERING.gauge("tierstore_heat_chunks", "chunks whose heat is known exactly", lambda t: len(t.heat.table))
 _TIERING.gauge(
     "tierstore_promoter_budget_bytes", "what the migration budget allows now",
@@ -28,7 +28,7 @@ _TIERING.gauge(
 
 _TIERING.gauge(
     "tierstore_promoter_moved_per_served_ratio", "bytes copied to fast devices per byte that clients read",
-    lambda t: t.moved_per_served(),
+    lambda t: t.copies.moved_per_served(),
 )  # fmt: skip
 _TIERING.gauge(
     "tierstore_promoter_written_per_day_bytes", "written to fast devices in a day, at the pace since the start",
@@ -36,7 +36,7 @@ _TIERING.gauge(
 )  # fmt: skip
 _TIERING.gauge(
     "tierstore_promotions_wasted_ratio", "share of the copies made that were let go without a read",
-    lambda t: t.waste_ratio(),
+    lambda t: t.copies.waste_ratio(),
 )  # fmt: skip
 
 _VIEW: Final = Watch[TieringView]()

@@ -25,8 +25,8 @@ from tierstore.auth.access import Principal, authorize
 from tierstore.errors import NotFound, RequestError, UnavailableError
 from tierstore.names import TIERS, check_key, version_text
 from tierstore.policy.explain import ReplicaView, explain_chunk, past_heat
-from tierstore.policy.heat import COLD
 from tierstore.policy.simulate import Fleet, Speed
+from tierstore.policy.sketch import COLD
 from tierstore.policy.trace import prefix_of
 from tierstore.ticket import ROLE_HOME
 

@@ -111,7 +111,7 @@ def test_a_chunk_that_is_read_gets_a_copy_on_the_fast_device_and_keeps_its_homes
         assert chunk in rig.cluster.held_on(rig.fast)
         assert await rig.cluster.homes(chunk) - {"f"} == homes == {"a", "b"}
         await rig.tick()
-        assert rig.tiering.totals.promotions == 1 and rig.tiering.under_way == 0
+        assert rig.tiering.totals.promotions == 1 and len(rig.tiering.copies) == 0
         assert [d.action for d in rig.tiering.decisions.of(chunk)] == ["promote"]
 
     asyncio.run(run())
@@ -127,7 +127,7 @@ def test_a_copy_that_finds_its_device_full_is_tried_again_while_room_is_made() -
         rig.read(chunk, 5)
         await rig.tick()
         await rig.tick()
-        assert rig.tiering.under_way == 1 and rig.tiering.totals.failed == 0
+        assert len(rig.tiering.copies) == 1 and rig.tiering.totals.failed == 0
         rig.cluster.stores["f"].refuse = ""
         await rig.tick()
         assert await rig.cached(chunk) == {rig.fast}
@@ -136,7 +136,7 @@ def test_a_copy_that_finds_its_device_full_is_tried_again_while_room_is_made() -
         rig.read(cold, 5)
         for _ in range(12):
             await rig.tick()
-        assert rig.tiering.under_way == 0 and rig.tiering.totals.failed == 1
+        assert len(rig.tiering.copies) == 0 and rig.tiering.totals.failed == 1
 
     asyncio.run(run())
 

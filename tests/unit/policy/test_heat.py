@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tierstore.errors import IntegrityError, RequestError
-from tierstore.policy.heat import COLD, HeatTable, pack_delta
+from tierstore.policy.heat import HeatTable, pack_delta
+from tierstore.policy.sketch import COLD
 
 
 def chunk(n: int) -> bytes:
