@@ -132,7 +132,9 @@ def test_what_was_changed_does_not_open() -> None:
 
 def call(**headers: str) -> Call:
     held = {name.replace("_", "-"): value for name, value in headers.items()}
-    return cast("Call", SimpleNamespace(header=lambda name: held.get(name.decode()), method="PUT"))
+    names = frozenset(name.encode() for name in held)
+    shown = SimpleNamespace(header=lambda name: held.get(name.decode()), method="PUT", header_names=names)
+    return cast("Call", shown)
 
 
 def test_master_keys_and_their_names() -> None:

@@ -7,9 +7,10 @@ parts' checksums, with "-<parts>" behind (AWS, "Checking object integrity").
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from crc32c import crc32c
@@ -53,10 +54,26 @@ def new(algorithm: str) -> Sum:
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
+@functools.cache
 def _crc64nvme() -> Callable[[bytes, int], int]:
-    from awscrt import checksums  # 4 MB of library: only for those who use it
+    from awscrt import checksums  # a large library: loaded by preload(), or by whoever comes first
 
     return checksums.crc64nvme  # type: ignore[no-any-return]
+
+
+def preload() -> None:
+    """Load what the first upload would wait for. Blocks for tenths of a second: in a thread."""
+    new("crc64nvme")
+
+
+def digests(algorithms: Iterable[str], body: bytes) -> dict[str, bytes]:
+    """The sums of a whole body."""
+    found = {}
+    for name in algorithms:
+        total = new(name)
+        total.update(body)
+        found[name] = total.digest()
+    return found
 
 
 def decode(algorithm: str, value: str) -> bytes:

@@ -14,6 +14,7 @@ from tierstore.names import parse_version
 from tierstore.wire.names import Condition
 
 NULL_VERSION: Final = -1
+_ON_READS: Final = frozenset({b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"})
 
 
 def version_of(text: str | None) -> int:
@@ -44,6 +45,8 @@ def missing(error: NotFound, condition: Condition | None) -> Exception:
 
 def read_condition(call: Call, etag: str, created_at_ms: int, *, prefix: bytes = b"") -> bool:
     """False: 304. Raises S3Error(PreconditionFailed). RFC 9110, 13.2.2."""
+    if not prefix and call.header_names.isdisjoint(_ON_READS):
+        return True
     if_match, if_none = call.header(prefix + b"if-match"), call.header(prefix + b"if-none-match")
     modified = created_at_ms // 1000
     if if_match is not None:

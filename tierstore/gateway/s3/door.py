@@ -46,8 +46,9 @@ class S3Door:
         self._catalog = S3Catalog(store.client, clock)
         self._auth = Authenticator(store.client, clock)
         self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
-        reader = BodyReader(self._executor)
-        self._handlers = handlers_of(build(store, self._catalog, reader, vault, self._auth))
+        self._reader = BodyReader(self._executor)
+        self._has_served = False
+        self._handlers = handlers_of(build(store, self._catalog, self._reader, vault, self._auth))
 
     def routes(self) -> list[Route]:
         """The rows of the protocol class's table: everything that is not native."""
@@ -63,6 +64,9 @@ class S3Door:
             moved = S3Error("TemporaryRedirect", "Ask there; sign for that host.", lines=location_line(location))
             _answer(exchange, moved, "/")
             return
+        if not self._has_served:
+            self._has_served = True
+            self._reader.load()
         try:
             self._native.begin(exchange, self._run(exchange))
         except TierstoreError as error:

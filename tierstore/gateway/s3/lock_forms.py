@@ -13,6 +13,9 @@ from tierstore.wire.lock import COMPLIANCE, DOCUMENT, GOVERNANCE, Lock, LockRule
 from tierstore.wire.names import BucketView, ObjectMeta
 
 _MODES: Final = (GOVERNANCE, COMPLIANCE)
+_HEADERS: Final = frozenset({
+    b"x-amz-object-lock-mode", b"x-amz-object-lock-retain-until-date", b"x-amz-object-lock-legal-hold",
+})  # fmt: skip
 _DAYS_MAX: Final = 36_500
 _YEARS_MAX: Final = 100
 
@@ -27,10 +30,10 @@ def may_bypass(call: Call, bucket: BucketView) -> bool:
 
 def locked_meta(call: Call, bucket: BucketView, meta: ObjectMeta, now_ms: int) -> ObjectMeta:
     """The metadata with the lock that the headers of a PUT, copy or CreateMultipartUpload ask for. Raises S3Error."""
+    if call.header_names.isdisjoint(_HEADERS):
+        return meta
     mode, until = call.header(b"x-amz-object-lock-mode"), call.header(b"x-amz-object-lock-retain-until-date")
     hold = call.header(b"x-amz-object-lock-legal-hold")
-    if mode is None and until is None and hold is None:
-        return meta
     if DOCUMENT not in bucket.config:
         raise S3Error("InvalidRequest", "Bucket is missing Object Lock Configuration")
     if (mode is None) != (until is None):

@@ -48,27 +48,16 @@ _RESPONSE: Final = {
     "response-content-disposition": "content-disposition", "response-content-encoding": "content-encoding",
 }  # fmt: skip
 TAGS_MAX: Final = 10
+#: What is kept and makes no header line.
+_SILENT: Final = frozenset({OWNER, CANNED_ACL, CHECKSUM_TYPE, CHECKSUM_ALGORITHM, PARTS, UPLOAD})
+_KEPT_NAMES: Final = frozenset(_KEPT) | {b"content-encoding"}
+_NO_META: Final = ObjectMeta()
 
 
 def meta_of(call: Call) -> ObjectMeta:
     """The metadata of a PUT, CreateMultipartUpload or a copy with REPLACE. Raises S3Error."""
-    user_meta: dict[str, str] = {}
-    for name, value in call.exchange.headers:
-        if name.startswith(META_PREFIX):
-            short = _checked(name[len(META_PREFIX) :].decode("latin-1"))
-            text = _checked(header_text(value).strip())
-            user_meta[short] = f"{user_meta[short]},{text}" if short in user_meta else text
-    if sum(len(n.encode()) + len(v.encode()) for n, v in user_meta.items()) > USER_META_BYTES_MAX:
-        raise S3Error("MetadataTooLarge")
-    headers = {}
-    for name in _KEPT:
-        kept = call.header(name)
-        if kept is not None:
-            headers[name.decode()] = _checked(kept)
-    encodings = [part.strip() for part in (call.header(b"content-encoding") or "").split(",")]
-    encoding = ", ".join(part for part in encodings if part and part != "aws-chunked")
-    if encoding:
-        headers["content-encoding"] = _checked(encoding)
+    user_meta = _user_meta(call)
+    headers = {} if call.header_names.isdisjoint(_KEPT_NAMES) else _kept_headers(call)
     extra: dict[str, bytes] = {OWNER: call.principal.user.encode()}
     storage = call.header(b"x-amz-storage-class")
     if storage is not None and storage not in STORAGE_CLASSES:
@@ -86,6 +75,32 @@ def meta_of(call: Call) -> ObjectMeta:
         content_type=_checked(call.header(b"content-type") or "binary/octet-stream"), user_meta=user_meta,
         headers=headers, tags=tags, extra=extra,
     )  # fmt: skip
+
+
+def _user_meta(call: Call) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in call.exchange.headers:
+        if name.startswith(META_PREFIX):
+            short = _checked(name[len(META_PREFIX) :].decode("latin-1"))
+            text = _checked(header_text(value).strip())
+            found[short] = f"{found[short]},{text}" if short in found else text
+    if found and sum(len(n.encode()) + len(v.encode()) for n, v in found.items()) > USER_META_BYTES_MAX:
+        raise S3Error("MetadataTooLarge")
+    return found
+
+
+def _kept_headers(call: Call) -> dict[str, str]:
+    """Headers that are given back as they came; aws-chunked is the body's framing, not its coding."""
+    headers = {}
+    for name in _KEPT:
+        kept = call.header(name)
+        if kept is not None:
+            headers[name.decode()] = _checked(kept)
+    encodings = [part.strip() for part in (call.header(b"content-encoding") or "").split(",")]
+    encoding = ", ".join(part for part in encodings if part and part != "aws-chunked")
+    if encoding:
+        headers["content-encoding"] = _checked(encoding)
+    return headers
 
 
 def canned_acl(call: Call) -> str:
@@ -128,14 +143,10 @@ def object_lines(
     call: Call, found: LookupResult, versioning: str, *, with_checksum: bool = False
 ) -> bytes:
     """The lines of a GET or HEAD answer but for Content-Range and length."""
-    meta = found.meta or ObjectMeta()
+    meta = found.meta or _NO_META
     headers = {"content-type": meta.content_type or "binary/octet-stream", **meta.headers}
-    for name, header in _RESPONSE.items():
-        if name in call.query:
-            if not call.principal.access:
-                raise S3Error("InvalidRequest", "Request specific response headers cannot be used for anonymous GET "
-                              "requests.")  # fmt: skip
-            headers[header] = _checked(call.query[name])
+    if not call.names.isdisjoint(_RESPONSE):
+        headers |= _overrides(call)
     lines = [
         f'etag: "{found.etag}"', f"last-modified: {http_date(found.created_at_ms // 1000)}", "accept-ranges: bytes",
         *(f"{name}: {value}" for name, value in headers.items() if not _CONTROL.search(value)),
@@ -147,16 +158,31 @@ def object_lines(
         lines.append(f"x-amz-version-id: {shown_version(found.version, found.is_null)}")
     if meta.tags:
         lines.append(f"x-amz-tagging-count: {len(meta.tags)}")
-    for extra, name in ((STORAGE_CLASS, "x-amz-storage-class"), (REDIRECT, "x-amz-website-redirect-location")):
-        if extra in meta.extra:
-            lines.append(f"{name}: {meta.extra[extra].decode()}")
-    lines += lock_lines(meta) + sealed_lines(sealed_of(meta))
+    if not meta.extra.keys() <= _SILENT:
+        lines += _extra_lines(meta)
     if with_checksum:
         lines += [f"{checksums.PREFIX}{name}: {value}" for name, value in meta.checksums.items()
                   if name in checksums.ALGORITHMS]  # fmt: skip
         if meta.checksums:
             lines.append(f"x-amz-checksum-type: {meta.extra.get(CHECKSUM_TYPE, b'FULL_OBJECT').decode()}")
-    return ("\r\n".join(lines) + "\r\n").encode()
+    lines.append("")
+    return "\r\n".join(lines).encode()
+
+
+def _overrides(call: Call) -> dict[str, str]:
+    """Headers that the request wants otherwise (response-content-type and its kin)."""
+    if not call.principal.access:
+        raise S3Error("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
+    return {header: _checked(call.query[name]) for name, header in _RESPONSE.items() if name in call.query}
+
+
+def _extra_lines(meta: ObjectMeta) -> list[str]:
+    """What an object says of its class, redirect, lock and encryption."""
+    lines = []
+    for extra, name in ((STORAGE_CLASS, "x-amz-storage-class"), (REDIRECT, "x-amz-website-redirect-location")):
+        if extra in meta.extra:
+            lines.append(f"{name}: {meta.extra[extra].decode()}")
+    return lines + lock_lines(meta) + sealed_lines(sealed_of(meta))
 
 
 def shown_version(version: int, is_null: bool) -> str:

@@ -131,10 +131,21 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 )
 
 
+def _by_target() -> dict[tuple[str, str], tuple[Operation, ...]]:
+    found: dict[tuple[str, str], tuple[Operation, ...]] = {}
+    for row in OPERATIONS:
+        found[row.method, row.scope] = (*found.get((row.method, row.scope), ()), row)
+    return found
+
+
+#: (method, scope) -> its rows, in the table's order.
+_BY_TARGET: Final = _by_target()
+
+
 def find(method: str, scope: Scope, names: frozenset[str], *, is_copy: bool) -> Operation | None:
     """The operation of a request, None when S3 has none. names: of the query's parameters."""
-    for row in OPERATIONS:
-        if row.method != method or row.scope != scope or (row.query and row.query not in names):
+    for row in _BY_TARGET.get((method, scope), ()):
+        if row.query and row.query not in names:
             continue
         if row.header and not is_copy:
             continue

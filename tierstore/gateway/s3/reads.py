@@ -55,7 +55,7 @@ class Reads:
         bucket = await self._catalog.bucket(call.bucket)
         is_head = call.method == "HEAD"
         version = version_of(call.query.get("versionId"))
-        wanted = parse_range(call.exchange.header(b"range")) if call.exchange.header(b"range") else None
+        wanted = parse_range(call.exchange.header(b"range"))
         part = number(call.query.get("partNumber"), "partNumber", default=-1, least=1, most=10_000) \
             if "partNumber" in call.query else 0  # fmt: skip
         if part and wanted is not None:
@@ -143,15 +143,17 @@ class Reads:
     ) -> LookupResult:
         """The object, after the caller's rights. A stranger who may not list hears AccessDenied, not NoSuchKey."""
         key = key or call.key
-        if not rights.allowed(call, action, bucket, key) and not rights.block_of(bucket).ignore_acls:
+        if rights.allowed(call, action, bucket, key):
+            pass
+        elif rights.block_of(bucket).ignore_acls:
+            raise S3Error("AccessDenied")
+        else:
             # only an ACL of the object itself can let in: it must be read first
             found = await self._lookup_or_none(bucket.name, key, version)
             acl = found.meta.extra.get(CANNED_ACL, b"").decode() if found is not None and found.meta else ""
             owner = found.meta.extra.get(OWNER, b"").decode() if found is not None and found.meta else ""
             if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner):
                 raise S3Error("AccessDenied")
-        elif not rights.allowed(call, action, bucket, key):
-            raise S3Error("AccessDenied")
         try:
             return _as_shown(await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks))
         except NotFound as error:

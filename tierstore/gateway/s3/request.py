@@ -40,6 +40,11 @@ class Call:
     has_begun: bool = False
     extra_lines: bytes = b""
     names: frozenset[str] = field(default=frozenset())
+    #: Names of all headers: one look tells that a request has none of a rare group.
+    header_names: frozenset[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.header_names = frozenset([name for name, _ in self.exchange.headers])
 
     def header(self, name: bytes) -> str | None:
         """A header's value as text, None when it is not there."""
@@ -67,10 +72,11 @@ def parse_call(exchange: Exchange, domain: str) -> Call:
     """Raises S3Error(InvalidURI, InvalidBucketName, ...)."""
     path, _, query = exchange.target.partition(b"?")
     bucket_raw, _, key_raw = path[1:].partition(b"/")
-    host = (exchange.header(b"host") or b"").decode("latin-1").partition(":")[0].lower()
-    if domain and host.endswith("." + domain):
-        bucket_raw, key_raw = host[: -len(domain) - 1].encode("latin-1"), path[1:]
-    pairs = parse_query(query)
+    if domain:
+        host = (exchange.header(b"host") or b"").decode("latin-1").partition(":")[0].lower()
+        if host.endswith("." + domain):
+            bucket_raw, key_raw = host[: -len(domain) - 1].encode("latin-1"), path[1:]
+    pairs = parse_query(query) if query else []
     values: dict[str, str] = {}
     for name, value in pairs:
         values.setdefault(name, value)

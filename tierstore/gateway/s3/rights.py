@@ -73,7 +73,6 @@ def allowed(
     who = call.principal
     verdict = ""
     policy = policy_of(bucket)
-    block = block_of(bucket)
     if policy is not None:
         verdict = decide(policy, question_of(call, action, bucket, key))
         if verdict == DENY:
@@ -84,6 +83,7 @@ def allowed(
             return own == ALLOW
     if is_owner(who, bucket) or is_allowed(who, _ROLE.get(action, "bucket"), bucket.name):
         return True
+    block = block_of(bucket)
     if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
         return True
     if object_owner and object_owner == who.user and action in _OBJECT_READ:

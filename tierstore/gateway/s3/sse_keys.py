@@ -56,6 +56,12 @@ class Wish:
     key_md5: str = ""
 
 
+_KEYS: Final = frozenset(_CUSTOMER + part for part in (b"algorithm", b"key", b"key-md5"))
+_KEYS_OF_SOURCE: Final = frozenset(_SOURCE_CUSTOMER + part for part in (b"algorithm", b"key", b"key-md5"))
+_ASKING: Final = _KEYS | {_HEADER, _HEADER + b"-aws-kms-key-id"}
+_NOTHING: Final = Wish()
+
+
 class MasterKeys:
     """text: `name:base64 of 32 bytes`, separated by white space; "": SSE-S3 and SSE-KMS are refused."""
 
@@ -90,6 +96,8 @@ class Vault:
 
     def wish(self, call: Call, bucket: BucketView | None = None) -> Wish:
         """What a PUT, copy or CreateMultipartUpload asks for, else the bucket's default. Raises S3Error."""
+        if call.header_names.isdisjoint(_ASKING):
+            return default_of(bucket)
         customer = self.customer(call)
         algorithm, key_id = call.header(_HEADER), call.header(_HEADER + b"-aws-kms-key-id")
         if customer.kind:
@@ -111,10 +119,10 @@ class Vault:
 
     def customer(self, call: Call, *, of_source: bool = False) -> Wish:
         """The customer's key that a request brings. Raises S3Error."""
+        if call.header_names.isdisjoint(_KEYS_OF_SOURCE if of_source else _KEYS):
+            return _NOTHING
         prefix = _SOURCE_CUSTOMER if of_source else _CUSTOMER
         algorithm, key, md5 = (call.header(prefix + part) for part in (b"algorithm", b"key", b"key-md5"))
-        if algorithm is None and key is None and md5 is None:
-            return Wish()
         if not self._over_http:
             raise S3Error("InvalidRequest", "Requests specifying Server Side Encryption with Customer provided keys "
                           "must be made over a secure connection.")  # fmt: skip
@@ -160,7 +168,7 @@ class Vault:
 def default_of(bucket: BucketView | None) -> Wish:
     """The default encryption of a bucket."""
     text = bucket.config.get(DEFAULT) if bucket is not None else None
-    return Wish(*msgspec.json.decode(text, type=tuple[str, str])) if text else Wish()
+    return Wish(*msgspec.json.decode(text, type=tuple[str, str])) if text else _NOTHING
 
 
 def sealed_of(meta: ObjectMeta | None) -> Sealed | None:

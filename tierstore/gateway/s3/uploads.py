@@ -6,6 +6,7 @@ the client sent was compared with what came.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 from concurrent.futures import Executor
@@ -15,13 +16,14 @@ from typing import Final
 from tierstore.auth.sigv4 import UNSIGNED_PAYLOAD, ChunkSigner
 from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.auth import STREAMING, STREAMS, signed_chunks
-from tierstore.gateway.s3.body import BodyPump, ChunkedDecoder, Collected, Hasher
+from tierstore.gateway.s3.body import INLINE_BYTES, BodyPump, ChunkedDecoder, Collected, Hasher
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.request import Call
 from tierstore.gateway.upload import Pushed
 
 OBJECT_BYTES_MAX: Final = 5 << 40
 PUT_BYTES_MAX: Final = 5 << 30
+_CHECKSUMS: Final = frozenset((checksums.PREFIX + name).encode() for name in checksums.ALGORITHMS)
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ def promise_of(call: Call) -> Promise:
         size = exchange.content_length or 0
     if size > PUT_BYTES_MAX:
         raise S3Error("EntityTooLarge")
-    algorithm, checksum = _checksum_header(call)
+    algorithm, checksum = ("", None) if call.header_names.isdisjoint(_CHECKSUMS) else _checksum_header(call)
     trailer = (call.header(b"x-amz-trailer") or "").lower()
     if trailer and is_chunked:
         if not trailer.startswith(checksums.PREFIX) or trailer[len(checksums.PREFIX) :] not in checksums.ALGORITHMS:
@@ -107,6 +109,21 @@ class BodyReader:
 
     def __init__(self, executor: Executor | None) -> None:
         self.executor = executor
+        self._loading: asyncio.Future[None] | None = None
+        self._is_loaded = False
+
+    def load(self) -> asyncio.Future[None]:
+        """Have the library of the checksums loaded beside the loop, once. The door calls it with its first request."""
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().run_in_executor(self.executor, checksums.preload)
+            self._loading.add_done_callback(self._loaded)
+        return self._loading
+
+    def _loaded(self, loading: asyncio.Future[None]) -> None:
+        # one that failed is not tried again: whoever needs the sums gets the error
+        self._is_loaded = True
+        if not loading.cancelled():
+            loading.exception()
 
     async def small(self, call: Call, limit_bytes: int) -> bytes:
         """A body in memory, checked as its head promises."""
@@ -117,14 +134,31 @@ class BodyReader:
         await self.receive(call, promise, target)
         return bytes(target.body)
 
+    async def whole(self, call: Call, promise: Promise, *, algorithm: str = "") -> tuple[bytes, Received]:
+        """A small body that comes as it is (not aws-chunked), and its sums. Raises S3Error."""
+        came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        call.exchange.receive(_Whole(promise.size, came))
+        body = await came
+        if not self._is_loaded:
+            await asyncio.shield(self.load())
+        if len(body) != promise.size:
+            raise S3Error("IncompleteBody")
+        wanted = _wanted(promise, algorithm)
+        if len(body) <= INLINE_BYTES:
+            digests = checksums.digests(wanted, body)
+        else:
+            digests = await asyncio.get_running_loop().run_in_executor(
+                self.executor, checksums.digests, wanted, body
+            )
+        return body, _checked(promise, digests, promise.checksum, algorithm, len(body))
+
     async def receive(
         self, call: Call, promise: Promise, target: Pushed, *, algorithm: str = ""
     ) -> Received:
         """Read the whole body into target. algorithm: to compute beside what the client sent. Raises S3Error."""
-        wanted = {"md5"} | ({promise.algorithm} if promise.algorithm else set())
-        wanted |= {"sha256"} if promise.sha256 else set()
-        wanted |= {algorithm} if algorithm else set()
-        pump = BodyPump(call.exchange, target, Hasher(wanted, self.executor))
+        if not self._is_loaded:
+            await asyncio.shield(self.load())
+        pump = BodyPump(call.exchange, target, Hasher(_wanted(promise, algorithm), self.executor))
         decoder: ChunkedDecoder | None = None
         if promise.is_chunked:
             signed = signed_chunks(call)
@@ -140,13 +174,54 @@ class BodyReader:
             if value is None:
                 raise S3Error("MalformedTrailerError", "The trailer that was announced did not come.")
             expected = checksums.decode(promise.algorithm, value)
-        if promise.sha256 and not hmac.compare_digest(digests["sha256"].hex(), promise.sha256):
-            raise S3Error("XAmzContentSHA256Mismatch")
-        if promise.md5 is not None and digests["md5"] != promise.md5:
-            raise S3Error("BadDigest")
-        if expected is not None and digests[promise.algorithm] != expected:
-            raise S3Error("BadDigest", f"The {promise.algorithm.upper()} you specified did not match the calculated "
-                          "checksum.")  # fmt: skip
-        used = promise.algorithm or algorithm
-        checksum = checksums.encode(digests[used]) if used else ""
-        return Received(digests["md5"].hex(), used, checksum, pump.size)
+        return _checked(promise, digests, expected, algorithm, pump.size)
+
+
+class _Whole:
+    """The sink of a small body: all of it, once it is complete."""
+
+    def __init__(self, limit_bytes: int, came: asyncio.Future[bytes]) -> None:
+        self._limit_bytes = limit_bytes
+        self._came = came
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def data(self, piece: memoryview) -> None:
+        self._size += len(piece)
+        if self._size > self._limit_bytes:
+            raise S3Error("IncompleteBody")
+        # the parser's pieces are bytes already, alone in their view: keep them without a copy
+        held = piece.obj
+        self._pieces.append(held if isinstance(held, bytes) and len(held) == len(piece) else bytes(piece))
+
+    def complete(self) -> None:
+        if not self._came.done():
+            self._came.set_result(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+
+    def aborted(self, error: BaseException) -> None:
+        self._pieces.clear()
+        if not self._came.done():
+            self._came.set_exception(error)
+
+
+def _wanted(promise: Promise, algorithm: str) -> set[str]:
+    """The sums that a body needs: MD5 for its ETag, what the client sent, what is kept."""
+    wanted = {"md5", promise.algorithm, algorithm, "sha256" if promise.sha256 else ""}
+    wanted.discard("")
+    return wanted
+
+
+def _checked(
+    promise: Promise, digests: dict[str, bytes], expected: bytes | None, algorithm: str, size: int
+) -> Received:
+    """What came, after every promise of the head was compared with it. Raises S3Error."""
+    if promise.sha256 and not hmac.compare_digest(digests["sha256"].hex(), promise.sha256):
+        raise S3Error("XAmzContentSHA256Mismatch")
+    if promise.md5 is not None and digests["md5"] != promise.md5:
+        raise S3Error("BadDigest")
+    if expected is not None and digests[promise.algorithm] != expected:
+        raise S3Error("BadDigest", f"The {promise.algorithm.upper()} you specified did not match the calculated "
+                      "checksum.")  # fmt: skip
+    used = promise.algorithm or algorithm
+    checksum = checksums.encode(digests[used]) if used else ""
+    return Received(digests["md5"].hex(), used, checksum, size)

@@ -74,10 +74,15 @@ class Writes:
         self, call: Call, promise: Promise, cover: Cover, meta: ObjectMeta, condition: Condition | None
     ) -> tuple[PutInfo | CommitResult, Received]:
         """A body of one small chunk: received whole, then stored in as few steps as there are."""
-        body = Collected(cover.stored_bytes(promise.size), code="IncompleteBody")
-        received = await self._receive(call, promise, cover.target(body, promise.size))
+        body: bytes | bytearray
+        if cover.sealed is None and not promise.is_chunked:
+            body, received = await self._reader.whole(call, promise, algorithm=_own_sum(promise))
+        else:
+            held = Collected(cover.stored_bytes(promise.size), code="IncompleteBody")
+            received = await self._receive(call, promise, cover.target(held, promise.size))
+            body = held.body
         made = await self._store.put_small(
-            call.bucket, call.key, body.body, meta=cover.meta(with_checksum(meta, received)), condition=condition,
+            call.bucket, call.key, body, meta=cover.meta(with_checksum(meta, received)), condition=condition,
             etag=cover.stored_etag(cover.etag(received.md5), received.size),
         )  # fmt: skip
         return made, received
@@ -103,9 +108,7 @@ class Writes:
             await walk.abort()
 
     async def _receive(self, call: Call, promise: Promise, target: Pushed) -> Received:
-        return await self._reader.receive(
-            call, promise, target, algorithm="" if promise.algorithm else "crc64nvme"
-        )
+        return await self._reader.receive(call, promise, target, algorithm=_own_sum(promise))
 
     # -- delete ---------------------------------------------------------------------------------------------
     async def delete(self, call: Call) -> None:
@@ -166,3 +169,8 @@ class Writes:
             marker = version_text or shown_version(done.version, bucket.versioning != "enabled")
             inner += element("DeleteMarker", True) + element("DeleteMarkerVersionId", marker)
         return f"<Deleted>{inner}</Deleted>"
+
+
+def _own_sum(promise: Promise) -> str:
+    """The checksum that is kept when the client sent none, as AWS does."""
+    return "" if promise.algorithm else "crc64nvme"
