@@ -19,9 +19,15 @@ START_SECONDS = 60.0
 
 
 def free_port_base(sites: int = 3) -> int:
-    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback now, and as many for each site."""
+    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback now, and as many for each site.
+
+    Below the range that the kernel takes client ports from (32768 and up): a port that is free now must not become some
+    connection's before the cluster binds it. Each process begins elsewhere and goes round.
+    """
     offsets = [100 * site + offset for site in range(sites) for offset in (0, *range(11, 21), 80)]
-    for base in range(20_000 + os.getpid() % 97 * 200, 60_000, 200):
+    bases = range(10_000, 31_800, 400)
+    first = os.getpid() % len(bases)
+    for base in [*bases[first:], *bases[:first]]:
         with contextlib.ExitStack() as stack:
             try:
                 for offset in offsets:
@@ -32,6 +38,21 @@ def free_port_base(sites: int = 3) -> int:
                 continue
             return base
     raise RuntimeError("no free ports on loopback")
+
+
+def free_port() -> int:
+    """A port for one server that is started later; like the bases, below those of the kernel, and not among them."""
+    ports = range(32_200, 32_760)
+    first = os.getpid() % len(ports)
+    for port in [*ports[first:], *ports[:first]]:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port on loopback")
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, every: float = 0.05) -> Any:

@@ -13,14 +13,8 @@ from pathlib import Path
 import nfs_rs
 import pytest
 
-from tests.kit.cluster import wait_until
+from tests.kit.cluster import free_port, wait_until
 from tests.kit.mount import Mounted
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def accepts(port: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from tests.kit.cluster import Cluster, cluster
+from tests.kit.cluster import Cluster, cluster, free_port
 
 #: A day of a lifecycle rule lasts two seconds here.
 SHORT_DAYS = {"TIERSTORE_DUTIES__LIFECYCLE_DAY": "2s", "TIERSTORE_DUTIES__LIFECYCLE_INTERVAL": "1s"}
@@ -20,14 +19,9 @@ USERS = (
     '[{name = "configured", access_key = "CONFIGURED1", secret_key = "configured-secret", policy = '
     """'{"Statement": [{"Effect": "Allow", "Action": "s3:CreateBucket", "Resource": "*"}]}'}]"""
 )
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
 
 #: Where the webhook of test_notifications listens.
-WEBHOOK_PORT = _free_port()
+WEBHOOK_PORT = free_port()
 SETTINGS = {
     **SHORT_DAYS, "TIERSTORE_USERS": USERS, "TIERSTORE_S3__CUSTOMER_KEYS_OVER_HTTP": "true",
     "TIERSTORE_WEBHOOKS": f'[{{name = "hook", url = "http://127.0.0.1:{WEBHOOK_PORT}/events"}}]',
