@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
+from metadata.catalog.migrate import APPLICATION, HEAD
 from metadata.catalog.session import COMMIT_LOCK, BulkRead, BulkWrite, Row, Session, StaleRows
 from tierstore.errors import CapacityError, ConfigError, TierstoreError, UnavailableError
 
@@ -37,7 +38,7 @@ _ADVANCE: Final = (
     "RETURNING sequence, version"
 )
 _SERVER_SETTINGS: Final = {
-    "synchronous_commit": "on", "jit": "off", "application_name": "tierstore",
+    "synchronous_commit": "on", "jit": "off", "application_name": APPLICATION + HEAD,
     "lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s",
 }  # fmt: skip
 #: SQLSTATEs after which the same transaction may succeed: serialization, deadlock, lock timeout.

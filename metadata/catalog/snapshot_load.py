@@ -20,7 +20,7 @@ from metadata.catalog.snapshot_frames import CHANGES, END, GONE, GONE_VERSIONS, 
 from tierstore.errors import ConflictError
 
 #: Settings that belong to one catalog's life, not to its content.
-_OWN_SETTINGS: Final = frozenset({"placements_sequence", "placements_garbage_id"})
+_OWN_SETTINGS: Final = frozenset({"placements_sequence", "placements_garbage_id", "schema_floor"})
 #: Setting "sequence,at_ms" of a restored catalog: as long as the feed stands there, nothing was written since.
 RESTORED: Final = "restored"
 _BY_NAME: Final = {table.name: table for table in TABLES}

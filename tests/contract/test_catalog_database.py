@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from metadata.catalog import feed, schema
+from metadata.catalog import feed, leases, schema
 from metadata.catalog.database import open_database
-from metadata.catalog.migrate import upgrade
+from metadata.catalog.migrate import FLOOR, HEAD, upgrade
 from metadata.catalog.objects import INSERT_LATEST, LATEST
 from metadata.catalog.queries import Connection
 from metadata.catalog.sqlite import SqliteDatabase
@@ -233,6 +233,40 @@ def test_uploads_that_had_committed_stay_committed(url_of: Callable[[], Awaitabl
                 lambda c: c.execute(sa.select(schema.operations).order_by(schema.operations.c.id)).all()
             )
             assert [tuple(row) for row in rows] == [(operation_of(UploadId(upload)), b""), (operation, b"result")]
+        finally:
+            await database.close()
+
+    asyncio.run(main())
+
+
+def test_a_migration_waits_for_no_one_who_would_not_work_after_it(postgres: PostgresServer) -> None:
+    """An operator starts the new release beside the old one: it says what to stop, and the old one goes on working."""
+
+    async def main() -> None:
+        import asyncpg
+
+        url = await postgres.create_database()
+        database = await open_database(url)
+        try:
+            await database.write(lambda c: upgrade(c, "0002"))
+            old = await asyncpg.connect(url, server_settings={"application_name": "tierstore schema 0002"})
+            with pytest.raises(ConfigError, match="schema 0002.*stop all metadata processes of the older release"):
+                await database.write(upgrade)
+            assert await old.fetchval("SELECT count(*) FROM committed_uploads") == 0, "nothing was taken from under it"
+            assert await old.fetchval("SELECT version_num FROM alembic_version") == "0002"
+            await old.close()
+
+            async def is_gone() -> bool:
+                sessions = sa.text("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%0002'")
+                return not await database.read(lambda c: c.execute(sessions).all())
+
+            deadline = time.monotonic() + 60
+            while not await is_gone():      # the server ends a closed session in its own time
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            await database.write(upgrade)
+            await database.write(upgrade)
+            assert await database.read(lambda c: leases.setting(c, FLOOR)) == HEAD
         finally:
             await database.close()
 

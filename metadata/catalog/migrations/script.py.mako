@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = ${repr(up_revision)}
+floor =  # the oldest schema whose code works on the catalog after this
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from metadata.catalog import migrate, schema
+from metadata.catalog import leases, migrate, schema
 from tierstore.errors import ConfigError
 
 
@@ -46,8 +46,32 @@ def test_a_catalog_of_a_later_release_is_refused() -> None:
     with sa.create_engine("sqlite://").begin() as connection:
         migrate.upgrade(connection)
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        leases.set_setting(connection, migrate.FLOOR, "9998")
         with pytest.raises(ConfigError, match="later release"):
             migrate.upgrade(connection)
+
+
+def test_a_later_schema_that_this_code_works_on_is_left_as_it_is() -> None:
+    """A release that only added something can be taken back, and runs beside the one before it."""
+    with sa.create_engine("sqlite://").begin() as connection:
+        migrate.upgrade(connection)
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        before = _statements(connection)
+        migrate.upgrade(connection)
+        assert _statements(connection) == before
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+
+
+def test_every_migration_says_the_oldest_schema_whose_code_works_after_it() -> None:
+    """Without it a release cannot tell whether it may run beside another one."""
+    scripts = sorted(migrate._scripts().walk_revisions(), key=lambda script: script.revision)
+    floors = [str(script.module.floor) for script in scripts]
+    assert floors == sorted(floors), "a floor never falls"
+    assert all(floor <= script.revision for floor, script in zip(floors, scripts, strict=True))
+    assert scripts[-1].revision == migrate.HEAD
+    with sa.create_engine("sqlite://").begin() as connection:
+        migrate.upgrade(connection)
+        assert leases.setting(connection, migrate.FLOOR) == floors[-1]
 
 
 def test_every_migration_file_is_part_of_the_history() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0002"
+floor = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
