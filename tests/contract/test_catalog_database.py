@@ -250,7 +250,7 @@ def test_a_migration_waits_for_no_one_who_would_not_work_after_it(postgres: Post
         try:
             await database.write(lambda c: upgrade(c, "0002"))
             old = await asyncpg.connect(url, server_settings={"application_name": "tierstore schema 0002"})
-            with pytest.raises(ConfigError, match="schema 0002.*stop all metadata processes of the older release"):
+            with pytest.raises(ConfigError, match=r"schema 0002.*stop all metadata processes of the older release"):
                 await database.write(upgrade)
             assert await old.fetchval("SELECT count(*) FROM committed_uploads") == 0, "nothing was taken from under it"
             assert await old.fetchval("SELECT version_num FROM alembic_version") == "0002"
