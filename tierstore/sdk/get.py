@@ -15,6 +15,7 @@ CRC32C pass per byte, in pieces of up to 256 KiB, no further copy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class GetWalk:
         self._end = first + length
         self._chunks = deque(chunk for chunk in found.chunks if first < chunk.start + chunk.length)
         self._known_to = self._chunks[-1].start + self._chunks[-1].length if self._chunks else first
-        self._window: asyncio.Task[LookupResult] | None = None
+        self._learning: asyncio.Task[None] | None = None
         self._stream: VerifiedStream | None = None
         self._replica: ReplicaView | None = None
         self._ready = _EMPTY
@@ -111,6 +112,7 @@ class GetWalk:
             self._served(fetched.tier or replica.tier)
             self._at = self._end
             return
+        self._learn_soon()
         await self._open_current()
         self._pin_timer = asyncio.get_running_loop().call_later(self._parts.limits.pin_seconds, self._start_pinning)
 
@@ -161,10 +163,10 @@ class GetWalk:
             self._pinning.cancel()
             await asyncio.gather(self._pinning, return_exceptions=True)
             self._pinning = None
-        if self._window is not None:
-            self._window.cancel()
-            await asyncio.gather(self._window, return_exceptions=True)
-            self._window = None
+        if self._learning is not None:
+            self._learning.cancel()
+            await asyncio.gather(self._learning, return_exceptions=True)
+            self._learning = None
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             if not ahead.cancel() and not ahead.cancelled() and ahead.exception() is None:
@@ -179,9 +181,11 @@ class GetWalk:
     # -- chunks ---------------------------------------------------------------------------------------------
     async def _more_chunks(self) -> None:
         """Wait for the chunks at the current byte, by version (the object may have been replaced meanwhile)."""
-        task, self._window = self._window, None
-        result = await (task if task is not None else self._lookup(self._at))
-        self._take_window(result)
+        if self._learning is not None:
+            # its first window is what is waited for; if it failed, that is asked for once more
+            await asyncio.wait([self._learning])
+        if not self._chunks:
+            self._take_window(await self._lookup(self._at))
         if not self._chunks:
             raise UnavailableError(f"metadata knows no chunk at byte {self._at}", code="no-replica")
 
@@ -191,6 +195,22 @@ class GetWalk:
                 self._chunks.append(chunk)
         if self._chunks:
             self._known_to = self._chunks[-1].start + self._chunks[-1].length
+
+    def _learn_soon(self) -> None:
+        """Begin to ask for the rest of the body, unless as much is known as is kept of it."""
+        is_wanted = self._known_to < self._end and len(self._chunks) <= self._parts.limits.lookup_chunks_ahead // 2
+        if is_wanted and (self._learning is None or self._learning.done()):
+            self._learning = asyncio.get_running_loop().create_task(self._learn())
+
+    async def _learn(self) -> None:
+        """Window after window, at once: when the object is replaced, what is known of it can be read to its end and
+        the rest cannot be looked up any more. A failure is met again, and raised, when its chunks are needed."""
+        with contextlib.suppress(TierstoreError):
+            while self._known_to < self._end and len(self._chunks) < self._parts.limits.lookup_chunks_ahead:
+                known_to = self._known_to
+                self._take_window(await self._lookup(known_to))
+                if self._known_to == known_to:
+                    return
 
     async def _lookup(self, first: int) -> LookupResult:
         if self._find is not None:
@@ -202,20 +222,10 @@ class GetWalk:
 
     def _look_ahead(self) -> None:
         """Open the next chunk while the rest of this one is passed on; ask for further windows in good time."""
-        loop = asyncio.get_running_loop()
-        if self._window is not None and self._window.done() and not self._window.cancelled():
-            task, self._window = self._window, None
-            # a failed look ahead is asked again, and its error raised, when its chunks are needed
-            if task.exception() is None:
-                self._take_window(task.result())
-        if (
-            self._window is None and self._known_to < self._end
-            and len(self._chunks) < self._parts.limits.lookup_chunks_ahead
-        ):  # fmt: skip
-            self._window = loop.create_task(self._lookup(self._known_to))
+        self._learn_soon()
         if len(self._chunks) > 1:
             chunk = self._chunks[1]
-            self._ahead = loop.create_task(self._open_chunk(chunk, chunk.start))
+            self._ahead = asyncio.get_running_loop().create_task(self._open_chunk(chunk, chunk.start))
 
     def _start_pinning(self) -> None:
         # no task before it is needed: nearly all reads end sooner
@@ -223,7 +233,7 @@ class GetWalk:
 
     async def _keep_pins(self) -> None:
         """A long read must be able to finish, also when its object was replaced meanwhile and can no longer be looked
-        up: its chunks are pinned, and the tickets for them renewed (rule 14). What is not known yet of a body beyond
+        up: its chunks are pinned, and the tickets for them renewed (rule 14). What is not known of a body beyond
         `lookup_chunks_ahead` chunks is lost with the name."""
         limits = self._parts.limits
         while True:

@@ -435,6 +435,45 @@ def test_a_long_object_is_read_window_by_window_of_one_version() -> None:
     run(work)
 
 
+def test_a_read_that_has_begun_ends_though_its_object_was_replaced_at_once() -> None:
+    """A body of many windows whose name is another object's a moment after the first byte: only what is known by then
+    can be read, so all of it must be, however slowly the client takes it."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.metadata.window = 2
+        body = random.Random(9).randbytes(30 * cluster.metadata.chunk_bytes + 5)
+        await store.put("bkt", "k", body)
+        async with await store.get("bkt", "k") as reader:
+            out = bytearray(await reader.next_piece())
+            async with asyncio.timeout(60):
+                while reader._walk._known_to < len(body):
+                    await asyncio.sleep(0.001)
+            await store.put("bkt", "k", b"another")
+            cluster.metadata.old.clear()
+            out += await reader.read()
+        assert bytes(out) == body
+
+    run(work)
+
+
+def test_what_is_known_ahead_of_a_read_is_bounded() -> None:
+    """A body of terabytes must not fill the memory of whoever reads it: windows are asked for as it is read."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        cluster.metadata.window = 2
+        body = random.Random(10).randbytes(30 * cluster.metadata.chunk_bytes)
+        await store.put("bkt", "k", body)
+        reader = await store.get("bkt", "k")
+        most, out = 0, bytearray()
+        while piece := await reader.next_piece():
+            out += piece
+            most = max(most, len(reader._walk._chunks))
+        await reader.close()
+        assert bytes(out) == body and 4 <= most <= 7, most
+
+    run(work, lookup_chunks_ahead=6)
+
+
 def test_a_slow_server_does_not_make_an_upload_buffer_more_than_its_share() -> None:
     """Back-pressure: memory is bounded by the chunks in flight, whatever the client sends."""
 
