@@ -42,6 +42,7 @@ from metadata.routes import s3 as s3_routes
 from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
+from metadata.routes.declared import declare_routes
 from metadata.services.access.audit import AuditService
 from metadata.services.access.credentials import Credentials
 from metadata.services.access.policies import Policies
@@ -431,10 +432,10 @@ class MetadataServer:
         app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         problem.install(app)
         pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
-        hot.declare_routes(app, names)
-        files.declare_routes(app, mounts)
-        s3_routes.declare_routes(app, s3_door)
-        cluster.declare_routes(app, members.hot)
+        declare_routes(app, names, hot.SUMMARIES)
+        declare_routes(app, mounts, files.SUMMARIES, family="files_")
+        declare_routes(app, s3_door, s3_routes.SUMMARIES, family="s3_")
+        declare_routes(app, members.hot, cluster.SUMMARIES)
         app.include_router(members.router)
         app.include_router(
             admin_cluster.build(

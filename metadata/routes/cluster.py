@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from metadata.services.cluster.heartbeat import Heartbeats
@@ -19,7 +19,6 @@ from metadata.services.cluster.join import Registrar
 from metadata.services.cluster.membership import Cluster
 from tierstore.auth.access import DAEMON_TOKEN, Principal, parse_bearer
 from tierstore.errors import AccessDenied, NotAuthenticated, TooLarge
-from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
@@ -30,6 +29,10 @@ T = TypeVar("T")
 HEARTBEAT_BYTES_MAX = 32 << 20
 INVENTORY_BYTES_MAX = 32 << 20
 REGISTER_BYTES_MAX = 1 << 20
+SUMMARIES = {
+    "heartbeat": ("A server is alive, and what it has to tell", "Heartbeat", "HeartbeatAnswer"),
+    "inventory": ("A page of what a device holds", "Inventory", "InventoryAnswer"),
+}
 _LINES = b"content-type: " + MEDIA_TYPE.encode() + b"\r\n"
 
 
@@ -176,24 +179,3 @@ async def _body(request: Request, limit: int) -> bytes:
         if len(pieces) > limit:
             raise TooLarge(f"the message has more than {limit} bytes")
     return bytes(pieces)
-
-
-def declare_routes(app: FastAPI, table: list[Route]) -> None:
-    """Declare the hot routes in FastAPI, so that OpenAPI is true and odd requests find them too."""
-    binary = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-    problem = {
-        "description": "What is wrong and how to mend it",
-        "content": {"application/problem+json": {"schema": {"type": "object"}}},
-    }
-    words = {
-        "heartbeat": ("A server is alive, and what it has to tell", "Heartbeat", "HeartbeatAnswer"),
-        "inventory": ("A page of what a device holds", "Inventory", "InventoryAnswer"),
-    }
-    for route in table:
-        name = route.prefix.rsplit(b"/", 1)[1].decode()
-        summary, question, answer = words[name]
-        declare(
-            app, route, route.prefix.decode(), summary=summary, operation_id=name, tags=["internal"],
-            openapi_extra={"requestBody": {"required": True, "content": binary, "description": f"wire {question}"}},
-            responses={200: {"description": f"wire {answer}", "content": binary}, "4XX": problem, "5XX": problem},
-        )  # fmt: skip

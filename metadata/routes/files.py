@@ -6,13 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from fastapi import FastAPI
-
 from metadata.services.access.credentials import Credentials
 from metadata.services.files.service import FilesService
 from tierstore.clock import Clock
 from tierstore.errors import RequestError, TierstoreError
-from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
@@ -23,7 +20,7 @@ T = TypeVar("T")
 BODY_BYTES_MAX: Final = 16 << 20
 ITEMS_MAX: Final = 1024
 _LINES: Final = b"content-type: " + MEDIA_TYPE.encode() + b"\r\n"
-_PATHS: Final = {
+SUMMARIES: Final = {
     "ask": ("Look at files", "FileQuestions", "FileResults"),
     "change": ("Change files", "FileChanges", "FileResults"),
     "watch": ("Wait for changes in a bucket", "Watch", "Watched"),
@@ -97,20 +94,3 @@ def _bounded(items: list[T]) -> list[T]:
     if len(items) > ITEMS_MAX:
         raise RequestError(f"{len(items)} items in one message, at most {ITEMS_MAX} are taken", code="too-many-items")
     return items
-
-
-def declare_routes(app: FastAPI, table: list[Route]) -> None:
-    """Declare the routes in FastAPI too, so that OpenAPI is true."""
-    binary = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-    problem = {
-        "description": "What is wrong and how to mend it",
-        "content": {"application/problem+json": {"schema": {"type": "object"}}},
-    }
-    for route in table:
-        name = route.prefix.rsplit(b"/", 1)[1].decode()
-        summary, question, answer = _PATHS[name]
-        declare(
-            app, route, route.prefix.decode(), summary=summary, operation_id=f"files_{name}", tags=["internal"],
-            openapi_extra={"requestBody": {"required": True, "content": binary, "description": f"wire {question}"}},
-            responses={200: {"description": f"wire {answer}", "content": binary}, "4XX": problem, "5XX": problem},
-        )  # fmt: skip

@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from fastapi import FastAPI
-
 from metadata.services.access.credentials import Credentials
 from metadata.services.names.allocate import AllocateService
 from metadata.services.names.commit import CommitService
@@ -24,7 +22,6 @@ from metadata.services.names.uploads import UploadService
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import NotAuthenticated, RequestError, TierstoreError
-from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
@@ -99,7 +96,7 @@ class HotRoutes:
         self.sync: SyncWaits | None = None
 
     def routes(self) -> list[Route]:
-        """The rows of the protocol class's table, in the order of `declare_routes`."""
+        """The rows of the protocol class's table, in the order of `SUMMARIES`."""
         return [
             Route(b"POST", b"/v1/internal/lookup", self.lookup),
             Route(b"POST", b"/v1/internal/allocate", self.allocate),
@@ -265,7 +262,7 @@ async def _each(items: Sequence[Any], one: Callable[[Any], Awaitable[T]]) -> Any
     return results
 
 
-_SUMMARIES: Final = {
+SUMMARIES: Final = {
     "lookup": ("Look objects up", "LookupBatch", "LookupReply"),
     "allocate": ("Get places and tickets for chunks to come", "AllocateBatch", "AllocateReply"),
     "commit": ("Apply changes of names", "CommitBatch", "CommitReply"),
@@ -273,22 +270,3 @@ _SUMMARIES: Final = {
     "renew": ("Keep uploads and reads alive", "Renew", "{}"),
     "bad-chunks": ("Report copies that failed their check", "list[BadChunk]", "{}"),
 }
-
-
-def declare_routes(app: FastAPI, table: Sequence[Route]) -> None:
-    """Declare the hot routes in FastAPI, so that OpenAPI is true and odd requests find them too."""
-    binary = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-    problem = {
-        "description": "What is wrong and how to mend it",
-        "content": {"application/problem+json": {"schema": {"type": "object"}}},
-    }
-    for route in table:
-        name = route.prefix.rsplit(b"/", 1)[1].decode()
-        summary, question, answer = _SUMMARIES[name]
-        declare(
-            app, route, route.prefix.decode(), summary=summary, operation_id=name.replace("-", "_"), tags=["internal"],
-            openapi_extra={"requestBody": {"required": True, "content": binary, "description": f"wire {question}"}},
-            responses={
-                200: {"description": f"wire {answer}", "content": binary}, "4XX": problem, "5XX": problem,
-            },
-        )  # fmt: skip

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from fastapi import FastAPI
-
 from metadata.services.access.credentials import Credentials
 from metadata.services.names.s3_names import S3Names
 from tierstore.auth.access import Principal
-from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
@@ -18,7 +15,7 @@ from tierstore.wire.s3 import BucketAnswer, BucketCall, PartsAsk, UploadCall, Up
 
 BODY_BYTES_MAX: Final = 4 << 20
 _LINES: Final = b"content-type: " + MEDIA_TYPE.encode() + b"\r\n"
-_SUMMARIES: Final = {
+SUMMARIES: Final = {
     "bucket": ("A bucket as the S3 door sees it", "BucketCall", "BucketAnswer"),
     "upload": ("Begin, find or give up a multipart upload", "UploadCall", "UploadView"),
     "uploads": ("List multipart uploads", "UploadsAsk", "UploadsPage"),
@@ -61,20 +58,3 @@ class S3Routes:
             exchange.collect(BODY_BYTES_MAX, lambda body: exchange.spawn(work(body)))
 
         return handle
-
-
-def declare_routes(app: FastAPI, table: list[Route]) -> None:
-    """Declare the routes in FastAPI too, so that OpenAPI is true."""
-    binary = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-    problem = {
-        "description": "What is wrong and how to mend it",
-        "content": {"application/problem+json": {"schema": {"type": "object"}}},
-    }
-    for route in table:
-        name = route.prefix.rsplit(b"/", 1)[1].decode()
-        summary, question, answer = _SUMMARIES[name]
-        declare(
-            app, route, route.prefix.decode(), summary=summary, operation_id=f"s3_{name}", tags=["internal"],
-            openapi_extra={"requestBody": {"required": True, "content": binary, "description": f"wire {question}"}},
-            responses={200: {"description": f"wire {answer}", "content": binary}, "4XX": problem, "5XX": problem},
-        )  # fmt: skip
