@@ -122,6 +122,8 @@ class Looking:
     def _refresh(self, node: Node, entry: Entry) -> bool:
         """Take in what metadata says; True when the bytes changed under us."""
         a = entry.attributes
+        if a.is_directory and 0 < entry.version < node.version:
+            return False        # an answer from before the change that was answered first
         changed = False
         if node.ino == ROOT:
             a = msgspec.structs.replace(a, ino=ROOT)
@@ -140,12 +142,22 @@ class Looking:
         """Apply one change. A file whose bytes are at another site is read once, which brings them, when it must be
         here for that."""
         try:
-            return await self.remote.change(mutation)
+            result = await self.remote.change(mutation)
         except ConflictError as error:
             if error.code != "body-not-here":
                 raise
-        await self._bring(mutation.path)
-        return await self.remote.change(mutation)
+            await self._bring(mutation.path)
+            result = await self.remote.change(mutation)
+        for directory in result.touched:
+            self._touched(directory)
+        return result
+
+    def _touched(self, directory: Entry) -> None:
+        """A change of ours left a directory with new times: they are known, the feed tells nothing new of it."""
+        self._note_own(directory)
+        node = self.nodes.at(directory.name)
+        if node is not None and (node.ino == ROOT or node.number == directory.attributes.ino):
+            self._refresh(node, directory)
 
     async def _bring(self, path: str) -> None:
         async with asyncio.timeout(BRING_SECONDS):

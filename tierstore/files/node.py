@@ -87,6 +87,15 @@ class Nodes:
             node = above
         return "/".join(reversed(names))
 
+    def at(self, path: str) -> Node | None:
+        """The node at a path, as far as the names on the way are known here."""
+        node: Node | None = self.by_ino[ROOT]
+        for name in path.split("/") if path else ():
+            if node is None:
+                return None
+            node = self.by_name.get((node.ino, name))
+        return node
+
     def path_of(self, parent: Node, name: str) -> str:
         above = self.path(parent)
         return f"{above}/{name}" if above else name

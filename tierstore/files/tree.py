@@ -63,12 +63,7 @@ class Tree(Looking):
     def _made(self, parent: Node, result: FileResult) -> Node:
         assert result.entry is not None, "what was made is in the answer"
         self._note_own(result.entry)
-        self._touched(parent)
         return self.take_in(parent, result.entry)
-
-    def _touched(self, parent: Node) -> None:
-        """The directory's times changed on the server: ask again."""
-        parent.checked_at = -1e9
 
     def make_pending(self, parent: Node, name: str, mode: int, uid: int, gid: int, *, cut: bool) -> Node:
         """A file that is committed with its first bytes, or when it is closed. cut: O_TRUNC, should it be there by
@@ -77,7 +72,7 @@ class Tree(Looking):
         node = Node(a.ino, a, pending=True)
         self.nodes.by_ino[a.ino] = node
         self.nodes.bind(parent, name, node)
-        self._touched(parent)
+        parent.set(mtime_ns=a.mtime_ns, ctime_ns=a.ctime_ns)      # as the commit is going to set them
         body = self.body(node)
         body.truncate_to = 0 if cut else -1
         self.mark_dirty(node)
@@ -96,7 +91,6 @@ class Tree(Looking):
         holder = self.mount if node is not None and node.opens else ""
         path = self.nodes.path_of(parent, name)
         result = await self._change(Remove(self.bucket, path, self.now_ns(), holder=holder))
-        self._touched(parent)
         return self._lost(parent, name, result.entry)
 
     def _lost(self, parent: Node, name: str, entry: Entry | None) -> Node | None:
@@ -116,7 +110,6 @@ class Tree(Looking):
             await self.settle_children(known)
         path = self.nodes.path_of(parent, name)
         result = await self._change(Remove(self.bucket, path, self.now_ns(), directory=True))
-        self._touched(parent)
         return self._lost(parent, name, result.entry)
 
     async def rename(self, parent: Node, name: str, to: Node, to_name: str, *, no_replace: bool) -> None:
@@ -131,12 +124,10 @@ class Tree(Looking):
         holder = self.mount if target is not None and target.opens else ""
         change = Rename(
             self.bucket, self.nodes.path_of(parent, name), self.nodes.path_of(to, to_name), self.now_ns(), no_replace,
-            holder,
+            holder, is_file=not source.attributes.is_directory,
         )  # fmt: skip
         result = await self._change(change)
         self._note_own(result.entry)
-        self._touched(parent)
-        self._touched(to)
         assert result.entry is not None, "what was renamed is in the answer"
         if source is target:
             return

@@ -19,7 +19,6 @@ import pyfuse3
 import pyfuse3.asyncio
 
 from tierstore.errors import ConfigError, TierstoreError
-from tierstore.files.node import ROOT, Node
 from tierstore.files.tree import Tree
 from tierstore.fuse.operations import Operations, Owner
 from tierstore.telemetry.log import get_logger
@@ -135,18 +134,15 @@ class Mount:
         # A version of ours tells nothing new, unless somebody removed it or changed its attributes.
         if tree.is_own(change.version) and not change.gone and not change.attributes_only:
             return
-        parent: Node | None = tree.nodes.by_ino[ROOT]
-        names = change.path.split("/") if change.path else []
-        for name in names[:-1]:
-            parent = tree.nodes.child(parent.ino, name) if parent is not None else None
-        if parent is None:
-            return
-        node = tree.nodes.child(parent.ino, names[-1]) if names else parent
+        node = tree.nodes.at(change.path)
         if node is None or node.pending:
             return
         node.checked_at = -1e9
-        if names and not change.directory and not change.attributes_only:
-            self._notify(pyfuse3.invalidate_entry, parent.ino, names[-1].encode())
+        if change.path and (change.gone or not (change.directory or change.attributes_only)):
+            above, _, name = change.path.rpartition("/")
+            parent = tree.nodes.at(above)
+            assert parent is not None, "it was passed on the way to the node"
+            self._notify(pyfuse3.invalidate_entry, parent.ino, name.encode())
         self._notify(pyfuse3.invalidate_inode, node.ino, change.directory or change.attributes_only)
 
     async def _forget_everything(self) -> None:

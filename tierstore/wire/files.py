@@ -108,7 +108,8 @@ class Remove(msgspec.Struct, array_like=True, frozen=True, tag="remove"):
 
 
 class Rename(msgspec.Struct, array_like=True, frozen=True, tag="rename"):
-    """holder: the mount has the file that is replaced open."""
+    """holder: the mount has the file that is replaced open. is_file: what the mount holds for true; then metadata need
+    not look first whether a whole directory moves (if it does all the same, others wait for it a little longer)."""
 
     bucket: str
     path: str
@@ -116,6 +117,7 @@ class Rename(msgspec.Struct, array_like=True, frozen=True, tag="rename"):
     now_ns: int
     no_replace: bool = False
     holder: str = ""
+    is_file: bool = False
 
 
 class Link(msgspec.Struct, array_like=True, frozen=True, tag="link"):
@@ -198,6 +200,7 @@ class FileResult(msgspec.Struct, array_like=True, frozen=True):
     free_bytes: int = 0
     replaced: Entry | None = None       # rename: what stood at the new name; links 0: nothing is left of it
     is_remote: bool = False             # extents: (some of) its bytes are at another site; a gateway brings them
+    touched: list[Entry] = []           # directories that a change left with new times; name: their whole path
 
 
 class FileQuestions(msgspec.Struct, array_like=True, frozen=True):
@@ -225,7 +228,8 @@ class Watch(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Changed(msgspec.Struct, array_like=True, frozen=True):
-    """version: what stands there now, or (gone) what went; the same as before when only attributes changed."""
+    """version: what stands there now, or (gone) what went; the same as before when only attributes changed. Of a
+    directory: its attributes', 0 when they are not stored."""
 
     path: str
     version: int

@@ -82,6 +82,7 @@ class FileNames(Mutator):
             row = w.hidden_row(directory_key(path), meta, self._new_version(w.writes, old))
             w.writes.put(row, old)
             w.note(schema.CHANGE_PUT, row)
+            w.touched.append(Entry(path, directory.attributes, 0, row.version))
 
     # -- remove ---------------------------------------------------------------------------------------------
     def remove(self, w: FileWork, m: Remove) -> FileResult:

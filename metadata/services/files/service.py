@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from metadata.catalog import inodes
 from metadata.catalog.database import Database
 from metadata.catalog.inodes import hidden
@@ -37,6 +39,7 @@ from tierstore.errors import CapacityError, TierstoreError, UnavailableError
 from tierstore.wire import decode, encode
 from tierstore.wire.files import (
     FileChange,
+    FileMutation,
     FileResult,
     Link,
     Make,
@@ -100,7 +103,7 @@ class FilesService:
     async def _moves_a_directory(self, item: FileChange) -> bool:
         """As it looks now: should it become one in between, only the loop waits longer."""
         m = item.mutation
-        if not isinstance(m, Rename):
+        if not isinstance(m, Rename) or m.is_file:
             return False
         try:
             bucket = await self._names.get(m.bucket)
@@ -197,8 +200,12 @@ class FilesService:
         if isinstance(m, Make):
             now_ns = m.attributes.ctime_ns or now_ns
         w = FileWork(session, facts, writes, bucket, now_ns)
+        result = self._decide(w, m, item, who)
+        return msgspec.structs.replace(result, touched=w.touched) if w.touched else result
+
+    def _decide(self, w: FileWork, m: FileMutation, item: FileChange, who: Principal) -> FileResult:
         if isinstance(m, WriteFile):
-            return self._rules.write(w, m, facts.receipts[item.operation])
+            return self._rules.write(w, m, w.facts.receipts[item.operation])
         if isinstance(m, Make):
             return self._rules.make(w, m)
         if isinstance(m, SetAttributes):

@@ -147,5 +147,6 @@ def _changes(connection: Connection, bucket_id: int, after: int) -> Watched:
             changes[c.key, c.version, is_meta] = Changed(c.key, c.version, gone=gone, attributes_only=is_meta)
         elif c.bucket_id == hidden(bucket_id) and c.key.startswith(DIRECTORY):
             path = c.key[len(DIRECTORY) :].rstrip("/")
-            changes[f"{path}/", 0, False] = Changed(path, c.version, True)
+            gone = c.kind == schema.CHANGE_DELETE
+            changes[f"{path}/", c.version, gone] = Changed(path, c.version, True, gone)
     return Watched(found[-1].sequence if found else sequence, list(changes.values()))

@@ -23,7 +23,7 @@ from metadata.services.names.facts import Facts
 from metadata.services.names.writes import WriteSet
 from tierstore.errors import ConflictError, NotFound, RequestError
 from tierstore.wire import decode, encode
-from tierstore.wire.files import ORPHAN, Attributes
+from tierstore.wire.files import ORPHAN, Attributes, Entry
 from tierstore.wire.names import ObjectMeta
 
 NAME_BYTES_MAX: Final = 255
@@ -80,6 +80,7 @@ class FileWork:
     bucket: Bucket
     now_ns: int
     directories: dict[str, Directory] = field(default_factory=dict)
+    touched: list[Entry] = field(default_factory=list)      # directories as they were written; name: the path
 
     @property
     def keeps_history(self) -> bool:
