@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tierstore.errors import ConflictError, TierstoreError
-from tierstore.files.reader import Reader
+from tierstore.files.reader import Bytes, Reader
 from tierstore.files.runs import Run, cut, parts, place
 from tierstore.sdk import Store
 from tierstore.sdk.budget import BufferBudget
@@ -283,8 +283,8 @@ class Body:
         self._stored = {}
 
     # -- reading --------------------------------------------------------------------------------------------
-    async def read(self, first: int, length: int) -> bytes:
-        """Bytes as this mount sees them; shorter at the end of the file."""
+    async def read(self, first: int, length: int) -> Bytes:
+        """Bytes as this mount sees them, good until the next await; shorter at the end of the file."""
         end = min(first + length, self.size)
         if end <= first:
             return b""

@@ -132,6 +132,6 @@ class Compactor:
             self._store, self._bucket, lambda: path, find, nothing, version=entry.version, size=entry.size
         )
         try:
-            return await reader.read(at, length)
+            return bytes(await reader.read(at, length))
         finally:
             await reader.close()

@@ -4,6 +4,9 @@ Owns the chunk views of the last window (tickets live five minutes; views are ke
 stream fills a queue of pieces ahead of the reader, within its share of the mount's budget; pieces just behind the
 reader are kept for a while, because the kernel sends its requests side by side.
 
+Cost of a byte of a stream: one copy into a piece that is kept (the walk reuses its own), none when the request lies
+within one piece. Pieces are used again: fresh memory costs a page fault per 4 KiB, as much as the copy.
+
 Invariants: bytes come from the version the body was last told of, or a newer one (close-to-open); a stream that is
 not read from gives its memory back when the file is closed or the mount needs it.
 """
@@ -20,6 +23,7 @@ from tierstore.errors import TierstoreError
 from tierstore.sdk import Store
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.remote import BodyWalk
+from tierstore.transport.pieces import PieceBuffers
 from tierstore.units import KIB, MIB
 from tierstore.wire.files import FileResult
 from tierstore.wire.names import ChunkView, LookupResult
@@ -28,12 +32,15 @@ VIEWS_SECONDS: Final = 120.0
 #: Sequential reads get so many bytes ahead, and so many behind stay for requests that arrive late.
 AHEAD_BYTES: Final = 8 * MIB
 BEHIND_BYTES: Final = 2 * MIB
+#: A stream's pieces: what a walk gives in one go at most.
+PIECE_BYTES: Final = 1 * MIB
 #: Files up to this size are read by range: their first read fetches most of them anyway.
 STREAM_BYTES_MIN: Final = 1 * MIB
 #: A request that begins within this distance of the stream's end waits for it.
 NEAR_BYTES: Final = 2 * MIB
 READ_SECONDS: Final = 30.0
 
+Bytes = bytes | memoryview
 #: (first, length) -> chunks of that range and the file as it stands.
 Find = Callable[[int, int], Awaitable[FileResult]]
 
@@ -63,8 +70,8 @@ class Reader:
         self._version, self._size, self._views = version, size, []
         self._drop_stream()
 
-    async def read(self, first: int, length: int) -> bytes:
-        """Raises UnavailableError(no-replica), NotFound when the file is gone."""
+    async def read(self, first: int, length: int) -> Bytes:
+        """Good until the next await. Raises UnavailableError(no-replica), NotFound when the file is gone."""
         async with asyncio.timeout(READ_SECONDS):
             end = min(first + length, self._size)
             if end <= first:
@@ -84,7 +91,7 @@ class Reader:
             self._next = end
             return await self._range(first, end)
 
-    async def _begin_stream(self, first: int, end: int) -> bytes | None:
+    async def _begin_stream(self, first: int, end: int) -> Bytes | None:
         if not self._budget.try_take(AHEAD_BYTES + BEHIND_BYTES):
             return None         # no memory to read ahead: range by range
         self._drop_stream()
@@ -145,7 +152,8 @@ class _Stream:
     def __init__(self, reader: Reader, first: int, end: int) -> None:
         self._reader = reader
         self._end = end
-        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._pieces: deque[tuple[int, memoryview]] = deque()
+        self._spare = PieceBuffers(AHEAD_BYTES)
         self._low = self._high = self._wanted = first
         self._moved = asyncio.Event()       # more is there, or the end
         self._room = asyncio.Event()
@@ -155,8 +163,9 @@ class _Stream:
     def reaches(self, first: int, end: int) -> bool:
         return self._low <= first <= self._high + NEAR_BYTES and end <= self._end and not self._task.cancelled()
 
-    async def read(self, first: int, end: int) -> bytes | None:
-        """None: the stream does not have (all of) it any more; read by range."""
+    async def read(self, first: int, end: int) -> Bytes | None:
+        """Bytes that are good until the next await. None: the stream does not have all of it any more; read by
+        range."""
         self._wanted = max(self._wanted, end)
         self._room.set()
         while self._high < end:
@@ -166,20 +175,29 @@ class _Stream:
             await self._moved.wait()
         if self._low > first:
             return None
-        out = bytearray()
-        for start, piece in self._pieces:
-            if start + len(piece) <= first:
-                continue
-            if start >= end:
-                break
-            out += piece[max(0, first - start) : end - start]
+        found = [
+            piece[max(0, first - start) : end - start] for start, piece in self._pieces
+            if start + len(piece) > first and start < end
+        ]  # fmt: skip
         self._forget()
-        return bytes(out)
+        return found[0] if len(found) == 1 else b"".join(found)
 
     def _forget(self) -> None:
         while self._pieces and self._pieces[0][0] + len(self._pieces[0][1]) < self._wanted - BEHIND_BYTES:
             start, piece = self._pieces.popleft()
             self._low = start + len(piece)
+            memory = piece.obj
+            piece.release()
+            assert isinstance(memory, bytearray), "pieces lie in buffers of their own"
+            self._spare.give_back(memory)
+
+    def _keep(self, piece: memoryview) -> None:
+        """The walk's piece is its own buffer: copy it."""
+        size = len(piece)
+        memory = self._spare.take(PIECE_BYTES) if size <= PIECE_BYTES else bytearray(size)
+        memory[:size] = piece
+        self._pieces.append((self._high, memoryview(memory)[:size]))
+        self._high += size
 
     async def _fill(self, first: int) -> None:
         walk = None
@@ -187,8 +205,7 @@ class _Stream:
             walk = await self._reader.walk(first, self._end)
             await walk.start()
             while piece := await walk.next_piece():
-                self._pieces.append((self._high, bytes(piece)))
-                self._high += len(piece)
+                self._keep(piece)
                 self._moved.set()
                 while self._high - self._wanted > AHEAD_BYTES - 512 * KIB:
                     self._room.clear()

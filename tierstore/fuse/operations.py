@@ -22,6 +22,7 @@ from tierstore.errors import TierstoreError
 from tierstore.files.errno import FileError, errno_of
 from tierstore.files.looking import NAME_BYTES_MAX
 from tierstore.files.node import Node
+from tierstore.files.reader import Bytes
 from tierstore.files.tree import Tree
 from tierstore.telemetry.log import get_logger
 from tierstore.wire.files import NO_OWNER, S_IFREG, Entry
@@ -30,7 +31,8 @@ log = get_logger("mount")
 
 BLOCK: Final = 4096
 FILE_BYTES_MAX: Final = 5 << 40
-_REFUSED_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default")
+#: Not kept here. "Not supported" rather than "no data": then `ls` asks once for each file system, not for each file.
+_REFUSED_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.selinux")
 T = TypeVar("T")
 
 
@@ -326,7 +328,7 @@ class Operations(pyfuse3.Operations):
         return FileInfo(fh=self._handle(Handle(node, flags)), keep_cache=not changed)
 
     @answered
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def read(self, fh: int, off: int, size: int) -> Bytes:
         return await self.tree.body(self._file(fh).node).read(off, size)
 
     @answered
