@@ -23,6 +23,7 @@ from tierstore.wire.files import (
     FileMutation,
     FileQuestion,
     FileResult,
+    Find,
     Link,
     Look,
     Make,
@@ -44,7 +45,7 @@ class Files:
 
     def __init__(self, w: NamesWorld) -> None:
         self.w = w
-        self.numbers = iter(range(1000, 9999))
+        self.numbers = iter(range(1 << 60, (1 << 60) + 9999))
         versions = HybridClock(w.clock, SiteId(1), floor=0)
         rules = FileBodies(versions, rng=random.Random(3), copies_for=lambda bucket, key, size: 2)
         self.service = FilesService(
@@ -156,6 +157,39 @@ def test_an_object_put_by_rest_is_a_file_with_defaults_and_a_number_that_stays(r
         copied = (await f.look("copy")).entry
         assert copied is not None
         assert copied.attributes.ino != entry.attributes.ino, "a copy is another file"
+
+    on_files(run, test)
+
+
+def test_what_has_a_number_is_found_by_it(run: Run) -> None:
+    """An NFS handle is a number. It leads to files and directories that mounts made, to objects that none touched and
+    the directories that only their keys imply; to nothing once they are gone."""
+
+    async def test(f: Files) -> None:
+        await f.make("a", kind=S_IFDIR)
+        await f.write("a/file", 10, make=True)
+        await f.w.put("x/y/z", size=10)
+        await f.w.put("x/y2", size=10)
+        paths = ["a", "a/file", "x", "x/y", "x/y/z", "x/y2"]
+        numbers = {}
+        for path in paths:
+            entry = (await f.look(path)).entry
+            assert entry is not None
+            numbers[path] = entry.attributes.ino
+
+        async def found() -> dict[str, int]:
+            answer = await f.service.ask(FileQuestion(Find("bbb", [*numbers.values(), 77, 1 << 61])), ADMIN)
+            assert not answer.code, answer.detail
+            return {entry.name: entry.attributes.ino for entry in answer.entries}
+
+        assert await found() == numbers
+        await f.change(Rename("bbb", "a/file", "x/file", 8))
+        await f.change(Remove("bbb", "x/y2", 9))
+        assert await found() == {
+            "a": numbers["a"], "x/file": numbers["a/file"], "x": numbers["x"], "x/y": numbers["x/y"],
+            "x/y/z": numbers["x/y/z"],
+        }  # fmt: skip
+        assert (await f.service.ask(FileQuestion(Find("bbb", list(range(65)))), ADMIN)).code == "too-many-items"
 
     on_files(run, test)
 

@@ -184,7 +184,7 @@ def test_a_file_in_many_pieces_is_put_together(mount: Mounted, place: Path) -> N
 
     async def pieces() -> int:
         store = await connect(mount.cluster.gateway, mount.cluster.token)
-        remote = FilesRemote(store.client)
+        remote = FilesRemote(store.client, "files")
         try:
             found = await remote.ask(Extents("files", f"{place.name}/pieces", 0, len(model)))
             return len(found.chunks)

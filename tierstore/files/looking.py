@@ -66,7 +66,7 @@ class Looking:
         self.store = store
         self.bucket = bucket
         self.mount = mount
-        self.remote = FilesRemote(store.client)
+        self.remote = FilesRemote(store.client, bucket)
         self._rng = rng
         self._cache_seconds = cache_seconds
         # Halves, so that streams that read ahead never keep a writer waiting, nor the other way round.
@@ -206,6 +206,25 @@ class Looking:
             raise
         assert found.entry is not None, "a look answers with an entry"
         return self.take_in(parent, found.entry)
+
+    async def by_number(self, ino: int) -> Node:
+        """The node with that number, also one that this mount has never seen: an NFS server keeps numbers for as long
+        as its clients do. Raises FileError(ESTALE) when nothing has it any more."""
+        known = self.nodes.by_ino.get(ino)
+        if known is not None:
+            return known
+        entry = await self.remote.find(ino)
+        if entry is None:
+            raise FileError(errno.ESTALE)
+        node = self.nodes.by_ino[ROOT]
+        try:
+            for name in entry.name.split("/"):
+                node = await self.lookup(node, name)
+        except NotFound:
+            raise FileError(errno.ESTALE) from None
+        if node.number != ino:      # something else came to stand there meanwhile
+            raise FileError(errno.ESTALE)
+        return node
 
     def take_in(self, parent: Node, entry: Entry) -> Node:
         node = self.nodes.learn(parent, entry)

@@ -13,6 +13,7 @@ from tierstore.errors import from_code
 from tierstore.transport.batches import BatchLane, Waiter
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.wire.files import (
+    Entry,
     Extents,
     FileChange,
     FileChanges,
@@ -21,6 +22,7 @@ from tierstore.wire.files import (
     FileQuestions,
     FileResult,
     FileResults,
+    Find,
     Look,
     ReadDirectory,
     Space,
@@ -34,13 +36,16 @@ REQUEST_SECONDS: Final = 20.0
 WATCH_GRACE_SECONDS: Final = 3.0
 ITEMS_MAX: Final = 128
 WAITING_MAX: Final = 4096
+#: Numbers that are looked for in one pass over a bucket.
+NUMBERS_MAX: Final = 64
 
 
 class FilesRemote:
     """One per mount. Event loop only."""
 
-    def __init__(self, client: MetadataClient, *, seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(self, client: MetadataClient, bucket: str, *, seconds: float = REQUEST_SECONDS) -> None:
         self._client = client
+        self._bucket = bucket
         self.seconds = seconds
         self._questions: BatchLane[FileQuestion, FileResult] = BatchLane(
             "files", self._send_questions, depth=4, items_max=ITEMS_MAX, waiting_max=WAITING_MAX
@@ -48,8 +53,16 @@ class FilesRemote:
         self._changes: BatchLane[FileChange, FileResult] = BatchLane(
             "file changes", self._send_changes, depth=2, items_max=ITEMS_MAX, waiting_max=WAITING_MAX
         )
+        self._numbers: BatchLane[int, Entry | None] = BatchLane(
+            "file numbers", self._send_numbers, depth=1, items_max=NUMBERS_MAX, waiting_max=WAITING_MAX
+        )
 
-    async def ask(self, question: Look | ReadDirectory | Extents | Space) -> FileResult:
+    async def find(self, number: int) -> Entry | None:
+        """What has that number now, name: its whole path; None: nothing. Slow: a pass over the bucket, which numbers
+        that arise meanwhile share the next one of."""
+        return await self._numbers.submit(number, self.seconds)
+
+    async def ask(self, question: Look | ReadDirectory | Extents | Space | Find) -> FileResult:
         """Raises NotFound(no-such-file), RequestError, UnavailableError."""
         result = await self._questions.submit(FileQuestion(question), self.seconds)
         if result.code:
@@ -75,6 +88,12 @@ class FilesRemote:
         reply = await self._client.ask(b"/v1/internal/files/ask", message, FileResults, seconds=self.seconds)
         return reply.results
 
+    async def _send_numbers(self, batch: Sequence[Waiter[int, Entry | None]]) -> Sequence[Entry | None]:
+        wanted = {waiter.item for waiter in batch}
+        result = await self.ask(Find(self._bucket, sorted(wanted)))
+        found = {entry.attributes.ino: entry for entry in result.entries}
+        return [found.get(waiter.item) for waiter in batch]
+
     async def _send_changes(self, batch: Sequence[Waiter[FileChange, FileResult]]) -> Sequence[FileResult]:
         message = FileChanges([waiter.item for waiter in batch])
         reply = await self._client.ask(b"/v1/internal/files/change", message, FileResults, seconds=self.seconds)
@@ -82,5 +101,6 @@ class FilesRemote:
         return reply.results
 
     async def close(self) -> None:
+        await self._numbers.close()
         await self._questions.close()
         await self._changes.close()

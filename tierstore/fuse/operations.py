@@ -30,6 +30,7 @@ from tierstore.wire.files import NO_OWNER, S_IFREG, Entry
 log = get_logger("mount")
 
 BLOCK: Final = 4096
+_DOTS: Final = (b".", b"..")
 FILE_BYTES_MAX: Final = 5 << 40
 #: Not kept here. "Not supported" rather than "no data": then `ls` asks once for each file system, not for each file.
 _REFUSED_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.selinux")
@@ -139,7 +140,10 @@ class Operations(pyfuse3.Operations):
     # -- names ----------------------------------------------------------------------------------------------
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        parent = self.tree.node(parent_inode)
+        if name in _DOTS:       # how the kernel opens a handle: by number, which may be from an earlier mount
+            parent = await self.tree.by_number(parent_inode)
+        else:
+            parent = self.tree.node(parent_inode)
         return self._entry(await self.tree.lookup(parent, self.tree.name(name)))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

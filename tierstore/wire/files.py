@@ -83,8 +83,16 @@ class Space(msgspec.Struct, array_like=True, frozen=True, tag="space"):
     bucket: str
 
 
+class Find(msgspec.Struct, array_like=True, frozen=True, tag="find"):
+    """What has these numbers (64 at most); entries: what stands there, name: the whole path. Slow: a pass over the
+    bucket."""
+
+    bucket: str
+    numbers: list[int]
+
+
 class FileQuestion(msgspec.Struct, array_like=True, frozen=True):
-    question: Look | ReadDirectory | Extents | Space
+    question: Look | ReadDirectory | Extents | Space | Find
     access: str = ""
 
 

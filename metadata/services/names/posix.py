@@ -21,12 +21,19 @@ _MARK: Final = encode(POSIX)
 FILE_MODE: Final = S_IFREG | 0o644
 DIRECTORY_MODE: Final = S_IFDIR | 0o755
 _EMPTY: Final = ObjectMeta()
+#: Set in numbers that are made from keys, never in those that mounts give.
+_MADE: Final = 1 << 61
 
 
 def inode_of(bucket_id: int, key: str, version: int) -> int:
     """The inode number of what no mount has touched: the same on every mount, until the object is replaced."""
     digest = hashlib.blake2b(f"{bucket_id}/{version}/{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2 | 1 << 61
+    return int.from_bytes(digest, "big") >> 2 | _MADE
+
+
+def is_made(number: int) -> bool:
+    """Whether inode_of may have made that number."""
+    return bool(number & _MADE)
 
 
 def attributes(row: ObjectRow) -> Attributes:
