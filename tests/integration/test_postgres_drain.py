@@ -84,9 +84,10 @@ async def _drain(c: Cluster, door: Extra, url: str, *, second: Extra | None) -> 
     outcome = await load.stop()
     print(f"{drained} drained in {took:.1f} s; {dict(outcome.counts)}")
     assert await judge(c.gateway, c.token, outcome) == []
-    if second is None:      # else gateways wait for a holder that was killed; writes may be told to come again
+    # A gateway whose only metadata process was killed holds requests for 10 s; the kernel may need longer to restart it.
+    if second is None:
         assert await judge(door.url, c.token, outcome) == []
-        failed = {what: n for what, n in outcome.counts.items() if what in ("get 503", "get broken")}
+        failed = {what: n for what, n in outcome.counts.items() if what.endswith((" 503", " broken"))}
         assert not failed, failed
     assert not [what for what in outcome.counts if what.endswith(" 500")], outcome.counts
 
