@@ -84,7 +84,7 @@ async def _drain(c: Cluster, door: Extra, url: str, *, second: Extra | None) -> 
     outcome = await load.stop()
     print(f"{drained} drained in {took:.1f} s; {dict(outcome.counts)}")
     assert await judge(c.gateway, c.token, outcome) == []
-    # A gateway whose only metadata process was killed holds requests for 10 s; the kernel may need longer to restart it.
+    # A gateway whose only metadata process was killed holds requests for 10 s; its restart may take longer.
     if second is None:
         assert await judge(door.url, c.token, outcome) == []
         failed = {what: n for what, n in outcome.counts.items() if what.endswith((" 503", " broken"))}
