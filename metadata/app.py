@@ -423,7 +423,7 @@ class MetadataServer:
         handlers.sync = self.replication
         names = handlers.routes()
         members = cluster.build(
-            self.cluster, self.registrar, self.heartbeats, metadata_urls=lambda: [self.around.advertise],
+            self.cluster, self.registrar, self.heartbeats, metadata_urls=lambda: self.lease.urls,
             any_key=callers.caller, inventory=self._inventory,
         )  # fmt: skip
         mounts = files.FileRoutes(self.credentials, self.files, self.clock).routes()

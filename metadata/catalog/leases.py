@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -15,6 +16,10 @@ from tierstore.errors import ConflictError
 
 #: What transactions are given; services name it without importing SQLAlchemy.
 Connection = sa.Connection
+
+#: Rows of this table that say which metadata processes live: this and their address.
+PROCESS: Final = "metadata "
+PROCESSES_MAX: Final = 64
 
 _leases = schema.leases
 _settings = schema.settings
@@ -100,6 +105,22 @@ def release(connection: sa.Connection, name: str, *, holder: str, epoch: int) ->
         .where(_leases.c.name == name, _leases.c.holder == holder, _leases.c.epoch == epoch)
         .values(until_ms=0)
     )
+
+
+def note_process(connection: sa.Connection, *, holder: str, url: str, clock_ms: int, lease_ms: int) -> list[str]:
+    """Note that the metadata process at this address lives, and forget those that lapsed; the addresses of all."""
+    now_ms = catalog_now_ms(connection, clock_ms)
+    row = {"name": PROCESS + url, "holder": holder, "epoch": 0, "until_ms": now_ms + lease_ms, "url": url}
+    upsert(connection, _leases, ["name"], row)
+    is_process = _leases.c.name.startswith(PROCESS, autoescape=True)
+    connection.execute(sa.delete(_leases).where(is_process, _leases.c.until_ms < now_ms))
+    query = sa.select(_leases.c.url).where(is_process).order_by(_leases.c.name).limit(PROCESSES_MAX)
+    return [str(found) for found in connection.execute(query).scalars()]
+
+
+def forget_process(connection: sa.Connection, *, holder: str, url: str) -> None:
+    """This process stops; its successor at the same address may have noted itself already."""
+    connection.execute(sa.delete(_leases).where(_leases.c.name == PROCESS + url, _leases.c.holder == holder))
 
 
 def require_epoch(connection: sa.Connection, name: str, epoch: int) -> None:

@@ -49,6 +49,8 @@ class LeaseKeeper:
         self._epoch = 0
         self._valid_until = 0.0       # monotonic seconds
         self.holder = Holder("", "")  # as last read; for heat_url in heartbeat answers
+        #: Addresses of the metadata processes that live, this one first; for whoever asks for the map.
+        self.urls = [me.url]
 
     @property
     def epoch(self) -> int:
@@ -72,12 +74,8 @@ class LeaseKeeper:
         """Take the lease if it is free or mine; returns the epoch, 0 when another process holds it."""
         asked_at = self._clock.monotonic()
         now_ms = self._clock.now_ms()
-        row = await self._database.write(
-            lambda connection: leases.take(
-                connection, self._name, holder=self._me.name, url=self._me.url, clock_ms=now_ms,
-                lease_ms=int(LEASE_SECONDS * 1000),
-            )
-        )  # fmt: skip
+        row, urls = await self._database.write(lambda connection: self._take(connection, now_ms))
+        self.urls = [self._me.url, *(url for url in urls if url != self._me.url)]
         self.holder = Holder(row.holder, row.url)
         if row.holder != self._me.name:
             self._epoch = 0
@@ -89,14 +87,37 @@ class LeaseKeeper:
         self._valid_until = asked_at + LEASE_SECONDS - MARGIN_SECONDS
         return row.epoch
 
+    def _take(self, connection: leases.Connection, now_ms: int) -> tuple[leases.LeaseRow, list[str]]:
+        row = leases.take(
+            connection, self._name, holder=self._me.name, url=self._me.url, clock_ms=now_ms,
+            lease_ms=int(LEASE_SECONDS * 1000),
+        )  # fmt: skip
+        if not self._has_others:
+            return row, []
+        return row, leases.note_process(
+            connection, holder=self._me.name, url=self._me.url, clock_ms=now_ms, lease_ms=int(LEASE_SECONDS * 1000)
+        )
+
+    @property
+    def _has_others(self) -> bool:
+        """Whether several metadata processes may share this database."""
+        return self._database.dialect == "postgresql"
+
     async def release(self) -> None:
         """Give the lease back at once (planned stop); best effort, it lapses by itself otherwise."""
         epoch, self._epoch = self._epoch, 0
-        if not epoch:
+        if not epoch and not self._has_others:
             return
+
+        def work(connection: leases.Connection) -> None:
+            if epoch:
+                leases.release(connection, self._name, holder=self._me.name, epoch=epoch)
+            if self._has_others:
+                leases.forget_process(connection, holder=self._me.name, url=self._me.url)
+
         try:
             async with asyncio.timeout(RENEW_DEADLINE_SECONDS):
-                await self._database.write(lambda c: leases.release(c, self._name, holder=self._me.name, epoch=epoch))
+                await self._database.write(work)
         except (TierstoreError, TimeoutError) as error:
             log.warning("lease %s was not given back: %s", self._name, error)
 

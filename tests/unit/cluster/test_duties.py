@@ -37,6 +37,30 @@ async def test_the_lease_moves_when_its_holder_dies_and_old_epochs_cannot_write(
     assert await a.renew() == second + 1
 
 
+async def test_metadata_processes_that_share_a_database_know_each_other() -> None:
+    """Clients that talk to metadata directly learn from the map where to go when the one they know dies."""
+    database, clock = await new_database(), ManualClock()
+    a = LeaseKeeper(database, clock, Holder("a", "http://a"))
+    b = LeaseKeeper(database, clock, Holder("b", "http://b"))
+    for keeper in (a, b, a):
+        await keeper.renew()
+    both = database.dialect == "postgresql"     # SQLite has one process
+    assert a.urls == (["http://a", "http://b"] if both else ["http://a"])
+    assert b.urls == (["http://b", "http://a"] if both else ["http://b"])
+    clock.advance(LEASE_SECONDS + 1)
+    await a.renew()
+    assert a.urls == ["http://a"], "one that was killed is named no longer than a lease"
+    await b.renew()
+    after = LeaseKeeper(database, clock, Holder("b2", "http://b"))
+    await after.renew()
+    await b.release()
+    await a.renew()
+    assert a.urls == (["http://a", "http://b"] if both else ["http://a"]), "its successor came before it went"
+    await after.release()
+    await a.renew()
+    assert a.urls == ["http://a"]
+
+
 class Flaky:
     name = "flaky"
     interval_seconds = 1.0
