@@ -114,6 +114,9 @@ class GetWalk:
             return
         self._learn_soon()
         await self._open_current()
+        if self._learning is not None:
+            # What was answered can be read to its end, also if the object is replaced in this moment.
+            await asyncio.wait([self._learning], timeout=self._parts.limits.whole_body_seconds)
         self._pin_timer = asyncio.get_running_loop().call_later(self._parts.limits.pin_seconds, self._start_pinning)
 
     async def next_piece(self) -> memoryview:

@@ -40,6 +40,7 @@ class StoreLimits:
     extra_copy_seconds: float = 0.02       # that a fast copy beside the home ones may be later than they
     request_seconds: float = 15.0          # lookup, allocate, commit, list: all attempts together
     lookup_chunks_ahead: int = 2048        # of one read; some 1.5 KB each
+    whole_body_seconds: float = 2.0        # that a read of more chunks than one lookup gives waits to know them all
     first_byte_seconds: float = 10.0       # all replicas and hedges together
     stall_seconds: float = 3.0             # silence after which a read moves to the next replica
     hedge_seconds_min: float = 0.05
