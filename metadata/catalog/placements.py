@@ -151,6 +151,15 @@ def _forget_garbage(session: Session) -> int:
     return len(found)
 
 
+def forget(connection: sa.Connection, pairs: Iterable[tuple[int, bytes]]) -> None:
+    """Drop the rows of these (device, chunk), also where there are none. For garbage that is collected before the
+    table has come to it: nothing would name the pair again, and a row left behind would hide the chunk from every
+    inventory."""
+    rows = [{"of_device": device, "of_chunk": chunk} for device, chunk in sorted(set(pairs))]
+    if rows:
+        connection.execute(_FORGET, rows)
+
+
 def move(session: Session, chunks: Iterable[PackedChunk], owner: Owner) -> None:
     """Give the placements of these chunks another owner, where they are known already. In the transaction that moves
     the row: between it and the feed's reader nobody may take the chunks for unreferenced."""
@@ -165,6 +174,9 @@ def move_bodies(session: Session, moves: Iterable[tuple[bytes, tuple[int, str, i
     session.write(_MOVE, [(*pair, *rows[pair]) for pair in sorted(rows)])
 
 
+_FORGET: Final = sa.delete(schema.placements).where(
+    schema.placements.c.device_id == sa.bindparam("of_device"), schema.placements.c.chunk_id == sa.bindparam("of_chunk")
+)
 _MOVE: Final = BulkWrite(
     "update", schema.placements, ("device_id", "chunk_id", "bucket_id", "key", "version"),
     by=("device_id", "chunk_id"), exact=False,

@@ -87,7 +87,7 @@ def _shows_it(c: Cluster) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tierstore.cli.main", "admin", "compare", "start", "--wait", "--json",
          "--endpoint", c.gateway, "--token", c.token],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     answer = json.loads(done.stdout)
     assert done.returncode in (0, 8), done

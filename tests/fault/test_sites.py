@@ -46,7 +46,7 @@ class Writers:
     def _run(self, site: Site, token: str, seed: int, writer: int) -> None:
         rng = random.Random(f"{seed} {site.name} {writer}")
         number = 0
-        with httpx.Client(headers={"authorization": f"Bearer {token}"}, timeout=15) as http:
+        with httpx.Client(headers={"authorization": f"Bearer {token}"}, timeout=180) as http:
             while not self._stop.wait(self._pause):
                 number += 1
                 key = f"{site.name}-{writer}-{number:05}"
@@ -112,7 +112,7 @@ def _kill(c: Cluster, site: str, role: str) -> bool:
 def _rounds(tmp_path: Path, count: int, seed: int) -> None:
     rng = random.Random(seed)
     with cluster(tmp_path, "--sites", "2", "--servers", "3") as c:
-        with httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=30) as http:
+        with httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=180) as http:
             sites = [Site(site["name"], site["gateway"], http) for site in c.ready["sites"]]
             _replicate(sites[0], sites[1])
             writers = Writers(sites, c.token, seed, per_second=4)
@@ -140,7 +140,7 @@ def test_a_cut_way_between_sites_heals_within_the_predicted_time(tmp_path: Path,
     """Both sites write and delete while nothing passes; then the backlog drains at no less than half the link."""
     rate = 4e6
     with cluster(tmp_path, "--sites", "2", "--servers", "2") as c:
-        with httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=30) as http:
+        with httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=180) as http:
             sites = [Site(site["name"], site["gateway"], http) for site in c.ready["sites"]]
             _replicate(sites[0], sites[1])
 

@@ -42,7 +42,7 @@ class Readers:
 
     def client(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self._cluster.token}"}
-        return httpx.Client(base_url=self._cluster.gateway, headers=headers, timeout=60)
+        return httpx.Client(base_url=self._cluster.gateway, headers=headers, timeout=180)
 
     def store(self) -> None:
         with self.client() as rest:

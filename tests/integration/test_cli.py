@@ -169,7 +169,7 @@ def test_keys_give_exactly_the_rights_that_were_granted(tierstore: Shell) -> Non
 def _is_refused(job: Shell) -> bool:
     done = subprocess.run(
         [sys.executable, "-m", "tierstore.cli.main", "cat", "ts://own-bucket/x"],
-        env=job.env, capture_output=True, timeout=60, check=False,
+        env=job.env, capture_output=True, timeout=180, check=False,
     )  # fmt: skip
     return done.returncode == 4
 

@@ -52,7 +52,7 @@ def get(server: StandaloneObjectd, receipt: bytes) -> tuple[int, bytes]:
 
 
 def request(server: StandaloneObjectd, method: str, target: str, data: bytes | None = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=180)
     try:
         connection.request(method, target, body=data)
         answer = connection.getresponse()

@@ -121,7 +121,7 @@ def test_the_command_line_copies_both_ways_through_the_gateway_alone(running: Cl
 
     def tierstore(*arguments: str, given: bytes = b"") -> bytes:
         done = subprocess.run(
-            [sys.executable, "-c", _WALL.format(gateway=running.gateway), *arguments], input=given, timeout=60,
+            [sys.executable, "-c", _WALL.format(gateway=running.gateway), *arguments], input=given, timeout=180,
             capture_output=True, env=environment, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr.decode()

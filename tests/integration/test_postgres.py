@@ -178,7 +178,7 @@ def test_a_database_that_may_lose_commits_is_refused_at_start(tmp_path: Path, po
         done = subprocess.run(
             [sys.executable, "-m", "metadata", "serve", "--set", f"catalog.url={unsafe.url()}",
              "--set", f"catalog.data={tmp_path}", "--set", "listen.port=0"],   # another cluster may have the usual one
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=180, check=False,
         )  # fmt: skip
     finally:
         unsafe.stop()

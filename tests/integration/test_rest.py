@@ -39,7 +39,7 @@ class Http:
     """http.client with the token; a judge that is not ours."""
 
     def __init__(self, running: Cluster) -> None:
-        self._connection = http.client.HTTPConnection(running.gateway.removeprefix("http://"), timeout=60)
+        self._connection = http.client.HTTPConnection(running.gateway.removeprefix("http://"), timeout=180)
         self._token = running.token
 
     def send(self, method: str, target: str, body: Any = None, **headers: str) -> http.client.HTTPResponse:
@@ -134,7 +134,7 @@ def test_buckets_are_passed_on(rest: Http) -> None:
 
 def test_a_user_cannot_name_another_by_header(running: Cluster, rest: Http) -> None:
     """`x-tierstore-access` is the gateway's word to metadata; from outside it must mean nothing."""
-    stranger = http.client.HTTPConnection(running.gateway.removeprefix("http://"), timeout=20)
+    stranger = http.client.HTTPConnection(running.gateway.removeprefix("http://"), timeout=180)
     access = running.ready["access_key"]
     for target in ("/v1/buckets", "/v1/objects/bkt", "/v1/objects/bkt/once"):
         stranger.request("GET", target, headers={"x-tierstore-access": access, "authorization": "Bearer tst.x.y"})

@@ -67,7 +67,7 @@ class Site:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Site, Site]]:
     with cluster(tmp_path_factory.mktemp("sites"), "--sites", "2", "--servers", "2") as c:
-        with httpx.Client(headers={"authorization": f"Bearer {c.ready['token']}"}, timeout=30) as http:
+        with httpx.Client(headers={"authorization": f"Bearer {c.ready['token']}"}, timeout=180) as http:
             a, b = (Site(site["name"], site["gateway"], http) for site in c.ready["sites"])
             yield c, a, b
 
@@ -249,8 +249,12 @@ def test_keys_are_rotated_and_strangers_kept_out(both: tuple[Cluster, Site, Site
     assert answer.status_code == 403        # an administrator is no site
     refused = a.http.delete(f"{a.url}/v1/admin/sites/nowhere")
     assert refused.status_code == 404
-    route = a.http.get(f"{a.url}/v1/route").json()
-    assert route["site"] == a.name and route["gateways"][0] == a.url and b.url in route["gateways"]
+    # a gateway asks for what is known of the other sites every few seconds, and the test before moved b's gateway
+    route = wait_until(
+        lambda: (r := a.http.get(f"{a.url}/v1/route").json()) and b.url in r["gateways"] and r,
+        seconds=ARRIVAL_SECONDS, what="b's gateway in the route",
+    )
+    assert route["site"] == a.name and route["gateways"][0] == a.url
     a.admin("PATCH", f"sites/{b.name}", json={"networks": ["127.0.0.0/8"]})
     wait_until(
         lambda: a.http.get(f"{a.url}/v1/route").json()["site"] == b.name, seconds=20, what="the network's site is near"

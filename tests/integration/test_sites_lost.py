@@ -24,7 +24,7 @@ def _sites(c: Cluster, http: httpx.Client) -> list[Site]:
 
 
 def _client(c: Cluster) -> httpx.Client:
-    return httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=30)
+    return httpx.Client(headers={"authorization": f"Bearer {c.token}"}, timeout=180)
 
 
 def _shared(a: Site, b: Site, name: str) -> None:

@@ -28,7 +28,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def rest(running: Cluster) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {running.token}"}
-    with httpx.Client(base_url=running.gateway, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=running.gateway, headers=headers, timeout=180) as client:
         client.put("/v1/buckets/bkt")
         set_policy(client, [])
         yield client
@@ -244,7 +244,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     flags = ("--device", "ssd=64MiB", "--device", "hdd=512MiB,8ms,160MB/s", "--mem", "4MiB")
     with cluster(tmp_path_factory.mktemp("roomy"), *flags) as running:
         headers = {"authorization": f"Bearer {running.token}"}
-        with httpx.Client(base_url=running.gateway, headers=headers, timeout=30) as client:
+        with httpx.Client(base_url=running.gateway, headers=headers, timeout=180) as client:
             client.put("/v1/buckets/bkt")
             yield client
 

@@ -47,7 +47,7 @@ class Load:
 
     def _client(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.token}"}
-        return httpx.Client(base_url=self.gateway, headers=headers, timeout=30, trust_env=False)
+        return httpx.Client(base_url=self.gateway, headers=headers, timeout=180, trust_env=False)
 
     def _run(self, number: int) -> None:
         bodies = {4096: os.urandom(4096), 3 << 20: os.urandom(3 << 20)}
@@ -131,7 +131,7 @@ def test_a_cluster_continues_on_its_data_after_a_power_cut(tmp_path: Path) -> No
     """Everything killed at once, then `up` again: same keys, everything acknowledged is there; ready within bounds."""
     with cluster(tmp_path / "c") as running:
         headers = {"authorization": f"Bearer {running.token}"}
-        with httpx.Client(base_url=running.gateway, headers=headers, timeout=30) as http:
+        with httpx.Client(base_url=running.gateway, headers=headers, timeout=180) as http:
             assert http.put("/v1/buckets/kept").status_code == 201
             for number in range(20):
                 assert http.put(f"/v1/objects/kept/{number}", content=b"%d" % number * 1000).status_code == 200
@@ -141,7 +141,7 @@ def test_a_cluster_continues_on_its_data_after_a_power_cut(tmp_path: Path) -> No
         running.start()
         print(f"ready {time.monotonic() - began:.1f} s after the start")
         assert running.token == token
-        with httpx.Client(base_url=running.gateway, headers=headers, timeout=30) as http:
+        with httpx.Client(base_url=running.gateway, headers=headers, timeout=180) as http:
             for number in range(20):
                 assert http.get(f"/v1/objects/kept/{number}").content == b"%d" % number * 1000
         assert running.up is not None

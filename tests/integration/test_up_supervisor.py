@@ -72,7 +72,7 @@ async def running(data: Path, **options: Any) -> AsyncIterator[Running]:
     supervisor = Supervisor(plan.Options(data=data, **options))
     reported: asyncio.Future[tuple[dict[str, Any], list[str]]] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(supervisor.run(lambda ready, warnings: reported.set_result((ready, warnings))))
-    await asyncio.wait([task, reported], return_when=asyncio.FIRST_COMPLETED, timeout=30)
+    await asyncio.wait([task, reported], return_when=asyncio.FIRST_COMPLETED, timeout=180)
     if task.done():
         task.result()
     try:

@@ -35,7 +35,7 @@ def test_a_cluster_starts_from_the_wheel_in_an_empty_directory(tmp_path: Path) -
     env = {**os.environ, "PYTHONPATH": str(site)}
     where = "import tierstore, metadata, objectd; print(tierstore.__file__, metadata.__file__, objectd.__file__)"
     found = subprocess.run(
-        [sys.executable, "-c", where], env=env, cwd=empty, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", where], env=env, cwd=empty, capture_output=True, text=True, check=True, timeout=180
     ).stdout.split()
     assert all(path.startswith(str(site)) for path in found), found
     options = ["--ready-file", "ready.json", "--port-base", str(free_port_base())]
@@ -49,13 +49,13 @@ def test_a_cluster_starts_from_the_wheel_in_an_empty_directory(tmp_path: Path) -
         assert up.poll() is None, up.stdout.read() if up.stdout else ""
         ready = json.loads(ready_file.read_text())
         with httpx.Client(
-            base_url=ready["sites"][0]["gateway"], headers={"authorization": f"Bearer {ready['token']}"}, timeout=30
+            base_url=ready["sites"][0]["gateway"], headers={"authorization": f"Bearer {ready['token']}"}, timeout=180
         ) as http:
             assert http.put("/v1/buckets/wheel").status_code == 201
             assert http.put("/v1/objects/wheel/key", content=b"body").status_code == 200
             assert http.get("/v1/objects/wheel/key").content == b"body"
     finally:
         up.send_signal(signal.SIGTERM)
-        output, _ = up.communicate(timeout=60)
+        output, _ = up.communicate(timeout=180)
     assert up.returncode == 0, output
     assert f"export TIERSTORE_TOKEN={ready['token']}" in output and "tierstore mb ts://photos" in output

@@ -9,7 +9,7 @@ from typing import Any
 from tests.kit.cluster import Cluster, wait_until
 
 
-def call(c: Cluster, method: str, target: str, body: dict[str, Any] | None = None, *, seconds: float = 20) -> Any:
+def call(c: Cluster, method: str, target: str, body: dict[str, Any] | None = None, *, seconds: float = 120) -> Any:
     """One request to the gateway as the administrator; the JSON of its answer. Raises URLError."""
     request = urllib.request.Request(
         c.gateway + target, method=method, data=None if body is None else json.dumps(body).encode(),

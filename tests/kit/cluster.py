@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 60.0
+START_SECONDS = 240.0
+STOP_SECONDS = 120.0
+#: No wait gives up earlier, however short its caller thinks the way is: a wait that succeeds costs nothing, and a
+#: machine that others share may stand still for longer than any step of a test should take.
+WAIT_SECONDS_MIN = 120.0
+
+#: What every test cluster gets beside its own settings: patience with processes that load their code on a machine that
+#: others share. What a test says itself goes first.
+PATIENCE = {"TIERSTORE_TIMERS__METADATA_RESTART": "30s", "TIERSTORE_TIMERS__NO_PLACEMENT": "10s"}
 
 
 def free_port_base(sites: int = 3) -> int:
@@ -56,7 +64,8 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, every: float = 0.05) -> Any:
-    """The first true value of condition(). Fails with `what` after the deadline."""
+    """The first true value of condition(). Fails with `what` after the deadline, which is WAIT_SECONDS_MIN or later."""
+    seconds = max(seconds, WAIT_SECONDS_MIN)
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -96,7 +105,8 @@ class Cluster:
             self.up = subprocess.Popen(
                 [sys.executable, "-m", "tierstore.cli.main", "up", "--data", str(self.data / "cluster"),
                  "--port-base", str(self.port_base), "--ready-file", str(ready_file), *self.flags],
-                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **self.env},
+                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env={**os.environ, **PATIENCE, **self.env},
             )  # fmt: skip
 
         def is_ready() -> bool:
@@ -114,14 +124,14 @@ class Cluster:
         return self
 
     def stop(self) -> int:
-        """Orderly; returns the exit status of `up`. Kills what does not end in 30 s."""
+        """Orderly; returns the exit status of `up`. Kills what does not end in STOP_SECONDS."""
         if self.up is None:
             return 0
         up, self.up = self.up, None
         children = _descendants(up.pid)
         up.send_signal(signal.SIGTERM)
         try:
-            status = up.wait(30)
+            status = up.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             status = -9
             up.kill()

@@ -15,7 +15,7 @@ from tests.kit.cluster import Cluster, wait_until
 from tierstore.config import toml
 
 _MODULES = {"metadata": ["metadata", "serve"], "gateway": ["tierstore.gateway"]}
-STOP_SECONDS = 20.0
+STOP_SECONDS = 120.0
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Extra:
     def _is_ready(self) -> bool:
         assert self.process is not None and self.process.poll() is None, f"extra {self.role} ended"
         try:
-            with urllib.request.urlopen(self.url + "/-/readyz", timeout=2) as answer:
+            with urllib.request.urlopen(self.url + "/-/readyz", timeout=20) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False

@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.cluster import Cluster, wait_until
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 def require_fuse() -> None:
@@ -83,7 +83,7 @@ class Mounted:
         self.process = None
 
     def detach(self) -> None:
-        subprocess.run(["fusermount3", "-u", "-z", "-q", str(self.path)], check=False, timeout=30)
+        subprocess.run(["fusermount3", "-u", "-z", "-q", str(self.path)], check=False, timeout=120)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-START_SECONDS = 60.0
-STOP_SECONDS = 20.0
+START_SECONDS = 240.0
+STOP_SECONDS = 120.0
 
 
 def _binaries() -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN = _IOR('X', 125, u32)
 _NO_LOG_FLUSH = 2
-UNMOUNT_SECONDS = 20.0
+UNMOUNT_SECONDS = 120.0
 
 
 class Volume:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.kit.cluster import Cluster, wait_until
 
-COMMAND_SECONDS = 120.0
-STOP_SECONDS = 20.0
+COMMAND_SECONDS = 300.0
+STOP_SECONDS = 120.0
 
 
 def config(c: Cluster, name: str) -> Path:
@@ -28,7 +28,7 @@ def catalog(c: Cluster) -> Path:
 
 def journalled(c: Cluster) -> tuple[int, int]:
     """(sequence up to which snapshot and journal go, the feed's head), read beside the running service."""
-    connection = sqlite3.connect(f"file:{catalog(c)}/catalog.db?mode=ro", uri=True, timeout=10)
+    connection = sqlite3.connect(f"file:{catalog(c)}/catalog.db?mode=ro", uri=True, timeout=120)
     try:
         row = connection.execute("SELECT value FROM settings WHERE name = 'snapshots'").fetchone()
         head = connection.execute("SELECT sequence FROM feed_head").fetchone()[0]

@@ -54,7 +54,7 @@ class StrictDisk:
         """The lights go out: what was not synced is gone. Processes that use it must be ended before mount()."""
         assert self._process is not None
         self._process.send_signal(signal.SIGUSR1)
-        output, _ = self._process.communicate(timeout=120)
+        output, _ = self._process.communicate(timeout=300)
         self.said.append(output.decode().strip())
         self._unmount()
 

@@ -23,7 +23,7 @@ def files_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
 @pytest.fixture(scope="session")
 def rest(files_cluster: Cluster) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {files_cluster.token}"}
-    with httpx.Client(base_url=files_cluster.gateway, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=files_cluster.gateway, headers=headers, timeout=180) as client:
         assert client.put("/v1/buckets/files").status_code == 201
         yield client
 

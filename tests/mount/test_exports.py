@@ -31,7 +31,7 @@ def test_ganesha_serves_the_mount_by_nfs(mount: Mounted, tmp_path: Path) -> None
     told = subprocess.run(
         [sys.executable, "-m", "tierstore.cli.main", "export", "nfs", str(mount.path), "--state", str(state),
          "--port", str(port)],
-        check=True, timeout=30, capture_output=True, text=True,
+        check=True, timeout=180, capture_output=True, text=True,
     )  # fmt: skip
     command = next(line for line in told.stdout.splitlines() if line.startswith("ganesha.nfsd"))
     daemon = subprocess.Popen(shlex.split(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -74,7 +74,7 @@ def test_samba_serves_the_mount(mount: Mounted, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "tierstore.cli.main", "export", "smb", str(mount.path), "--state", str(state),
          "--port", str(port)],
-        check=True, timeout=30, capture_output=True,
+        check=True, timeout=180, capture_output=True,
     )  # fmt: skip
     daemon = subprocess.Popen(
         ["smbd", "--foreground", "--no-process-group", "--configfile", str(state / "smb.conf")],
@@ -86,7 +86,7 @@ def test_samba_serves_the_mount(mount: Mounted, tmp_path: Path) -> None:
         commands = "mkdir by-smb; put up by-smb\\x; rename by-smb\\x by-smb\\y; get by-smb\\y down"
         subprocess.run(
             ["smbclient", f"//127.0.0.1/{mount.path.name}", "-p", str(port), "-N", "-c", commands],
-            check=True, timeout=60, cwd=tmp_path, capture_output=True,
+            check=True, timeout=180, cwd=tmp_path, capture_output=True,
         )  # fmt: skip
         assert (tmp_path / "down").read_bytes() == b"by smb" * 1000
         assert (mount.path / "by-smb" / "y").read_bytes() == b"by smb" * 1000

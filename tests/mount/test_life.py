@@ -43,7 +43,7 @@ def test_caches_hold_while_the_feed_runs_and_no_longer(tmp_path: Path) -> None:
     was promised is taken back, a lost cluster is an error after its deadline, and what changed meanwhile is seen."""
     require_fuse()
     with cluster(tmp_path / "cluster") as c:
-        with httpx.Client(base_url=c.gateway, headers={"Authorization": f"Bearer {c.token}"}, timeout=60) as rest:
+        with httpx.Client(base_url=c.gateway, headers={"Authorization": f"Bearer {c.token}"}, timeout=180) as rest:
             assert rest.put("/v1/buckets/files").status_code == 201
             assert rest.put("/v1/objects/files/a/b", content=b"12345").status_code == 200
             mount = Mounted(c, "files", tmp_path / "one").start()
@@ -118,7 +118,7 @@ def test_locks_are_within_one_mount(mount: Mounted, place: Path, tmp_path: Path)
 
     def tried(where: Path, how: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", script, str(where), how], capture_output=True, text=True, timeout=30, check=True
+            [sys.executable, "-c", script, str(where), how], capture_output=True, text=True, timeout=180, check=True
         )
         return done.stdout.strip()
 
@@ -152,7 +152,7 @@ def test_a_mount_ends_in_time_also_without_its_cluster(tmp_path: Path) -> None:
     """Ctrl-C while the cluster is gone: what cannot be committed is logged, the directory is free again."""
     require_fuse()
     with cluster(tmp_path / "cluster") as c:
-        with httpx.Client(base_url=c.gateway, headers={"Authorization": f"Bearer {c.token}"}, timeout=30) as rest:
+        with httpx.Client(base_url=c.gateway, headers={"Authorization": f"Bearer {c.token}"}, timeout=180) as rest:
             assert rest.put("/v1/buckets/files").status_code == 201
         mount = Mounted(c, "files", tmp_path / "one").start()
         file = open(mount.path / "unsynced", "wb")  # noqa: SIM115 - the cluster goes under it

@@ -201,7 +201,7 @@ def test_two_programs_that_fight_for_a_name_get_one_answer_each(place: Path) -> 
         " except FileExistsError: pass\nprint(won)\n"
     )
     racers = [subprocess.Popen([sys.executable, "-c", script, str(place)], stdout=subprocess.PIPE) for _ in range(3)]
-    assert sum(int(racer.communicate(timeout=60)[0]) for racer in racers) == 25
+    assert sum(int(racer.communicate(timeout=180)[0]) for racer in racers) == 25
     with pytest.raises(FileExistsError) as raised:
         os.mkdir(place / "0")
     assert raised.value.errno == errno.EEXIST

@@ -42,6 +42,8 @@ log = get_logger("gateway")
 
 #: How long the start waits for the cluster before it serves 503 in the meantime.
 _JOIN_SECONDS = 5.0
+#: For metadata to answer after it is back.
+ANSWER_SECONDS = 5.0
 #: Between attempts to fetch the cluster map after it has joined.
 _OPEN_RETRY_SECONDS = 1.0
 
@@ -181,4 +183,7 @@ def store_limits(config: GatewayConfig) -> StoreLimits:
     return StoreLimits(
         buffer_bytes_max=config.uploads.buffer_bytes_max, chunks_in_flight_max=config.uploads.chunks_in_flight_max,
         straggler_seconds=config.uploads.straggler, hedge_seconds_min=config.timers.hedge,
+        placement_wait_seconds=config.uploads.placement_wait,
+        # all attempts together: a request that is held for a restart still has time to be answered
+        request_seconds=config.timers.metadata_restart + ANSWER_SECONDS,
     )  # fmt: skip

@@ -16,6 +16,7 @@ class Uploads:
     buffer_bytes_max: Size = setting(256 * MIB, "bodies of uploads held in memory, all together; further ones wait")
     chunks_in_flight_max: int = setting(2, "whole chunks of one upload on their way while the next one fills")
     straggler: Seconds = setting(1.5, "after the other copies are stored, before a spare server gets the chunk too")
+    placement_wait: Seconds = setting(10.0, "for servers that restart, while without them there are too few")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

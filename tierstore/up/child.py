@@ -33,7 +33,7 @@ STEADY_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 20.0
 LOG_BYTES_MAX: Final = 16 << 20
 #: How long a planned restart waits for the successor's code to be loaded before the old process is asked to end.
-LOAD_SECONDS_MAX: Final = 30.0
+LOAD_SECONDS_MAX: Final = 120.0
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None

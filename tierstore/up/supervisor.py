@@ -34,9 +34,9 @@ from tierstore.up.keys import REGION, Keys, load_or_create, write_private
 
 log = get_logger("up")
 
-START_SECONDS_MAX: Final = 60.0
-RESTART_SECONDS_MAX: Final = 60.0
-PROBE_SECONDS: Final = 1.0
+START_SECONDS_MAX: Final = 180.0
+RESTART_SECONDS_MAX: Final = 180.0
+PROBE_SECONDS: Final = 5.0
 PROBE_INTERVAL_SECONDS: Final = 0.05
 #: A child that ends that often before the cluster was ever ready will not come: stop and show its log.
 START_DEATHS_MAX: Final = 5

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs, leases, operations
+from metadata.catalog import garbage, jobs, leases, operations, placements
 from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection, require_epoch
 from metadata.catalog.packed import PackedChunk
@@ -183,6 +183,7 @@ class Collection:
         rows = garbage.collectable(c, before_ms=now_ms - self._keep_ms, limit=GARBAGE_ROWS)
         pinned = operations.pinned(c, [chunk.id for row in rows for chunk in row.chunks], now_ms=now_ms)
         by_device: dict[int, list[bytes]] = defaultdict(list)
+        collected: list[tuple[int, bytes]] = []
         finished: list[int] = []
         count = 0
         for row in rows:
@@ -194,10 +195,12 @@ class Collection:
             for chunk in row.chunks:
                 if chunk.id not in pinned:
                     count += 1
+                    collected += [(replica.device, chunk.id) for replica in chunk.replicas]
                     self._add(by_device, chunk)
         for device, ids in sorted(by_device.items()):
             server = self._cluster.view.devices[device].server
             jobs.add(c, delete_batches(server, device, ids, per_job=IDS_PER_JOB, why="collect"), now_ms=now_ms)
+        placements.forget(c, collected)     # the reverse table may not have come to these rows, and they go now
         garbage.remove(c, finished)
         return count, len(rows) == GARBAGE_ROWS
 

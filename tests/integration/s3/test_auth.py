@@ -23,7 +23,7 @@ Refused = Callable[..., str]
 
 
 def send(running: Cluster, method: str, target: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(urlsplit(running.gateway).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(running.gateway).netloc, timeout=180)
     connection.request(method, target, body, headers)
     answer = connection.getresponse()
     found = answer.status, answer.read()

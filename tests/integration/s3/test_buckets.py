@@ -14,7 +14,7 @@ Refused = Callable[..., str]
 
 
 def anonymous(running: Cluster, method: str, target: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection(urlsplit(running.gateway).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(running.gateway).netloc, timeout=180)
     connection.request(method, target, headers={n.replace("_", "-"): v for n, v in headers.items()})
     answer = connection.getresponse()
     body = answer.read()

@@ -21,7 +21,7 @@ def s3(running: Cluster) -> Any:
 
 @pytest.fixture
 def http(running: Cluster) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.gateway, timeout=60) as client:
+    with httpx.Client(base_url=running.gateway, timeout=180) as client:
         yield client
 
 

@@ -42,7 +42,7 @@ def test_nonsense_is_never_a_server_error(running: Cluster, s3: Any, bucket: str
     chance = random.Random(7)
     s3.put_object(Bucket=bucket, Key="k", Body=b"kept")
     signer = S3SigV4Auth(Credentials(running.ready["access_key"], running.ready["secret_key"]), "s3", "us-east-1")
-    connection = http.client.HTTPConnection(urlsplit(running.gateway).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(running.gateway).netloc, timeout=180)
     refused = 0
     for number in range(REQUESTS):
         row = OPERATIONS[number % len(OPERATIONS)]

@@ -22,7 +22,7 @@ FULL = {"Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
 @pytest.fixture
 def admin(running: Cluster) -> Iterator[httpx.Client]:
     with httpx.Client(
-        base_url=running.gateway, headers={"Authorization": f"Bearer {running.token}"}, timeout=30
+        base_url=running.gateway, headers={"Authorization": f"Bearer {running.token}"}, timeout=180
     ) as client:
         yield client
 

@@ -296,7 +296,7 @@ class MiniCluster:
             await self.world.cluster.refresh()
         return chunk_id
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, is_indexed: bool = True) -> None:
         def write(c: sa.Connection) -> None:
             body = c.execute(sa.select(schema.objects.c.body).where(schema.objects.c.key == key)).scalar_one()
             c.execute(sa.delete(schema.objects).where(schema.objects.c.key == key))
@@ -304,7 +304,8 @@ class MiniCluster:
             feed.append(c, [feed.NewChange(schema.CHANGE_DELETE, 1, key, 0)], at_ms=self.world.clock.now_ms())
 
         await self.world.database.write(write)
-        await follow_feed(self.world)
+        if is_indexed:
+            await follow_feed(self.world)
 
     async def replicas(self, chunk: bytes) -> dict[int, Replica]:
         """Device -> replica, as the catalog has it now."""

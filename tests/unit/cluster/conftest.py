@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-SECONDS_MAX = 20.0
+SECONDS_MAX = 120.0
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -42,3 +42,18 @@ async def test_a_copy_made_while_its_page_is_judged_is_no_stray(shared: bool) ->
     await follow_feed(c.world)
     await c.stores["c"].turn(c)
     assert chunk in c.held_on(device)
+
+
+async def test_garbage_collected_before_the_reverse_table_came_to_it_is_not_named_for_ever() -> None:
+    """After a restart of everything: what was let go in the last second is collected at once, while a server is away.
+    It learns of it by its inventory, and a row left in the reverse table would hide the chunk from that for good."""
+    c = await new_cluster("a", "b")
+    chunk = await c.put("k", "a", "b")
+    await c.delete("k", is_indexed=False)
+    await c.pass_time(25, "b")
+    c.collection._keep_ms, c.inventories._over_ms = 0, 1000
+    assert (await c.collection.step(0))[0] == 1
+    await c.pass_time(2, "a", "b")
+    assert c.held_on(c.device("a")) == {chunk}
+    await c.settle()
+    assert not c.held_on(c.device("a")) and not c.held_on(c.device("b"))
