@@ -241,10 +241,11 @@ def test_sync_waits_for_the_other_site_or_says_so(both: tuple[Cluster, Site, Sit
 
 def test_keys_are_rotated_and_strangers_kept_out(both: tuple[Cluster, Site, Site]) -> None:
     _, a, b = both
+    _bucket(a, b, "rotated")
     a.admin("POST", f"sites/{b.name}/rotate")
     b.admin("POST", f"sites/{a.name}/rotate")
-    a.put("after-rotation", b"x", "bbb")
-    wait_until(lambda: "after-rotation" in b.names(), seconds=ARRIVAL_SECONDS, what="the new keys work")
+    assert a.put("after-rotation", b"x", "rotated").status_code == 200
+    wait_until(lambda: "after-rotation" in b.names("rotated"), seconds=ARRIVAL_SECONDS, what="the new keys work")
     answer = a.http.post(f"{a.url}/v1/sites/hello", content=b"")
     assert answer.status_code == 403        # an administrator is no site
     refused = a.http.delete(f"{a.url}/v1/admin/sites/nowhere")

@@ -8,6 +8,7 @@ but with a plain read of every table: it shares no rule about what may be delete
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
@@ -96,6 +97,15 @@ def compare(cluster: Cluster, *, copies: int = 2, with_bytes: bool = False) -> C
                 if (number, chunk) not in waiting and (number, chunk) not in bad and not is_reserved(chunk)
             ]  # fmt: skip
     return found
+
+
+def counted_copies(cluster: Cluster) -> set[tuple[bytes, bytes]]:
+    """(device uuid, chunk) of every live copy that some row names; read beside a running service."""
+    catalog = cluster.data / "cluster" / "metadata" / "catalog.db"
+    with contextlib.closing(sqlite3.connect(f"file:{catalog}?mode=ro", uri=True, timeout=120)) as db:
+        db.row_factory = sqlite3.Row
+        uuids = {int(row["id"]): bytes(row["uuid"]) for row in db.execute("SELECT id, uuid FROM devices")}
+        return {(uuids[r.device], c.id) for c in _referenced(db) for r in c.replicas if r.state == LIVE}
 
 
 def _referenced(db: sqlite3.Connection) -> Iterator[PackedChunk]:
