@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.processes import pinned
-from tests.kit.cluster import Cluster, free_port_base
+from tests.kit.cluster import Cluster
+from tests.kit.ports import free_port_base
 
 BUCKET = "bench"
 

@@ -31,7 +31,8 @@ import httpx
 from bench.options import bench_main
 from bench.result import Result
 from metadata.catalog import schema
-from tests.kit.cluster import Cluster, free_port_base, wait_until
+from tests.kit.cluster import Cluster, wait_until
+from tests.kit.ports import free_port_base
 from tests.kit.proxy import FaultyLink
 from tierstore.sdk.connect import connect
 from tierstore.sdk.near import connect_near

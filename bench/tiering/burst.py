@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.tiering.replay import Client
-from tests.kit.cluster import Cluster, free_port_base, wait_until
+from tests.kit.cluster import Cluster, wait_until
+from tests.kit.ports import free_port_base
 
 MIB: Final = 1 << 20
 WRITERS: Final = 4

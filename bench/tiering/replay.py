@@ -32,7 +32,8 @@ from typing import Any, Final
 import numpy as np
 
 from bench.tiering.workloads import load
-from tests.kit.cluster import Cluster, free_port_base, wait_until
+from tests.kit.cluster import Cluster, wait_until
+from tests.kit.ports import free_port_base
 from tierstore.policy.trace import GET, Trace
 
 MIB: Final = 1 << 20

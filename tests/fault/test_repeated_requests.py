@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.cluster import Cluster, free_port_base
+from tests.kit.cluster import Cluster
 from tests.kit.load import Load, judge
+from tests.kit.ports import free_port_base
 from tests.kit.replay import ReplayProxy
 
 OFFSET = 18     # of the proxy's port from the cluster's base; `up` with three servers uses none behind 13

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from tests.integration.test_sites import Site
-from tests.kit.cluster import Cluster, cluster, free_port_base, wait_until
+from tests.kit.cluster import Cluster, cluster, wait_until
+from tests.kit.ports import free_port_base
 
 ARRIVAL_SECONDS = 60.0
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.cluster import free_port_base
+from tests.kit.ports import free_port_base
 from tierstore.errors import ConfigError, NotFound, UnavailableError
 from tierstore.up import control, plan, probe
 from tierstore.up.supervisor import Supervisor

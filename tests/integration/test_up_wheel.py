@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.kit.cluster import free_port_base, wait_until
+from tests.kit.cluster import wait_until
+from tests.kit.ports import free_port_base
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.kit.ports import free_port_base, release_port_base
 
 START_SECONDS = 240.0
 STOP_SECONDS = 120.0
@@ -27,43 +28,6 @@ PATIENCE = {
     "TIERSTORE_TIMERS__METADATA_RESTART": "30s", "TIERSTORE_TIMERS__NO_PLACEMENT": "10s",
     "TIERSTORE_TIMERS__DEAD": "60s",
 }  # fmt: skip
-
-
-def free_port_base(sites: int = 3) -> int:
-    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback now, and as many for each site.
-
-    Below the range that the kernel takes client ports from (32768 and up): a port that is free now must not become some
-    connection's before the cluster binds it. Each process begins elsewhere and goes round.
-    """
-    offsets = [100 * site + offset for site in range(sites) for offset in (0, *range(11, 21), 80)]
-    bases = range(10_000, 31_800, 400)
-    first = os.getpid() % len(bases)
-    for base in [*bases[first:], *bases[:first]]:
-        with contextlib.ExitStack() as stack:
-            try:
-                for offset in offsets:
-                    sock = stack.enter_context(socket.socket())
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    sock.bind(("127.0.0.1", base + offset))
-            except OSError:
-                continue
-            return base
-    raise RuntimeError("no free ports on loopback")
-
-
-def free_port() -> int:
-    """A port for one server that is started later; like the bases, below those of the kernel, and not among them."""
-    ports = range(32_200, 32_760)
-    first = os.getpid() % len(ports)
-    for port in [*ports[first:], *ports[:first]]:
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port on loopback")
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, every: float = 0.05) -> Any:
@@ -209,14 +173,17 @@ class Cluster:
 @contextlib.contextmanager
 def cluster(data: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Cluster]:
     """A running cluster; stopped (and its log shown on failure) at the end."""
-    running = Cluster(data, list(flags), env or {}, free_port_base()).start()
+    sites = int(flags[flags.index("--sites") + 1]) if "--sites" in flags else 1
+    base = free_port_base(sites)
+    running = Cluster(data, list(flags), env or {}, base)
     try:
-        yield running
+        yield running.start()
     except BaseException:
         print(running.log_tail())
         raise
     finally:
         running.stop()
+        release_port_base(base)
 
 
 def _descendants(pid: int) -> list[int]:

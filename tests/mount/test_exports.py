@@ -13,8 +13,9 @@ from pathlib import Path
 import nfs_rs
 import pytest
 
-from tests.kit.cluster import free_port, wait_until
+from tests.kit.cluster import wait_until
 from tests.kit.mount import Mounted
+from tests.kit.ports import free_port
 
 
 def accepts(port: int) -> bool:

@@ -10,7 +10,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from tests.kit.cluster import Cluster, cluster, free_port
+from tests.kit.cluster import Cluster, cluster
+from tests.kit.ports import free_port
 
 #: A day of a lifecycle rule lasts two seconds here.
 SHORT_DAYS = {"TIERSTORE_DUTIES__LIFECYCLE_DAY": "2s", "TIERSTORE_DUTIES__LIFECYCLE_INTERVAL": "1s"}
@@ -19,7 +20,6 @@ USERS = (
     '[{name = "configured", access_key = "CONFIGURED1", secret_key = "configured-secret", policy = '
     """'{"Statement": [{"Effect": "Allow", "Action": "s3:CreateBucket", "Resource": "*"}]}'}]"""
 )
-
 #: Where the webhook of test_notifications listens.
 WEBHOOK_PORT = free_port()
 SETTINGS = {
