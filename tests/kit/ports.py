@@ -23,8 +23,8 @@ _reserved: dict[int, contextlib.ExitStack] = {}
 
 
 def free_port_base(sites: int = 3) -> int:
-    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback, and as many 100 further for each site.
-    Reserved until release_port_base(B) or the end of this process."""
+    """A base B such that B, B + 11 .. B + 20 and B + 80 can be bound on loopback, and as many 100 further on for each
+    site. Reserved until release_port_base(B) or the end of this process."""
     blocks = (END - FIRST) // BLOCK - sites
     for turn in range(blocks):
         base = FIRST + (os.getpid() * 7 + turn) % blocks * BLOCK
