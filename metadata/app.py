@@ -28,6 +28,7 @@ from metadata.promoter.heat import HeatGatherer
 from metadata.promoter.lifecycle import LifecycleDuty
 from metadata.promoter.liveness import KeyDuty, LivenessDuty
 from metadata.promoter.notify import NotifyDuty
+from metadata.promoter.quotas import QuotasDuty
 from metadata.promoter.reconcile import ReconcileDuty
 from metadata.promoter.repair import AuditDuty, RepairDuty
 from metadata.promoter.retention import QueueDuty, RetentionDuty
@@ -38,6 +39,7 @@ from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import HistoryDuty, TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_compare, admin_names, buckets, cluster, files, hot
 from metadata.routes import jobs as job_routes
+from metadata.routes import quotas as quota_routes
 from metadata.routes import s3 as s3_routes
 from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
@@ -65,6 +67,7 @@ from metadata.services.names.lifecycle import Lifecycle
 from metadata.services.names.listing import ListingService
 from metadata.services.names.lookup import LookupService
 from metadata.services.names.notify import Notify
+from metadata.services.names.quotas import Quotas
 from metadata.services.names.replicas import ReplicaOrder
 from metadata.services.names.s3_names import S3Names
 from metadata.services.names.uploads import UploadService
@@ -284,6 +287,7 @@ class MetadataServer:
             TombstoneDuty(lambda: self.tombstones),
             NotifyDuty(lambda: self.notify),
             LifecycleDuty(lambda: self.lifecycle, interval_seconds=settings.duties.lifecycle_interval),
+            QuotasDuty(lambda: self.quotas),
         ]  # fmt: skip
         if settings.catalog.snapshot_interval > 0:
             self.snapshots = Snapshots(
@@ -342,6 +346,7 @@ class MetadataServer:
             database, self.names, clock, sites=self.sites.names, me=lambda: self.settings.placement.site
         )
         self.buckets.on_rules = self._rules_changed
+        self.quotas = Quotas(database, self.names, clock)
         self.s3_names = S3Names(database, self.names, clock)
         self.webhooks = Webhooks()
         self.notify = Notify(
@@ -453,6 +458,7 @@ class MetadataServer:
             callers, self.tiering, self.tiering_view, self.whatif, soon=lambda: len(self.read_soon.buckets)
         ))
         app.include_router(buckets.build(self.buckets, callers))
+        app.include_router(quota_routes.build(self.quotas, callers))
         app.include_router(
             site_routes.build(
                 callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock,

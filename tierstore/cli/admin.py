@@ -19,6 +19,7 @@ from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, op
 from tierstore.cli.compare import compare
 from tierstore.cli.output import notes, print_json, say
 from tierstore.cli.policies import policy
+from tierstore.cli.quotas import quota
 from tierstore.cli.roll import roll
 from tierstore.cli.sites import replication, sites
 from tierstore.cli.users import users
@@ -30,6 +31,7 @@ keys = typer.Typer(help="Access keys and their rights.", no_args_is_help=True)
 admin.add_typer(policy, name="policy")
 admin.add_typer(keys, name="keys")
 admin.add_typer(users, name="users")
+admin.add_typer(quota, name="quota")
 admin.add_typer(sites, name="sites")
 admin.add_typer(replication, name="replication")
 admin.command("tiers")(heat.tiers)

@@ -81,6 +81,20 @@ class Replication(BaseModel):
     home: str | None = None
 
 
+class QuotaChange(BaseModel):
+    """The new quota, whole: what is left out is no bound."""
+
+    bytes: int = 0
+    objects: int = 0
+
+
+class Quota(QuotaChange):
+    """used_*: null without a quota, because nothing is counted then."""
+
+    used_bytes: int | None = None
+    used_objects: int | None = None
+
+
 class Replica(_Open):
     server: str
     device: str | int

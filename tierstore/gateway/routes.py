@@ -27,6 +27,8 @@ from tierstore.gateway.models import (
     ObjectMade,
     ObjectPage,
     Problem,
+    Quota,
+    QuotaChange,
     Replication,
     Simulation,
     Tree,
@@ -231,6 +233,8 @@ _FORWARDED: Final[tuple[tuple[str, str, str, str, int, type[BaseModel] | None, t
     ("DELETE", "/v1/buckets/{bucket}", "deleteBucket", "Remove an empty bucket", 204, None, None),
     ("GET", "/v1/buckets/{bucket}/replication", "getReplication", "Replication rules", 200, Replication, None),
     ("PUT", "/v1/buckets/{bucket}/replication", "putReplication", "Set replication", 200, Replication, Replication),
+    ("GET", "/v1/buckets/{bucket}/quota", "getQuota", "The quota and what is used of it", 200, Quota, None),
+    ("PUT", "/v1/buckets/{bucket}/quota", "putQuota", "Set the quota; zeros remove it", 200, Quota, QuotaChange),
     ("GET", "/v1/explain/{bucket}/{key:path}", "explainObject", "Why an object is where it is", 200, Explanation, None),
     ("GET", "/v1/cluster", "clusterMap", "The map of servers and sites", 200, Tree, None),
     ("GET", "/v1/admin/heat", "adminHeat", "What is hot", 200, Tree, None),
@@ -298,6 +302,7 @@ def add_schemas(app: FastAPI) -> None:
     """Make the models that are only named in the table part of the document, once."""
     models: tuple[type[BaseModel], ...] = (
         Problem, ObjectPage, ObjectAction, ObjectMade, BucketList, Bucket, Replication, Explanation, Tree, Simulation,
+        Quota, QuotaChange,
     )  # fmt: skip
     build = app.openapi
 

@@ -11,6 +11,7 @@ from metadata.catalog.buckets import HOME, Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.quotas import DOCUMENT as QUOTA
 from tierstore.auth.access import Principal, authorize, is_allowed
 from tierstore.clock import Clock
 from tierstore.errors import RequestError
@@ -90,6 +91,8 @@ class BucketService:
         if versioning is not None and versioning not in VERSIONING:
             raise RequestError(f"versioning is enabled or suspended, not {versioning!r}", code="bad-versioning")
         for document, text in (documents or {}).items():
+            if document == QUOTA:
+                raise RequestError("a quota is set by PUT /v1/buckets/{bucket}/quota", code="bad-document")
             if text is not None and len(text.encode()) > DOCUMENT_BYTES_MAX:
                 raise RequestError(f"{document} has more than {DOCUMENT_BYTES_MAX} bytes", code="bad-document")
         at_ms = self._clock.now_ms()

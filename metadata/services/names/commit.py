@@ -23,6 +23,7 @@ from metadata.catalog.database import Database
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session, StaleRows
 from metadata.services.cluster.view import ClusterView
+from metadata.services.names import quotas
 from metadata.services.names.facts import Facts
 from metadata.services.names.mutations import Mutator
 from metadata.services.names.receipts import Opened, open_all
@@ -245,6 +246,7 @@ class CommitService:
         facts = self.load(session, [entry.item for entry in batch], now_ms, checked=checked, opened=opened)
         is_full = self._database.is_full     # then only what frees space is let through (rule 19)
         writes = WriteSet(at_ms=now_ms, wants_events=bool(self.listeners))
+        quotas.watch(writes, facts.buckets.values())
         results = []
         apply = self._mutator.apply
         for entry in batch:

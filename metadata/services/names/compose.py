@@ -17,6 +17,7 @@ from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import unpack
 from metadata.catalog.session import Session
+from metadata.services.names import quotas
 from metadata.services.names.writes import WriteSet
 from tierstore.errors import ConflictError, NotFound
 from tierstore.wire.names import Compose
@@ -34,8 +35,11 @@ class Composed(NamedTuple):
     ref: int | None
 
 
-def compose(session: Session, writes: WriteSet, bucket: Bucket, m: Compose, *, body_id: int) -> Composed:
-    """Take the parts over. Raises NotFound(no-such-upload), ConflictError(part-changed) before anything is written."""
+def compose(
+    session: Session, writes: WriteSet, bucket: Bucket, m: Compose, *, body_id: int, old: ObjectRow | None
+) -> Composed:
+    """Take the parts over; old: the latest that the whole replaces. Raises NotFound(no-such-upload),
+    ConflictError(part-changed), AccessDenied(quota-exceeded) before anything is written."""
     connection = session.connection
     upload = multipart.get(connection, m.upload, lock=True)
     if upload is None or upload.bucket_id != bucket.id or upload.key != m.key:
@@ -50,6 +54,7 @@ def compose(session: Session, writes: WriteSet, bucket: Bucket, m: Compose, *, b
         if row is None or row.version != version:
             raise ConflictError(f"part {number} is not as it was listed; complete again", code="part-changed")
         wanted.append(row)
+    quotas.check(session, writes, bucket, sum(row.size for row in wanted), old)
     size = 0
     for row in wanted:
         _take_over(session, writes, row, start=size, body_id=body_id)

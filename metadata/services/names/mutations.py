@@ -12,7 +12,7 @@ from metadata.catalog.buckets import Bucket
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import unpack
 from metadata.catalog.session import Session
-from metadata.services.names import object_lock
+from metadata.services.names import object_lock, quotas
 from metadata.services.names.compose import compose
 from metadata.services.names.facts import Facts, check_operation
 from metadata.services.names.posix import of_copy
@@ -56,13 +56,14 @@ class Mutator(Puts):
         meta = new_meta(bucket, m.meta, facts)
         old = facts.latest.get((bucket.id, m.key))
         check_condition(m.condition, old)
-        made = compose(session, writes, bucket, m, body_id=self._body_id())
+        made = compose(session, writes, bucket, m, body_id=self._body_id(), old=old)
         row = ObjectRow(
             bucket.id, m.key, self._new_version(writes, old), made.kind, int(bucket.versioning != "enabled"), made.size,
             m.etag, facts.now_ms, made.body, meta, made.ref,
         )  # fmt: skip
         self._displace(session, writes, bucket, old)
         writes.put(row, old)
+        writes.count(bucket.id, 1, row.size)
         self._note(writes, schema.CHANGE_PUT, bucket, row, old)
         return CommitResult(version=row.version, etag=row.etag, created_at_ms=row.created_at_ms, size=row.size)
 
@@ -142,12 +143,15 @@ class Mutator(Puts):
             meta = object_lock.for_copy(bucket, of_copy(source.meta, is_rename=m.rename), facts.now_ms)
         else:
             meta = new_meta(bucket, m.meta, facts)
+        if not m.rename or source_bucket is not bucket:
+            quotas.check(session, writes, bucket, source.size, old)
         newest = max(source.version, old.version if old is not None else 0)
         version = self._new_version(writes, newest)
 
         if m.rename and not source_bucket.versioning and not source_bucket.is_replicated:
             kind, body, ref = source.kind, source.body, source.ref
             writes.deleted.append((source.bucket_id, source.key))
+            writes.count(source.bucket_id, -1, -source.size)
             if body:
                 placements.move(session, unpack(body), (bucket.id, m.key, version))
             self._note(writes, schema.CHANGE_DELETE, source_bucket, source, None)
@@ -164,6 +168,7 @@ class Mutator(Puts):
         )  # fmt: skip
         self._displace(session, writes, bucket, old)
         writes.put(row, old)
+        writes.count(bucket.id, 1, row.size)
         self._note(writes, schema.CHANGE_PUT, bucket, row, old)
         return CommitResult(version=version, etag=row.etag, created_at_ms=row.created_at_ms, size=row.size)
 

@@ -12,6 +12,7 @@ from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import INLINE_CHUNKS_MAX, unpack
 from metadata.catalog.session import Session
+from metadata.services.names import quotas
 from metadata.services.names.facts import Facts, check_uploads
 from metadata.services.names.fill import fill
 from metadata.services.names.receipts import Opened, pack_bodies
@@ -43,6 +44,8 @@ class Puts(Steps):
         packed = pack_bodies(m.chunks, opened, facts.members, self._copies_for(m.bucket, m.key, m.size))
         old = facts.latest.get((bucket.id, m.key))
         check_condition(m.condition, old)
+        if bucket.config:
+            quotas.check(session, writes, bucket, m.size, old)
 
         version = self._new_version(writes, old)
         kind, ref = schema.KIND_INLINE, None
@@ -59,6 +62,8 @@ class Puts(Steps):
         if old is not None:
             self._displace(session, writes, bucket, old)
         writes.put(row, old)
+        if writes.usage:
+            writes.count(bucket.id, 1, row.size)
         writes.uploads += uploads
         if facts.leases:
             writes.ended_leases += [(upload,) for upload in uploads if upload in facts.leases]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from metadata.catalog import bodies, feed, objects, operations, schema
+from metadata.catalog import bodies, feed, objects, operations, schema, usage
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session
 from tierstore.names import UploadId, operation_of
@@ -48,6 +48,8 @@ class WriteSet:
     wants_events: bool = False
     version_max: int = 0
     has_targets: bool = False     # other sites must hear of something
+    #: bucket id -> [objects, bytes] that this batch adds; of buckets with a quota only (services/names/quotas).
+    usage: dict[int, list[int]] = field(default_factory=dict)
 
     def flush(self, session: Session) -> int:
         """Write everything; the largest version id of the catalog (0 when nothing changed)."""
@@ -62,6 +64,9 @@ class WriteSet:
         write(operations.INSERT_RESULTS, self.results)
         write(operations.INSERT_RESULTS, self._marks())
         write(operations.DELETE_LEASES, self.ended_leases)
+        for bucket_id, (objects_added, bytes_added) in sorted(self.usage.items()):
+            if objects_added or bytes_added:
+                usage.add(session.connection, bucket_id, objects=objects_added, held=bytes_added)
         return feed.append_bulk(session, self.changes, at_ms=self.at_ms, version=self.version_max)[1]
 
     def _marks(self) -> list[tuple[bytes, bytes]]:
@@ -74,8 +79,17 @@ class WriteSet:
         """Make `row` the latest; `old` is the row that stands there now."""
         (self.inserted if old is None else self.replaced).append(row)
 
+    def count(self, bucket_id: int, objects: int, held: int) -> None:
+        """The bucket holds so much more (or less); of no interest where it has no quota."""
+        added = self.usage.get(bucket_id)
+        if added is not None:
+            added[0] += objects
+            added[1] += held
+
     def discard(self, session: Session, row: ObjectRow) -> None:
         """The row is gone for good: what only it owned becomes garbage."""
+        if self.usage and row.kind != schema.KIND_MARKER:
+            self.count(row.bucket_id, -1, -row.size)
         if row.kind == schema.KIND_INLINE:
             if row.body:
                 self.garbage.append((self.at_ms, row.body))

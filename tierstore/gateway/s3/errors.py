@@ -39,7 +39,7 @@ STATUS: Final = {
     "NoSuchObjectLockConfiguration": 404, "NoSuchPublicAccessBlockConfiguration": 404, "NoSuchUpload": 404,
     "NoSuchVersion": 404, "NoSuchWebsiteConfiguration": 404, "NotImplemented": 501, "NotModified": 304,
     "ObjectLockConfigurationNotFoundError": 404, "OwnershipControlsNotFoundError": 404, "PreconditionFailed": 412,
-    "ReplicationConfigurationNotFoundError": 404, "RequestTimeTooSkewed": 403,
+    "QuotaExceeded": 403, "ReplicationConfigurationNotFoundError": 404, "RequestTimeTooSkewed": 403,
     "ServerSideEncryptionConfigurationNotFoundError": 404, "ServiceUnavailable": 503, "SignatureDoesNotMatch": 403,
     "SlowDown": 503, "TemporaryRedirect": 307, "InsufficientStorage": 507,
 }  # fmt: skip
@@ -84,7 +84,7 @@ _OURS: Final = {
     "checksum-mismatch": "BadDigest", "bad-checksum": "InvalidRequest", "body-length": "IncompleteBody",
     "bad-user-metadata": "MetadataTooLarge", "bad-meta": "MetadataTooLarge", "bad-version": "NoSuchVersion",
     "part-changed": "InvalidPart", "busy": "SlowDown", "bad-etag": "InvalidArgument",
-    "object-locked": "AccessDenied", "no-object-lock": "InvalidRequest",
+    "object-locked": "AccessDenied", "quota-exceeded": "QuotaExceeded", "no-object-lock": "InvalidRequest",
     "object-lock-needs-versioning": "InvalidBucketState",
 }  # fmt: skip
 
