@@ -5,9 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from metadata.catalog.usage import Usage
 from metadata.routes.callers import Callers
-from metadata.services.names.quotas import Quota, Quotas
+from metadata.services.names.quotas import Quota, Quotas, Used
 
 _MOST = (1 << 63) - 1
 
@@ -26,7 +25,7 @@ class QuotaView(QuotaChange):
     used_objects: int | None = None
 
 
-def _shown(quota: Quota, used: Usage | None) -> QuotaView:
+def _shown(quota: Quota, used: Used | None) -> QuotaView:
     held = (None, None) if used is None else (used.bytes, used.objects)
     return QuotaView(bytes=quota.bytes, objects=quota.objects, used_bytes=held[0], used_objects=held[1])
 

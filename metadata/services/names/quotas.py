@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Document of a bucket: {"bytes": N, "objects": N}; 0 is no bound.
 DOCUMENT: Final = "quota"
+#: What a bucket holds, by the name that routes use.
+Used = Usage
 #: How often what a bucket holds is counted anew.
 RECOUNT_SECONDS: Final = 600.0
 
