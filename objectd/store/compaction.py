@@ -9,11 +9,13 @@ Invariants:
   is the present truth; so a rebuild from the log alone neither revives nor loses a chunk.
 - A chunk is moved under device.exclusive: no deletion comes between the look at its state and the switch.
 
-Cost: one read and one append per living byte, in steps of one record; at most bytes_max per run.
+Cost: one read and one append per living byte, AT_ONCE records at a time, which share their syncs; at most bytes_max per
+run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 #: With less free space than this share of the capacity, emptied segments are unlinked without waiting out the grace.
 SHORT_SHARE: Final = 0.15
+#: Living records of a segment that are moved at once. One by one, each would wait for a sync of its own, and a full fast
+#: tier of small chunks would not be compacted as quickly as it turns over.
+AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Compactor:
         handle.acquire()
         try:
             offset = 0
+            moving: list[Header] = []
             while offset < end:
                 header = await self._header(handle, number, offset)
                 if header is None:
@@ -97,10 +103,14 @@ class Compactor:
                         seed=records.seed_of(device.uuid)))
                     continue
                 if header.kind == records.CHUNK:
-                    await self._move(handle, header)
+                    moving.append(header)
+                    if len(moving) == AT_ONCE:
+                        await self._move_all(handle, moving)
+                        moving = []
                 elif header.kind != records.MARK:
                     await self._keep_verdict(header)
                 offset += header.record_bytes
+            await self._move_all(handle, moving)
         finally:
             handle.release()
         figures = device.index.figures.segments.get(number)
@@ -112,6 +122,13 @@ class Compactor:
         except (OSError, IntegrityError):
             return None     # an unreadable place: whatever lived there is found by scrub and stays in this segment
         return records.parse(raw, segment=number, offset=offset, seed=records.seed_of(self._device.uuid))
+
+    async def _move_all(self, handle: Handle, headers: list[Header]) -> None:
+        """Raises the first failure, after all have ended."""
+        ended = await asyncio.gather(*(self._move(handle, header) for header in headers), return_exceptions=True)
+        for result in ended:
+            if isinstance(result, BaseException):
+                raise result
 
     async def _move(self, handle: Handle, header: Header) -> None:
         device = self._device

@@ -42,11 +42,19 @@ class Upkeep:
     async def run(self, slot: Slot) -> None:
         """A round each interval, for ever."""
         while True:
-            await self._clock.sleep(self._pause(slot))
+            await self._wait(slot)
             try:
                 await self.round(slot)
             except (OSError, TimeoutError, TierstoreError) as error:
                 log.warning("upkeep failed", device_path=slot.device.path, detail=str(error))
+
+    async def _wait(self, slot: Slot) -> None:
+        """Until the next round; a copy that finds no room cuts it short."""
+        left = self._pause(slot)
+        while left > 0 and not self._is_wanted(slot):
+            step = min(left, HURRY_SECONDS)
+            await self._clock.sleep(step)
+            left -= step
 
     def _pause(self, slot: Slot) -> float:
         """Seconds until the next round."""
