@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 #: With less free space than this share of the capacity, emptied segments are unlinked without waiting out the grace.
 SHORT_SHARE: Final = 0.15
-#: Living records of a segment that are moved at once. One by one, each would wait for a sync of its own, and a full fast
-#: tier of small chunks would not be compacted as quickly as it turns over.
+#: Living records of a segment that are moved at once. One by one, each would wait for a sync of its own, and a full
+#: fast tier of small chunks would not be compacted as quickly as it turns over.
 AT_ONCE: Final = 16
 
 
