@@ -56,6 +56,7 @@ class Run:
     promotions: int = 0
     failed: int = 0
     tier_of: list[str] = field(default_factory=list)          # of each request, in order
+    predicted: float = 0.0                                    # share of the reads above hdd, by what-if
     load: float = 0.0                                         # of the machine, mean of 5 minutes, at the end
 
     def after_warm_up(self) -> Any:
@@ -164,9 +165,19 @@ def replay(c: Cluster, load_: Workload) -> Run:
     run.moved_per_served = status["bytes_moved_per_byte_served"]
     run.promotions, run.failed = status["promotions"], status["failed"]
     run.load = os.getloadavg()[1]
+    run.predicted = _predicted(c, time.monotonic() - began)
     after = _counted(c)
     run.counted = {tier: n - before.get(tier, 0) for tier, n in after.items() if n > before.get(tier, 0)}
     return run
+
+
+def _predicted(c: Cluster, seconds: float) -> float:
+    """What the store itself says of the requests it recorded just now, under the policy that it has."""
+    client = Client(c)
+    policy_ = client.json("GET", "/v1/admin/policy")
+    question = {"policy": policy_, "hours": seconds / 3600, "curve": False}
+    current = client.json("POST", "/v1/admin/policy/simulate", question)["current"]
+    return sum(share for tier, share in current["hit_ratio"].items() if tier != "hdd")
 
 
 def _counted(c: Cluster) -> dict[str, int]:
@@ -279,7 +290,8 @@ def _print(runs: dict[str, Run]) -> int:
         print(
             f"{name:10} {run.mean_ms:9.2f} {run.p99_ms:9.2f} {ratio:9.3f} {must or '':>6}  {shares}; "
             f"{run.wrong} wrong; moved/served {run.moved_per_served:.3f}; {run.promotions} copies made, "
-            f"{run.failed} not; counted {'alike' if is_counted else 'otherwise'}; load {run.load:.1f}"
+            f"{run.failed} not; what-if said {1 - run.predicted:.3f} from hdd; "
+            f"counted {'alike' if is_counted else 'otherwise'}; load {run.load:.1f}"
             f"{'' if is_right else '  MISSED'}"
         )
     return 1 if failed else 0

@@ -1,10 +1,12 @@
 """What-if: replay recorded reads under a policy, in virtual time, with the code that decides in production.
 
 Owns the model around heat.py, decide.py and memcache.py: one slow tier that holds everything, faster tiers that the
-promoter fills, an inline RAM cache in front. Every tick the counts since the last one are merged as one heartbeat
-delta (the same 18-byte form) and the planner's copies take effect at once: the time that a copy takes is not modelled
-(the budgets bound it to a small part of a tick). Latency is service time alone, without queues: it compares policies,
-it does not predict an answer time. Pure: no I/O, no clock, no chance; the same trace and policy give the same result.
+promoter fills, an inline RAM cache in front of what would wait for the slow one (readers go to the fastest copy); new
+objects land as rules say and, under `auto`, get a fast copy where their bucket is read soon (rereads.py). Every tick
+the counts since the last one are merged as one heartbeat delta (the same 18-byte form) and the planner's copies take
+effect at once: the time that a copy takes is not modelled (the budgets bound it to a small part of a tick). Latency is
+service time alone, without queues: it compares policies, it does not predict an answer time. Pure: no I/O, no clock, no
+chance; the same trace and policy give the same result.
 
 Cost: 2-4 us a request without a tick, 20-30 us a candidate in a tick: 16-20 s for 1 M requests of 24 h.
 """
@@ -21,9 +23,10 @@ from tierstore.policy.decide import Planner
 from tierstore.policy.heat import HeatTable, pack_delta
 from tierstore.policy.memcache import MemCache
 from tierstore.policy.plan import Candidate, Plan
+from tierstore.policy.rereads import Rereads
 from tierstore.policy.rules import Policy, Rule
 from tierstore.policy.shelf import Device
-from tierstore.policy.trace import DELETE, GET, Ints, Trace, prefix_of
+from tierstore.policy.trace import DELETE, GET, PUT, Ints, Trace, prefix_of
 
 DAY_SECONDS: Final = 86_400.0
 
@@ -134,6 +137,8 @@ class _Replay:
         self._served_by = np.full(len(trace), 255, dtype=np.uint8)
         self._promotions = self._demotions = self._wasted = self._landed_bytes = 0
         self._is_named = bool(trace.names)
+        # Judged as the service does, by its own code; a trace without writes has nothing to judge.
+        self._rereads = Rereads() if rules.read_soon > 0 and bool((trace.op == PUT).any()) else None
 
     def all(self) -> None:
         tick = self._policy.promoter.tick_seconds
@@ -154,20 +159,25 @@ class _Replay:
         """Serve one tick's requests; returns the bytes read."""
         mem_get, mem_put = self._mem.get, self._mem.put
         where, counts, unread = self._where, self._counts, self._unread
-        has_mem = self._mem.capacity_bytes > 0
+        has_mem, slow = self._mem.capacity_bytes > 0, self._index[self._fleet.slow]
+        rereads, times = self._rereads, self._trace.time
         served = 0
         by = []
         for i in range(start, end):
             key, size = keys[i], sizes[i]
             if ops[i] == GET:
-                if has_mem and mem_get(key):
-                    by.append(0)
-                else:
-                    by.append(where[key])
-                    if has_mem:
+                tier = where[key]
+                if tier == slow and has_mem:
+                    # Readers go to the fastest copy; RAM stands in front of those that wait for a slow device.
+                    if mem_get(key):
+                        tier = 0
+                    else:
                         mem_put(key, True, size)
-                    if unread and key in unread:
-                        unread.discard(key)
+                elif unread and key in unread:
+                    unread.discard(key)
+                by.append(tier)
+                if rereads is not None:
+                    rereads.read(*self._name(key), float(times[i]))
                 counts[key] = counts.get(key, 0) + 1
                 self._sizes[key] = size
                 served += size
@@ -188,8 +198,24 @@ class _Replay:
         if is_delete:
             self._heat.forget(chunk)
             self._counts.pop(key, None)
-        elif self._planner.fast_tiers and self._rule(key, size, at).mode == "land-fast":
-            self._land(key, chunk, size)
+        elif self._planner.fast_tiers:
+            mode = self._rule(key, size, at).mode
+            if mode == "land-fast" or (mode == "auto" and self._is_read_soon(key, chunk, at)):
+                self._land(key, chunk, size)
+
+    def _is_read_soon(self, key: int, chunk: bytes, at: float) -> bool:
+        """Whether the bucket's new objects get a fast copy with the write; then the heat its past promises, too."""
+        if self._rereads is None:
+            return False
+        bucket, name = self._name(key)
+        self._rereads.written(bucket, name, at)
+        if bucket not in self._rereads.soon:
+            return False
+        self._heat.expect([chunk], self._rereads.share(bucket), at)
+        return True
+
+    def _name(self, key: int) -> tuple[str, str]:
+        return self._trace.names[key] if self._is_named else ("", str(key))
 
     def _land(self, key: int, chunk: bytes, size: int) -> None:
         """The body lands on the fastest tier with room (else home), and stays as long as its rank holds it there."""
@@ -200,7 +226,9 @@ class _Replay:
             self._locate(key, chunk)
 
     def _tick(self, at: float, served: int) -> None:
-        counts = self._counts
+        counts, rules = self._counts, self._policy.promoter
+        if self._rereads is not None:
+            self._rereads.judge(at, rules.read_soon if rules.may_move(at + self._trace.start_at) else 0.0)
         if counts:
             self._heat.merge(pack_delta([(_id(key), count) for key, count in counts.items()]), at)
             counts.clear()

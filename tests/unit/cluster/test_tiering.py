@@ -24,6 +24,8 @@ from tierstore.errors import ConflictError
 from tierstore.policy.heat import pack_delta
 from tierstore.policy.parser import parse
 from tierstore.policy.rules import Policy
+from tierstore.policy.simulate import Fleet, replay
+from tierstore.policy.trace import parse_csv
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 from tierstore.wire.cluster import DeviceReport
 
@@ -137,6 +139,30 @@ def test_a_copy_that_finds_its_device_full_is_tried_again_while_room_is_made() -
         for _ in range(12):
             await rig.tick()
         assert len(rig.tiering.copies) == 0 and rig.tiering.totals.failed == 1
+
+    asyncio.run(run())
+
+
+def test_what_if_forecasts_what_the_service_then_does() -> None:
+    """An operator buys a fast device by it: the same requests must find the same copies in both."""
+
+    async def run() -> None:
+        rig = await new_rig(capacity=4 * MIB)
+        size, rng = 200_000, random.Random(5)
+        chunks = [await rig.cluster.put(f"k{n}", "a", "b", size=size) for n in range(60)]
+        requests = [(tick, min(int(rng.paretovariate(0.7)), 60) - 1) for tick in range(40) for _ in range(12)]
+        hits = 0
+        for tick in range(40):
+            fast = {n for n, chunk in enumerate(chunks) if await rig.cached(chunk)}
+            wanted = [n for at, n in requests if at == tick]
+            hits += sum(n in fast for n in wanted)
+            for n in sorted(set(wanted)):
+                rig.read(chunks[n], wanted.count(n))
+            await rig.tick()
+        rows = ["time,key,size,op", *(f"{tick * 10 + 1},{n},{size},GET" for tick, n in requests)]
+        forecast = replay(parse_csv(rows), rig.policy, Fleet({"ssd": 4 * MIB})).hit_ratio["ssd"]
+        assert 0.3 < forecast < 1.0
+        assert abs(forecast - hits / len(requests)) < 0.03, (forecast, hits / len(requests))
 
     asyncio.run(run())
 
