@@ -177,7 +177,7 @@ def _predicted(c: Cluster, seconds: float) -> float:
     policy_ = client.json("GET", "/v1/admin/policy")
     question = {"policy": policy_, "hours": seconds / 3600, "curve": False}
     current = client.json("POST", "/v1/admin/policy/simulate", question)["current"]
-    return sum(share for tier, share in current["hit_ratio"].items() if tier != "hdd")
+    return float(sum(share for tier, share in current["hit_ratio"].items() if tier != "hdd"))
 
 
 def _counted(c: Cluster) -> dict[str, int]:
