@@ -32,7 +32,7 @@ def compared(c: Cluster) -> dict[str, Any]:
         answer = ask(c, "/v1/admin/compare")
         return answer if answer and not answer["is_running"] else None
 
-    return dict(wait_until(ended, seconds=60, what="the comparison"))
+    return dict(wait_until(ended, seconds=180, what="the comparison"))
 
 
 def total(answer: dict[str, Any], what: str) -> int:
@@ -55,17 +55,17 @@ def test_an_old_catalog_throws_nothing_away_before_it_is_rebuilt(tmp_path: Path)
             metadata(c, "backup", str(backup))
             write_young(c, store, kept, gone)
         # a refused conditional write left chunks that are orphans until they are collected
-        whole = wait_until(lambda: (a := compared(c))["differences"] == 0 and a, seconds=60, what="no difference")
+        whole = wait_until(lambda: (a := compared(c))["differences"] == 0 and a, seconds=180, what="no difference")
         assert total(whole, "chunks") > 150, whole
         c.kill_everything()
         lose_catalog(c)
         metadata(c, "restore", str(backup))
         c.start()
-        wait_until(lambda: (ask(c, "/v1/admin/status") or {})["deletion_barred"], seconds=60, what="deletion barred")
+        wait_until(lambda: (ask(c, "/v1/admin/status") or {})["deletion_barred"], seconds=180, what="deletion barred")
         wait_reconciled(c)
         first = compared(c)
         listed = inventories(c)
-        wait_until(lambda: inventories(c) >= listed + 12, seconds=60, what="two more inventories of every device")
+        wait_until(lambda: inventories(c) >= listed + 12, seconds=180, what="two more inventories of every device")
         second = compared(c)
         assert total(first, "unknown") + total(first, "pending") > 80 and first["differences"], first
         assert total(second, "chunks") >= total(first, "chunks") and total(second, "unknown") >= total(first, "unknown")
