@@ -138,6 +138,17 @@ MUTANTS = (
         ("tests/unit/core/test_ticket.py",),
     ),
     Mutant(
+        "nobody takes writes between suspect and no placement", "metadata/services/names/allocate.py",
+        "needs_suspects = self._needs_suspects(item)\n", "needs_suspects = False\n",
+        ("tests/unit/cluster/test_membership.py",), "silent",
+    ),
+    Mutant(
+        "a long read knows one window of its body", "tierstore/sdk/get.py",
+        "            while self._known_to < self._end and len(self._chunks)",
+        "            while False and len(self._chunks)",
+        ("tests/unit/sdk/test_walks.py",), "replaced_at_once",
+    ),
+    Mutant(
         "drop before copy", "metadata/services/jobs/replicas.py",
         "            if len(homes) < self.copies_of(located):\n                return replicas\n",
         "            if not homes:\n                return replicas\n",
