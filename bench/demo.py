@@ -34,7 +34,8 @@ from tierstore.units import GIB, format_size
 
 AT_ONCE: Final = 16
 START_SECONDS_MAX: Final = 60
-REBUILD_SECONDS_MAX: Final = 300
+#: Without one more copy for so long, rebuilding counts as stuck; how long it takes in all is the machine's affair.
+STUCK_SECONDS_MAX: Final = 120
 PROGRESS_SECONDS: Final = 15.0
 BUCKET: Final = "python"
 
@@ -226,9 +227,12 @@ async def _wait_rebuilt(
 ) -> None:
     """Until the servers that are left hold as many copies as all held before."""
     say("waiting   for the copies of the dead server to be made again (dead after 20 s, grace 20 s, then repair) ...")
-    told_at = time.perf_counter()
-    while time.perf_counter() - lost_at < REBUILD_SECONDS_MAX:
+    told_at = moved_at = time.perf_counter()
+    most = 0
+    while time.perf_counter() - moved_at < STUCK_SECONDS_MAX:
         copies, states = await _copies(http)
+        if copies > most:
+            most, moved_at = copies, time.perf_counter()
         if time.perf_counter() - told_at >= PROGRESS_SECONDS:
             told_at = time.perf_counter()
             say(f"          {name} is {states[name]}; {copies:,} of {wanted:,} copies")
@@ -238,13 +242,13 @@ async def _wait_rebuilt(
             say(f"rebuilt   {copies:,} copies of chunks, as before the loss, {took:.1f} s after it")
             return
         await asyncio.sleep(0.5)
-    raise SystemExit(f"redundancy was not rebuilt within {REBUILD_SECONDS_MAX} s: {copies:,} of {wanted:,} copies")
+    raise SystemExit(f"no copy more for {STUCK_SECONDS_MAX} s: {most:,} of {wanted:,} copies")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Store the files of this Python, lose a server, read everything back.")
     parser.add_argument("--bytes-max", type=int, default=1 * GIB, help="store at most so many bytes")
-    parser.add_argument("--files-max", type=int, default=8_000, help="store at most so many files")
+    parser.add_argument("--files-max", type=int, default=4_000, help="store at most so many files")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     options = parser.parse_args()
     files = files_of_python(options.bytes_max)[: options.files_max]
