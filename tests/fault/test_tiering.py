@@ -120,7 +120,7 @@ def test_kills_in_the_middle_of_promotions_fail_no_read_and_leave_nothing(
                     c.send_signal(victim, signal.SIGKILL)
                     readers.more(200)
                     wait_until(
-                        lambda: _status(rest)["promotions"] > 0, seconds=40,
+                        lambda: _status(rest)["promotions"] > 0, seconds=120,
                         what=f"promotions after {victim} died {time.monotonic() - before:.0f} s ago",
                     )  # fmt: skip
             assert not readers.failures, readers.failures[:5]
@@ -197,9 +197,10 @@ def test_fast_devices_that_become_slow_are_noticed_and_no_longer_preferred(faili
             wait_until(lambda: _share_of(readers, "ssd", 50) > 0.3, seconds=30, what="the fast tier serves")
             assert _status(rest)["tiers"][0]["grey_devices"] == []
             _arm(armed, "store.read.ssd=sleep:0.08")
-            wait_until(lambda: len(_status(rest)["tiers"][0]["grey_devices"]) == 3, seconds=40, what="all are grey")
+            wait_until(lambda: len(_status(rest)["tiers"][0]["grey_devices"]) == 3, seconds=120, what="all are grey")
             wait_until(lambda: _share_of(readers, "ssd", 50) < 0.2, seconds=20, what="readers go elsewhere")
-            made = _status(rest)["promotions"] + _status(rest)["under_way"]
+            now = _status(rest)      # one answer: a copy that ends between two would be counted in neither
+            made = now["promotions"] + now["under_way"]
             readers.more(300)
             assert _status(rest)["promotions"] <= made, "nothing more is copied to them"
     assert not readers.failures, readers.failures[:5]
