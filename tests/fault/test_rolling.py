@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.cluster import Cluster, cluster
+from tests.kit.cluster import Cluster, cluster, wait_until
 from tests.kit.http import Broken, Client
 from tests.kit.load import Load, body_of, judge
 
@@ -29,7 +29,7 @@ class Streams:
     _stop: bool = False
 
     async def run(self, number: int) -> None:
-        client, turn = Client(self.c.gateway, token=self.c.token, seconds=120), 0
+        client, turn = Client(self.c.gateway, token=self.c.token, seconds=300), 0
         while not self._stop:
             turn += 1
             body = body_of(number * 1000 + turn, self.size)
@@ -56,13 +56,17 @@ async def _roll(c: Cluster, rounds: int) -> tuple[int, str]:
         "--data", str(c.data / "cluster"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "TIERSTORE_ENDPOINT": c.gateway, "TIERSTORE_TOKEN": c.token},
     )  # fmt: skip
-    output, _ = await asyncio.wait_for(process.communicate(), 240 * rounds)
+    output, _ = await asyncio.wait_for(process.communicate(), 600 * rounds)
     return process.returncode or 0, output.decode()
 
 
-# Not steady yet when other tests share the machine: once a put got 503 not-enough-servers, so both forms are slow.
-@pytest.mark.slow
-@pytest.mark.parametrize(("rounds", "size"), [(1, 20 * MIB), (3, 100 * MIB)], ids=["quick", "three"])
+#: While one server restarts, a busy machine may leave another one without a heartbeat for longer than usual.
+WAITS = {"TIERSTORE_UPLOADS__PLACEMENT_WAIT": "60s"}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "size"), [(1, 20 * MIB), pytest.param(3, 100 * MIB, marks=pytest.mark.slow)], ids=["quick", "three"]
+)
 def test_a_roll_of_every_process_fails_no_request(tmp_path: Path, rounds: int, size: int) -> None:
     """Restarts are routine: also for bodies in flight, and for a client that never repeats a write. Histories stay
     linearizable and listings complete (R15)."""
@@ -77,6 +81,14 @@ def test_a_roll_of_every_process_fails_no_request(tmp_path: Path, rounds: int, s
         began = time.monotonic()
         status, output = await _roll(c, rounds)
         took = time.monotonic() - began
+
+        def is_enough() -> bool:
+            return bool(
+                streams.failures
+                or (streams.rounds_done >= 2 * rounds and load.outcome.counts["put 200"] >= 100 * rounds)
+            )
+
+        await asyncio.to_thread(wait_until, is_enough, seconds=300, what=f"work: {streams} {load.outcome.counts}")
         streams.stop()
         await asyncio.gather(*tasks)
         outcome = await load.stop()
@@ -95,7 +107,6 @@ def test_a_roll_of_every_process_fails_no_request(tmp_path: Path, rounds: int, s
             what: n for what, n in outcome.counts.items() if what.endswith("broken") or what.split(" ")[1][0] == "5"
         }
         assert not failed and not streams.failures, (failed, streams.failures[:5])
-        assert streams.rounds_done >= 2 * rounds and outcome.counts["put 200"] >= 100 * rounds
 
-    with cluster(tmp_path, "--servers", "3") as c:
+    with cluster(tmp_path, "--servers", "3", env=WAITS) as c:
         asyncio.run(main(c))
