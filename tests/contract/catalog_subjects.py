@@ -51,7 +51,7 @@ def run(url_of: Callable[[], Awaitable[str]]) -> Run:
             world = await NamesWorld.open(url, threads=url != "sqlite://")
             try:
                 await world.buckets.create("bbb", ADMIN)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(300):
                     await test(world)
             finally:
                 await world.close()

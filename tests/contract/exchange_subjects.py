@@ -32,7 +32,7 @@ FILE_BYTES = 3_000_000
 QUICK = Limits(drain_idle_seconds=0, drain_seconds=1, linger_seconds=1)
 
 
-def run(main: Coroutine[Any, Any, T], seconds: float = 30) -> T:
+def run(main: Coroutine[Any, Any, T], seconds: float = 180) -> T:
     """Run a test's coroutine on the loop that production uses, with an end."""
 
     async def bounded() -> T:
@@ -42,7 +42,7 @@ def run(main: Coroutine[Any, Any, T], seconds: float = 30) -> T:
     return uvloop.run(bounded())
 
 
-async def until(condition: Any, seconds: float = 10) -> None:
+async def until(condition: Any, seconds: float = 120) -> None:
     """Wait for a fact, with a deadline."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -53,7 +53,7 @@ def test_a_streamed_upload_outlives_a_restart_of_every_server_that_holds_a_part_
         await asyncio.to_thread(_restart_all, c)
         writer.write(body[half:])
         await writer.drain()
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 240)
         assert head.startswith(b"HTTP/1.1 200 "), (head, await reader.read(1000))
         writer.close()
         answer = await client.request("GET", "/v1/objects/long/k")

@@ -18,7 +18,7 @@ async def _load_until_the_cut(url: str, token: str, volume: Volume | StrictDisk,
     load = Load(url, token, seed=seed, seconds=5, bucket=f"cut{seed}", registers=20)
     await load.prepare()
     load.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while load.outcome.counts["put 200"] < writes:
         assert time.monotonic() < deadline, load.outcome.counts
         await asyncio.sleep(0.005)

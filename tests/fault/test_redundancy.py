@@ -145,7 +145,7 @@ def _another_server(c: Cluster, number: int) -> Iterator[str]:
         yield name
     finally:
         process.terminate()
-        process.wait(40)
+        process.wait(180)
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ class Writers:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(180)
 
 
 def _replicate(a: Site, b: Site) -> None:

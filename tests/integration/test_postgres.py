@@ -163,7 +163,7 @@ async def _heat_reaches_the_holder(c: Cluster, url: str) -> None:
         answer = await asked.request("GET", "/v1/admin/heat?by=object&limit=5")
         return answer.status == 200 and b"load/hot" in answer.body
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not await is_hot():
         assert time.monotonic() < deadline, "heat did not reach the holder of the lease"
         await asyncio.sleep(0.1)    # polling with a deadline

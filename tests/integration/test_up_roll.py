@@ -43,7 +43,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(180)
 
     def _client(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.token}"}
@@ -147,4 +147,4 @@ def test_a_cluster_continues_on_its_data_after_a_power_cut(tmp_path: Path) -> No
         assert running.up is not None
         up = running.up
         up.send_signal(signal.SIGINT)
-        assert up.wait(40) == 0, "Ctrl-C is a clean end"
+        assert up.wait(180) == 0, "Ctrl-C is a clean end"

@@ -79,10 +79,10 @@ async def running(data: Path, **options: Any) -> AsyncIterator[Running]:
         yield Running(supervisor, data, *reported.result())
     finally:
         supervisor.stop()
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 180)
 
 
-async def until(condition: Any, what: str, seconds: float = 10) -> None:
+async def until(condition: Any, what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -241,7 +241,7 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
             sys.executable, str(script), str(tmp_path / "log"), stdout=asyncio.subprocess.PIPE
         )
         assert parent.stdout is not None
-        pid = int(await asyncio.wait_for(parent.stdout.readline(), 20))
+        pid = int(await asyncio.wait_for(parent.stdout.readline(), 120))
         assert is_running(pid)
         parent.kill()
         await parent.wait()

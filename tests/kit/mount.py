@@ -68,7 +68,7 @@ class Mounted:
         process, self.process = self.process, None
         process.send_signal(signal.SIGTERM)
         try:
-            status = process.wait(40)
+            status = process.wait(180)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()

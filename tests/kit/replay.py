@@ -77,7 +77,7 @@ class ReplayProxy:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._target_port, limit=1 << 20)
                 try:
                     writer.write(request)
-                    answer = await asyncio.wait_for(_message(reader), 20)
+                    answer = await asyncio.wait_for(_message(reader), 120)
                     self.sent[how] += 1
                     self.answers[int(answer.split(b" ", 2)[1])] += 1
                 finally:

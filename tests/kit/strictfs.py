@@ -63,7 +63,7 @@ class StrictDisk:
             subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True)
             if self._process.poll() is None:
                 self._process.terminate()
-                self._process.wait(30)
+                self._process.wait(180)
             assert self._process.stdout is not None
             self._process.stdout.close()
             self._process = None

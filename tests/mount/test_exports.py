@@ -42,7 +42,7 @@ def test_ganesha_serves_the_mount_by_nfs(mount: Mounted, tmp_path: Path) -> None
         wait_until(lambda: accepts(port), seconds=20, what="ganesha listening")
         # The root of all exports: a LOOKUP of "." is an error in NFSv4, and this client asks it for its own root.
         url = f"nfs://127.0.0.1/?version=4.1&noresvport=true&nfsport={port}"
-        with nfs_rs.Client.connect(url, connect_timeout=10, operation_timeout=30) as client:
+        with nfs_rs.Client.connect(url, connect_timeout=60, operation_timeout=120) as client:
             assert "nfs-before" in {entry.name for entry in client.scandir(share)}
             with client.open(f"{share}/nfs-before", "rb") as file:
                 assert file.read() == b"by the mount"
@@ -64,7 +64,7 @@ def test_ganesha_serves_the_mount_by_nfs(mount: Mounted, tmp_path: Path) -> None
             assert os.listdir(mount.path / "by-nfs") == ["y"]
     finally:
         daemon.terminate()
-        daemon.wait(30)
+        daemon.wait(180)
 
 
 def test_samba_serves_the_mount(mount: Mounted, tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_samba_serves_the_mount(mount: Mounted, tmp_path: Path) -> None:
         assert (mount.path / "by-smb" / "y").read_bytes() == b"by smb" * 1000
     finally:
         daemon.terminate()
-        daemon.wait(20)
+        daemon.wait(180)

@@ -39,7 +39,7 @@ def test_four_processes_append_and_no_line_is_lost(place: Path) -> None:
         " os.write(f, sys.argv[2].encode() * 9 + b'\\n')\n os.close(f)\n"
     )
     workers = [subprocess.Popen([sys.executable, "-c", script, str(place / "log"), str(n)]) for n in range(4)]
-    assert [worker.wait(60) for worker in workers] == [0] * 4
+    assert [worker.wait(240) for worker in workers] == [0] * 4
     assert sorted((place / "log").read_bytes().split()) == sorted(b"%d" % n * 9 for n in range(4) for _ in range(25))
 
 

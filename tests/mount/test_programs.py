@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run(*argv: str | Path, cwd: Path | None = None, seconds: float = 90) -> str:
+def run(*argv: str | Path, cwd: Path | None = None, seconds: float = 300) -> str:
     done = subprocess.run([str(part) for part in argv], cwd=cwd, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, f"{argv}: {done.stdout[-1000:]}{done.stderr[-1000:]}"
     return done.stdout

@@ -76,7 +76,7 @@ class RestAgainstDict(RuleBasedStateMachine):
 
     def send(self, method: str, key: str, body: Any = None, **headers: str) -> Answer:
         async def one() -> Answer:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]
                 return await self.door.send(method, URL + quote(key, safe="/"), body, headers=pairs)
 
@@ -130,7 +130,7 @@ class RestAgainstDict(RuleBasedStateMachine):
         body = self.rng.randbytes(size)
 
         async def one() -> None:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 await self.door.cut(URL + quote(key, safe="/"), body[: int(size * share)], length=size)
 
         self.loop.run_until_complete(one())

@@ -90,7 +90,7 @@ class Door:
             await call.head()
 
 
-def run(work: Callable[[Door], Awaitable[None]], *, chunk_bytes: int = 1 << 20, seconds: float = 60) -> None:
+def run(work: Callable[[Door], Awaitable[None]], *, chunk_bytes: int = 1 << 20, seconds: float = 240) -> None:
     """Build cluster and gateway, run a test, take all down."""
 
     async def main() -> None:

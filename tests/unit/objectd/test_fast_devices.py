@@ -85,7 +85,7 @@ def test_a_device_is_measured_in_a_bounded_time_and_nothing_stays_behind(tmp_pat
     """Tiers are ordered by what devices can do; a start must not wait for it."""
     began = time.monotonic()
     found = speed.measure(str(tmp_path), "ssd", random.Random(1))
-    assert time.monotonic() - began < 10 * speed.BUDGET_SECONDS + 5, "an fsync of 4 MiB on a busy disk included"
+    assert time.monotonic() - began < 10 * speed.BUDGET_SECONDS + 60, "an fsync of 4 MiB on a busy disk included"
     assert 0 < found.read_ms < 1000 and found.read_bytes_per_second > 1e5
     assert list(tmp_path.iterdir()) == []
     assert speed.measure(str(tmp_path / "gone"), "hdd", random.Random(1)) == speed.TYPICAL["hdd"]

@@ -19,7 +19,7 @@ def run(work: Callable[[FakeCluster, MetadataClient], Awaitable[None]], **limits
     async def main() -> None:
         cluster = FakeCluster()
         client = cluster.client(**limits)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(180):
             try:
                 await work(cluster, client)
             finally:
@@ -170,7 +170,7 @@ def test_a_new_revision_of_the_map_is_fetched_once() -> None:
         for _ in range(5):
             with pytest.raises(TierstoreError):
                 await client.lookup(LookupItem("bkt", "k"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not fetched:
                 await asyncio.sleep(0.01)
         assert (fetched, flushes) == ([7], [1])
@@ -185,7 +185,7 @@ def test_bad_copies_are_reported_together_and_once() -> None:
         for _ in range(100):
             client.report_bad(BadChunk(b"c" * 16, 10, "bad-block"))
             client.report_bad(BadChunk(b"c" * 16, 20, "missing"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not cluster.metadata.bad:
                 await asyncio.sleep(0.01)
         assert sorted(bad.device for bad in cluster.metadata.bad) == [10, 20]

@@ -73,13 +73,13 @@ def test_a_successor_on_the_same_socket_takes_over_without_a_failed_request() ->
                 assert second.stdout is not None
                 assert await second.stdout.readline() == b"started\n"
                 first.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(first.wait(), 20) == 0
+                assert await asyncio.wait_for(first.wait(), 120) == 0
                 assert (await slow).status == 200
                 first = second
             is_over = True
             await asyncio.gather(*askers)
             first.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(first.wait(), 20) == 0
+            assert await asyncio.wait_for(first.wait(), 120) == 0
             await transport.close()
             assert not failed and len(pids) > 100 and len(set(pids)) >= 3
 

