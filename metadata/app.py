@@ -34,7 +34,7 @@ from metadata.promoter.repair import AuditDuty, RepairDuty
 from metadata.promoter.retention import QueueDuty, RetentionDuty
 from metadata.promoter.runner import Duty, DutyRunner, Promoter
 from metadata.promoter.scrub import ScrubDuty
-from metadata.promoter.sites import SitesDuty, TombstoneDuty
+from metadata.promoter.sites import FetchedDuty, SitesDuty, TombstoneDuty
 from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import HistoryDuty, TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_compare, admin_names, buckets, cluster, files, hot
@@ -76,6 +76,7 @@ from metadata.services.sites.apply import NameTaker
 from metadata.services.sites.backfill import Backfills
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
+from metadata.services.sites.fetched import FetchedBodies
 from metadata.services.sites.hot import HotBodies
 from metadata.services.sites.read import BodyReader
 from metadata.services.sites.registry import Self, Sites
@@ -284,7 +285,7 @@ class MetadataServer:
             ScrubDuty(self.scrub), RetentionDuty(retention), self.heat,
             TieringDuty(self.tiering, self.walk, self.pins), WalkDuty(self.walk),
             HistoryDuty(self.recorder, self.read_soon), SitesDuty(lambda: self.replication),
-            TombstoneDuty(lambda: self.tombstones),
+            TombstoneDuty(lambda: self.tombstones), FetchedDuty(lambda: self.fetched),
             NotifyDuty(lambda: self.notify),
             LifecycleDuty(lambda: self.lifecycle, interval_seconds=settings.duties.lifecycle_interval),
             QuotasDuty(lambda: self.quotas),
@@ -373,7 +374,9 @@ class MetadataServer:
             random_hex=lambda: self.around.random_bytes(4).hex(),
         )  # fmt: skip
         self.backfills = Backfills(database, clock)
-        self.comparison = Comparison(database, clock, courier, keep_ms=keep_ms)
+        self.comparison = Comparison(
+            database, clock, courier, keep_ms=keep_ms, devices_agree=lambda: self.guard.has_heard_all
+        )
         hot = HotBodies(
             database, clock, hottest=self._hottest, find=self.tiering.finder.find, name_of=self.tiering.finder.name_of
         )
@@ -381,14 +384,25 @@ class MetadataServer:
             database, clock, courier, self.sites.known, self._this_site, self.heat_of, epoch=lambda: self.lease.epoch,
             comparison=self.comparison, is_hot=hot.is_queued,
             foreground=lambda: self.lookups.lookups + self.commits.items,
+            is_delivered=self._is_delivered,
         )  # fmt: skip
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
         self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)
         self.tombstones = Tombstones(database, clock, keep_ms=keep_ms, confirmed=self.replication.confirmed)
-        sites_metrics.watch(self.replication, self.tombstones)
+        self.fetched = FetchedBodies(
+            database, clock, heat_of=self.heat_of, share=self.settings.duties.fetched_share,
+            capacity=lambda: sum(device.capacity_bytes for device in self.view.devices.values()),
+            copies=lambda: self.copies.for_object("", "", 0),
+        )  # fmt: skip
+        sites_metrics.watch(self.replication, self.tombstones, self.fetched)
         self.name_taker = NameTaker(database, self.names, clock, self.versions)
         self.commits.on_replicated = self.replication.kick
         self.commits.gate = self.replication
+        self.name_taker.numbers = lambda: {row.id: row.name for row in self.sites.known.rows}
+        self.name_taker.on_replicated = self.replication.kick
+
+    def _is_delivered(self, target: str, bucket_id: int, key: str, version: int) -> bool:
+        return self.replication.sync.is_delivered(target, bucket_id, key, version)
 
     async def _rules_changed(self, bucket: str, new: list[tuple[str, str]]) -> None:
         await self.sites.refresh()
@@ -425,7 +439,8 @@ class MetadataServer:
                 policy=lambda: self.policies.current.revision,
             ),
         )  # fmt: skip
-        handlers.sync = self.replication
+        handlers.sync = self.replication.sync
+        self.files.sync = self.replication.sync
         names = handlers.routes()
         members = cluster.build(
             self.cluster, self.registrar, self.heartbeats, metadata_urls=lambda: self.lease.urls,

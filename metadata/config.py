@@ -59,6 +59,9 @@ class Duties:
     placements_interval: Seconds = setting(1.0, "between two batches of the reverse table")
     lifecycle_interval: Seconds = setting(3600.0, "between two rounds of the lifecycle rules of buckets")
     lifecycle_day: Seconds = setting(86400.0, "how long a day of a lifecycle rule lasts; seconds, for tests only")
+    fetched_share: float = setting(
+        0.2, "of all devices: bodies fetched from other sites for readers, beyond which the coldest go; 1: all of them"
+    )
     tombstone_keep: Seconds = setting(604_800.0, "deletes are remembered for other sites; bounds the age of a backup")
     deleted_share_max: float = setting(0.01, "share of a device that collection may delete a day without an operator")
 

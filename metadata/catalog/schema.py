@@ -335,6 +335,19 @@ audit = sa.Table(
     sqlite_autoincrement=True,
 )  # fmt: skip
 
+#: Bodies of other sites that were fetched for a reader: their rows stay KIND_REMOTE, and the bytes may be let go of.
+fetched_bodies = sa.Table(
+    "fetched_bodies", tables,
+    sa.Column("bucket_id", sa.BigInteger, nullable=False),
+    sa.Column("key", _key, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),             # that are here
+    sa.Column("at_ms", _ms, nullable=False),                       # fetched, or last found to be hot
+    sa.PrimaryKeyConstraint("bucket_id", "key", "version"),
+    sa.Index("fetched_bodies_by_age", "at_ms"),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+
 replication_queue = sa.Table(
     "replication_queue", tables,
     sa.Column("target", sa.Text, nullable=False),                  # site name

@@ -126,14 +126,15 @@ def forget_progress(connection: sa.Connection, name: str) -> None:
         connection.execute(sa.delete(schema.settings).where(s.name == prefix + name))
 
 
-# -- what sites know of each other's catalogs -----------------------------------------------------------------------
+# -- what sites know of each other's catalogs ----------------------------------------------------------------
 class Heard(NamedTuple):
-    """The newest that a site said of itself: its epoch, the sequence of its catalog; and when (by our clock, ms) it had
-    sent us everything, 0 when it never said so."""
+    """The newest that a site said of itself: its epoch and the sequence of its catalog; when (by our clock) it had sent
+    us everything; a checksum of its change at that sequence; each is 0 when it never said so."""
 
     epoch: int = 0
     sequence: int = 0
     confirmed_at_ms: int = 0
+    mark: int = 0
 
 
 def heard(connection: sa.Connection, name: str) -> Heard:
@@ -173,9 +174,9 @@ def _rows(connection: sa.Connection, query: Any) -> list[QueueRow]:
 _COLUMNS: Final = (_q.sequence, _q.at_ms, _q.bucket_id, _q.key, _q.version, _q.kind, _q.size)
 
 
-def waiting_names(connection: sa.Connection, target: str, limit: int) -> list[QueueRow]:
-    """Rows whose names were not sent yet, in order."""
-    after = names_through(connection, target)
+def waiting_names(connection: sa.Connection, target: str, limit: int, *, after: int = 0) -> list[QueueRow]:
+    """Rows whose names were not sent yet, in order, behind a sequence."""
+    after = max(after, names_through(connection, target))
     return _rows(
         connection,
         sa.select(*_COLUMNS).where(_q.target == target, _q.sequence > after).order_by(_q.sequence).limit(limit),

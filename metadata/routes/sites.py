@@ -71,7 +71,7 @@ def build(
         return ReplicationModel(
             targets=targets, comparing=comparison.waiting, refusal=comparison.refusal(),
             sync=SyncModel(
-                waits=replication.sync_waits, degraded=replication.sync_degraded, failed=replication.sync_failed
+                waits=replication.sync.waits, degraded=replication.sync.degraded, failed=replication.sync.failed
             ),
             names_applied=taker.applied, names_lost=taker.lost, names_parked=taker.parked,
         )  # fmt: skip
@@ -118,9 +118,11 @@ def _between(
         name, who = await site(request)
         said = decode(await _body(request), Hello)
         await sites.seen(name, who)
-        heard = await comparison.hear(name, said.epoch, said.sequence, said.confirmed_ms_ago)
+        heard = await comparison.hear(name, said.epoch, said.sequence, said.confirmed_ms_ago, mark=said.mark)
         me = sites.me()
-        return _packed(HelloAnswer(me.name, clock.now_ms(), me.cluster_id, heard.epoch, heard.sequence))
+        return _packed(
+            HelloAnswer(me.name, clock.now_ms(), me.cluster_id, heard.epoch, heard.sequence, heard.mark)
+        )
 
     @router.post("/v1/sites/compare", response_class=Response, operation_id="sites_compare", openapi_extra=_BINARY,
                  summary="Send a restored site what it forgot: wire.sites.Compare -> CompareAnswer")  # fmt: skip

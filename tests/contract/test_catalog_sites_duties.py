@@ -181,10 +181,10 @@ def test_what_a_site_says_of_itself_is_kept_at_its_newest(run: Run) -> None:
 
     async def check(w: NamesWorld) -> None:
         here = Comparison(w.database, w.clock, Courier(None), keep_ms=HOUR_MS)  # type: ignore[arg-type]
-        assert (await here.hear("site2", 1, 100, -1))[:2] == (1, 100)
+        assert (await here.hear("site2", 1, 100, -1))[:2] == (0, 0)
         assert (await here.hear("site2", 1, 40, 5))[:2] == (1, 100)
-        assert (await here.hear("site2", 2, 41, 1000)) == (2, 41, w.clock.now_ms() - 1000)
-        assert (await w.database.read(lambda c: sites.heard(c, "site2")))[:2] == (2, 41)
+        assert (await here.hear("site2", 2, 41, 1000, mark=7))[:2] == (1, 100)
+        assert await w.database.read(lambda c: sites.heard(c, "site2")) == (2, 41, w.clock.now_ms() - 1000, 7)
 
     run(check)
 

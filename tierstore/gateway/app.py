@@ -27,6 +27,7 @@ from tierstore.gateway.objects import DoorLimits, ObjectDoor
 from tierstore.gateway.redirect import Redirects
 from tierstore.gateway.s3.door import S3Door
 from tierstore.gateway.s3.sse_keys import MasterKeys, Vault
+from tierstore.gateway.sites_push import PushDoor
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
 from tierstore.serving import pages, problem
@@ -80,7 +81,7 @@ class Gateway:
         self.listing = ListingDoor(self.store, self.credentials)
         self.bodies = Bodies(self.store, transport, clock)
         self.store.remote = self.bodies
-        self.body_door = sites.BodyDoor(self.store, self.credentials, self.objects)
+        self.body_door = sites.BodyDoor(self.store, self.bodies, self.credentials, self.objects)
         self.redirects = Redirects(lambda: self.bodies.known)
         self._object_routes = routes.hot_routes(self.objects, self.listing, self.redirects)
         is_open = bool(config.tls.certificate) or config.s3.customer_keys_over_http
@@ -89,7 +90,10 @@ class Gateway:
             self.store, clock, self.objects, domain=config.s3.domain, vault=vault,
             redirects=self.redirects if config.s3.redirect_near else None,
         )  # fmt: skip
-        self.routes = [*self._object_routes, *self.s3.routes(), sites.hot_route(self.body_door)]
+        self._site_routes = (
+            sites.hot_route(self.body_door), PushDoor(self.store, self.credentials, self.objects).route()
+        )  # fmt: skip
+        self.routes = [*self._object_routes, *self.s3.routes(), *self._site_routes]
         self.app = self._application()
         self.membership = Membership(
             self.client, directory=config.membership.data if membership_kept else "", name=config.name,
@@ -113,7 +117,7 @@ class Gateway:
         routes.add_forwarded(app, self.forwarder)
         routes.add_route_page(app, self.store, self.credentials, self.bodies)
         sites.add_routes(
-            app, self.routes[-1], self.bodies, self.credentials, forwarder=self.forwarder,
+            app, *self._site_routes, self.bodies, credentials=self.credentials, forwarder=self.forwarder,
             problems=routes.problem_responses(),
         )
         routes.add_schemas(app)

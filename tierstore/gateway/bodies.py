@@ -2,8 +2,9 @@
 
 A remote version is fetched in segments of SEGMENT_BYTES. One `Flight` per segment and process: whoever wants bytes of
 it, a thousand readers or the replication of that site, reads from the same buffer while it fills (single flight); when
-it is whole it is stored on N+1 servers and committed as a fill. A break goes on at the same byte, from the next
-gateway or site that has the version.
+it is whole it is stored on N+1 servers and committed as a fill: for a reader as a cached one, which the site may let
+go again (metadata/services/sites/fetched), for replication as the site's own. A break goes on at the same byte, from
+the next gateway or site that has the version.
 
 Invariants: no byte is given out whose frame was not checked; at most FLIGHTS_MAX segments are in memory (readers may
 hold the last one they read); a failed store costs the reader nothing, the bytes are fetched again next time.
@@ -15,25 +16,15 @@ import asyncio
 import logging
 from typing import Final
 
-from tierstore.checksum import crc_of
 from tierstore.clock import Clock, version_site
 from tierstore.errors import ConflictError, NotFound, TierstoreError, UnavailableError
+from tierstore.gateway.bodies_walk import FetchWalk, Flight, FlightKey, covers
 from tierstore.sdk.frames import FrameReader
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.transport.peer import PeerTransport
-from tierstore.wire.names import ChunkView, LookupResult
-from tierstore.wire.sites import (
-    SEGMENT_BYTES,
-    FetchItem,
-    FetchResult,
-    NameAnswer,
-    NameBatch,
-    Peer,
-    Peers,
-    Push,
-    PushAnswer,
-)
+from tierstore.wire.names import LookupResult
+from tierstore.wire.sites import SEGMENT_BYTES, FetchItem, FetchResult, Peer, Peers
 
 _log = logging.getLogger("tierstore.gateway.bodies")
 
@@ -44,46 +35,7 @@ WAITING_MAX: Final = 4096
 FRAME_SECONDS: Final = 10.0
 ROUNDS_MAX: Final = 3
 ROUND_PAUSE_SECONDS: Final = 0.2
-PIECE_BYTES: Final = 256 * 1024
 PEERS_FRESH_SECONDS: Final = 5.0
-PUSH_SECONDS: Final = 10.0
-#: What a fill says when its bytes are here, or are of a version that a later one replaced.
-_NEEDLESS: Final = frozenset({"already-here", "no-such-version", "no-such-key"})
-
-_Key = tuple[str, str, int, int]
-
-
-class Flight:
-    """One segment on its way. `buffer[:filled]` is verified."""
-
-    def __init__(self, name: _Key, length: int, access: str) -> None:
-        self.bucket, self.key, self.version, self.segment = name
-        self.first = self.segment * SEGMENT_BYTES
-        self.length = length
-        self.access = access
-        self.buffer = bytearray()
-        self.filled = 0
-        self.site = ""
-        self.error: TierstoreError | None = None
-        self.is_here = False            # it was at this site already; the buffer stays empty
-        self._waiting: list[asyncio.Future[None]] = []
-
-    def advance(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    async def reach(self, offset: int) -> bool:
-        """Wait until the byte at `offset` is in the buffer; False: read it at this site. Raises what went wrong."""
-        while self.filled <= offset and not self.is_here:
-            if self.error is not None:
-                raise self.error
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            await future
-        return not self.is_here
-
 
 class Bodies:
     """One per gateway process; also the Store's RemoteSource."""
@@ -92,7 +44,7 @@ class Bodies:
         self._store = store
         self._transport = transport
         self._clock = clock
-        self._flights: dict[_Key, tuple[Flight, asyncio.Task[None]]] = {}
+        self._flights: dict[FlightKey, tuple[Flight, asyncio.Task[None]]] = {}
         self._turns = asyncio.Semaphore(FLIGHTS_MAX)
         self._peers = Peers("")
         self._peers_until = 0.0
@@ -133,15 +85,19 @@ class Bodies:
         return sorted(self._peers.peers, key=lambda peer: (peer.number != origin, peer.latency_ms, peer.name))
 
     # -- flights --------------------------------------------------------------------------------------------
-    def fly(self, bucket: str, key: str, version: int, size: int, *, segment: int, access: str) -> Flight:
+    def fly(
+        self, bucket: str, key: str, version: int, size: int, *, segment: int, access: str, is_relay: bool = False,
+        is_cached: bool = True,
+    ) -> Flight:  # fmt: skip
         """The flight of a segment, begun if there is none. Raises UnavailableError(busy)."""
-        name = (bucket, key, version, segment)
+        name = (bucket, key, version, segment, is_relay)
         known = self._flights.get(name)
         if known is not None:
             return known[0]
         if len(self._flights) >= WAITING_MAX:
             raise UnavailableError(f"{WAITING_MAX} fetches from other sites are under way, the bound", code="busy")
-        flight = Flight(name, min(SEGMENT_BYTES, size - segment * SEGMENT_BYTES), access)
+        length = min(SEGMENT_BYTES, size - segment * SEGMENT_BYTES)
+        flight = Flight(name, length, access, is_cached=is_cached)
         task = asyncio.get_running_loop().create_task(self._run(flight), name="fetch")
         self._flights[name] = (flight, task)
         task.add_done_callback(lambda _: self._flights.pop(name, None))
@@ -184,12 +140,12 @@ class Bodies:
             if number or not self._peers.peers:
                 self._peers_until = 0.0         # a site that was added a moment ago may be the one that has it
             await self.peers()
-            for peer in self._sources(flight.version):
-                for url in peer.gateways:
-                    try:
-                        return await self._fetch_from(flight, peer, url)
-                    except TierstoreError as error:
-                        failure = error
+            found = await self._try_all(flight, relay=False)
+            if found is not None and not flight.is_relay:
+                found = await self._try_all(flight, relay=True) or found    # who wrote it may be unknown here
+            if found is None:
+                return
+            failure = found
             if isinstance(failure, NotFound):
                 break       # replaced or deleted there: its newer name is on the way
         raise UnavailableError(
@@ -197,10 +153,26 @@ class Bodies:
             code="body-unreachable",
         )
 
-    async def _fetch_from(self, flight: Flight, peer: Peer, url: str) -> None:
+    async def _try_all(self, flight: Flight, *, relay: bool) -> TierstoreError | None:
+        """Every gateway of every site in turn; None when the buffer is full, else the last failure (that the version is
+        not there only when all of them say so)."""
+        failure: TierstoreError | None = None
+        for peer in self._sources(flight.version):
+            for url in peer.gateways:
+                try:
+                    await self._fetch_from(flight, peer, url, relay=relay)
+                except TierstoreError as error:
+                    if failure is None or isinstance(failure, NotFound):
+                        failure = error
+                else:
+                    return None
+        return failure or UnavailableError("no other site is known", code="body-unreachable")
+
+    async def _fetch_from(self, flight: Flight, peer: Peer, url: str, *, relay: bool) -> None:
         reader = await FrameReader.open(
             self._transport, url, peer.token, bucket=flight.bucket, key=flight.key, version=flight.version,
-            first=flight.first + flight.filled, length=flight.length - flight.filled, local=True, seconds=FRAME_SECONDS,
+            first=flight.first + flight.filled, length=flight.length - flight.filled, local=not relay,
+            relay=relay, seconds=FRAME_SECONDS,
         )  # fmt: skip
         flight.site = peer.name
         try:
@@ -216,57 +188,47 @@ class Bodies:
         try:
             await self._store.fill(
                 flight.bucket, flight.key, flight.version, flight.first, memoryview(flight.buffer),
-                access=flight.access,
+                access=flight.access, is_cached=flight.is_cached,
             )  # fmt: skip
+        except ConflictError as error:
+            if error.code != "already-here":
+                raise
+
+    async def _own(self, item: FetchItem, access: str) -> None:
+        """What a reader's fetch has kept for a while becomes this site's own."""
+        try:
+            await self._store.fill(
+                item.bucket, item.key, item.version, item.first, memoryview(b""), access=access
+            )
         except ConflictError as error:
             if error.code != "already-here":
                 raise
 
     # -- whole ranges ---------------------------------------------------------------------------------------
     async def fetch(self, item: FetchItem, access: str) -> FetchResult:
-        """One segment, durable here when it returns."""
+        """One segment, durable here and this site's own when it returns."""
         try:
             found = await self._store.find(
                 item.bucket, item.key, version=item.version, first=item.first, length=item.length, access=access
             )
-            if not found.is_remote or covers(found.chunks, item.first, min(item.first + item.length, found.size)):
+            if not found.is_remote:
+                return FetchResult()
+            if covers(found.chunks, item.first, min(item.first + item.length, found.size)):
+                await self._own(item, access)
                 return FetchResult()
             segment = item.first // SEGMENT_BYTES
-            flight = self.fly(item.bucket, item.key, item.version, found.size, segment=segment, access=access)
-            _, task = self._flights[item.bucket, item.key, item.version, segment]
+            flight = self.fly(
+                item.bucket, item.key, item.version, found.size, segment=segment, access=access, is_cached=False
+            )
+            _, task = self._flights[item.bucket, item.key, item.version, segment, False]
             await asyncio.shield(task)
             if flight.error is not None:
                 raise flight.error
+            if flight.is_cached or flight.is_here:
+                await self._own(item, access)
             return FetchResult(bytes=0 if flight.is_here else flight.length)
         except TierstoreError as error:
             return FetchResult(error.code, error.detail)
-
-    async def take_push(self, push: Push, access: str) -> PushAnswer:
-        """A name with bytes of its body: the bytes are stored while metadata takes the name; both are durable here
-        when it returns. A version that a later one has replaced here meanwhile needs no bytes."""
-        name = push.name
-        if crc_of(push.data) != push.crc32c:
-            return PushAnswer("checksum-mismatch", "the bytes do not have the CRC32C that was sent with them")
-        batch = NameBatch(push.site, [name], {name.bucket: push.versioning})
-        taken = asyncio.ensure_future(
-            self._store.client.ask(b"/v1/sites/names", batch, NameAnswer, seconds=PUSH_SECONDS, access=access)
-        )
-        try:
-            await self._store.fill(
-                name.bucket, name.key, name.version, push.first, memoryview(push.data), access=access, named=taken
-            )
-            return PushAnswer(bytes=len(push.data))
-        except TierstoreError as error:
-            if taken.done() and not taken.cancelled() and taken.exception() is None:
-                if taken.result().parked:
-                    return PushAnswer("name-parked", "its version id lies a day ahead of this site's clock")
-                if error.code in _NEEDLESS:
-                    return PushAnswer()
-            return PushAnswer(error.code, error.detail)
-        finally:
-            if not taken.done():
-                taken.cancel()
-            await asyncio.gather(taken, return_exceptions=True)
 
     async def bring(self, bucket: str, key: str, *, access: str) -> None:
         """All bytes of the latest version, durable here when it returns."""
@@ -279,8 +241,17 @@ class Bodies:
 
     def walk(
         self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str
-    ) -> FetchWalk:
+    ) -> BodyWalk:
         return FetchWalk(self, bucket, key, found, first=first, length=length, access=access)
+
+    def relay(
+        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str
+    ) -> BodyWalk:
+        """For a site that does not know who has the bytes: what is here, or what a third site has itself. Flights of
+        their own: two sites that ask each other must not wait for each other."""
+        if not found.is_remote:
+            return self.local_walk(bucket, key, found, first=first, length=length, access=access)
+        return FetchWalk(self, bucket, key, found, first=first, length=length, access=access, is_relay=True)
 
     def local_walk(
         self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str
@@ -301,115 +272,3 @@ class Bodies:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class FetchWalk:
-    """A range of a remote version: each segment from its flight, or from this site when it is here."""
-
-    def __init__(
-        self, bodies: Bodies, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str
-    ) -> None:  # fmt: skip
-        self._bodies = bodies
-        self._bucket = bucket
-        self._key = key
-        self._found = found
-        self._access = access
-        self._at = first
-        self._end = first + length
-        self._segment_end = first
-        self._flight: Flight | None = None
-        self._inner: BodyWalk | None = None
-        self._piece: memoryview | None = None
-        self.tier = ""
-        self.site = ""
-        self.whole: memoryview | bytes | None = None
-
-    async def start(self) -> None:
-        """The first piece is here when it returns, so that most failures come before anything was answered."""
-        if self._at >= self._end:
-            self.whole = b""
-            return
-        self._piece = await self._next()
-
-    async def next_piece(self) -> memoryview:
-        if self._piece is not None:
-            piece, self._piece = self._piece, None
-            return piece
-        return await self._next()
-
-    async def _next(self) -> memoryview:
-        if self._at >= self._end:
-            return memoryview(b"")
-        if self._at >= self._segment_end:
-            await self._open()
-        if self._flight is not None:
-            base = self._segment_first()
-            offset = self._at - base
-            if await self._flight.reach(offset):
-                self.site = self._flight.site
-                stop = min(self._flight.filled, offset + PIECE_BYTES, self._end - base)
-                piece = memoryview(self._flight.buffer)[offset:stop]
-                self._at += len(piece)
-                return piece
-            self._flight = None
-            await self._read_here(await self._look())
-        assert self._inner is not None
-        piece = await self._inner.next_piece()
-        if not piece:
-            raise UnavailableError("the body ended early", code="broken-answer")
-        self._at += len(piece)
-        return piece
-
-    def _segment_first(self) -> int:
-        return self._at // SEGMENT_BYTES * SEGMENT_BYTES
-
-    async def _open(self) -> None:
-        """Begin the segment under the current byte, and have the next one fetched meanwhile."""
-        await self._drop()
-        found = self._found
-        first = self._segment_first()
-        self._segment_end = min(first + SEGMENT_BYTES, self._end, found.size)
-        if covers(found.chunks, self._at, self._segment_end):
-            await self._read_here(found)
-        else:
-            self._flight = self._fly(first // SEGMENT_BYTES)
-        if self._segment_end < self._end:
-            self._fly(first // SEGMENT_BYTES + 1)
-
-    def _fly(self, segment: int) -> Flight:
-        found = self._found
-        return self._bodies.fly(
-            self._bucket, self._key, found.version, found.size, segment=segment, access=self._access
-        )
-
-    async def _look(self) -> LookupResult:
-        return await self._bodies.look(
-            self._bucket, self._key, self._found.version, first=self._at, length=self._segment_end - self._at,
-            access=self._access,
-        )  # fmt: skip
-
-    async def _read_here(self, found: LookupResult) -> None:
-        self._inner = self._bodies.local_walk(
-            self._bucket, self._key, found, first=self._at, length=self._segment_end - self._at, access=self._access
-        )
-        await self._inner.start()
-        self.tier = self.tier or self._inner.tier
-
-    async def _drop(self) -> None:
-        self._flight = None
-        if self._inner is not None:
-            await self._inner.close()
-            self._inner = None
-
-    async def close(self) -> None:
-        """Let go; the flights go on, for the others and to be kept."""
-        await self._drop()
-
-
-def covers(chunks: list[ChunkView], first: int, stop: int) -> bool:
-    """Whether the chunks, in order, hold all bytes from first to stop."""
-    at = first
-    for chunk in chunks:
-        if chunk.start <= at < chunk.start + chunk.length:
-            at = chunk.start + chunk.length
-    return at >= stop

@@ -15,14 +15,16 @@ from fastapi import FastAPI, Request, Response
 
 from tierstore.auth.access import Principal, authorize
 from tierstore.checksum import crc_of
-from tierstore.errors import AccessDenied, NotAuthenticated, NotFound, RangeNotSatisfiable, RequestError
-from tierstore.gateway.bodies import Bodies, covers
+from tierstore.errors import NotFound, RangeNotSatisfiable, RequestError
+from tierstore.gateway.bodies import Bodies
+from tierstore.gateway.bodies_walk import covers
 from tierstore.gateway.credentials import CredentialCache
 from tierstore.gateway.forward import Forwarder, read_body
 from tierstore.gateway.models import Route as RouteModel
 from tierstore.gateway.models import RouteSite
 from tierstore.gateway.object_request import split_object_path
 from tierstore.gateway.objects import ObjectDoor
+from tierstore.gateway.sites_push import PUSH_PATH, check_site
 from tierstore.names import parse_version
 from tierstore.sdk.frames import BODIES_PATH, FRAME_BYTES, HEAD, frame_bytes, framed_length
 from tierstore.sdk.remote import BodyWalk
@@ -31,11 +33,9 @@ from tierstore.serving.asgi import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
-from tierstore.wire.sites import FETCHES_MAX, SEGMENT_BYTES, SITE_USER, FetchAnswer, FetchBatch, Peers, Push
+from tierstore.wire.sites import FETCHES_MAX, SEGMENT_BYTES, SITE_USER, FetchAnswer, FetchBatch, Peers
 
 _FETCH_BODY_BYTES_MAX: Final = 1 << 20
-#: A segment, and its name with metadata.
-_PUSH_BODY_BYTES_MAX: Final = SEGMENT_BYTES + (1 << 20)
 #: Frames are gathered up to this before they are written.
 _WRITE_BYTES: Final = 4 * (FRAME_BYTES + HEAD.size)
 
@@ -43,8 +43,9 @@ _WRITE_BYTES: Final = 4 * (FRAME_BYTES + HEAD.size)
 class BodyDoor:
     """GET /v1/bodies/{bucket}/{key}: frames."""
 
-    def __init__(self, store: Store, credentials: CredentialCache, door: ObjectDoor) -> None:
+    def __init__(self, store: Store, bodies: Bodies, credentials: CredentialCache, door: ObjectDoor) -> None:
         self._store = store
+        self._bodies = bodies
         self._credentials = credentials
         self._door = door
         self.sent_bytes = 0
@@ -69,6 +70,8 @@ class BodyDoor:
             if found.is_remote and not covers(found.chunks, first, first + length):
                 raise NotFound("these bytes are not at this site", code="no-such-version")
             walk = self._store.local_walk(bucket, key, found, first=first, length=length, access=principal.access)
+        elif exchange.query(b"relay"):
+            walk = self._bodies.relay(bucket, key, found, first=first, length=length, access=principal.access)
         else:
             walk = self._store.read_walk(bucket, key, found, first=first, length=length, access=principal.access)
         try:
@@ -115,7 +118,7 @@ def hot_route(door: BodyDoor) -> Route:
 
 
 def add_routes(
-    app: FastAPI, route: Route, bodies: Bodies, credentials: CredentialCache, *, forwarder: Forwarder,
+    app: FastAPI, route: Route, push: Route, bodies: Bodies, *, credentials: CredentialCache, forwarder: Forwarder,
     problems: dict[int | str, dict[str, Any]],
 ) -> None:  # fmt: skip
     """All routes between sites."""
@@ -125,6 +128,7 @@ def add_routes(
         for name, required, text in (
             ("version", True, "16 hex digits"), ("first", True, "byte"), ("length", True, "bytes"),
             ("local", False, "1: only what is at this site"),
+            ("relay", False, "1: also what another site gives, asked with local=1"),
         )
     ]
     path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in ("bucket", "key")]
@@ -132,6 +136,13 @@ def add_routes(
         app, route, BODIES_PATH + "{bucket}/{key:path}", summary="Bytes of a version in frames with checksums",
         operation_id="getBody", tags=["sites"], responses={200: {"description": "Frames", **binary}, **problems},
         openapi_extra={"parameters": [*path, *query]},
+    )  # fmt: skip
+
+    declare(
+        app, push, PUSH_PATH, summary="A name with its bytes", operation_id="sites_push", tags=["sites"],
+        responses={200: {"description": "MessagePack of wire.sites", "content": {MEDIA_TYPE: {}}}, **problems},
+        openapi_extra={"requestBody": {"required": True, "content": {
+            MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}},
     )  # fmt: skip
 
     async def fetch(request: Request) -> Response:
@@ -145,19 +156,12 @@ def add_routes(
         results = await asyncio.gather(*(bodies.fetch(item, principal.access) for item in batch.items))
         return Response(encode(FetchAnswer(list(results))), media_type=MEDIA_TYPE)
 
-    async def push(request: Request) -> Response:
-        principal = await _site(request, credentials)
-        message = decode(await read_body(request, _PUSH_BODY_BYTES_MAX), Push)
-        if message.first % SEGMENT_BYTES or not 0 < len(message.data) <= SEGMENT_BYTES:
-            raise RequestError(f"a push begins at a multiple of {SEGMENT_BYTES}, no longer", code="bad-range")
-        return Response(encode(await bodies.take_push(message, principal.access)), media_type=MEDIA_TYPE)
-
     async def forward(request: Request) -> Response:
         await _site(request, credentials)
         return await forwarder.forward(request)
 
     for name, handler, summary in (
-        ("fetch", fetch, "Fetch bytes from the caller's site now"), ("push", push, "A name with its bytes"),
+        ("fetch", fetch, "Fetch bytes from the caller's site now"),
         ("names", forward, "Names of another site"),
         ("hello", forward, "A site lives"), ("compare", forward, "What a restored site forgot"),
         ("rotate", forward, "Exchange new keys"),
@@ -174,12 +178,7 @@ def add_routes(
 async def _site(request: Request, credentials: CredentialCache) -> Principal:
     """The site that calls. Raises AccessDenied for everybody else."""
     value = request.headers.get("authorization")
-    principal = await credentials.resolve(None if value is None else value.encode("latin-1"))
-    if not principal.access:
-        raise NotAuthenticated("send a site's token")
-    if not principal.user.startswith(SITE_USER):
-        raise AccessDenied("only other sites may call this")
-    return principal
+    return check_site(await credentials.resolve(None if value is None else value.encode("latin-1")))
 
 
 # -- the near site ----------------------------------------------------------------------------------------------

@@ -54,13 +54,17 @@ class FrameReader:
     @classmethod
     async def open(
         cls, transport: PeerTransport, url: str, token: str, *, bucket: str, key: str, version: int, first: int,
-        length: int, local: bool, seconds: float,
+        length: int, local: bool, seconds: float, relay: bool = False,
     ) -> FrameReader:  # fmt: skip
-        """Ask a gateway. Raises NotFound (that version is not there), UnavailableError, AccessDenied, ..."""
+        """Ask a gateway. local: only for what is at its site; relay: also for what a third site has.
+
+        Raises NotFound (that version is not there), UnavailableError, AccessDenied, ..."""
         path = quote(f"{bucket}/{key}", safe="/")
         target = f"{BODIES_PATH}{path}?version={version_text(version)}&first={first}&length={length}"
         if local:
             target += "&local=1"
+        if relay:
+            target += "&relay=1"
         stream = await transport.open(
             url, b"GET", target.encode("ascii"), headers=[(b"authorization", b"Bearer " + token.encode("latin-1"))],
             seconds=seconds,

@@ -260,10 +260,11 @@ class Store:
 
     async def fill(
         self, bucket: str, key: str, version: int, start: int, data: memoryview, *, access: str = "",
-        named: Awaitable[object] | None = None,
+        named: Awaitable[object] | None = None, is_cached: bool = False,
     ) -> None:  # fmt: skip
         """Store bytes of a version whose name came from another site; durable on N+1 servers when it returns. named:
-        the name's own way into the catalog, which the bytes need not wait for.
+        the name's own way into the catalog, which the bytes need not wait for. is_cached: the site may let go of them
+        again. No data: what is kept so becomes the site's own.
 
         Raises ConflictError(code="already-here") when some of them are."""
         parts = self._put_parts_of(bucket, key, len(data))
@@ -277,9 +278,8 @@ class Store:
                 await named
                 named = None
             try:
-                await self.client.commit(
-                    Fill(bucket, key, version, start, chunks), access=access, seconds=self.limits.request_seconds
-                )
+                filled = Fill(bucket, key, version, start, chunks, is_cached)
+                await self.client.commit(filled, access=access, seconds=self.limits.request_seconds)
             except ConflictError as error:
                 if error.code not in STALE_RECEIPT_CODES or attempt + 1 == self.limits.commit_attempts_max:
                     raise

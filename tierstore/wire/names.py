@@ -227,13 +227,15 @@ class SetMeta(msgspec.Struct, array_like=True, frozen=True, tag="meta"):
 
 class Fill(msgspec.Struct, array_like=True, frozen=True, tag="fill"):
     """Give a version whose name came from another site the bytes from `start` on. Refused as `already-here` when some
-    of them are here."""
+    of them are here. is_cached: for a reader; the site may let go of them again. No chunks: what was kept so is the
+    site's own from now on."""
 
     bucket: str
     key: str
     version: int
     start: int
     chunks: list[CommitChunk]
+    is_cached: bool = False
 
 
 Mutation = Put | Delete | Compose | Copy | SetMeta | Fill

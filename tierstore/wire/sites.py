@@ -29,13 +29,16 @@ NAME_META: Final = 4       # its metadata was replaced
 
 #: Bytes of one FetchItem at most: a break costs no more than this.
 SEGMENT_BYTES: Final = 8 << 20
+#: Under a sync rule bodies up to this travel with their name; larger ones are fetched, two round trips later.
+PUSH_BYTES_MAX: Final = 8 * SEGMENT_BYTES
 NAMES_MAX: Final = 512
 FETCHES_MAX: Final = 64
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """epoch and sequence: of the sender's catalog. confirmed_ms_ago: since when the receiver is known to have had
-    everything of the sender, -1: not yet."""
+    """epoch and sequence: of the sender's catalog, mark: a checksum of its change at that sequence; all 0 until the
+    receiver has said what it knows of them and the sender has compared. confirmed_ms_ago: since when the receiver is
+    known to have had everything of the sender, -1: not yet."""
 
     site: str
     at_ms: int
@@ -43,16 +46,19 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     epoch: int = 0
     sequence: int = 0
     confirmed_ms_ago: int = -1
+    mark: int = 0
 
 
 class HelloAnswer(msgspec.Struct, array_like=True, frozen=True):
-    """seen_epoch and seen_sequence: the newest that the answering site ever heard of the sender's catalog."""
+    """seen_epoch, seen_sequence, seen_mark: the newest that the answering site had heard of the sender's catalog before
+    this hello."""
 
     site: str
     at_ms: int
     cluster_id: str = ""
     seen_epoch: int = 0
     seen_sequence: int = 0
+    seen_mark: int = 0
 
 
 class Compare(msgspec.Struct, array_like=True, frozen=True):
@@ -81,12 +87,15 @@ class NameRecord(msgspec.Struct, array_like=True, frozen=True):
 
 
 class NameBatch(msgspec.Struct, array_like=True, frozen=True):
-    """buckets: name -> versioning, of the buckets that are named; homes: name -> home site, of those that have one."""
+    """buckets: name -> versioning, of the buckets that are named; homes: name -> home site, of those that have one;
+    told: name -> (prefix, site) that hear the same from the sender itself, so that the receiver does not pass it on to
+    them."""
 
     site: str
     names: list[NameRecord]
     buckets: dict[str, str] = {}
     homes: dict[str, str] = {}
+    told: dict[str, list[tuple[str, str]]] = {}
 
 
 class NameAnswer(msgspec.Struct, array_like=True, frozen=True):

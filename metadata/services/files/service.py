@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 import msgspec
 
-from metadata.catalog import inodes
+from metadata.catalog import inodes, schema
 from metadata.catalog.database import Database
+from metadata.catalog.feed import NewChange
 from metadata.catalog.inodes import hidden
 from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session, StaleRows
@@ -48,7 +49,7 @@ from tierstore.wire.files import (
     SetAttributes,
     WriteFile,
 )
-from tierstore.wire.names import CommitItem, ObjectMeta, Put, SetMeta
+from tierstore.wire.names import CommitItem, CommitResult, ObjectMeta, Put, SetMeta
 
 BATCH_MAX: Final = 128
 WAITING_MAX: Final = 10_000
@@ -62,6 +63,16 @@ class _Pending:
     principal: Principal
     done: asyncio.Future[FileResult]
     is_long: bool = False       # moves a directory: a transaction of its own, beside the loop
+    told: list[NewChange] = field(default_factory=list)     # what other sites hear of
+
+
+class SyncRules(Protocol):
+    """Waits until other sites have what their rules want at once (services/sites/sync)."""
+
+    @property
+    def is_wanted(self) -> bool: ...
+
+    async def confirm_changes(self, name: str, changes: Sequence[NewChange]) -> CommitResult: ...
 
 
 class FilesService:
@@ -79,6 +90,7 @@ class FilesService:
         self._watch = FileWatch(database, commits, names=names, clock=clock)
         self.ask = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies).ask
         self.watch, self.sweep = self._watch.watch, self._watch.sweep
+        self.sync: SyncRules | None = None
         self._waiting: list[_Pending] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
@@ -88,17 +100,29 @@ class FilesService:
         """Apply each on its own; results in order, durable when they come. Safe to repeat with the same ids."""
         if len(self._waiting) + len(items) > WAITING_MAX:
             raise UnavailableError("too many changes of files wait for the catalog")
+        if self._commits.gate is not None and self._commits.gate.may_refuse:
+            await self._commits.gate.settle()
         loop = asyncio.get_running_loop()
         entries = [
             _Pending(item, who, loop.create_future(), await self._moves_a_directory(item)) for item, who in items
         ]
-        self._waiting += entries
-        if self._running < self._database.batches_under_way_max:
+        for entry in entries:
+            self._refuse_closed(entry)
+        self._waiting += [entry for entry in entries if not entry.done.done()]
+        if self._waiting and self._running < self._database.batches_under_way_max:
             self._running += 1
             task = loop.create_task(self._run(), name="files")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return list(await asyncio.gather(*(entry.done for entry in entries)))
+        return list(await asyncio.gather(*(self._told(entry) for entry in entries)))
+
+    async def _told(self, entry: _Pending) -> FileResult:
+        """Its result once it is durable here, and at the sites of sync rules."""
+        result = await entry.done
+        if not entry.told or self.sync is None or not self.sync.is_wanted:
+            return result
+        answer = await self.sync.confirm_changes(entry.item.mutation.bucket, entry.told)
+        return FileResult(code=answer.code, detail=answer.detail) if answer.code else result
 
     async def _moves_a_directory(self, item: FileChange) -> bool:
         """As it looks now: should it become one in between, only the loop waits longer."""
@@ -110,6 +134,12 @@ class FilesService:
             return await self._database.read(lambda c: _is_directory(c, bucket.id, m.path))
         except TierstoreError:
             return False        # the change itself is going to say what is wrong
+
+    def _refuse_closed(self, entry: _Pending) -> None:
+        gate = self._commits.gate
+        closed = gate.closed(entry.item.mutation.bucket) if gate is not None and gate.may_refuse else None
+        if closed is not None:
+            _settle(entry, FileResult(code=closed.code, detail=closed.detail))
 
     async def _run(self) -> None:
         try:
@@ -158,6 +188,8 @@ class FilesService:
             _settle(entry, result)
         for listener in self._commits.listeners if events else ():
             listener(events)
+        if self._commits.on_replicated is not None and any(entry.told for entry in batch):
+            self._commits.on_replicated()
         self._watch.wake()
 
     def _transaction(self, session: Session, batch: list[_Pending]) -> tuple[list[FileResult], list[Committed]]:
@@ -170,6 +202,7 @@ class FilesService:
             repeat = facts.results.get(entry.item.operation)
             if repeat is not None:
                 results.append(decode(repeat, FileResult))
+                entry.told = _of_repeat(facts, entry.item, results[-1])
                 continue
             # The bytes of a directory's files are as hot after its move as before: nobody need hear of each.
             writes = WriteSet(at_ms=now_ms, wants_events=bool(self._commits.listeners) and not entry.is_long)
@@ -185,6 +218,7 @@ class FilesService:
             writes.results.append((entry.item.operation, encode(result)))
             writes.flush(session)
             events += writes.events
+            entry.told = [change for change in writes.changes if change.targets]
             results.append(result)
         return results, events
 
@@ -228,6 +262,15 @@ def _is_directory(connection: Connection, bucket_id: int, path: str) -> bool:
     return inodes.latest(connection, hidden(bucket_id), directory_key(path)) is not None or inodes.below(
         connection, bucket_id, f"{path}/", itself=True
     )
+
+
+def _of_repeat(facts: Facts, item: FileChange, result: FileResult) -> list[NewChange]:
+    """What a write that is repeated had told other sites: it may be repeated because they had not heard of it."""
+    m = item.mutation
+    targets = facts.bucket(m.bucket).targets(m.path)
+    if not targets or not isinstance(m, WriteFile) or result.entry is None:
+        return []
+    return [NewChange(schema.CHANGE_PUT, 0, m.path, result.entry.version, result.entry.size, targets)]
 
 
 def _as_commit(item: FileChange) -> CommitItem:

@@ -82,6 +82,10 @@ class Gate(Protocol):
 
     def refusal(self, item: CommitItem) -> CommitResult | None: ...
 
+    def closed(self, bucket: str) -> CommitResult | None: ...
+
+    async def settle(self) -> None: ...
+
 
 class CommitService:
     """One per process. Event loop only."""
@@ -115,6 +119,7 @@ class CommitService:
         if not items:
             return []
         if self.gate is not None and self.gate.may_refuse:
+            await self.gate.settle()
             refused = [self.gate.refusal(item) for item, _ in items]
             taken = [pair for pair, no in zip(items, refused, strict=True) if no is None]
             done = iter(await self._queue(taken) if taken else [])

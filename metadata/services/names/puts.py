@@ -87,8 +87,9 @@ class Puts(Steps):
         check_uploads(facts, uploads)
         packed = pack_bodies(m.chunks, opened, facts.members, self._copies_for(m.bucket, m.key, row.size))
         new = fill(
-            session, writes, row, is_latest=row is latest, start=m.start, packed=packed, body_id=self._body_id()
-        )
+            session, writes, row, is_latest=row is latest, start=m.start, packed=packed, body_id=self._body_id(),
+            is_cached=m.is_cached,
+        )  # fmt: skip
         writes.uploads += uploads
         writes.changes.append(NewChange(schema.CHANGE_PUT, bucket.id, m.key, new.version))
         return CommitResult(version=new.version, etag=new.etag, created_at_ms=new.created_at_ms, size=new.size)

@@ -5,13 +5,17 @@ later one replaces what is here (or, with versioning, stands above it); an earli
 version. In a bucket without versioning a delete is a marker with an id of its own, a tombstone: what is older than it
 never comes back. Records are applied in order; a repeat changes nothing.
 
-A name is forwarded to nobody: in a group of three or more, every site has a rule for each of the others.
+A name that changed something here is passed on under this site's own rules, in the same transaction: not to the site
+that said it, not to the one that wrote that version, not to those that the sender tells itself. So rings and stars of
+one-way rules bring each write everywhere once, and end: whoever has a version already loses it and passes nothing on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from metadata.catalog import buckets, objects, schema
@@ -23,7 +27,7 @@ from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session, StaleRows
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.writes import WriteSet
-from tierstore.clock import Clock, HybridClock
+from tierstore.clock import Clock, HybridClock, version_site
 from tierstore.errors import ConflictError, RequestError, UnavailableError
 from tierstore.names import check_bucket_name, check_key
 from tierstore.wire import encode
@@ -32,7 +36,28 @@ from tierstore.wire.sites import NAME_GONE, NAME_MARKER, NAME_META, NAMES_MAX, N
 
 #: How often a batch that other processes overtake is tried.
 ATTEMPTS_MAX: Final = 5
+#: Changes of metadata that were passed on, as far as they are remembered.
+PASSED_MAX: Final = 10_000
 _DEFAULT_META: Final = ObjectMeta()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sender:
+    """Who sent a batch, whom it tells itself (see NameBatch.told), and the names of the sites by number."""
+
+    site: str
+    told: dict[str, list[tuple[str, str]]]
+    numbers: dict[int, str]
+
+    def tells(self, target: str, record: NameRecord) -> bool:
+        """Whether the target has that record, or gets it from somebody else."""
+        if target == self.site:
+            return True
+        # A version's writer has it; what others changed of it later (metadata, its end) it must hear.
+        if record.kind not in (NAME_META, NAME_GONE) and self.numbers.get(version_site(record.version)) == target:
+            return True
+        rules = self.told.get(record.bucket, ())
+        return any(site == target and record.key.startswith(prefix) for prefix, site in rules)
 
 
 class NameTaker:
@@ -43,6 +68,11 @@ class NameTaker:
         self._names = names
         self._clock = clock
         self._versions = versions
+        #: number -> name of the other sites: who wrote a version.
+        self.numbers: Callable[[], dict[int, str]] = dict
+        #: Called after names were queued for other sites; must not raise or block.
+        self.on_replicated: Callable[[], None] | None = None
+        self._passed: OrderedDict[tuple[str, str, int, int], None] = OrderedDict()
         self.applied = 0
         self.lost = 0
         self.parked = 0
@@ -64,7 +94,7 @@ class NameTaker:
                 parked.append(place)
         applied = 0
         for some in _unique(taken):
-            applied += await self._apply(some)
+            applied += await self._apply(some, _Sender(site, batch.told, self.numbers()))
         self.applied += applied
         self.lost += len(taken) - applied
         self.parked += len(parked)
@@ -98,18 +128,25 @@ class NameTaker:
     async def _exists(self, name: str) -> bool:
         return bool(await self._database.select(buckets.BY_NAME, [(name,)]))
 
-    async def _apply(self, records: Sequence[NameRecord]) -> int:
+    async def _apply(self, records: Sequence[NameRecord], sender: _Sender) -> int:
         for _ in range(ATTEMPTS_MAX):
             try:
-                applied, floor = await self._database.batch(lambda session: self._transaction(session, records))
+                applied, floor, is_passed_on = await self._database.batch(
+                    lambda session: self._transaction(session, records, sender)
+                )
             except StaleRows:
                 continue
             if floor:
                 self._versions.observe(floor)
+            if is_passed_on and self.on_replicated is not None:
+                self.on_replicated()
             return applied
         raise UnavailableError("other processes keep changing these keys; try again")
 
-    def _transaction(self, session: Session, records: Sequence[NameRecord]) -> tuple[int, int]:
+    def _transaction(
+        self, session: Session, records: Sequence[NameRecord], sender: _Sender
+    ) -> tuple[int, int, bool]:
+        """(names that changed something, largest version id, whether other sites are to hear of some)."""
         session.guard()
         names = sorted({record.bucket for record in records})
         known = {b.name: b for b in map(Bucket.of, session.fetch(buckets.BY_NAME_HELD, [(n,) for n in names]))}
@@ -121,9 +158,31 @@ class NameTaker:
         applied = 0
         for record in records:
             bucket = known.get(record.bucket)
-            if bucket is not None:      # else it was removed a moment ago: its names with it
-                applied += self._one(session, writes, bucket, record, latest.get((bucket.id, record.key)))
-        return applied, writes.flush(session)
+            if bucket is None:      # it was removed a moment ago: its names with it
+                continue
+            said = len(writes.changes)
+            if self._one(session, writes, bucket, record, latest.get((bucket.id, record.key))):
+                applied += 1
+                targets = self._passed_on(bucket, record, sender)
+                writes.changes[said:] = [
+                    change._replace(targets=targets, size=record.size) for change in writes.changes[said:]
+                ]
+        is_passed_on = any(change.targets for change in writes.changes)
+        return applied, writes.flush(session), is_passed_on
+
+    def _passed_on(self, bucket: Bucket, record: NameRecord, sender: _Sender) -> tuple[str, ...]:
+        """The sites that hear of it from here."""
+        targets = [target for target in bucket.targets(record.key) if not sender.tells(target, record)]
+        if not targets or record.kind != NAME_META:
+            return tuple(targets)
+        # Metadata has no version of its own: two changes made at once could follow each other round a ring for ever.
+        name = (record.bucket, record.key, record.version, hash(_pack(record.meta)))
+        if name in self._passed:
+            return ()
+        self._passed[name] = None
+        while len(self._passed) > PASSED_MAX:
+            self._passed.popitem(last=False)
+        return tuple(targets)
 
     def _one(
         self, session: Session, writes: WriteSet, bucket: Bucket, record: NameRecord, old: ObjectRow | None

@@ -13,10 +13,11 @@ from typing import Final
 
 from metadata.catalog import sites
 from metadata.catalog.buckets import Bucket
+from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow
 from metadata.services.sites.link import SHARE, bandwidth
 from metadata.services.sites.order import BodyOrder
-from metadata.services.sites.queue import load_bodies, name_batch, record_of
+from metadata.services.sites.queue import PUSH_GRACE_MS, Loaded, load_bodies, look_at, name_batch, record_of
 from metadata.services.sites.target import IDLE_SECONDS, Target, idle
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.wire.sites import SEGMENT_BYTES, FetchAnswer, FetchBatch, FetchItem, NameAnswer
@@ -27,6 +28,8 @@ NAMES_FIRST_SECONDS: Final = 10.0
 WINDOW_ROWS: Final = 20_000
 WINDOW_PAGE: Final = 512
 RANK_SECONDS: Final = 2.0
+#: A body that is passed on, and has not come here for so long, is fetched for the target.
+ELSEWHERE_MS: Final = 60_000
 #: Parcels on their way; together with the bandwidth the back-pressure on foreground requests.
 STREAMS: Final = 6
 PARCEL_ITEMS: Final = 24
@@ -55,6 +58,7 @@ class BodySender:
         self.order = BodyOrder(parts.heat_of)
         self._loaded = 0                # rows up to here are, or were, in the window
         self._retries: dict[int, tuple[QueueRow, float, int]] = {}
+        self._elsewhere: dict[int, QueueRow] = {}       # bodies of other sites, which have not come here yet
         self._ready_at = 0.0            # of the bandwidth
         self._asked = (parts.clock.monotonic(), parts.foreground())
         self._was_busy = False
@@ -70,11 +74,12 @@ class BodySender:
         try:
             while True:
                 self._target.has_bodies.clear()
-                if self._target.may_send and len(self.order) < WINDOW_ROWS // 2:
+                if self._target.may_send and self._window_rows < WINDOW_ROWS // 2:
                     await self._load_window()
-                self._take_back()
+                await self._take_back()
                 now = self._parts.clock.monotonic()
                 if now - ranked_at >= RANK_SECONDS:
+                    await self._look_elsewhere()
                     self.order.rank()
                     ranked_at = now
                 while self._may_go(now) and len(running) < STREAMS and (parcel := self._parcel()):
@@ -92,29 +97,65 @@ class BodySender:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    @property
+    def _window_rows(self) -> int:
+        return len(self.order) + len(self._elsewhere)
+
     async def _load_window(self) -> None:
-        while len(self.order) < WINDOW_ROWS:
-            found = await self._parts.database.scan(
-                lambda c, after=self._loaded: load_bodies(c, self._target.name, after, WINDOW_PAGE)  # type: ignore[misc]
-            )
-            finished = []
-            for row, chunks in found:
-                self._loaded = row.sequence
-                if chunks is None:
-                    finished.append(row.sequence)       # replaced or deleted since: the newer name says so
-                else:
-                    self.order.add(row, chunks)
-            await self._finish(finished)
+        while self._window_rows < WINDOW_ROWS:
+            found = await self._parts.database.scan(self._load_page)
+            await self._sort_in(found)
+            self._loaded = found[-1].row.sequence if found else self._loaded
             if len(found) < WINDOW_PAGE:
                 return
 
-    def _take_back(self) -> None:
+    def _load_page(self, c: Connection) -> list[Loaded]:
+        return load_bodies(c, self._target.name, self._loaded, WINDOW_PAGE, now_ms=self._parts.clock.now_ms())
+
+    async def _sort_in(self, found: Sequence[Loaded]) -> None:
+        """Each row to where it belongs: finished, later, elsewhere, or among those that wait for their turn."""
+        finished = []
+        now = self._parts.clock.monotonic()
+        for loaded in found:
+            row = loaded.row
+            if loaded.held is None or self._is_delivered(row):
+                finished.append(row.sequence)       # replaced or deleted since: the newer name says so; or pushed
+            elif loaded.is_pushed:
+                self._retries[row.sequence] = (row, now + PUSH_GRACE_MS / 1000, 0)
+            elif not loaded.is_here and self._parts.clock.now_ms() - row.at_ms < ELSEWHERE_MS:
+                self._elsewhere[row.sequence] = row
+            else:
+                self._elsewhere.pop(row.sequence, None)
+                self.order.add(row, loaded.chunks)
+        for sequence in finished:
+            self._elsewhere.pop(sequence, None)
+        await self._finish(finished)
+
+    def _is_delivered(self, row: QueueRow) -> bool:
+        return self._parts.is_delivered(self._target.name, row.bucket_id, row.key, row.version)
+
+    async def _take_back(self) -> None:
         """Rows whose time to be tried again has come."""
         now = self._parts.clock.monotonic()
+        finished = []
         for sequence, (row, at, times) in list(self._retries.items()):
             if at <= now:
-                self._retries[sequence] = (row, math.inf, times)
-                self.order.add(row, [])
+                if self._is_delivered(row):
+                    finished.append(sequence)
+                else:
+                    self._retries[sequence] = (row, math.inf, times)
+                    self.order.add(row, [])
+        await self._finish(finished)
+
+    async def _look_elsewhere(self) -> None:
+        """Bodies that this site passes on go once it has them; after ELSEWHERE_MS the target's fetch makes it bring
+        them. The oldest first, a page at a time."""
+        rows = list(self._elsewhere.values())[:WINDOW_PAGE]
+        if not rows:
+            return
+        for row in rows:        # to the back, so that the next look takes others
+            self._elsewhere[row.sequence] = self._elsewhere.pop(row.sequence)
+        await self._sort_in(await self._parts.database.scan(lambda c: look_at(c, rows)))
 
     def _parcel(self) -> list[QueueRow]:
         rows: list[QueueRow] = []

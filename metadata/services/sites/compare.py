@@ -1,12 +1,18 @@
 """A site whose catalog went back in time (restored from an old backup, or lost with its disks) hears from the others
 what it has forgotten, before it takes writes again.
 
-Each hello names the site's epoch and the sequence of its catalog; the other side keeps the newest it heard and says it
-back. A site that hears of a later state than its own was restored: it takes a new epoch, durably, and asks every other
-site to send all names of the buckets that they share, deletes too (their tombstones are kept for at least
-`[duties] tombstone_keep`). Last writer wins then does the rest: what was deleted meanwhile is deleted again, what was
-written and had arrived elsewhere comes back. Writes to shared buckets are refused until every site that it knows has
-sent its names; reads go on. An operator may open it sooner (`accept`).
+Each hello names the site's epoch and the sequence of its catalog, with a checksum of the change at that sequence; the
+other side keeps the newest it heard, and answers with what it had heard before. A site that hears of a later state than
+its own, or of another change than it has at that sequence (it went back and has written since), was restored: it takes
+a new epoch, durably, and asks every other site to send all names of the buckets that they share, deletes too (their
+tombstones are kept for at least `[duties] tombstone_keep`). Last writer wins then does the rest: what was deleted
+meanwhile is deleted again, what was written and had arrived elsewhere comes back. Writes to shared buckets are refused
+until every site that it knows has sent its names; reads go on. An operator may open it sooner (`accept`).
+
+A site that has just started may have been restored a moment ago. Until it is shown that it was not, it holds writes to
+shared buckets for PROOF_SECONDS and then refuses them: another site that knows its epoch answers a hello, or all its
+object servers that live have been heard, and none has seen a later state of the catalog (rule 1). So a site that is cut
+off from all others starts too.
 
 A backup older than tombstone_keep is not enough: tombstones may have gone. Such a site stays closed; it is to be
 rebuilt (`tierstore admin sites rebuild`).
@@ -15,6 +21,8 @@ rebuilt (`tierstore admin sites rebuild`).
 from __future__ import annotations
 
 import logging
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,22 +38,31 @@ log = logging.getLogger(__name__)
 COMPARE_SECONDS: Final = 10.0
 #: What a site says of itself is written down when it has changed and so much time has passed.
 HEARD_MS: Final = 5_000
+#: Writes wait so long for the proof that the catalog is not an old one; then they are refused until there is one.
+PROOF_SECONDS: Final = 8.0
+PROOF_LOOK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of this site's catalog. comparing: sites whose names it waits for; newest_ms: when its newest change was made."""
+    """Of this site's catalog. comparing: sites whose names it waits for; newest_ms: when its newest change was made;
+    mark: a checksum of that."""
 
     epoch: int
     sequence: int
     newest_ms: int
     comparing: list[str]
+    mark: int = 0
 
 
 class Comparison:
-    """One per process."""
+    """One per process. devices_agree: whether its object servers show that the catalog is not an older one; None: that
+    is known."""
 
-    def __init__(self, database: Database, clock: Clock, courier: Courier, *, keep_ms: int) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, courier: Courier, *, keep_ms: int,
+        devices_agree: Callable[[], bool] | None = None,
+    ) -> None:  # fmt: skip
         self._database = database
         self._clock = clock
         self._courier = courier
@@ -53,6 +70,10 @@ class Comparison:
         #: The sites that are waited for, as last read; not empty: writes to shared buckets are refused.
         self.waiting: list[str] = []
         self.is_too_old = False
+        self._devices_agree = devices_agree
+        self._is_proven = devices_agree is None
+        #: Sites that have said what they know of this catalog since this process began.
+        self._checked: set[str] = set()
 
     async def refresh(self) -> None:
         self.waiting = await self._database.read(sites.comparing)
@@ -61,38 +82,57 @@ class Comparison:
         def work(c: Connection) -> Standing:
             sequence = feed.head(c)[0]
             newest = feed.read(c, sequence - 1, 1) if sequence else []
-            return Standing(sites.epoch(c), sequence, newest[0].at_ms if newest else 0, sites.comparing(c))
+            at_ms = newest[0].at_ms if newest else 0
+            return Standing(sites.epoch(c), sequence, at_ms, sites.comparing(c), _mark(newest))
 
         return await self._database.read(work)
 
     # -- of others ------------------------------------------------------------------------------------------
-    async def hear(self, name: str, epoch: int, sequence: int, confirmed_ms_ago: int) -> sites.Heard:
-        """What a site says of itself; the newest that it ever said. confirmed_ms_ago: since when it has sent us
-        everything, -1 when it has not."""
+    async def hear(
+        self, name: str, epoch: int, sequence: int, confirmed_ms_ago: int, *, mark: int = 0
+    ) -> sites.Heard:
+        """What a site says of itself; the newest that it had ever said before. confirmed_ms_ago: since when it has sent
+        us everything, -1 when it has not."""
         now_ms = self._clock.now_ms()
         confirmed = now_ms - confirmed_ms_ago if confirmed_ms_ago >= 0 else 0
         known = await self._database.read(lambda c: sites.heard(c, name))
         new = known
         if (epoch, sequence) >= known[:2]:
-            new = sites.Heard(epoch, sequence, max(confirmed, known.confirmed_at_ms))
+            new = sites.Heard(epoch, sequence, max(confirmed, known.confirmed_at_ms), mark)
         is_due = new.confirmed_at_ms - known.confirmed_at_ms >= HEARD_MS or new[:2] != known[:2]
         if is_due:
             await self._database.write(lambda c: sites.set_heard(c, name, new))
-        return new
+        return known
 
     # -- of this site ---------------------------------------------------------------------------------------
+    async def told(self, name: str) -> Standing:
+        """What a site may hear: nothing before it has said what it knows, for it keeps the newest that it hears."""
+        now = await self.standing()
+        return now if name in self._checked else Standing(0, 0, now.newest_ms, now.comparing)
+
     async def judge(self, answer: HelloAnswer, others: list[str]) -> None:
-        """After a hello: whether the other site knows a later state of this catalog than it has now."""
+        """After a hello: whether the other site knows a later state of this catalog than it has, or another past."""
         now = await self.standing()
         self.waiting = now.comparing
-        if (answer.seen_epoch, answer.seen_sequence) <= (now.epoch, now.sequence):
+        self._checked.add(answer.site)
+        is_later = (answer.seen_epoch, answer.seen_sequence) > (now.epoch, now.sequence)
+        if not is_later and not await self._has_forked(answer, now):
+            self._is_proven = self._is_proven or answer.seen_epoch > 0
             return
         log.error(
-            "this catalog is older than what site %s has seen of it (epoch %d, sequence %d; here %d, %d): it is "
-            "compared with the other sites before it takes writes", answer.site, answer.seen_epoch,
+            "this catalog is not the one that site %s has seen (epoch %d, sequence %d; here %d, %d): it is compared "
+            "with the other sites before it takes writes", answer.site, answer.seen_epoch,
             answer.seen_sequence, now.epoch, now.sequence,
         )  # fmt: skip
         await self.begin(others, epoch=answer.seen_epoch + 1)
+        self._is_proven = True      # from here on it is the comparison that keeps it closed
+
+    async def _has_forked(self, answer: HelloAnswer, now: Standing) -> bool:
+        """Whether the change that the other site has heard of is another one here. False when it is too long ago."""
+        if answer.seen_epoch != now.epoch or not answer.seen_mark or not answer.seen_sequence:
+            return False
+        found = await self._database.read(lambda c: feed.read(c, answer.seen_sequence - 1, 1))
+        return bool(found) and found[0].sequence == answer.seen_sequence and _mark(found) != answer.seen_mark
 
     async def begin(self, others: list[str], *, epoch: int = 0) -> None:
         """Take no writes to shared buckets until these sites have sent their names. epoch 0: the next one."""
@@ -126,13 +166,40 @@ class Comparison:
         """An operator's word: take writes without having heard these sites."""
         left = await self._database.read(sites.comparing)
         await self._database.write(lambda c: sites.set_comparing(c, []))
+        self._is_proven = True
         await self.refresh()
         return left
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether it is known of what age this catalog is."""
+        if not self._is_proven and self._devices_agree is not None:
+            self._is_proven = self._devices_agree()
+        return self._is_proven
+
+    async def settle(self) -> None:
+        """Wait until that is known, for a while."""
+        until = self._clock.monotonic() + PROOF_SECONDS
+        while not self.is_proven and self._clock.monotonic() < until:
+            await self._clock.sleep(PROOF_LOOK_SECONDS)
+
     def refusal(self) -> str:
         """Why a write is refused; "" when it is not."""
+        if not self.is_proven:
+            return (
+                "this site has started, and neither another site nor all of its own object servers have shown yet that "
+                "its catalog is not an old one"
+            )
         if not self.waiting:
             return ""
         if self.is_too_old:
             return "this site's catalog is an old backup, older than tombstones are kept: rebuild it from another site"
         return f"this site's catalog went back in time and is being compared with {', '.join(self.waiting)}"
+
+
+def _mark(changes: Sequence[feed.Change]) -> int:
+    """A checksum of one change, never 0; 0 without one."""
+    if not changes:
+        return 0
+    change = changes[0]
+    return zlib.crc32(f"{change.at_ms} {change.kind} {change.key} {change.version}".encode()) | 1

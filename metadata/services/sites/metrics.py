@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from metadata.services.sites.fetched import FetchedBodies
 from metadata.services.sites.run import Replication
 from metadata.services.sites.target import TargetStatus
 from metadata.services.sites.tombstones import Tombstones
@@ -51,13 +52,13 @@ WATCH.counter(
     labels=("site",),
 )  # fmt: skip
 WATCH.counter(
-    "tierstore_replication_sync_waits_total", "commits under a sync rule: waits", lambda r: float(r.sync_waits)
+    "tierstore_replication_sync_waits_total", "commits under a sync rule: waits", lambda r: float(r.sync.waits)
 )
 WATCH.counter(
-    "tierstore_replication_sync_degraded_total", "commits under a sync rule: degraded", lambda r: float(r.sync_degraded)
+    "tierstore_replication_sync_degraded_total", "commits under a sync rule: degraded", lambda r: float(r.sync.degraded)
 )
 WATCH.counter(
-    "tierstore_replication_sync_failed_total", "commits under a sync rule: failed", lambda r: float(r.sync_failed)
+    "tierstore_replication_sync_failed_total", "commits under a sync rule: failed", lambda r: float(r.sync.failed)
 )
 WATCH.gauge(
     "tierstore_replication_comparing_sites", "sites whose names this restored one waits for; 0: it takes writes",
@@ -78,7 +79,19 @@ TOMBSTONES.gauge(
 )  # fmt: skip
 
 
-def watch(replication: Replication, tombstones: Tombstones) -> None:
+FETCHED: Final = Watch[FetchedBodies]()
+FETCHED.gauge(
+    "tierstore_fetched_kept_bytes", "bodies of other sites kept for readers, each counted once",
+    lambda f: float(f.kept_bytes),
+)  # fmt: skip
+FETCHED.counter(
+    "tierstore_fetched_let_go_bytes_total", "bodies of other sites let go of, to be fetched again when they are read",
+    lambda f: float(f.let_go_bytes),
+)  # fmt: skip
+
+
+def watch(replication: Replication, tombstones: Tombstones, fetched: FetchedBodies) -> None:
     """Show them."""
+    FETCHED.show(fetched)
     WATCH.show(replication)
     TOMBSTONES.show(tombstones)

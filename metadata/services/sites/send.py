@@ -1,8 +1,9 @@
 """Sending to one other site: names first, in order; then the bodies it is to have, the hottest first.
 
 A worker per target and lease holder has three loops. hello: each HELLO_SECONDS, gives reachability, latency and a lag
-that is true when nothing is written. names: the queue behind the mark `names_through`, in batches; the mark moves, in
-one transaction with the rows that are finished, after the target has committed them. bodies: a window of rows in the
+that is true when nothing is written. names: the queue behind the mark `names_through`, in batches, several on their way
+(never two with the same key: what is said of a key is heard in order); the mark moves, in order and in one transaction
+with the rows that are finished, after the target has committed them. bodies: a window of rows in the
 order of services/sites/order, STREAMS parcels at a time; the target's gateway fetches each from ours and answers when
 it is durable there; then its row goes. A row is deleted only after such an answer, so nothing is dropped silently; all
 messages may be repeated, so a kill at any point costs only repeated work.
@@ -16,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from metadata.catalog import schema, sites
@@ -29,15 +32,32 @@ from metadata.services.cluster.duties import PROMOTER
 from metadata.services.sites.apply import rules_of
 from metadata.services.sites.bodies import NAMES_SECONDS, RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, BodySender
 from metadata.services.sites.hot import HOT_PER_HOUR
-from metadata.services.sites.queue import chunk_ids, load_names, name_batch, record_of
+from metadata.services.sites.queue import chunk_ids, is_pushed, load_names, name_batch, record_of
 from metadata.services.sites.target import Parts, Target, idle
 from tierstore.errors import TierstoreError
-from tierstore.wire.sites import Hello, HelloAnswer, NameAnswer
+from tierstore.wire.sites import Hello, HelloAnswer, NameAnswer, NameRecord
 
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 2.0
 NAMES_PER_BATCH: Final = 256
+_Loaded = tuple[list[QueueRow], dict[tuple[int, str, int], ObjectRow], dict[int, Bucket]]
+#: Batches of names on their way: over a far link a batch would else cost a round trip.
+BATCHES_MAX: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Names on their way. keep: rows (by sequence) that still need their body; task: the target's answer."""
+
+    rows: list[QueueRow]
+    records: list[tuple[QueueRow, NameRecord]]
+    keep: set[int]
+    task: asyncio.Task[NameAnswer] | None
+
+    @property
+    def keys(self) -> set[tuple[int, str]]:
+        return {(row.bucket_id, row.key) for row in self.rows}
 
 
 class TargetWorker:
@@ -77,9 +97,9 @@ class TargetWorker:
         row, me = self._target.row, parts.me()
         status.is_paused = bool(row.link.get("paused"))
         now_ms = parts.clock.now_ms()
-        standing = await parts.comparison.standing()
+        standing = await parts.comparison.told(self.name)
         ago = now_ms - status.confirmed_at_ms if status.confirmed_at_ms else -1
-        hello = Hello(me.name, now_ms, me.cluster_id, standing.epoch, standing.sequence, ago)
+        hello = Hello(me.name, now_ms, me.cluster_id, standing.epoch, standing.sequence, ago, standing.mark)
         began = parts.clock.monotonic()
         try:
             answer = await parts.courier.send(
@@ -114,49 +134,91 @@ class TargetWorker:
         self._kicked.clear()
         self._target.names_since = self._parts.clock.monotonic()
         try:
-            while self._target.may_send and await self._names_batch():
-                pass
+            await self._send_names()
         finally:
             self._target.names_since = math.inf
             self._target.has_bodies.set()
         await idle(self._kicked)
 
-    async def _names_batch(self) -> bool:
-        parts = self._parts
-        rows, found, named = await parts.database.read(lambda c: load_names(c, self.name, NAMES_PER_BATCH))
-        if not rows:
-            return False
+    async def _send_names(self) -> None:
+        under_way: deque[_Batch] = deque()
+        after, is_more = 0, True
+        try:
+            while True:
+                if is_more and len(under_way) < BATCHES_MAX and self._target.may_send:
+                    found = await self._load_names(after)
+                    is_more = found is not None and len(found[0]) == NAMES_PER_BATCH
+                    if found is not None:
+                        keys = {(row.bucket_id, row.key) for row in found[0]}
+                        while any(not keys.isdisjoint(batch.keys) for batch in under_way):
+                            await self._names_arrived(under_way[0])
+                            under_way.popleft()
+                        under_way.append(self._begin_names(*found))
+                        after = found[0][-1].sequence
+                elif under_way:
+                    await self._names_arrived(under_way[0])
+                    under_way.popleft()
+                else:
+                    return
+        finally:
+            tasks = [batch.task for batch in under_way if batch.task is not None]
+            for task in tasks:      # what they carried is sent again: the mark has not passed it
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _load_names(self, after: int) -> _Loaded | None:
+        rows, found, named = await self._parts.database.read(
+            lambda c: load_names(c, self.name, NAMES_PER_BATCH, after)
+        )
+        return (rows, found, named) if rows else None
+
+    def _begin_names(
+        self, rows: list[QueueRow], found: dict[tuple[int, str, int], ObjectRow], named: dict[int, Bucket]
+    ) -> _Batch:
         records = []
-        keep: dict[int, bool] = {}
+        keep: set[int] = set()
+        now_ms = self._parts.clock.now_ms()
         for row in rows:
             bucket = named.get(row.bucket_id)
             held = found.get((row.bucket_id, row.key, row.version))
+            if bucket is not None and is_pushed(bucket, row, self.name, now_ms):
+                keep.add(row.sequence)      # its writer waits for a push, which brings both: no second message
+                continue
             record = record_of(bucket, row, held) if bucket is not None else None
             if record is not None and bucket is not None:
-                keep[row.sequence] = self._is_body_wanted(bucket, row, held)
+                if self._is_body_wanted(bucket, row, held):
+                    keep.add(row.sequence)
                 records.append((row, record))
+        task = None
         if records:
-            batch = name_batch(parts.me().name, [record for _, record in records], named.values())
-            answer = await parts.courier.send(
-                self._target.row, "/v1/sites/names", batch, NameAnswer, seconds=NAMES_SECONDS
+            batch = name_batch(self._parts.me().name, [record for _, record in records], named.values())
+            task = asyncio.get_running_loop().create_task(
+                self._parts.courier.send(
+                    self._target.row, "/v1/sites/names", batch, NameAnswer, seconds=NAMES_SECONDS
+                ),
+                name=f"names to {self.name}",
             )
+        return _Batch(rows, records, keep, task)
+
+    async def _names_arrived(self, batch: _Batch) -> None:
+        """Once the target has a batch: the mark moves, rows that need no body go. Raises what the target answered."""
+        if batch.task is not None:
+            answer = await batch.task
             for place in answer.parked:
-                keep[records[place][0].sequence] = True     # its body's fetch will say that the name is wanted again
+                batch.keep.add(batch.records[place][0].sequence)    # its body's fetch will ask for the name again
             self.status.parked += len(answer.parked)
-            self.status.names_sent += len(records)
-        finished = [row.sequence for row in rows if not keep.get(row.sequence)]
-        through = rows[-1].sequence
+            self.status.names_sent += len(batch.records)
+        finished = [row.sequence for row in batch.rows if row.sequence not in batch.keep]
 
         def work(c: Connection) -> None:
-            require_epoch(c, PROMOTER, parts.epoch())
-            sites.names_sent(c, self.name, through=through, finished=finished)
+            require_epoch(c, PROMOTER, self._parts.epoch())
+            sites.names_sent(c, self.name, through=batch.rows[-1].sequence, finished=finished)
 
-        await parts.database.write(work)
+        await self._parts.database.write(work)
         self._target.has_bodies.set()
-        return len(rows) == NAMES_PER_BATCH
 
     def _is_body_wanted(self, bucket: Bucket, row: QueueRow, held: ObjectRow | None) -> bool:
-        if held is None or row.kind != schema.CHANGE_PUT or not held.size or held.kind == schema.KIND_REMOTE:
+        if held is None or row.kind != schema.CHANGE_PUT or not held.size:
             return False
         if self._parts.is_hot(self.name, row.bucket_id, row.key, row.version):
             return True

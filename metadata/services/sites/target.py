@@ -50,9 +50,9 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a worker works with. epoch: of the promoter's lease, 0 without it. is_hot: whether a body goes because of
-    its heat, though its name went before: (target, bucket, key, version). foreground:
-    requests of clients that this process has had, counted up."""
+    """What a worker works with. epoch: of the promoter's lease, 0 without it. foreground: requests of clients that this
+    process has had, counted up. Asked with (target, bucket, key, version): is_hot, whether a body goes because of its
+    heat, though its name went before; is_delivered, whether a push has brought that version there."""
 
     database: Database
     clock: Clock
@@ -64,6 +64,7 @@ class Parts:
     comparison: Comparison
     is_hot: Callable[[str, int, str, int], bool]
     foreground: Callable[[], int] = lambda: 0
+    is_delivered: Callable[[str, int, str, int], bool] = lambda target, bucket_id, key, version: False
 
 
 class Target:

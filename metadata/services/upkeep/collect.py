@@ -25,6 +25,7 @@ from metadata.catalog.leases import Connection, require_epoch
 from metadata.catalog.packed import PackedChunk
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.cluster.membership import Cluster
+from metadata.services.cluster.view import DeviceInfo
 from metadata.services.jobs.queue import delete_batches
 from metadata.services.jobs.work import is_alive
 from tierstore.names import UPLOAD_ID_BYTES, UploadId, allocated_at_ms
@@ -75,7 +76,7 @@ class DeletionGuard:
         if not self.barred:
             self.barred = await self._database.read(lambda c: leases.setting(c, self.SETTING))
         sequence = self._cluster.sequence
-        ahead = [d for d in self._cluster.view.devices.values() if d.seen_sequence > sequence and d.state != "removed"]
+        ahead = self._ahead()
         if ahead and not self.barred:
             worst = max(ahead, key=lambda d: d.seen_sequence)
             self.barred = (
@@ -84,6 +85,21 @@ class DeletionGuard:
             )
             text = self.barred
             await self._database.write(lambda c: leases.set_setting(c, self.SETTING, text))
+
+    @property
+    def has_heard_all(self) -> bool:
+        """Whether every object server that lives has been heard since this process began, and none of their devices has
+        seen a later state of the catalog."""
+        view = self._cluster.view
+        heard = any(
+            s.role == "objectd" and s.seen_at_ms >= self._cluster.watching_since_ms for s in view.servers.values()
+        )
+        return heard and not self._ahead() and not self.why_not()
+
+    def _ahead(self) -> list[DeviceInfo]:
+        """Devices that have seen a later state of the catalog."""
+        devices = self._cluster.view.devices.values()
+        return [d for d in devices if d.seen_sequence > self._cluster.sequence and d.state != "removed"]
 
     async def lift(self) -> None:
         """After a rebuild has adopted what the catalog did not know."""

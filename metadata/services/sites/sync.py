@@ -1,0 +1,196 @@
+"""Sync rules (rule 17): who writes under one waits until the other site has committed, or hears that it has not.
+
+The local commit, with its queue row, is durable first; then name and bytes go to each site whose rule is sync, past the
+queue and in one message (one round trip); then the writer hears of success. When that does not end in SYNC_SECONDS the
+rule decides: `fail` answers outcome-unknown (the version stays, and is delivered later by the queue), `degrade` answers
+success at once and is counted; while a target is known to be away, degrading costs no wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from metadata.catalog import buckets, schema, sites
+from metadata.catalog.feed import NewChange
+from metadata.catalog.queries import Connection
+from metadata.catalog.sites import QueueRow, SiteRow
+from metadata.services.sites.apply import rules_of
+from metadata.services.sites.queue import name_batch, record_of
+from metadata.services.sites.read import BodyReader
+from metadata.services.sites.registry import Sites
+from metadata.services.sites.target import Parts
+from tierstore.checksum import crc_of
+from tierstore.errors import TierstoreError, UnavailableError
+from tierstore.wire.names import CommitItem, CommitResult, SetMeta
+from tierstore.wire.sites import (
+    NAME_GONE,
+    NAME_PUT,
+    PUSH_BYTES_MAX,
+    SEGMENT_BYTES,
+    FetchAnswer,
+    FetchBatch,
+    FetchItem,
+    NameAnswer,
+    NameRecord,
+    Push,
+    PushAnswer,
+)
+
+SYNC_SECONDS: Final = 10.0
+#: What was pushed is remembered, so that the queue need not say it again.
+DELIVERED_MAX: Final = 10_000
+#: Changes of one message (a directory's move) that are on their way at the same time.
+CHANGES_AT_ONCE: Final = 16
+
+
+class SyncWaits:
+    """One per process. is_away: whether a site is known not to answer."""
+
+    def __init__(self, parts: Parts, members: Sites, body: BodyReader, *, is_away: Callable[[str], bool]) -> None:
+        self._parts = parts
+        self._members = members
+        self._body = body
+        self._is_away = is_away
+        #: (site, bucket, key, version) that it has, by a push of this process: its queue row needs no message.
+        self._delivered: OrderedDict[tuple[str, int, str, int], None] = OrderedDict()
+        self.waits = 0
+        self.degraded = 0
+        self.failed = 0
+
+    def is_delivered(self, target: str, bucket_id: int, key: str, version: int) -> bool:
+        """Whether a site is known to have a version whole."""
+        return (target, bucket_id, key, version) in self._delivered
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any bucket has a sync rule."""
+        return bool(self._members.sync_buckets)
+
+    async def confirm(
+        self, items: Sequence[CommitItem], results: Sequence[CommitResult]
+    ) -> list[CommitResult]:
+        """The results as their writers may hear them, after the sites of sync rules have what they must."""
+        return list(await asyncio.gather(*(self._one(i, r) for i, r in zip(items, results, strict=True))))
+
+    async def confirm_changes(self, name: str, changes: Sequence[NewChange]) -> CommitResult:
+        """The same for what one message changed in a bucket; code "" when the writer may hear of success."""
+        turns = asyncio.Semaphore(CHANGES_AT_ONCE)
+
+        async def one(change: NewChange) -> CommitResult:
+            async with turns:
+                return await self._confirm(name, change)
+
+        if name not in self._members.sync_buckets:
+            return CommitResult()
+        found = await asyncio.gather(*(one(change) for change in changes))
+        return next((result for result in found if result.code), CommitResult())
+
+    async def _one(self, item: CommitItem, result: CommitResult) -> CommitResult:
+        m = item.mutation
+        if result.code or not result.version or m.bucket not in self._members.sync_buckets:
+            return result
+        kind = schema.CHANGE_META if isinstance(m, SetMeta) else schema.CHANGE_PUT
+        answer = await self._confirm(m.bucket, NewChange(kind, 0, m.key, result.version, result.size))
+        return answer if answer.code else result
+
+    async def _confirm(self, name: str, change: NewChange) -> CommitResult:
+        """code "" when every site that a sync rule names has the version, or its rule lets it come later."""
+        bucket = await self._parts.database.read(lambda c: buckets.get(c, name))
+        seen: set[str] = set()
+        for rule in rules_of(bucket):
+            target = rule["target"]
+            if not change.key.startswith(rule["prefix"]) or target in seen:
+                continue
+            seen.add(target)
+            if rule["mode"] != "sync":
+                continue
+            is_degrading = rule["on_failure"] == "degrade"
+            problem = await self._deliver(target, bucket, change, may_skip=is_degrading)
+            if problem and not is_degrading:
+                self.failed += 1
+                return CommitResult(
+                    code="outcome-unknown",
+                    detail=f"stored at this site, not yet at {target!r} ({problem}); it is delivered later",
+                )
+            if problem:
+                self.degraded += 1
+        return CommitResult()
+
+    async def _deliver(
+        self, target: str, bucket: buckets.Bucket, change: NewChange, *, may_skip: bool
+    ) -> str:
+        """"" when the target has it durably, else why not."""
+        if may_skip and self._is_away(target):
+            return "the site is away"
+        self.waits += 1
+        try:
+            async with asyncio.timeout(SYNC_SECONDS):
+                await self._send(target, bucket, change)
+        except TimeoutError:
+            return f"no answer in {SYNC_SECONDS:.0f} s"
+        except TierstoreError as error:
+            return str(error)
+        return ""
+
+    async def _send(self, target: str, bucket: buckets.Bucket, change: NewChange) -> None:
+        row = self._members.known.get(target)
+        name = (bucket.id, change.key, change.version)
+
+        def work(c: Connection) -> NameRecord | None:
+            held = sites.versions_of(c, [name]).get(name)
+            row = QueueRow(0, 0, bucket.id, change.key, change.version, change.kind, change.size)
+            return record_of(bucket, row, held)
+
+        record = await self._parts.database.read(work)
+        record = record or NameRecord(bucket.name, change.key, NAME_GONE, change.version)
+        if record.kind == NAME_PUT and 0 < record.size <= PUSH_BYTES_MAX:
+            await self._push(row, bucket, record)
+            self._delivered[target, *name] = None
+            while len(self._delivered) > DELIVERED_MAX:
+                self._delivered.popitem(last=False)
+        else:
+            await self._name_and_fetch(row, bucket, record)
+
+    async def _push(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord) -> None:
+        """The name with its bytes: one round trip, segments beside each other."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for first in range(0, record.size, SEGMENT_BYTES):
+                    group.create_task(self._push_segment(row, bucket, record, first))
+        except* TierstoreError as errors:
+            failed = [error for error in errors.exceptions if isinstance(error, TierstoreError)]
+            raise UnavailableError(str(failed[0]), code=failed[0].code) from None
+
+    async def _push_segment(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord, first: int) -> None:
+        length = min(SEGMENT_BYTES, record.size - first)
+        async with self._body.turns:
+            data = await self._body.read(record.bucket, record.key, record.version, first=first, length=length)
+            push = Push(self._parts.me().name, record, bucket.versioning, first, crc_of(data), data)
+            answer = await self._members.courier.send(
+                row, "/v1/sites/push", push, PushAnswer, seconds=SYNC_SECONDS
+            )
+        if answer.code:
+            raise UnavailableError(answer.detail, code=answer.code)
+
+    async def _name_and_fetch(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord) -> None:
+        """A name without bytes, or with more than metadata should hold: the target fetches them."""
+        courier = self._members.courier
+        batch = name_batch(self._parts.me().name, [record], [bucket])
+        answer = await courier.send(row, "/v1/sites/names", batch, NameAnswer, seconds=SYNC_SECONDS)
+        if answer.parked:
+            raise UnavailableError("its clock is a day behind", code="name-parked")
+        if record.kind != NAME_PUT:
+            return
+        firsts = range(0, record.size, SEGMENT_BYTES)
+        items = [
+            FetchItem(bucket.name, record.key, record.version, f, min(SEGMENT_BYTES, record.size - f)) for f in firsts
+        ]
+        for item in items:
+            fetched = await courier.send(
+                row, "/v1/sites/fetch", FetchBatch([item]), FetchAnswer, seconds=SYNC_SECONDS
+            )
+            if fetched.results[0].code:
+                raise UnavailableError(fetched.results[0].detail, code=fetched.results[0].code)
