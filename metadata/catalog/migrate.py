@@ -23,7 +23,7 @@ from metadata.catalog import leases
 from tierstore.errors import ConfigError
 
 #: The schema of this code: the revision of the last migration.
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 #: What every connection to PostgreSQL calls itself, with the schema of its code, so that another release can see it.
 APPLICATION: Final = "tierstore schema "
 #: Setting: the floor of the catalog as it is.
