@@ -37,6 +37,7 @@ class Appends:
         self._inline = inline
         self._putting: dict[bytes, Appended] = {}
         self._outstanding: deque[Appended] = deque()
+        self._appended: list[Appended] = []     # in this turn of the loop, not yet the committer's
         self._watch: asyncio.TimerHandle | None = None
         self._generation = 0
         self._loop = asyncio.get_running_loop()
@@ -52,7 +53,7 @@ class Appends:
 
         device = self._device
         if self._inline:
-            return InlineCommitter(self._loop, settle)
+            return InlineCommitter(settle)
         return ThreadCommitter(self._loop, settle, name=f"commit-{os.path.basename(device.path)}",
                                spindle=device.spindle)
 
@@ -82,6 +83,7 @@ class Appends:
         self._generation += 1
         self._log.abandon()
         waiting, self._outstanding = self._outstanding, deque()
+        self._appended = []
         self._putting.clear()
         for item in waiting:
             if not item.future.done():
@@ -126,11 +128,19 @@ class Appends:
         self._outstanding.append(item)
         if self._watch is None:
             self._watch = self._loop.call_later(device.settings.io_deadline_seconds, self._check_progress, item)
-        self.committer.submit(item)
+        if not self._appended:
+            self._loop.call_soon(self._hand_over)
+        self._appended.append(item)
         number = self._log.wanted()
         if number:
             self._prepare_segment(number)
         return item
+
+    def _hand_over(self) -> None:
+        """At the end of the turn: all that came in it shares one sync and one wake-up of the committer's thread."""
+        items, self._appended = self._appended, []
+        if items:
+            self.committer.submit(items)
 
     def _prepare_segment(self, number: int) -> None:
         def offer(future: asyncio.Future[int]) -> None:

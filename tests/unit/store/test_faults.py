@@ -462,7 +462,8 @@ def test_the_applied_mark_is_never_ahead_of_what_was_acknowledged(place: Place) 
             failpoints.arm("store.segment.after_sync=sleep:0.2@2")
             await put(device, chunk(1), body(1, 1000))
             first = device.submit_small(chunk(2), body(2, 1000), sums_of(body(2, 1000)))
-            while not device._appends.committer._items.empty():     # type: ignore[attr-defined]
+            appends = device._appends
+            while appends._appended or not appends.committer._items.empty():    # type: ignore[attr-defined]
                 await asyncio.sleep(0)
             second = device.submit_small(chunk(3), body(3, 1000), sums_of(body(3, 1000)))
             await first

@@ -165,10 +165,10 @@ def test_after_a_failed_sync_nothing_more_is_settled_as_durable(
             settled.append(failure)
             arrived.set()
 
-        made = ThreadCommitter(loop, settle, name="test") if committer == "thread" else InlineCommitter(loop, settle)
+        made = ThreadCommitter(loop, settle, name="test") if committer == "thread" else InlineCommitter(settle)
         for number in range(3):
             arrived.clear()
-            made.submit(Appended(loop.create_future(), (99, 1, number, number + 1), b"", None))
+            made.submit([Appended(loop.create_future(), (99, 1, number, number + 1), b"", None)])
             async with asyncio.timeout(60):
                 await arrived.wait()
         made.close()
