@@ -28,6 +28,7 @@ from objectd.memory import Memory
 from objectd.residency import Residency
 from objectd.routes.reads import ChunkReads
 from objectd.routes.receipts import ReceiptRenewals
+from objectd.routes.sets import ChunkSets
 from objectd.routes.table import declare_routes, routes
 from objectd.routes.uploads import ChunkUploads
 from objectd.slots import Slot, Slots
@@ -124,7 +125,7 @@ class ObjectServer:
         )  # fmt: skip
         self.upkeep = Upkeep(clock=clock, settings=config.upkeep)
         self._add_works()
-        self.routes = routes(self.reads, self.uploads, self.receipts)
+        self.routes = routes(self.reads, self.uploads, ChunkSets(self.uploads), self.receipts)
         self.app = self._application()
         self._duties: set[asyncio.Task[None]] = set()
         self.drain.on_announce(self.agent.beat_soon)

@@ -11,11 +11,14 @@ from fastapi import FastAPI
 
 from objectd.routes.reads import ChunkReads
 from objectd.routes.receipts import RECEIPT_BYTES_MAX, ReceiptRenewals
+from objectd.routes.sets import ChunkSets
 from objectd.routes.uploads import ChunkUploads
 from tierstore.serving.asgi import declare
 from tierstore.serving.table import Route
+from tierstore.wire import MEDIA_TYPE
 
 CHUNKS: Final = b"/v1/chunks/"
+CHUNK_SET: Final = b"/v1/chunks"
 RECEIPTS: Final = b"/v1/receipts"
 _TICKET: Final = {
     "name": "ticket", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128},
@@ -28,17 +31,17 @@ def _problem(description: str) -> dict[str, Any]:
     return {"description": description, "content": _PROBLEM}
 
 
-def routes(reads: ChunkReads, uploads: ChunkUploads, receipts: ReceiptRenewals) -> list[Route]:
+def routes(reads: ChunkReads, uploads: ChunkUploads, sets: ChunkSets, receipts: ReceiptRenewals) -> list[Route]:
     """The hot route table."""
     return [
         Route(b"GET", CHUNKS, reads.handle), Route(b"PUT", CHUNKS, uploads.handle),
-        Route(b"POST", RECEIPTS, receipts.handle),
+        Route(b"PUT", CHUNK_SET, sets.handle), Route(b"POST", RECEIPTS, receipts.handle),
     ]  # fmt: skip
 
 
 def declare_routes(app: FastAPI, table: list[Route]) -> None:
     """Declare them in FastAPI."""
-    get, put, renew = table
+    get, put, put_set, renew = table
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     declare(
         app, get, "/v1/chunks/{ticket}", summary="Read blocks of a chunk", operation_id="read_chunk", tags=["chunks"],
@@ -88,6 +91,18 @@ def declare_routes(app: FastAPI, table: list[Route]) -> None:
             413: _problem("Larger than the ticket allows"),
             503: _problem("Too many uploads, or the device failed"),
             507: _problem("The device is full"),
+        },
+    )  # fmt: skip
+    message = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+    declare(
+        app, put_set, "/v1/chunks", summary="Store several small chunks durably", operation_id="put_chunks",
+        tags=["chunks"],
+        openapi_extra={"requestBody": {"required": True, "description": "wire ChunkSet", "content": message}},
+        responses={
+            200: {"description": "wire StoredSet: a receipt or a problem for each chunk, in order", "content": message},
+            400: _problem("The message cannot be read; nothing was kept"),
+            413: _problem("The message is too large"),
+            503: _problem("Too many uploads"),
         },
     )  # fmt: skip
     text = {"text/plain": {"schema": {"type": "string", "maxLength": RECEIPT_BYTES_MAX}}}

@@ -63,38 +63,49 @@ class ChunkUploads:
 
     def handle(self, exchange: Exchange) -> None:
         """Check everything that can be checked without the body, then receive it."""
-        standing = self._standing
-        ticket = open_write(
-            exchange.route_arg, standing.keys, server=standing.server, now_seconds=standing.now_seconds()
-        )
         index_text, name_text = _parameters(exchange.target)
-        index = _index(index_text)
-        if not ticket.covers(index):
-            raise TicketRefused(
-                f"the ticket is for chunks {ticket.first_index} to {ticket.first_index + ticket.index_count - 1}"
-            )
         body_bytes = exchange.content_length
         if body_bytes is None:
             raise RequestError("a chunk needs a Content-Length", code="length-required")
         chunk_bytes = data_bytes(body_bytes)
-        if chunk_bytes > min(ticket.chunk_bytes_max, self._settings.chunk_bytes_max):
-            raise TooLarge(f"the ticket is for chunks of at most {ticket.chunk_bytes_max} bytes")
-        slot = self._slots.slot(ticket.device)
-        _check_writable(slot)
-        chunk = chunk_id(ticket.upload, index)
+        slot, chunk = self.admit(exchange.route_arg, _index(index_text), chunk_bytes)
         name = name_text[:NAME_BYTES_MAX].decode("utf-8", "replace")
-        held = min(chunk_bytes, STREAM_WINDOW_BYTES)
+        self.check_room(min(chunk_bytes, STREAM_WINDOW_BYTES))
         settings = self._settings
-        if self.uploads >= settings.uploads_max or self.upload_bytes + held > settings.upload_bytes_max:
-            raise UnavailableError(
-                f"{self.uploads} uploads hold {self.upload_bytes} bytes here; try again", code="too-many-uploads"
-            )
         if chunk_bytes <= settings.segment_chunk_bytes_max:
             exchange.receive(_Small(self, exchange, slot, chunk, chunk_bytes, name=name))
         else:
             stream = self._stream(exchange, slot, chunk, chunk_bytes, name)
             exchange.receive(stream)
             exchange.spawn(stream.run())
+
+    def admit(self, ticket_text: bytes, index: int, chunk_bytes: int) -> tuple[Slot, ChunkId]:
+        """Where a chunk of that many bytes may be written under this ticket, and its id. Raises TicketRefused,
+        TooLarge, NotFound, CapacityError, UnavailableError."""
+        standing = self._standing
+        ticket = open_write(ticket_text, standing.keys, server=standing.server, now_seconds=standing.now_seconds())
+        if not ticket.covers(index):
+            raise TicketRefused(
+                f"the ticket is for chunks {ticket.first_index} to {ticket.first_index + ticket.index_count - 1}"
+            )
+        if chunk_bytes > min(ticket.chunk_bytes_max, self._settings.chunk_bytes_max):
+            raise TooLarge(f"the ticket is for chunks of at most {ticket.chunk_bytes_max} bytes")
+        slot = self._slots.slot(ticket.device)
+        _check_writable(slot)
+        return slot, chunk_id(ticket.upload, index)
+
+    def check_room(self, count: int) -> None:
+        """Raises UnavailableError when too many uploads, or too many bytes of them, are under way for so many more."""
+        settings = self._settings
+        if self.uploads >= settings.uploads_max or self.upload_bytes + count > settings.upload_bytes_max:
+            raise UnavailableError(
+                f"{self.uploads} uploads hold {self.upload_bytes} bytes here; try again", code="too-many-uploads"
+            )
+
+    @property
+    def small_bytes_max(self) -> int:
+        """A chunk of up to this lies in a segment."""
+        return self._settings.segment_chunk_bytes_max
 
     def _stream(self, exchange: Exchange, slot: Slot, chunk: ChunkId, chunk_bytes: int, name: str) -> _Stream:
         under_way = (slot.id, chunk)
@@ -180,7 +191,7 @@ class _Small:
         self._sums = bytes(self._body[size:])
         if sums_of(data) != self._sums:
             self._end()
-            self._exchange.fail(_mismatch(self._chunk))
+            self._exchange.fail(mismatch(self._chunk))
             return
         slot.puts += 1
         if slot.puts % BACK_PRESSURE_EVERY == 0:
@@ -303,7 +314,7 @@ class _Stream:
                 raise self._error
             sums = self._summer.sums()
             if sums != self._sent_sums:
-                raise _mismatch(self._chunk)
+                raise mismatch(self._chunk)
             at = await finish(self._writer, sums, seconds=timeout)
             hit("objectd.upload.before_receipt")
             receipt = uploads.receipt(slot, self._chunk, self._chunk_bytes, sums, at)
@@ -393,5 +404,5 @@ def _check_writable(slot: Slot) -> None:
         raise UnavailableError(f"device {slot.id} is {state}: {slot.device.detail}", code="device-failed")
 
 
-def _mismatch(chunk: ChunkId) -> ChecksumMismatch:
+def mismatch(chunk: ChunkId) -> ChecksumMismatch:
     return ChecksumMismatch(f"the sums sent with chunk {chunk.hex()} do not fit its data; nothing was kept")

@@ -4,9 +4,9 @@ Invariant: items are settled in the order they were appended, and an item is set
 its segment began after its bytes were written. After the first failure nothing is ever settled as durable by this
 committer again: the kernel may have dropped the dirty pages, a later sync on the descriptor would lie.
 
-Cost: one hand-over (a wake-up of the thread, about 10 us) per turn of the loop and not per record, 1.2-1.6 us per waiter
-to wake, one fdatasync per group. InlineCommitter does the same without a thread: for file systems in memory, where a
-sync costs nothing, and for simulation.
+Cost: one hand-over (a wake-up of the thread, about 10 us) per turn of the loop and not per record, 1.2-1.6 us per
+waiter to wake, one fdatasync per group. InlineCommitter does the same without a thread: for file systems in memory,
+where a sync costs nothing, and for simulation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One whole chunk to `copies` object servers at the same time, with spares for those that fail.
 
-Owns the tasks that send and the choice of targets; all tasks have ended when `run` returns or raises. The chunk stays
+Owns what sends and the choice of targets; all of it has ended when `run` returns or raises. The chunk stays
 in the caller's memory until then, so a spare gets the same bytes (docs/adr/0060): nothing is read back from a server.
 
 An allocation may name one more target, for a cache copy on a fast device. It runs beside the others, and whatever
@@ -10,7 +10,8 @@ Invariants: the receipts returned are of `copies` different servers; fewer is an
 (chunks that were stored are collected as orphans); a slow server holds up only its own task: each sends from the
 shared buffer under its own back-pressure.
 
-Cost: per copy one task, one connection from the pool, no copy of the bytes.
+Cost: per copy one task, one connection from the pool, no copy of the bytes; of a small chunk per copy one future, a
+share of a message and one copy of the bytes (docs/adr/0220).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from tierstore.checksum import combine_sums, sums_of
 from tierstore.errors import CapacityError, TicketRefused, TierstoreError, UnavailableError
 from tierstore.names import UploadId, chunk_id
+from tierstore.wire.chunks import SET_CHUNK_BYTES_MAX
 from tierstore.wire.names import Allocation, CommitChunk, Target
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class ChunkFanout:
         self._used: set[int] = set()
         #: Of those, the ones that could not take it now but perhaps a moment later (a restart, a broken connection).
         self._again: set[int] = set()
-        self._running: dict[asyncio.Task[bytes], Target] = {}
+        self._running: dict[asyncio.Future[bytes], Target] = {}
         self._receipts: list[bytes] = []
         self._failures: list[TierstoreError] = []
         self._asking: asyncio.Task[None] | None = None
@@ -122,11 +124,26 @@ class ChunkFanout:
             target = self._candidates.popleft()
             if target.server not in self._used:
                 self._used.add(target.server)
-                task = self._loop.create_task(self._send(target))
-                self._running[task] = target
-                task.add_done_callback(self._sent)
+                sending = self._send_with_others(target) or self._loop.create_task(self._send(target))
+                self._running[sending] = target
+                sending.add_done_callback(self._sent)
                 return True
         return False
+
+    def _send_with_others(self, target: Target) -> asyncio.Future[bytes] | None:
+        """A small chunk shares a message with those that go to the same device now; None: send it by itself."""
+        if len(self._data) > SET_CHUNK_BYTES_MAX:
+            return None
+        url = self._parts.servers.known_url(target.server)
+        if url is None:
+            return None
+        try:
+            return self._parts.objects.store_small(
+                url, target.device, target.ticket, index=self._allocation.index, name=self._name, data=self._data,
+                sums=self._sums, seconds=self._limits.chunk_store_seconds,
+            )  # fmt: skip
+        except UnavailableError:
+            return None     # too many wait for that device: its own connection has its own bound
 
     async def _send(self, target: Target) -> bytes:
         limits = self._limits
@@ -136,18 +153,18 @@ class ChunkFanout:
             seconds=limits.chunk_store_seconds + len(self._data) / limits.chunk_store_bytes_per_second,
         )  # fmt: skip
 
-    def _sent(self, task: asyncio.Task[bytes]) -> None:
-        target = self._running.pop(task, None)
+    def _sent(self, sending: asyncio.Future[bytes]) -> None:
+        target = self._running.pop(sending, None)
         if target is None or self._settled.done():
-            if not task.cancelled():
-                task.exception()
+            if not sending.cancelled():
+                sending.exception()
             return
-        if task.cancelled():
+        if sending.cancelled():
             self._settled.cancel()
             return
-        error = task.exception()
+        error = sending.exception()
         if error is None:
-            self._receipts.append(task.result())
+            self._receipts.append(sending.result())
             self.tier = self.tier or target.tier
             if len(self._receipts) == self._copies:
                 self._settled.set_result(None)
@@ -225,7 +242,7 @@ class ChunkFanout:
                 self._extra.cancel()
             elif not self._extra.cancelled():
                 self._extra.exception()     # looked at, also when the home copies failed first
-        for task in self._running:
+        for sending in self._running:
             self.is_quiet = False
-            task.cancel()
+            sending.cancel()
         self._running.clear()

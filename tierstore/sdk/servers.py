@@ -43,6 +43,10 @@ class ServerBook:
         self._urls = {server.id: server.url for server in fresh.servers}
         self._not_up = frozenset(server.id for server in fresh.servers if server.state != "up")
 
+    def known_url(self, server: int) -> str | None:
+        """The address of an object server that stands in the map held."""
+        return self._urls.get(server)
+
     async def url(self, server: int) -> str:
         """The address of an object server; fetches the map again for one that is not known. Raises UnavailableError."""
         found = self._urls.get(server)

@@ -91,6 +91,7 @@ class Store:
 
     async def close(self) -> None:
         await self._allocations.close()
+        await self._objects.close()
         await self.client.close()
         if self._owned is not None:
             await self._owned.close()

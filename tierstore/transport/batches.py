@@ -1,6 +1,6 @@
 """Coalescing: items that arise while batches are under way wait and travel together in the next one.
 
-Owns the queue of one kind of question to metadata (a lane). No timer delays an item: with fewer than `depth` batches
+Owns the queue of one kind of question to one peer (a lane). No timer delays an item: with fewer than `depth` batches
 under way, a batch leaves at the end of this turn of the event loop with all that arose in it.
 
 Invariants: an item joins only a batch whose body is built after it arrived (rule 9: an answer is never older than the
@@ -38,11 +38,13 @@ class Waiter(Generic[Item, Result]):
 
 @dataclass(slots=True)
 class BatchLane(Generic[Item, Result]):
-    """`send` takes the waiters of one batch and returns one result per waiter, in order. It must return or raise by
-    the latest `until` among them; it may drop waiters from the work whose futures are done."""
+    """`send` takes the waiters of one batch and returns one result per waiter, in order; an error among them is raised
+    to its waiter. It must return or raise by the latest `until` among them; it may drop waiters from the work whose
+    futures are done. peer: for people."""
 
     name: str
-    send: Callable[[Sequence[Waiter[Item, Result]]], Awaitable[Sequence[Result]]]
+    send: Callable[[Sequence[Waiter[Item, Result]]], Awaitable[Sequence[Result | TierstoreError]]]
+    peer: str = "metadata"
     depth: int = 2
     items_max: int = 256
     waiting_max: int = 8192
@@ -57,7 +59,7 @@ class BatchLane(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         if self._closed or len(self._waiting) >= self.waiting_max:
             why = "is closed" if self._closed else f"already has {self.waiting_max} items waiting"
-            raise UnavailableError(f"the {self.name} queue to metadata {why}", code="metadata-busy")
+            raise UnavailableError(f"the {self.name} queue to {self.peer} {why}", code="metadata-busy")
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append(Waiter(item, future, loop.time() + seconds))
         if not self._flush_due and len(self._under_way) < self.depth:
@@ -85,7 +87,7 @@ class BatchLane(Generic[Item, Result]):
             results = await self.send(batch)
             if len(results) != len(batch):
                 raise UnavailableError(
-                    f"metadata answered {len(results)} results for {len(batch)} items", code="broken-answer"
+                    f"{self.peer} answered {len(results)} results for {len(batch)} items", code="broken-answer"
                 )
         except TierstoreError as error:
             for waiter in batch:
@@ -100,7 +102,11 @@ class BatchLane(Generic[Item, Result]):
                     waiter.future.set_exception(why)
             raise
         for waiter, result in zip(batch, results, strict=True):
-            if not waiter.future.done():
+            if waiter.future.done():
+                continue
+            if isinstance(result, TierstoreError):
+                waiter.future.set_exception(result)
+            else:
                 waiter.future.set_result(result)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -118,12 +124,17 @@ class BatchLane(Generic[Item, Result]):
         for waiter in self._waiting:
             if waiter.until <= now and not waiter.future.done():
                 waiter.future.set_exception(
-                    UnavailableError(f"no {self.name} answer from metadata in time", code="deadline")
+                    UnavailableError(f"no {self.name} answer from {self.peer} in time", code="deadline")
                 )
         while self._waiting and self._waiting[0].future.done():
             self._waiting.popleft()
         if self._waiting or self._under_way:
             self._sweep = loop.call_later(SWEEP_SECONDS, self._expire)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing is under way."""
+        return not self._waiting and not self._under_way
 
     async def close(self) -> None:
         """Cancel what is under way and fail what waits."""

@@ -11,6 +11,7 @@ no copy. A small read: one call, one or a few sums, a memoryview of the answer.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final, NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -20,8 +21,10 @@ from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count, combine_sums
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, TierstoreError, UnavailableError, from_answer
 from tierstore.names import ChunkId
+from tierstore.transport.chunk_lanes import ChunkLanes
 from tierstore.transport.peer import Buffer, Headers, PeerReply, PeerStream, PeerTransport, PeerUpload
 from tierstore.transport.pieces import PieceBuffers
+from tierstore.wire.chunks import SmallChunk
 
 #: A piece of a stream: a share of its data, so that the first byte is not late, in whole blocks within these bounds.
 PIECE_BYTES: Final = 4 * BLOCK_BYTES
@@ -187,7 +190,7 @@ class ChunkUpload:
 
 
 class ObjectClient:
-    """Chunk calls over a peer transport. Stateless; share one per process."""
+    """Chunk calls over a peer transport. Share one per process; close() it where small chunks are stored together."""
 
     def __init__(self, transport: PeerTransport, clock: Clock) -> None:
         self._transport = transport
@@ -195,6 +198,11 @@ class ObjectClient:
         self.pieces = PieceBuffers()
         #: Blocks whose sum was compared and right, for metrics.
         self.blocks_verified = 0
+        self._lanes = ChunkLanes(transport, self._put_alone, lambda reply, url: error_of(reply.status, reply.body, url))
+
+    async def close(self) -> None:
+        """Fail what was handed to store_small() and is not done."""
+        await self._lanes.close()
 
     async def read_chunk(
         self, url: str, ticket: bytes, *, chunk: ChunkId, chunk_bytes: int, crc32c: int, first: int = 0,
@@ -280,6 +288,20 @@ class ObjectClient:
             url, b"PUT", _put_target(ticket, index, name), body=body, seconds=seconds
         )
         return _receipt(reply, url)
+
+    def store_small(
+        self, url: str, device: int, ticket: bytes, *, index: int, name: str, data: Buffer, sums: bytes, seconds: float,
+    ) -> asyncio.Future[bytes]:  # fmt: skip
+        """The same for a chunk of at most wire.chunks.SET_CHUNK_BYTES_MAX, together with others that go to that device
+        at this moment: no task, the receipt comes later. `data` must not change until then. Raises UnavailableError
+        when too many wait; all other errors are the future's. One that is cancelled may store the chunk all the same.
+        """
+        return self._lanes.submit(url, device, SmallChunk(ticket, index, name, sums, memoryview(data)), seconds)
+
+    async def _put_alone(self, url: str, put: SmallChunk, seconds: float) -> bytes:
+        return await self.put_chunk(
+            url, put.ticket, index=put.index, name=put.name, data=put.data, sums=put.sums, seconds=seconds
+        )
 
     async def renew_receipt(self, url: str, receipt: bytes, *, seconds: float) -> bytes:
         """The same receipt signed by the server's present life, after it found the chunk. May be repeated.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -94,8 +94,11 @@ async def client_of(server: FakeObjectServer, kind: str) -> AsyncIterator[tuple[
         await task
 
 
-async def _nothing(scope: dict[str, object], receive: object, send: object) -> None:
-    raise AssertionError("no cold route is asked for here")
+async def _nothing(scope: dict[str, object], receive: object, send: Callable[[object], Awaitable[None]]) -> None:
+    """Cold routes: there are none, as on a server of an older release."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
 
 
 kinds = pytest.mark.parametrize("kind", ["protocol", "in-process"])
@@ -220,6 +223,34 @@ def test_errors_of_the_object_server_come_back_as_themselves(kind: str) -> None:
             server.refuse = None
             with pytest.raises(ChecksumMismatch):
                 await client.put_chunk(url, b"t", index=0, data=b"abc", sums=sums_of(b"abd"), seconds=5)
+
+    run(main())
+
+
+@kinds
+def test_a_server_that_knows_no_sets_gets_small_chunks_one_by_one(kind: str) -> None:
+    """While a cluster is upgraded, gateways meet object servers of the release before: writes must go on."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        async with client_of(server, kind) as (client, url):
+            for _ in range(2):
+                server.targets.clear()
+                waiting = [
+                    client.store_small(
+                        url, 1, b"t%d" % n, index=0, name="", data=b"%d" % n, sums=sums_of(b"%d" % n), seconds=60
+                    )
+                    for n in range(5)
+                ]
+                assert await asyncio.gather(*waiting) == [b"receipt-of-t%d" % n for n in range(5)]
+                assert len(server.targets) == 5
+            server.refuse = CapacityError("full")
+            refused = client.store_small(url, 1, b"u", index=0, name="", data=b"x", sums=sums_of(b"x"), seconds=60)
+            with pytest.raises(CapacityError):
+                await refused
+            await client.close()
+            with pytest.raises(UnavailableError):
+                client.store_small(url, 1, b"v", index=0, name="", data=b"x", sums=sums_of(b"x"), seconds=60)
 
     run(main())
 
