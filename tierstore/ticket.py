@@ -56,9 +56,8 @@ _READ_BYTES: Final = _READ.size + MAC_BYTES
 _RECEIPT_BYTES: Final = _RECEIPT.size + MAC_BYTES
 #: Keys whose hash is kept set up: two of each server, of more servers than a site has.
 KEYS_REMEMBERED_MAX: Final = 4096
-_FROM_URLSAFE: Final = bytes.maketrans(b"-_", b"+/")
-
 _FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
+_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 
 #: One server's keys, newest last.
 Keys = Mapping[int, bytes]
@@ -111,8 +110,7 @@ class Receipt:
 
 
 def _seal(payload: bytes, key: bytes) -> bytes:
-    mac = hashlib.blake2b(payload, key=key, digest_size=MAC_BYTES).digest()
-    return base64.urlsafe_b64encode(payload + mac).rstrip(b"=")
+    return binascii.b2a_base64(payload + _mac(payload, key), newline=False).translate(_TO_URL).rstrip(b"=")
 
 
 def _decode(text: bytes) -> bytes:
@@ -134,8 +132,7 @@ def _check(raw: bytes, form: struct.Struct, kind: int, keys: Keys) -> bytes:
     key = keys.get(raw[1])
     if key is None:
         raise TicketRefused("the ticket's key is not known (rotated away?)")
-    mac = hashlib.blake2b(payload, key=key, digest_size=MAC_BYTES).digest()
-    if not hmac.compare_digest(mac, raw[form.size :]):
+    if not hmac.compare_digest(_mac(payload, key), raw[form.size :]):
         raise TicketRefused("the ticket's signature is wrong")
     return payload
 
@@ -208,15 +205,13 @@ def read_fields(text: bytes, keys: Keys) -> tuple[int, int, bytes, int, int, int
     caller's to compare. (server, device, chunk, segment, chunk_bytes, offset, expires_at, flags).
     Raises TicketRefused."""
     try:
-        raw = binascii.a2b_base64(text.translate(_FROM_URLSAFE) + b"==")
+        raw = binascii.a2b_base64(text.translate(_FROM_URL) + b"==")
     except binascii.Error:
         raw = b""
     if len(raw) == _READ_BYTES and raw[0] == READ:
         key = keys.get(raw[1])
-        if key is not None:
-            mac = hashlib.blake2b(raw[:-MAC_BYTES], key=key, digest_size=MAC_BYTES).digest()
-            if hmac.compare_digest(mac, raw[-MAC_BYTES:]):
-                return _READ.unpack_from(raw)[2:]
+        if key is not None and hmac.compare_digest(_mac(raw[:-MAC_BYTES], key), raw[-MAC_BYTES:]):
+            return _READ.unpack_from(raw)[2:]
     _open(text, _READ, READ, keys)  # says what is wrong with it
     raise TicketRefused("the ticket is not base64url")
 
@@ -251,11 +246,8 @@ def receipt_fields(
         raw = b""
     if len(raw) == _RECEIPT_BYTES and raw[0] == RECEIPT:
         key = keys_of.get(raw[2] | raw[3] << 8, _NO_KEYS).get(raw[1])
-        if key is not None:
-            mac = _keyed(key).copy()
-            mac.update(raw[:-MAC_BYTES])
-            if hmac.compare_digest(mac.digest(), raw[-MAC_BYTES:]):
-                return _RECEIPT.unpack_from(raw)
+        if key is not None and hmac.compare_digest(_mac(raw[:-MAC_BYTES], key), raw[-MAC_BYTES:]):
+            return _RECEIPT.unpack_from(raw)
     # Says what is wrong with it.
     _open(text, _RECEIPT, RECEIPT, keys_of.get(int.from_bytes(raw[2:4], "little"), _NO_KEYS))
     raise TicketRefused("the receipt is not base64url")
@@ -265,6 +257,12 @@ def receipt_fields(
 def _keyed(key: bytes) -> hashlib.blake2b:
     """The MAC before its first byte, to be copied: setting up a keyed hash costs a third of the whole."""
     return hashlib.blake2b(key=key, digest_size=MAC_BYTES)
+
+
+def _mac(payload: bytes, key: bytes) -> bytes:
+    mac = _keyed(key).copy()
+    mac.update(payload)
+    return mac.digest()
 
 
 def receipt_server(text: bytes) -> ServerId:

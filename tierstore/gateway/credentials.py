@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from tierstore.auth.access import ANONYMOUS, USER_TOKEN, Principal, parse_bearer, token_hash
 from tierstore.clock import Clock
@@ -27,6 +28,9 @@ class CredentialLimits:
     lookup_seconds: float = 10.0
     lookups_max: int = 64              # credential look-ups under way; more strangers wait their turn
 
+#: Headers whose hash is remembered; a table that is full is emptied.
+HEADERS_MAX: Final = 1024
+
 
 class CredentialCache:
     """One per gateway process."""
@@ -37,6 +41,8 @@ class CredentialCache:
         self._limits = limits or CredentialLimits()
         self._entries: dict[bytes, tuple[Principal | None, float]] = {}
         self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
+        #: Headers seen before -> the hash of their token: clients repeat theirs, and parsing and hashing cost 4 us.
+        self._digests: dict[bytes, bytes] = {}
         self._generation = 0
         self._turns = asyncio.Semaphore(self._limits.lookups_max)
         client.on_auth_change.append(self.flush)
@@ -46,6 +52,7 @@ class CredentialCache:
         self._generation += 1
         self._entries.clear()
         self._asking.clear()
+        self._digests.clear()
 
     def known(self, header: bytes | None) -> Principal | None:
         """The principal of an Authorization header if it is known at once; None: ask with resolve().
@@ -53,7 +60,13 @@ class CredentialCache:
         Raises NotAuthenticated for a header that is no user's token, and for a token refused a moment ago."""
         if header is None:
             return ANONYMOUS
-        return self._fresh(_hash_of(header))
+        digest = self._digests.get(header)
+        if digest is None:
+            digest = _hash_of(header)
+            if len(self._digests) >= HEADERS_MAX:
+                self._digests.clear()
+            self._digests[header] = digest
+        return self._fresh(digest)
 
     def _fresh(self, digest: bytes) -> Principal | None:
         entry = self._entries.get(digest)

@@ -38,6 +38,8 @@ class Placer:
         self._copies = 2
         self._read_soon: frozenset[str] = frozenset()
         self._chunk_bytes = 8 * MIB
+        #: By rule (its identity: the policy keeps it alive) and whether the bucket wants a fast copy.
+        self._classes: dict[tuple[int, bool], PlacementClass] = {}
         client.on_map_change.append(self._learn)
         if client.map is not None:
             self._learn(client.map)
@@ -46,12 +48,17 @@ class Placer:
         """Where a body of `size` bytes (None: not known yet) under this name goes now."""
         now = self._clock.now_ms() / 1000
         rule = self._policy.rule_for(bucket, key, self._chunk_bytes if size is None else size, now)
-        return PlacementClass(
-            home_tiers(rule), rule.copies or self._copies, self._chunk_bytes,
-            extra_tiers(rule) if bucket in self._read_soon else (),
-        )  # fmt: skip
+        is_read_soon = bucket in self._read_soon
+        found = self._classes.get((id(rule), is_read_soon))
+        if found is None:
+            found = self._classes[id(rule), is_read_soon] = PlacementClass(
+                home_tiers(rule), rule.copies or self._copies, self._chunk_bytes,
+                extra_tiers(rule) if is_read_soon else (),
+            )  # fmt: skip
+        return found
 
     def _learn(self, fresh: ClusterMap) -> None:
+        self._classes.clear()
         self._copies = fresh.copies
         self._read_soon = frozenset(fresh.read_soon)
         self._chunk_bytes = min(max(fresh.chunk_bytes, CHUNK_BYTES_MIN), CHUNK_BYTES_MAX)

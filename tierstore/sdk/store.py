@@ -14,8 +14,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
 
-import msgspec
-
 from tierstore.checksum import crc_of, encode_crc
 from tierstore.clock import Clock
 from tierstore.errors import (
@@ -180,8 +178,10 @@ class Store:
                 f"the body's CRC32C is {encode_crc(whole)}, the request says {encode_crc(crc32c)}; nothing was stored"
             )
         parts = self._put_parts_of(bucket, key, len(body))
-        write = self.write_hint(meta=meta, condition=condition, crc32c=crc32c, etag=etag)
-        name = hint_of(bucket, key, msgspec.structs.replace(write, size=len(body)))
+        begun = self.client.new_operation()
+        name = hint_of(bucket, key, WriteHint(
+            begun, size=len(body), crc32c=-1 if crc32c is None else crc32c, etag=etag, meta=meta, condition=condition
+        ))  # fmt: skip
         for attempt in range(self.limits.commit_attempts_max):
             chunks: list[CommitChunk] = []
             tier = ""
@@ -192,10 +192,8 @@ class Store:
                 fanout = ChunkFanout(parts, allocation, data=memoryview(body), name=name)
                 chunks.append(await fanout.run())
                 tier = fanout.tier
-            operation = self.client.new_operation()
-            put = Put(
-                bucket, key, len(body), etag or native_etag(whole, len(body), write.begun), chunks, meta, condition
-            )
+            put = Put(bucket, key, len(body), etag or native_etag(whole, len(body), begun), chunks, meta, condition)
+            operation = self.client.operation_for(chunks)
             try:
                 result = await self.client.commit(
                     put, access=access, operation=operation, seconds=self.limits.request_seconds

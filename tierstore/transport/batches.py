@@ -1,7 +1,9 @@
 """Coalescing: items that arise while batches are under way wait and travel together in the next one.
 
-Owns the queue of one kind of question to one peer (a lane). No timer delays an item: with fewer than `depth` batches
-under way, a batch leaves at the end of this turn of the event loop with all that arose in it.
+Owns the queue of one kind of question to one peer (a lane). With fewer than `eager` batches under way, a batch leaves
+at the end of this turn of the event loop with all that arose in it. While that many are, items wait for one of them to
+come back; when none does within `patience_seconds`, further ones leave, up to `depth`: a batch that hangs (a restart,
+a slow disk, another site) must not hold up those behind it. Few large batches cost less than many small ones.
 
 Invariants: an item joins only a batch whose body is built after it arrived (rule 9: an answer is never older than the
 question); results come back in the order of the items; every waiter gets a result or an error, at the latest at its
@@ -46,13 +48,19 @@ class BatchLane(Generic[Item, Result]):
     send: Callable[[Sequence[Waiter[Item, Result]]], Awaitable[Sequence[Result | TierstoreError]]]
     peer: str = "metadata"
     depth: int = 2
+    eager: int = 0                      # 0: as many as `depth`
+    patience_seconds: float = 0.0
     items_max: int = 256
     waiting_max: int = 8192
     _waiting: deque[Waiter[Item, Result]] = field(default_factory=deque)
     _under_way: set[asyncio.Task[None]] = field(default_factory=set)
     _flush_due: bool = False
     _sweep: asyncio.TimerHandle | None = None
+    _impatient: asyncio.TimerHandle | None = None
     _closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.eager = self.eager or self.depth
 
     def submit(self, item: Item, seconds: float) -> asyncio.Future[Result]:
         """Queue one item. The future fails with UnavailableError(code="deadline") when `seconds` have passed."""
@@ -62,16 +70,31 @@ class BatchLane(Generic[Item, Result]):
             raise UnavailableError(f"the {self.name} queue to {self.peer} {why}", code="metadata-busy")
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append(Waiter(item, future, loop.time() + seconds))
-        if not self._flush_due and len(self._under_way) < self.depth:
-            self._flush_due = True
-            loop.call_soon(self._flush)
+        if not self._flush_due:
+            if len(self._under_way) < self.eager:
+                self._flush_due = True
+                loop.call_soon(self._flush)
+            else:
+                self._be_patient()
         if self._sweep is None:
             self._sweep = loop.call_later(SWEEP_SECONDS, self._expire)
         return future
 
-    def _flush(self) -> None:
+    def _be_patient(self) -> None:
+        """See to it that what waits behind batches that hang leaves all the same."""
+        if self._waiting and self._impatient is None and self.eager <= len(self._under_way) < self.depth:
+            self._impatient = asyncio.get_running_loop().call_later(self.patience_seconds, self._flush_one_more)
+
+    def _flush_one_more(self) -> None:
+        """What waits has been patient enough with the batches under way."""
+        self._impatient = None
+        if self._waiting and not self._flush_due:
+            self._flush(min(len(self._under_way) + 1, self.depth))
+            self._be_patient()
+
+    def _flush(self, under_way_max: int = 0) -> None:
         self._flush_due = False
-        while self._waiting and len(self._under_way) < self.depth:
+        while self._waiting and len(self._under_way) < (under_way_max or self.eager):
             batch: list[Waiter[Item, Result]] = []
             while self._waiting and len(batch) < self.items_max:
                 waiter = self._waiting.popleft()
@@ -115,6 +138,7 @@ class BatchLane(Generic[Item, Result]):
             asyncio.get_running_loop().call_exception_handler({"message": f"{self.name} batch", "exception": error})
         if self._waiting and not self._closed:
             self._flush()
+            self._be_patient()
 
     def _expire(self) -> None:
         """Fail what waits behind hung batches; go on looking while anything is about."""
@@ -139,9 +163,10 @@ class BatchLane(Generic[Item, Result]):
     async def close(self) -> None:
         """Cancel what is under way and fail what waits."""
         self._closed = True
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
+        for timer in (self._sweep, self._impatient):
+            if timer is not None:
+                timer.cancel()
+        self._sweep = self._impatient = None
         tasks = list(self._under_way)
         for task in tasks:
             task.cancel()

@@ -1,7 +1,7 @@
 """Small chunks on their way to object servers: those that arise while others are under way travel together.
 
-Owns one lane per device (transport.batches): with fewer than DEPTH messages to it under way, a message leaves at the
-end of this turn of the event loop with all chunks that arose in it. A chunk that is alone goes as it always did, by
+Owns one lane per device (transport.batches): while no message to it is under way, one leaves at the end of this turn of
+the event loop with all chunks that arose in it. A chunk that is alone goes as it always did, by
 `PUT /v1/chunks/{ticket}`; several go by `PUT /v1/chunks`. A server that does not know the second gets them one by one.
 
 Invariants: each chunk has its own result, a receipt or the server's error; nobody looks at its bytes when its future is
@@ -22,8 +22,10 @@ from tierstore.transport.batches import BatchLane, Waiter
 from tierstore.transport.peer import PeerReply, PeerTransport
 from tierstore.wire.chunks import SET_ITEMS_MAX, ChunkSet, SmallChunk, StoredSet
 
-#: Messages to one device under way at the same time: one is synced while the next one comes.
-DEPTH: Final = 2
+#: Messages to one device under way at the same time; beyond the first one only when it has not come back within the
+#: patience: a disk that takes long to sync is given more meanwhile.
+DEPTH: Final = 4
+PATIENCE_SECONDS: Final = 0.004
 WAITING_MAX: Final = 4096
 #: Devices with a lane; beyond it those without work are forgotten.
 LANES_MAX: Final = 1024
@@ -64,7 +66,10 @@ class ChunkLanes:
         async def send(batch: Sequence[Waiter[SmallChunk, bytes]]) -> Sequence[bytes | TierstoreError]:
             return await self._send(url, batch)
 
-        lane = Lane("chunk", send, peer=url, depth=DEPTH, items_max=SET_ITEMS_MAX, waiting_max=WAITING_MAX)
+        lane = Lane(
+            "chunk", send, peer=url, depth=DEPTH, eager=1, patience_seconds=PATIENCE_SECONDS, items_max=SET_ITEMS_MAX,
+            waiting_max=WAITING_MAX,
+        )  # fmt: skip
         self._lanes[url, device] = lane
         return lane
 

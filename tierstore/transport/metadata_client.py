@@ -73,9 +73,12 @@ _COMMIT_REPEATS = 4
 
 @dataclass(frozen=True, slots=True)
 class MetadataLimits:
-    """Bounds of one client. attempt_seconds: one request; hold_seconds: how long a request is held for a restart."""
+    """Bounds of one client. attempt_seconds: one request; hold_seconds: how long a request is held for a restart.
+    depth: batches of one kind under way; beyond the first one only when it has not come back within the patience."""
 
-    depth: int = 2
+    depth: int = 4
+    lookup_patience_seconds: float = 0.002
+    commit_patience_seconds: float = 0.01
     items_max: int = 256
     waiting_max: int = 8192
     attempt_seconds: float = 5.0
@@ -110,17 +113,24 @@ class MetadataClient:
         self.on_auth_change: list[Callable[[], None]] = []
         #: Called with the new map (servers, states, policy) after it was fetched.
         self.on_map_change: list[Callable[[ClusterMap], None]] = []
-        self._lookups: BatchLane[LookupItem, LookupResult] = self._lane("lookup", self._send_lookups, bounds)
-        self._allocations: BatchLane[AllocateItem, AllocateResult] = self._lane(
-            "allocate", self._send_allocates, bounds
+        self._lookups: BatchLane[LookupItem, LookupResult] = self._lane(
+            "lookup", self._send_lookups, bounds, patience_seconds=bounds.lookup_patience_seconds
         )
-        self._commits: BatchLane[CommitItem, CommitResult] = self._lane("commit", self._send_commits, bounds)
+        self._allocations: BatchLane[AllocateItem, AllocateResult] = self._lane(
+            "allocate", self._send_allocates, bounds, patience_seconds=bounds.lookup_patience_seconds
+        )
+        self._commits: BatchLane[CommitItem, CommitResult] = self._lane(
+            "commit", self._send_commits, bounds, patience_seconds=bounds.commit_patience_seconds
+        )
         self._bad: dict[tuple[bytes, int], BadChunk] = {}
         self._bad_task: asyncio.Task[None] | None = None
 
     @staticmethod
-    def _lane(name: str, send: Any, bounds: MetadataLimits) -> BatchLane[Any, Any]:
-        return BatchLane(name, send, depth=bounds.depth, items_max=bounds.items_max, waiting_max=bounds.waiting_max)
+    def _lane(name: str, send: Any, bounds: MetadataLimits, *, patience_seconds: float) -> BatchLane[Any, Any]:
+        return BatchLane(
+            name, send, depth=bounds.depth, eager=1, patience_seconds=patience_seconds, items_max=bounds.items_max,
+            waiting_max=bounds.waiting_max,
+        )  # fmt: skip
 
     def set_token(self, token: str) -> None:
         """The credential of every later call (a daemon gets its secret at registration)."""

@@ -62,6 +62,49 @@ def test_items_that_arise_while_batches_are_under_way_share_the_next_one() -> No
     asyncio.run(main())
 
 
+def test_what_waits_behind_a_batch_that_hangs_leaves_after_its_patience() -> None:
+    """One batch at a time makes the batches large; a commit that waits for another site must not stop all others."""
+
+    async def main() -> None:
+        gates: list[asyncio.Future[None]] = []
+        batches: list[list[int]] = []
+        came = asyncio.Condition()
+
+        async def send(batch: list[Waiter[int, int]]) -> list[int]:
+            gate = asyncio.get_running_loop().create_future()
+            gates.append(gate)
+            async with came:
+                batches.append([waiter.item for waiter in batch])
+                came.notify_all()
+            await gate
+            return [waiter.item for waiter in batch]
+
+        async def sent(count: int) -> None:
+            async with asyncio.timeout(60), came:
+                await came.wait_for(lambda: len(batches) == count)
+
+        lane: BatchLane[int, int] = BatchLane(
+            "test", send, depth=3, eager=1, items_max=2, patience_seconds=0.01  # type: ignore[arg-type]
+        )
+        futures = [lane.submit(0, 120)]
+        await sent(1)
+        futures += [lane.submit(number, 120) for number in range(1, 8)]
+        await sent(3)       # two more left, one after the other; the rest waits, for three are the bound
+        assert batches == [[0], [1, 2], [3, 4]]
+        gates[0].set_result(None)
+        gates[1].set_result(None)
+        gates[2].set_result(None)
+        await sent(4)
+        gates[3].set_result(None)
+        await sent(5)
+        gates[4].set_result(None)
+        assert await asyncio.gather(*futures) == list(range(8))
+        assert batches[3:] == [[5, 6], [7]]
+        await lane.close()
+
+    asyncio.run(main())
+
+
 def test_an_item_whose_time_is_up_behind_a_hung_batch_fails() -> None:
     """No await without a deadline, also in a queue."""
 
