@@ -170,7 +170,7 @@ _CODES_OF: dict[type[TierstoreError], str] = {
                       "body-unreachable too-late deadline unreachable catalog-unavailable busy site-comparing "
                       "name-parked",
     CapacityError: "device-full cluster-full catalog-full",
-    AccessDenied: "object-locked quota-exceeded",
+    AccessDenied: "object-locked quota-exceeded encrypted-object",
     IntegrityError: "integrity bad-block bad-footer catalog-corrupt",
     TierstoreError: "internal",
 }  # fmt: skip

@@ -36,6 +36,7 @@ from tierstore.wire.files import (
     WriteFile,
 )
 from tierstore.wire.names import CommitChunk, ObjectMeta
+from tierstore.wire.s3 import marked_etag
 
 __all__ = ["postgres", "run", "url_of"]
 
@@ -366,3 +367,26 @@ def test_pieces_are_told_only_where_a_rewrite_costs_nothing_else(run: Run) -> No
         assert (plain.entry.extents, kept.entry.extents) == (3, 0)
 
     on_files(run, test)
+
+
+def test_an_encrypted_object_is_neither_read_nor_changed_in_parts_by_a_mount(run: Run) -> None:
+    """A mount has no keys: it would hand out sealed bytes, or write clear ones among them. Replaced as a whole, the
+    file is a plain one, of which nothing says any more that it is encrypted."""
+
+    async def check(f: Files) -> None:
+        sealed = ObjectMeta(extra={"s3.sse": b"x", "s3.parts": b"y", "s3.owner": b"z"})
+        await f.w.put("k", chunks=[f.w.chunk(1000)], etag=marked_etag("e", 900), meta=sealed)
+        found = await f.look("k")
+        assert found.entry is not None
+        asked = await f.service.ask(FileQuestion(Extents("bbb", "k", 0, 10)), ADMIN)
+        assert asked.code == "encrypted-object"
+        assert (await f.write("k", 10, at=5)).code == "encrypted-object"
+        assert (await f.write("k", 10, at=1000)).code == "encrypted-object"
+        assert (await f.w.look("k")).meta == sealed
+        assert not (await f.write("k", 50, truncate_to=0)).code
+        now = (await f.w.look("k")).meta
+        assert now is not None
+        assert {name for name in now.extra if name.startswith("s3.")} == {"s3.owner"}
+        assert await f.extents("k") == [(0, 0, 50)]
+
+    on_files(run, check)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import string
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +14,7 @@ from metadata.catalog.objects import INSERT_LATEST
 from metadata.catalog.session import Session
 from metadata.services.names import listing
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
-from tests.kit.names_world import NamesWorld
+from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.errors import RequestError
 
 __all__ = ["postgres", "run", "url_of"]
@@ -89,6 +92,48 @@ def test_a_common_prefix_over_many_keys_costs_few_rows(run: Run, monkeypatch: py
         assert rows_read <= 4 * listing.STEP_ROWS_MIN
 
     run(check)
+
+
+@pytest.mark.slow
+def test_a_page_of_common_prefixes_reads_the_same_rows_of_a_million_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seek per common prefix, whatever lies below it: of a thousand keys as of a million."""
+    rows_read = 0
+    step = listing.ListingService.step
+
+    async def counted(self: listing.ListingService, *args: object, **kwargs: object) -> object:
+        nonlocal rows_read
+        found = await step(self, *args, **kwargs)  # type: ignore[arg-type]
+        rows_read += len(found[0])
+        return found
+
+    monkeypatch.setattr(listing.ListingService, "step", counted)
+
+    async def pages(keys: int) -> tuple[int, float]:
+        """(rows read, least CPU seconds) of a page that shows ten prefixes."""
+        nonlocal rows_read
+        w = await NamesWorld.open(f"sqlite:///{tmp_path}/{keys}.db")
+        try:
+            await w.buckets.create("bbb", ADMIN)
+            for d in range(10):
+                await fill(w, [f"{d}/{i:07}" for i in range(keys // 10)])
+            seconds = []
+            for _ in range(9):
+                rows_read = 0
+                began = time.process_time()
+                page = await w.page(delimiter="/")
+                seconds.append(time.process_time() - began)
+                assert page.prefixes == [f"{d}/" for d in range(10)] and not page.objects
+            return rows_read, min(seconds)
+        finally:
+            await w.close()
+
+    few, few_seconds = asyncio.run(pages(1_000))
+    many, many_seconds = asyncio.run(pages(1_000_000))
+    print(f"a page over 1,000 keys {few_seconds * 1e3:.2f} ms of CPU, over 1,000,000 {many_seconds * 1e3:.2f} ms")
+    assert many <= few + listing.STEP_ROWS_MIN
+    assert many <= 10 * listing.STEP_ROWS_MIN
 
 
 def test_a_full_page_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

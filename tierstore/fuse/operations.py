@@ -50,7 +50,7 @@ def answered(handler: Callable[..., Awaitable[T]]) -> Any:
             raise FUSEError(error.number) from None
         except TierstoreError as error:
             number = errno_of(error)
-            if number == errno.EIO:
+            if number == errno.EIO or error.code == "encrypted-object":
                 log.warning("operation failed", operation=handler.__name__, error=str(error))
             raise FUSEError(number) from None
         except TimeoutError:

@@ -11,9 +11,11 @@ its CRC32C, one write. Of a PUT of 4 KiB: the same with two sends and a share of
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from tierstore.auth.access import Principal, authorize
 from tierstore.checksum import encode_crc
@@ -34,12 +36,18 @@ from tierstore.gateway.object_request import (
 from tierstore.gateway.upload import UploadSink
 from tierstore.names import parse_version
 from tierstore.sdk.objects import PutInfo
+from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.serving import problem
 from tierstore.serving.exchange import Exchange
 from tierstore.wire.names import Condition, LookupResult, ObjectMeta
+from tierstore.wire.s3 import is_sealed, shown_etag
 
 PREFIX: Final = b"/v1/objects/"
+
+
+#: (first, length) -> the walk over these plain bytes of one object.
+OpenWalk = Callable[[int, int], BodyWalk]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,8 @@ class ObjectDoor:
         self.in_flight = 0
         self.answered_total = 0
         self.is_open = False
+        #: Opens encrypted objects, for callers whose rights were judged; None: they are refused.
+        self.sealed: Callable[[str, str, LookupResult], Awaitable[OpenWalk]] | None = None
 
     def open(self, site: str) -> None:
         """Take requests: the gateway has joined the cluster of this site."""
@@ -146,26 +156,33 @@ class ObjectDoor:
         found = await self._store.find(
             bucket, key, version=_version(version), first=first, length=length, access=principal.access
         )
+        stored = found
+        if is_sealed(found.etag):
+            etag, size = shown_etag(found.etag, found.size)
+            found = msgspec.structs.replace(found, etag=etag, size=size)
         if not _is_modified(found, header(b"if-match"), header(b"if-none-match")):
             exchange.reply(304, b"", object_lines(found, tier="", site_line=self._site_line))
             return
         if_range = header(b"if-range")
         if wanted is not None and if_range is not None and if_range.strip() != f'"{found.etag}"'.encode("latin-1"):
             wanted = None
-            if first or length >= 0:
+            if (first or length >= 0) and stored is found:
                 found = await self._store.find(bucket, key, version=found.version, access=principal.access)
         if is_head:
             tier = found.chunks[0].replicas[0].tier if found.chunks and found.chunks[0].replicas else ""
             exchange.begin(200, object_lines(found, tier=tier, site_line=self._site_line), found.size)
             exchange.end()
             return
-        if ";" in found.etag:       # the mark of wire.s3.marked_etag: only the S3 door has the keys
-            raise AccessDenied("the object is encrypted; read it by the S3 API", code="encrypted-object")
-        await self._send(exchange, bucket, key, found, wanted=wanted, access=principal.access)
+        plain: OpenWalk | None = None
+        if stored is not found:
+            if self.sealed is None:
+                raise AccessDenied("the object is encrypted; read it by the S3 API", code="encrypted-object")
+            plain = await self.sealed(bucket, key, stored)
+        await self._send(exchange, bucket, key, found, wanted=wanted, access=principal.access, plain=plain)
 
     async def _send(
         self, exchange: Exchange, bucket: str, key: str, found: LookupResult, *, wanted: ByteRange | None,
-        access: str,
+        access: str, plain: OpenWalk | None = None,
     ) -> None:  # fmt: skip
         size = found.size
         span = (0, size) if wanted is None else wanted.within(size)
@@ -175,7 +192,11 @@ class ObjectDoor:
             exchange.reply(status, body, lines + b"content-range: bytes */%d\r\n" % size)
             return
         first, length = span
-        walk = self._store.read_walk(bucket, key, found, first=first, length=length, access=access)
+        walk: BodyWalk
+        if plain is not None:
+            walk = plain(first, length)
+        else:
+            walk = self._store.read_walk(bucket, key, found, first=first, length=length, access=access)
         try:
             await walk.start()
             site = site_line(walk.site) if walk.site else self._site_line

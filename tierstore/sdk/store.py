@@ -17,6 +17,7 @@ from types import TracebackType
 from tierstore.checksum import crc_of, encode_crc
 from tierstore.clock import Clock
 from tierstore.errors import (
+    AccessDenied,
     ChecksumMismatch,
     ConfigError,
     ConflictError,
@@ -57,6 +58,7 @@ from tierstore.wire.names import (
     Put,
     SetMeta,
 )
+from tierstore.wire.s3 import is_sealed
 
 
 class Store:
@@ -329,6 +331,8 @@ class Store:
         check_key(key)
         found = await self.find(bucket, key, version=version, first=first, length=length, access=access)
         check_condition(found, condition)
+        if is_sealed(found.etag):
+            raise AccessDenied("the object is encrypted; read it through a gateway", code="encrypted-object")
         if first < 0 or first > found.size:
             raise RangeNotSatisfiable(f"byte {first} of an object of {found.size} bytes", size=found.size)
         count = found.size - first if length < 0 else min(length, found.size - first)

@@ -6,6 +6,8 @@ A part of an upload is an ordinary object of PARTS_BUCKET (docs/adr/0100), so re
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from tierstore.wire.names import BucketView, ObjectMeta
@@ -25,6 +27,17 @@ def part_key(upload: bytes, number: int) -> str:
 def marked_etag(etag: str, plain_bytes: int) -> str:
     """The stored ETag of an encrypted object: clients see what stands before the mark, and the plain size."""
     return f"{etag};{plain_bytes:x}"
+
+
+def is_sealed(etag: str) -> bool:
+    """Whether the stored ETag is that of an encrypted object: its bytes are of use to gateways only."""
+    return ";" in etag
+
+
+#: Names in ObjectMeta.extra that speak of the bytes: they go when a door puts other bytes in their place.
+OF_BODY: Final = frozenset({
+    "s3.sse", "s3.parts", "s3.upload", "s3.checksum-type", "s3.checksum-algorithm",
+})  # fmt: skip
 
 
 def shown_etag(etag: str, size: int) -> tuple[str, int]:

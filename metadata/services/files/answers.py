@@ -15,6 +15,7 @@ from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import unpack
 from metadata.catalog.queries import Connection
 from metadata.services.cluster.view import ClusterView
+from metadata.services.files.names import check_clear
 from metadata.services.files.numbers import NUMBERS_MAX, paths_of
 from metadata.services.files.work import check_path, directory_key, name_of
 from metadata.services.names import posix
@@ -138,6 +139,7 @@ class FileAnswers:
         row = inodes.latest(connection, *_place(bucket_id, q.path))
         if row is None:
             raise NotFound(f"there is no file {q.path!r}", code="no-such-file")
+        check_clear(row)
         if row.kind == schema.KIND_REMOTE and row.size:
             return FileResult(entry=posix.entry(row, name_of(q.path)), is_remote=True)
         end = min(row.size, q.first + q.length)

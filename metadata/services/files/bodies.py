@@ -21,7 +21,7 @@ from metadata.catalog.inodes import ExtentEdit
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import INLINE_CHUNKS_MAX, PackedChunk, pack, unpack
 from metadata.services.files.moves import FileMoves
-from metadata.services.files.names import check_here
+from metadata.services.files.names import check_clear, check_here
 from metadata.services.files.work import FileWork, check_path, name_of
 from metadata.services.names import posix
 from metadata.services.names.facts import check_uploads
@@ -133,6 +133,7 @@ class FileBodies(FileMoves):
             _require_no_hole(extents, 0)
         else:
             check_here(base)
+            check_clear(base)
             _require_no_hole(extents, left)
             if not extents and base.kind == schema.KIND_INLINE and not w.bucket.versioning:
                 return self._shrunk(w, base, left)
@@ -158,6 +159,7 @@ class FileBodies(FileMoves):
 
     def _same_body(self, w: FileWork, base: ObjectRow) -> _Body:
         check_here(base)
+        check_clear(base)
         if w.bucket.versioning and base.bucket_id > 0:
             shared, ref = self._share(w.session, w.writes, w.bucket, base, is_latest=True)
             self._displace(w.session, w.writes, w.bucket, shared)

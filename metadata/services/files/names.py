@@ -19,10 +19,11 @@ from metadata.services.files.work import LINKS_MAX, Directory, FileWork, check_p
 from metadata.services.names import posix
 from metadata.services.names.mutations import Mutator
 from metadata.services.names.steps import META_BYTES_MAX
-from tierstore.errors import ConflictError, NotFound, TooLarge
+from tierstore.errors import AccessDenied, ConflictError, NotFound, TooLarge
 from tierstore.wire import decode, encode
 from tierstore.wire.files import Attributes, Entry, FileResult, Link, Make, Remove, SetAttributes
 from tierstore.wire.names import ObjectMeta
+from tierstore.wire.s3 import is_sealed
 
 _HOLDER: Final = "holder"
 
@@ -37,6 +38,14 @@ def check_here(row: ObjectRow) -> None:
     A mount reads the file once, which brings them, and tries again."""
     if row.kind == schema.KIND_REMOTE:
         raise ConflictError("its bytes have not all come from another site yet", code="body-not-here")
+
+
+def check_clear(row: ObjectRow) -> None:
+    """Raises AccessDenied(encrypted-object): a mount has no keys, and would show or change what it cannot read."""
+    if is_sealed(row.etag):
+        raise AccessDenied(
+            f"{row.key!r} is encrypted; read it by S3 or REST, replace it as a whole", code="encrypted-object"
+        )
 
 
 class FileNames(Mutator):

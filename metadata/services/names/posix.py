@@ -15,6 +15,7 @@ from metadata.catalog.objects import ObjectRow
 from tierstore.wire import decode, encode
 from tierstore.wire.files import S_IFDIR, S_IFREG, Attributes, Entry
 from tierstore.wire.names import ObjectMeta
+from tierstore.wire.s3 import OF_BODY
 
 POSIX: Final = "posix"
 _MARK: Final = encode(POSIX)
@@ -69,11 +70,14 @@ def with_attributes(meta: bytes | None, new: Attributes) -> bytes:
 
 
 def without_checksums(meta: bytes | None) -> bytes | None:
-    """The body is another one now."""
+    """The body is another one now: what was said of the old one (sums, parts, encryption) goes."""
     if meta is None:
         return None
     held = decode(meta, ObjectMeta)
-    return encode(msgspec.structs.replace(held, checksums={})) if held.checksums else meta
+    if not held.checksums and OF_BODY.isdisjoint(held.extra):
+        return meta
+    extra = {name: value for name, value in held.extra.items() if name not in OF_BODY}
+    return encode(msgspec.structs.replace(held, checksums={}, extra=extra))
 
 
 def of_copy(meta: bytes | None, *, is_rename: bool) -> bytes | None:

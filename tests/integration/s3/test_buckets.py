@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.integration.s3.conftest import client_of
 from tests.kit.cluster import Cluster
 
 Refused = Callable[..., str]
@@ -172,9 +173,28 @@ def test_what_is_never_set(s3: Any, bucket: str, refused: Refused) -> None:
         (s3.get_bucket_replication, "ReplicationConfigurationNotFoundError"),
     ):
         assert refused(call, Bucket=bucket) == code
-    assert s3.get_bucket_request_payment(Bucket=bucket)["Payer"] == "BucketOwner"
     assert "LoggingEnabled" not in s3.get_bucket_logging(Bucket=bucket)
     s3.get_bucket_notification_configuration(Bucket=bucket)
     s3.get_bucket_accelerate_configuration(Bucket=bucket)
-    payer = {"Payer": "Requester"}
-    assert refused(s3.put_bucket_request_payment, Bucket=bucket, RequestPaymentConfiguration=payer) == "NotImplemented"
+    assert refused(
+        s3.put_bucket_accelerate_configuration, Bucket=bucket, AccelerateConfiguration={"Status": "Enabled"}
+    ) == "NotImplemented"  # fmt: skip
+
+
+def test_requesters_say_that_they_would_pay(s3: Any, bucket: str, running: Cluster, refused: Refused) -> None:
+    """As at AWS: the owner as ever, others only with the header, nobody without a name."""
+    assert s3.get_bucket_request_payment(Bucket=bucket)["Payer"] == "BucketOwner"
+    s3.put_object(Bucket=bucket, Key="k", Body=b"data")
+    other = client_of(running, "CONFIGURED1", "configured-secret")
+    policy = {"Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject",
+                             "Resource": f"arn:aws:s3:::{bucket}/*"}]}  # fmt: skip
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    assert other.get_object(Bucket=bucket, Key="k")["Body"].read() == b"data"
+    s3.put_bucket_request_payment(Bucket=bucket, RequestPaymentConfiguration={"Payer": "Requester"})
+    assert s3.get_bucket_request_payment(Bucket=bucket)["Payer"] == "Requester"
+    assert anonymous(running, "GET", f"/{bucket}/k")[0] == 403
+    assert refused(other.get_object, Bucket=bucket, Key="k") == "AccessDenied"
+    assert other.get_object(Bucket=bucket, Key="k", RequestPayer="requester")["Body"].read() == b"data"
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"data"
+    s3.put_bucket_request_payment(Bucket=bucket, RequestPaymentConfiguration={"Payer": "BucketOwner"})
+    assert anonymous(running, "GET", f"/{bucket}/k")[0] == 200

@@ -147,7 +147,7 @@ def test_default_encryption_of_a_bucket(s3: Any, bucket: str, refused: Refused) 
 
 
 def test_nothing_lies_on_disk_in_clear(s3: Any, bucket: str, running: Cluster) -> None:
-    """S7: neither on a device nor in the catalog, its log or a file of the moment; native requests do not open it."""
+    """S7: neither on a device nor in the catalog, its log or a file of the moment."""
     body = MARKER * 3000
     for at, (form, to_read) in enumerate(FORMS):
         s3.put_object(Bucket=bucket, Key=f"k{at}", Body=body, **form)
@@ -155,9 +155,27 @@ def test_nothing_lies_on_disk_in_clear(s3: Any, bucket: str, running: Cluster) -
     s3.put_object(Bucket=bucket, Key="clear", Body=b"found: " + MARKER[::-1])
     assert any(MARKER[::-1] in text for text in files_of(running.data)), "the search itself must work"
     assert not any(MARKER in text for text in files_of(running.data))
-    with httpx.Client(headers={"Authorization": f"Bearer {running.token}"}) as http:
-        answer = http.get(f"{running.gateway}/v1/objects/{bucket}/k0")
-    assert (answer.status_code, answer.json()["code"]) == (403, "encrypted-object")
+
+
+def test_native_requests_read_what_the_master_key_opens(s3: Any, bucket: str, running: Cluster) -> None:
+    """Both doors show the same object: its bytes, size and ETag; a customer's key travels by S3 only."""
+    body = os.urandom(9 << 20)
+    for at, (form, _) in enumerate(FORMS):
+        s3.put_object(Bucket=bucket, Key=f"k{at}", Body=body, **form)
+    token = {"authorization": f"Bearer {running.token}"}
+    with httpx.Client(base_url=running.gateway, headers=token, timeout=60) as http:
+        for key in ("k0", "k1"):
+            path = f"/v1/objects/{bucket}/{key}"
+            answer = http.get(path)
+            assert (answer.status_code, answer.content == body) == (200, True)
+            assert answer.headers["etag"] == s3.head_object(Bucket=bucket, Key=key)["ETag"]
+            assert http.head(path).headers["content-length"] == str(len(body))
+            part = http.get(path, headers={"range": "bytes=8388600-8388700", "if-range": answer.headers["etag"]})
+            assert (part.status_code, part.content == body[8388600:8388701]) == (206, True)
+            assert part.headers["content-range"] == f"bytes 8388600-8388700/{len(body)}"
+            assert http.get(path, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+        answer = http.get(f"/v1/objects/{bucket}/k2")
+        assert (answer.status_code, answer.json()["code"]) == (403, "encrypted-object")
 
 
 def files_of(root: Path) -> Iterator[bytes]:

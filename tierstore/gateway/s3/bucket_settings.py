@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from tierstore.gateway.s3 import documents
+from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.cors import CORS, parse_rules
 from tierstore.gateway.s3.documents import document, element
@@ -38,6 +38,20 @@ class BucketSettings:
         await self._files.bucket(call, "s3:PutBucketTagging")
         await self._files.set(call, TAGS, None)
         call.reply(204)
+
+    async def get_payer(self, call: Call) -> None:
+        bucket = await self._files.bucket(call, "s3:GetBucketRequestPayment")
+        payer = bucket.config.get(rights.PAYER, "BucketOwner")
+        call.reply(200, document("RequestPaymentConfiguration", element("Payer", payer)), XML_LINE)
+
+    async def put_payer(self, call: Call) -> None:
+        """Who pays. Nobody is charged here; what it changes is that others must say they would pay."""
+        await self._files.bucket(call, "s3:PutBucketRequestPayment")
+        payer = documents.parse(await self._files.body(call), "RequestPaymentConfiguration").text("Payer")
+        if payer not in ("BucketOwner", "Requester"):
+            raise S3Error("MalformedXML")
+        await self._files.set(call, rights.PAYER, payer if payer == "Requester" else None)
+        call.reply(200)
 
     async def get_encryption(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:GetEncryptionConfiguration")

@@ -48,7 +48,9 @@ class S3Door:
         self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
         self._reader = BodyReader(self._executor)
         self._has_served = False
-        self._handlers = handlers_of(build(store, self._catalog, self._reader, vault, self._auth))
+        doors = build(store, self._catalog, self._reader, vault, self._auth)
+        self._handlers = handlers_of(doors)
+        native.sealed = doors.reads.open_sealed
 
     def routes(self) -> list[Route]:
         """The rows of the protocol class's table: everything that is not native."""

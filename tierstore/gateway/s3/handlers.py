@@ -93,9 +93,7 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "GetObjectLegalHold": locks.get_legal_hold, "PutObjectLegalHold": locks.put_legal_hold,
         "GetBucketNotificationConfiguration": doors.notifications.get,
         "PutBucketNotificationConfiguration": doors.notifications.put,
-        "GetBucketRequestPayment": unset(
-            "s3:GetBucketRequestPayment", "", "RequestPaymentConfiguration", "<Payer>BucketOwner</Payer>"
-        ),
+        "GetBucketRequestPayment": settings.get_payer, "PutBucketRequestPayment": settings.put_payer,
         "GetBucketLogging": unset("s3:GetBucketLogging", "", "BucketLoggingStatus"),
         "GetBucketWebsite": unset("s3:GetBucketWebsite", "NoSuchWebsiteConfiguration"),
         "GetBucketReplication": doors.replications.get, "PutBucketReplication": doors.replications.put,

@@ -8,12 +8,14 @@ Cost of a GET of 4 KiB beyond the native one: SigV4 15 us, the bucket's view fro
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 import msgspec
 
-from tierstore.errors import NotFound
+from tierstore.errors import AccessDenied, NotFound
 from tierstore.gateway.object_request import parse_range
+from tierstore.gateway.objects import OpenWalk
 from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.answers import checksum_elements, http_moment
 from tierstore.gateway.s3.catalog import S3Catalog
@@ -32,13 +34,14 @@ from tierstore.gateway.s3.object_meta import (
 )
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.sse_format import DecryptWalk
-from tierstore.gateway.s3.sse_keys import Vault, sealed_of
+from tierstore.gateway.s3.sse_keys import CUSTOMER, Vault, Wish, sealed_of
 from tierstore.policy.lifecycle import DOCUMENT as LIFECYCLE
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
 from tierstore.wire.s3 import VersionsAsk, shown_etag
 
+_log = logging.getLogger(__name__)
 ENCRYPTION: Final = b"x-amz-server-side-encryption"
 
 
@@ -123,6 +126,21 @@ class Reads:
         raw = found.meta.extra.get(PARTS) if found.meta is not None else None
         runs = msgspec.msgpack.decode(raw, type=list[tuple[int, int]]) if raw else [(found.size, 1)]
         return DecryptWalk(source, data_key, runs, has_header=sealed.is_parts, first=first, length=length)
+
+    async def open_sealed(self, bucket: str, key: str, found: LookupResult) -> OpenWalk:
+        """The plain bytes of an encrypted object for the native door. Raises AccessDenied(encrypted-object) when the
+        key is the customer's, or a master key that is not here."""
+        sealed = sealed_of(found.meta)
+        try:
+            if sealed is None or sealed.kind == CUSTOMER:
+                raise S3Error("InvalidRequest", "Its key is the customer's, which only the S3 API carries.")
+            data_key = self._vault.open(sealed, Wish())
+        except S3Error as error:
+            _log.warning("%s/%s is encrypted and cannot be opened here: %s", bucket, key, error.message)
+            raise AccessDenied(f"the object is encrypted: {error.message}", code="encrypted-object") from error
+        # the range that was looked up is one of plain bytes: ask for all the sealed ones
+        whole = _as_shown(await self._store.find(bucket, key, version=found.version))
+        return lambda first, length: self.body_walk(bucket, key, whole, data_key, first=first, length=length)
 
     async def _send(self, call: Call, walk: BodyWalk, status: int, lines: bytes, length: int) -> None:
         try:

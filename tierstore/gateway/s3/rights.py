@@ -1,8 +1,8 @@
 """May this caller do this? The one authorisation function of the S3 door: default deny, explicit Deny wins.
 
-In order: an explicit Deny of the bucket's policy, or of one attached to the user, refuses; then an Allow of the user's
-policies, roles (grants of the key), ownership of the
-bucket, an Allow of the policy, and a canned ACL may let in. Public access block takes the last two away from strangers.
+In order: where requesters pay, strangers must say that they would; an explicit Deny of the bucket's policy, or of one
+attached to the user, refuses; then an Allow of the user's policies, roles (grants of the key), ownership of the bucket,
+an Allow of the policy, and a canned ACL may let in. Public access block takes the last two away from strangers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ POLICY: Final = "s3.policy"
 ACL: Final = "s3.acl"
 PUBLIC_BLOCK: Final = "s3.public-access-block"
 OWNERSHIP: Final = "s3.ownership"
+PAYER: Final = "s3.request-payment"
 
 #: S3 action -> what a role must allow. Actions that are not here need `bucket` (admin of it) or ownership.
 _ROLE: Final[dict[str, Action]] = {
@@ -71,6 +72,8 @@ def allowed(
 ) -> bool:
     """object_acl: canned ACL of the object, when it is known."""
     who = call.principal
+    if PAYER in bucket.config and not is_owner(who, bucket) and not _would_pay(call):
+        return False
     verdict = ""
     policy = policy_of(bucket)
     if policy is not None:
@@ -91,6 +94,13 @@ def allowed(
     if block.ignore_acls:
         return False
     return _acl_allows(bucket.config.get(ACL, ""), object_acl, action, bool(who.access))
+
+
+def _would_pay(call: Call) -> bool:
+    """In a bucket whose requesters pay, strangers must say so: by header, or in what they presigned. Nobody without a
+    name can."""
+    said = call.header(b"x-amz-request-payer") or call.query.get("x-amz-request-payer", "")
+    return bool(call.principal.access) and said.lower() == "requester"
 
 
 def by_user(call: Call, action: str, question: Question) -> str:
