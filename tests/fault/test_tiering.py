@@ -199,6 +199,8 @@ def test_fast_devices_that_become_slow_are_noticed_and_no_longer_preferred(faili
             _arm(armed, "store.read.ssd=sleep:0.08")
             wait_until(lambda: len(_status(rest)["tiers"][0]["grey_devices"]) == 3, seconds=120, what="all are grey")
             wait_until(lambda: _share_of(readers, "ssd", 50) < 0.2, seconds=20, what="readers go elsewhere")
+            ticks = _status(rest)["ticks"]
+            wait_until(lambda: _status(rest)["ticks"] > ticks + 1, seconds=120, what="a tick that knows it")
             now = _status(rest)      # one answer: a copy that ends between two would be counted in neither
             made = now["promotions"] + now["under_way"]
             readers.more(300)

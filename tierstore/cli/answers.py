@@ -42,7 +42,7 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        if name == "bytes" or name.endswith(("_bytes", "bytes_moved")):
+        if name == "bytes" or name.endswith(("_bytes", "bytes_moved", "bytes_per_day")):
             return format_size(value)
         if name.endswith("bytes_per_second"):
             return f"{format_size(value)}/s"

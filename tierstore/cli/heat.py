@@ -112,10 +112,18 @@ def explain(
               for hour in past["hours"] if hour["reads"] or hour["heat_per_hour"] >= 0.01], False)  # fmt: skip
     for chunk in answer.get("chunks", []):
         say()
-        print_fields({name: cell(name, value) for name, value in chunk.items() if not isinstance(value, list)})
+        print_fields({name: _said(name, value) for name, value in chunk.items() if not isinstance(value, list)})
         for part in ("replicas", "decisions"):
             if chunk.get(part):
-                show(chunk[part], False)
+                show([{name: _said(name, value) for name, value in row.items()} for row in chunk[part]], False)
+
+
+def _said(name: str, value: Any) -> Any:
+    """A field of an explanation as people read it: what happens next as a sentence, moments as times."""
+    if name == "next" and value:
+        to = f" to {value['to_tier']}" if value["to_tier"] else ""
+        return f"{value['action']}{to}: {value['why']}"
+    return _clock(value) if name == "at" else cell(name, value)
 
 
 def _clock(at: float) -> str:

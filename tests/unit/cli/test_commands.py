@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from tierstore.cli import admin, answers, cluster, columns, main, objects, picture, transfer
+from tierstore.cli import admin, answers, cluster, columns, heat, main, objects, picture, transfer
 from tierstore.errors import ConfigError, ConflictError, NotFound, RequestError
 
 runner = CliRunner()
@@ -109,6 +109,10 @@ def test_values_are_shown_with_the_unit_of_their_name() -> None:
     """One rule in place of a layout per command."""
     assert answers.cell("free_bytes", 1536) == "1.5 KiB" and answers.cell("oldest_seconds", 75.0) == "1 min 15 s"
     assert answers.cell("rate_bytes_per_second", 1 << 20) == "1.0 MiB/s" and answers.cell("is_full", False) == "no"
+    assert answers.cell("written_bytes_per_day", 3 << 20) == "3.0 MiB"
+    following = {"action": "promote", "to_tier": "ssd", "why": "at its next read"}
+    assert heat._said("next", following) == "promote to ssd: at its next read"
+    assert heat._said("at", 1_800_000_000.5) == "2027-01-15 08:00"
     assert answers.cell("devices", [{"name": "d1"}, {"name": "d2"}]) == "d1, d2" and answers.cell("x", None) == "-"
 
 
