@@ -49,7 +49,7 @@ class Extra:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *_MODULES[self.role], "--config", str(config)], stdout=log, stderr=log
             )
-        wait_until(self._is_ready, seconds=30, what=f"extra {self.role} ready")
+        wait_until(self._is_ready, seconds=240, what=f"extra {self.role} ready")
         return self
 
     def _is_ready(self) -> bool:
