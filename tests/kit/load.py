@@ -20,6 +20,7 @@ from urllib.parse import quote
 from tests.kit.http import Answer, Broken, Client
 from tests.kit.linearizability import Event, check_history
 
+ANSWERED_SECONDS = 120.0
 SIZES = (0, 1, 100, 4096, 70_000, 300_000, 1_200_000)
 
 
@@ -236,7 +237,7 @@ async def judge(url: str, token: str, outcome: Outcome, *, bucket: str = "load",
         client = Client(url, token=token)
         while queue:
             key, (number, size) = queue.pop()
-            answer = await client.request("GET", f"/v1/objects/{bucket}/{quote(key)}")
+            answer = await _answered(client, f"/v1/objects/{bucket}/{quote(key)}")
             if answer.status != 200:
                 found.append(f"acknowledged {key} lost: {answer.status}")
             elif answer.body != body_of(number, size):
@@ -252,12 +253,21 @@ async def judge(url: str, token: str, outcome: Outcome, *, bucket: str = "load",
     return found
 
 
+async def _answered(client: Client, target: str) -> Answer:
+    """The answer to a GET, asked again while it is a 5xx: what a cluster that recovers cannot say yet is not lost. What
+    stays unsaid is."""
+    deadline = time.monotonic() + ANSWERED_SECONDS
+    while (answer := await client.request("GET", target)).status >= 500 and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)    # polling with a deadline
+    return answer
+
+
 async def list_keys(url: str, token: str, *, bucket: str = "load", prefix: str = "") -> set[str]:
     """All keys by paging through the listing."""
     client, keys, after = Client(url, token=token), set(), ""
     while True:
         target = f"/v1/objects/{bucket}?prefix={quote(prefix, safe='')}&limit=1000&start_after={quote(after, safe='')}"
-        answer = await client.request("GET", target)
+        answer = await _answered(client, target)
         assert answer.status == 200, answer
         page = json.loads(answer.body)
         keys |= {entry["key"] for entry in page["objects"]}
