@@ -266,7 +266,7 @@ def test_a_migration_waits_for_no_one_who_would_not_work_after_it(postgres: Post
                 await asyncio.sleep(0.05)
             await database.write(upgrade)
             await database.write(upgrade)
-            assert await database.read(lambda c: leases.setting(c, FLOOR)) == HEAD
+            assert "0003" <= await database.read(lambda c: leases.setting(c, FLOOR)) <= HEAD
         finally:
             await database.close()
 
