@@ -29,13 +29,14 @@ def require_fuse() -> None:
 
 @dataclass
 class Mounted:
-    """One mount process. path: where the bucket is."""
+    """One mount process. path: where the bucket is. gateway: of another site than the cluster's first."""
 
     cluster: Cluster
     bucket: str
     path: Path
     flags: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    gateway: str = ""
 
     @property
     def log(self) -> Path:
@@ -44,7 +45,8 @@ class Mounted:
     def start(self) -> Mounted:
         with contextlib.suppress(OSError):      # a mount that was killed still stands there: `mount` clears it
             self.path.mkdir(parents=True, exist_ok=True)
-        env = {**os.environ, "TIERSTORE_ENDPOINT": self.cluster.gateway, "TIERSTORE_TOKEN": self.cluster.token}
+        endpoint = self.gateway or self.cluster.gateway
+        env = {**os.environ, "TIERSTORE_ENDPOINT": endpoint, "TIERSTORE_TOKEN": self.cluster.token}
         with open(self.log, "ab") as log:
             at = log.tell()
             self.process = subprocess.Popen(

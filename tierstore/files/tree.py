@@ -153,14 +153,14 @@ class Tree(Looking):
     # -- attributes -----------------------------------------------------------------------------------------
     async def set_attributes(
         self, node: Node, *, mode: int | None = None, uid: int | None = None, gid: int | None = None,
-        atime_ns: int | None = None, mtime_ns: int | None = None, by_root: bool = True,
+        atime_ns: int | None = None, mtime_ns: int | None = None,
     ) -> None:  # fmt: skip
         now = self.now_ns()
         a = node.attributes
-        is_given_away = (uid is not None or gid is not None) and not a.is_directory and a.mode & 0o6000
-        if is_given_away and (not by_root or a.mode & 0o010):
-            # A new owner does not inherit the right to run as the old one.
-            mode = (a.mode if mode is None else mode) & ~0o6000
+        if (uid is not None or gid is not None) and not a.is_directory and a.mode & 0o6000:
+            # A new owner does not inherit the right to run as the old one. Without the right to run at all, the group's
+            # bit means something else (mandatory locks, once), and stays.
+            mode = (a.mode if mode is None else mode) & ~(0o6000 if a.mode & 0o010 else 0o4000)
         if node.pending:
             node.pinned_times = node.pinned_times or mtime_ns is not None
             values = {"uid": uid, "gid": gid, "atime_ns": atime_ns, "mtime_ns": mtime_ns, "ctime_ns": now}

@@ -1,82 +1,29 @@
-"""The tree as pyfuse3 operations: a thin adapter. Every handler ends in an answer.
-
-pyfuse3 in asyncio mode answers only FUSEError and results; any other exception would leave the caller hanging. So
-`_Answered` wraps every handler: errors of the tree become their errno, a deadline EIO, anything unexpected EIO and a
-log line with its traceback.
-"""
+"""The tree as pyfuse3 operations: a thin adapter. Every handler ends in an answer (fuse/answered)."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
-from tierstore.errors import TierstoreError
-from tierstore.files.errno import FileError, errno_of
 from tierstore.files.looking import NAME_BYTES_MAX
 from tierstore.files.node import Node
 from tierstore.files.reader import Bytes
 from tierstore.files.tree import Tree
-from tierstore.telemetry.log import get_logger
-from tierstore.wire.files import NO_OWNER, S_IFREG, Entry
-
-log = get_logger("mount")
+from tierstore.fuse.answered import answered
+from tierstore.fuse.handles import DirectoryHandle, Handle, Handles
+from tierstore.fuse.xattrs import attribute_name
+from tierstore.wire.files import NO_OWNER, S_IFREG
 
 BLOCK: Final = 4096
 _DOTS: Final = (b".", b"..")
 FILE_BYTES_MAX: Final = 5 << 40
-#: Not kept here. "Not supported" rather than "no data": then `ls` asks once for each file system, not for each file.
-_REFUSED_XATTRS: Final = ("system.posix_acl_access", "system.posix_acl_default", "security.selinux")
-T = TypeVar("T")
-
-
-def answered(handler: Callable[..., Awaitable[T]]) -> Any:
-    """Turn whatever happens into an answer to the kernel."""
-
-    @functools.wraps(handler)
-    async def wrapper(*arguments: Any) -> T:
-        try:
-            return await handler(*arguments)
-        except FUSEError:
-            raise
-        except FileError as error:
-            raise FUSEError(error.number) from None
-        except TierstoreError as error:
-            number = errno_of(error)
-            if number == errno.EIO or error.code == "encrypted-object":
-                log.warning("operation failed", operation=handler.__name__, error=str(error))
-            raise FUSEError(number) from None
-        except TimeoutError:
-            log.warning("operation took too long", operation=handler.__name__)
-            raise FUSEError(errno.EIO) from None
-        except Exception as error:  # whatever it is: a program waits for an answer
-            log.exception("operation broke", operation=handler.__name__, error=str(error))
-            raise FUSEError(errno.EIO) from None
-
-    return wrapper
-
-
-@dataclass(slots=True)
-class Handle:
-    node: Node
-    flags: int
-    is_written: bool = False
-
-
-@dataclass(slots=True)
-class DirectoryHandle:
-    """Entries fetched so far; `next` None: there are no more."""
-
-    node: Node
-    entries: list[Entry] = field(default_factory=list)
-    next: str | None = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +45,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.tree = tree
         self._owner = owner
-        self._handles: dict[int, Handle | DirectoryHandle] = {}
-        self._last_handle = 0
-
-    # -- helpers --------------------------------------------------------------------------------------------
-    def _handle(self, handle: Handle | DirectoryHandle) -> int:
-        self._last_handle += 1
-        self._handles[self._last_handle] = handle
-        return self._last_handle
-
-    def _file(self, fh: int) -> Handle:
-        handle = self._handles.get(fh)
-        if not isinstance(handle, Handle):
-            raise FUSEError(errno.EBADF)
-        return handle
+        self._handles = Handles()
 
     def attributes(self, node: Node) -> EntryAttributes:
         a = node.attributes
@@ -227,7 +161,7 @@ class Operations(pyfuse3.Operations):
         mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
         if any(value is not None for value in (mode, uid, gid, atime_ns, mtime_ns)) or not fields.update_size:
             await self.tree.set_attributes(
-                node, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns, by_root=ctx.uid == 0
+                node, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns
             )
         return self.attributes(node)
 
@@ -276,12 +210,12 @@ class Operations(pyfuse3.Operations):
     # -- extended attributes --------------------------------------------------------------------------------
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        text = _xattr(name)
+        text = attribute_name(name)
         await self.tree.set_xattr(self.tree.node(inode), text, value)
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        text = _xattr(name)
+        text = attribute_name(name)
         node = self.tree.node(inode)
         await self.tree.check(node)
         value = node.attributes.xattrs.get(text)
@@ -297,7 +231,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self.tree.set_xattr(self.tree.node(inode), _xattr(name), None)
+        await self.tree.set_xattr(self.tree.node(inode), attribute_name(name), None)
 
     # -- files ----------------------------------------------------------------------------------------------
     @answered
@@ -312,7 +246,7 @@ class Operations(pyfuse3.Operations):
         else:
             node = tree.make_pending(parent, text, bits, ctx.uid, ctx.gid, cut=bool(flags & os.O_TRUNC))
         node.opens += 1
-        info = FileInfo(fh=self._handle(Handle(node, flags)), keep_cache=True)
+        info = FileInfo(fh=self._handles.add(Handle(node, flags, ctx.uid)), keep_cache=True)
         return info, self._entry(node)
 
     @answered
@@ -321,7 +255,7 @@ class Operations(pyfuse3.Operations):
         changed = await self.tree.check(node, always=True)
         node.opens += 1
         try:
-            if flags & os.O_TRUNC and node.entry_size():
+            if flags & os.O_TRUNC:      # also of an empty file: its times change
                 await self.tree.body(node).truncate(0)
                 self._note_write(node, ctx.uid)
                 self.tree.mark_dirty(node)
@@ -329,19 +263,19 @@ class Operations(pyfuse3.Operations):
         except BaseException:
             node.opens -= 1
             raise
-        return FileInfo(fh=self._handle(Handle(node, flags)), keep_cache=not changed)
+        return FileInfo(fh=self._handles.add(Handle(node, flags, ctx.uid)), keep_cache=not changed)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> Bytes:
-        return await self.tree.body(self._file(fh).node).read(off, size)
+        return await self.tree.body(self._handles.file(fh).node).read(off, size)
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        handle = self._file(fh)
+        handle = self._handles.file(fh)
         if off + len(buf) > FILE_BYTES_MAX:
             raise FUSEError(errno.EFBIG)
         node = handle.node
-        self._note_write(node, 0 if not node.attributes.mode & 0o6000 else 1)
+        self._note_write(node, handle.uid)
         self.tree.mark_dirty(node)
         handle.is_written = True
         await self.tree.body(node).write(off, buf, appended=bool(handle.flags & os.O_APPEND))
@@ -349,15 +283,15 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def flush(self, fh: int) -> None:
-        await self.tree.settle(self._file(fh).node)
+        await self.tree.settle(self._handles.file(fh).node)
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self.tree.settle(self._file(fh).node)
+        await self.tree.settle(self._handles.file(fh).node)
 
     @answered
     async def release(self, fh: int) -> None:
-        handle = self._handles.pop(fh, None)
+        handle = self._handles.pop(fh)
         if isinstance(handle, Handle):
             handle.node.opens -= 1
             await self.tree.closed(handle.node)
@@ -367,13 +301,11 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         node = self.tree.node(inode)
         node.opens += 1
-        return self._handle(DirectoryHandle(node))
+        return self._handles.add(DirectoryHandle(node))
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        handle = self._handles.get(fh)
-        if not isinstance(handle, DirectoryHandle):
-            raise FUSEError(errno.EBADF)
+        handle = self._handles.directory(fh)
         if start_id == 0:
             handle.entries, handle.next = [], ""
         at = start_id
@@ -393,26 +325,11 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def releasedir(self, fh: int) -> None:
-        handle = self._handles.pop(fh, None)
+        handle = self._handles.pop(fh)
         if handle is not None:
             handle.node.opens -= 1
             self.tree.nodes.drop_if_idle(handle.node)
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        handle = self._handles.get(fh)
-        if isinstance(handle, DirectoryHandle):
-            await self.tree.settle_children(handle.node)
-
-
-def _xattr(name: bytes) -> str:
-    text = name.decode(errors="surrogateescape")
-    if text in _REFUSED_XATTRS:
-        raise FUSEError(errno.EOPNOTSUPP)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise FUSEError(errno.EILSEQ) from None
-    return text
-
-
+        await self.tree.settle_children(self._handles.directory(fh).node)
