@@ -150,9 +150,9 @@ def test_more_lost_than_promised_is_a_503_and_everything_is_back_when_one_return
         while (await client.request("GET", "/v1/objects/load/k0")).status != 200:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
-        client.close()
         await _read_all(c, 40)
-        missing = await Client(c.gateway, token=c.token).request("GET", "/v1/objects/load/new")
+        missing = await client.request("GET", "/v1/objects/load/new")
+        client.close()
         assert missing.status == 404
 
     with cluster(tmp_path, "--servers", "2") as c:

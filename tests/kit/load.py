@@ -65,7 +65,9 @@ class Load:
         self.outcome = Outcome()
 
     async def prepare(self) -> None:
-        answer = await self._client().request("PUT", f"/v1/buckets/{self._bucket}")
+        client = self._client()
+        answer = await client.request("PUT", f"/v1/buckets/{self._bucket}")
+        client.close()
         assert answer.status in (201, 409), answer
 
     def start(self) -> None:
