@@ -134,7 +134,7 @@ MUTANTS = (
     ),
     Mutant(
         "a ticket's signature is not checked", "tierstore/ticket.py",
-        "    if not hmac.compare_digest(mac, raw[form.size :]):\n", "    if not mac:\n",
+        "    if not hmac.compare_digest(_mac(payload, key), raw[form.size :]):\n", "    if not payload:\n",
         ("tests/unit/core/test_ticket.py",),
     ),
     Mutant(

@@ -156,8 +156,8 @@ class ObjectDoor:
         found = await self._store.find(
             bucket, key, version=_version(version), first=first, length=length, access=principal.access
         )
-        stored = found
-        if is_sealed(found.etag):
+        stored, is_encrypted = found, is_sealed(found.etag)
+        if is_encrypted:
             etag, size = shown_etag(found.etag, found.size)
             found = msgspec.structs.replace(found, etag=etag, size=size)
         if not _is_modified(found, header(b"if-match"), header(b"if-none-match")):
@@ -166,7 +166,7 @@ class ObjectDoor:
         if_range = header(b"if-range")
         if wanted is not None and if_range is not None and if_range.strip() != f'"{found.etag}"'.encode("latin-1"):
             wanted = None
-            if (first or length >= 0) and stored is found:
+            if (first or length >= 0) and not is_encrypted:
                 found = await self._store.find(bucket, key, version=found.version, access=principal.access)
         if is_head:
             tier = found.chunks[0].replicas[0].tier if found.chunks and found.chunks[0].replicas else ""
@@ -174,7 +174,7 @@ class ObjectDoor:
             exchange.end()
             return
         plain: OpenWalk | None = None
-        if stored is not found:
+        if is_encrypted:
             if self.sealed is None:
                 raise AccessDenied("the object is encrypted; read it by the S3 API", code="encrypted-object")
             plain = await self.sealed(bucket, key, stored)
