@@ -94,10 +94,10 @@ class Scrub:
     async def start(self, devices: list[int] | None = None) -> list[int]:
         """Check every copy on these devices, once, from now on. Raises NotFound.
 
-        None: on all that answer; when none does, as just after a start, on all that come back."""
+        None: on all. Who does not answer, as most do just after a start, is waited for, until it is back or the
+        catalog counts on no copy of it any more."""
         view = self._cluster.view
-        answering = [d for d in view.devices if is_alive(view, d)]
-        chosen = devices if devices is not None else answering or list(view.devices)
+        chosen = devices if devices is not None else [d.id for d in view.devices.values() if d.state != "removed"]
         unknown = [d for d in chosen if d not in view.devices]
         if unknown:
             raise NotFound(f"no device has the id {unknown[0]}", code="no-such-device")
@@ -119,7 +119,9 @@ class Scrub:
         for device_text, after in state.left.items():
             device = int(device_text)
             if not is_alive(self._cluster.view, device):
-                continue    # it waits for the device to come back
+                if not await self._has_more(device, bytes.fromhex(after)):
+                    del left[device_text]    # its copies were made anew elsewhere
+                continue    # else it waits for the device to come back
             made, last, is_end = await self._plan(device, bytes.fromhex(after), epoch)
             queued += len(made)
             size += sum(job.bytes for job in made)
@@ -139,6 +141,11 @@ class Scrub:
                 )
             )  # fmt: skip
         return queued, more and queued > 0
+
+    async def _has_more(self, device: int, after: bytes) -> bool:
+        return bool(
+            await self._database.read(lambda c: garbage.placed_between(c, device, after=after, last=None, limit=1))
+        )
 
     async def _plan(self, device: int, after: bytes, epoch: int) -> tuple[list[NewJob], bytes | None, bool]:
         """(jobs queued, last id looked at or None when the queue is full, whether the device is through)."""

@@ -492,6 +492,20 @@ async def test_a_scrub_pass_ordered_while_nobody_answers_waits_for_them() -> Non
     assert all(r.state == 0 for r in (await c.replicas(chunk)).values())
 
 
+async def test_a_scrub_pass_waits_for_who_does_not_answer_yet_and_ends_without_who_never_will() -> None:
+    """Ordered when one server had answered of all, it checked that one alone (simulation seed 1, short)."""
+    c = await new_cluster("a", "b", "c")
+    chunk = await c.put("k", "a", "b")
+    c.stores["b"].bad.add(chunk)
+    await c.pass_time(60, "a")
+    assert not is_alive(c.world.cluster.view, c.device("b"))
+    assert await c.scrub.start() == sorted(c.world.cluster.view.devices)
+    await c.pass_time(2, "a", "b")
+    await c.settle("a", "b", rounds=60)
+    assert not (await c.scrub.status()).is_running      # c never came; it holds nothing
+    assert all(r.state == 0 for r in (await c.replicas(chunk)).values())
+
+
 async def test_the_audit_lets_an_extra_home_go_and_makes_a_missing_one() -> None:
     """Whatever no event announced is found in the end; two homes never stay on one server."""
     c = await new_cluster("a", "b", "c")
