@@ -13,7 +13,7 @@ import typer
 
 from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, open_http
 from tierstore.cli.output import print_json, print_table, say
-from tierstore.errors import RequestError
+from tierstore.errors import RequestError, UnavailableError
 from tierstore.units import format_seconds, format_size
 
 sites = typer.Typer(help="Other sites: keys, bandwidth, networks.", no_args_is_help=True)
@@ -21,6 +21,8 @@ replication = typer.Typer(help="How far sites are behind, and buckets' rules.", 
 
 #: Between two looks at a rebuild.
 REBUILD_SECONDS = 1.0
+#: For the other site to begin sending to one that is rebuilt.
+UNKNOWN_SECONDS_MAX = 60.0
 Name = Annotated[str, typer.Argument(help="A site.")]
 
 
@@ -154,9 +156,16 @@ def rebuild(
 def _follow_rebuild(here: Http, there: Http, me: str, *, quiet: bool) -> None:
     """A line whenever something has changed, until nothing is left. Each request has its own deadline; an operator
     may leave at any time, the rebuild goes on."""
-    said = ""
+    said, unknown_rounds = "", 0
     while True:
-        target = next(t for t in there.get("/v1/admin/replication")["targets"] if t["site"] == me)
+        targets = there.get("/v1/admin/replication")["targets"]
+        target = next((t for t in targets if t["site"] == me), None)
+        if target is None:      # the other site begins to send within seconds of hearing of this one
+            unknown_rounds += 1
+            if unknown_rounds * REBUILD_SECONDS > UNKNOWN_SECONDS_MAX:
+                raise UnavailableError(f"the other site sends nothing to {me}: see `admin sites list` there")
+            time.sleep(REBUILD_SECONDS)
+            continue
         waiting = here.get("/v1/admin/replication")["comparing"]
         left = f"{target['backlog_objects']} objects, {format_size(target['backlog_bytes'])} to come"
         line = f"{'names' if waiting else 'bodies'}: {target['backfill_walked']} walked, {left}"
