@@ -77,6 +77,25 @@ class Filled:
         client.close()
 
 
+def _wait_for_room(filled: Filled) -> None:
+    """One more object is taken, by and by; else the last refusal and the devices' room tell why not."""
+    refusals: list[Answer] = []
+
+    def is_taken() -> bool:
+        refused = asyncio.run(filled.fill(1))
+        refusals[:] = [] if refused is None else [refused]
+        return refused is None
+
+    try:
+        wait_until(is_taken, seconds=60, what="room after deletes", every=1)
+    except AssertionError as error:
+        devices = [
+            (d["path"].rpartition("/cluster/")[2], d["state"], d["free_bytes"], d["chunks"])
+            for server in admin.ask(filled.c, "/v1/admin/servers")["servers"] for d in server["devices"]
+        ]  # fmt: skip
+        raise AssertionError(f"{error}: {[(r.status, r.body) for r in refusals]}, {devices}") from None
+
+
 def _is_full(answer: Answer | None) -> bool:
     return answer is not None and answer.status in (503, 507) and bool(json.loads(answer.body)["code"])
 
@@ -102,7 +121,7 @@ def test_full_object_servers_refuse_writes_serve_reads_and_free_room_by_deletes(
             assert stored >= 20
             asyncio.run(filled.read_all())
             asyncio.run(filled.delete(stored // 2))
-            wait_until(lambda: asyncio.run(filled.fill(1)) is None, seconds=60, what="room after deletes", every=1)
+            _wait_for_room(filled)
             assert c.stop() == 0
             c.start()
             asyncio.run(filled.read_all())

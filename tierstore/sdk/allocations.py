@@ -4,6 +4,9 @@ Owns, per placement class, a queue of single-chunk allocations (each a new uploa
 the queue is topped up in the background when it falls below half of what was used since the last time. Unused ones
 simply expire: an allocation is no row in the catalog.
 
+What is held ahead is for whole chunks. When no device has room for one, a chunk that is shorter is asked for by its own
+length: a nearly full cluster takes small objects as long as there is room for them.
+
 Invariant: nothing is handed out that expires within EXPIRY_MARGIN_MS, or whose targets include a server that the
 cluster map no longer calls up.
 """
@@ -15,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from tierstore.errors import UnavailableError
+from tierstore.errors import CapacityError, UnavailableError
 from tierstore.sdk.limits import StoreLimits
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.wire.cluster import ClusterMap
@@ -72,8 +75,17 @@ class AllocationPool:
             stock.refill.add_done_callback(_retrieve)
         return found
 
-    async def take(self, placement: PlacementClass) -> Allocation:
-        """One allocation, waiting for metadata if none is at hand. Raises UnavailableError, CapacityError."""
+    async def take(self, placement: PlacementClass, chunk_bytes: int) -> Allocation:
+        """One allocation for a chunk of so many bytes, waiting for metadata if none is at hand. Raises
+        UnavailableError, CapacityError."""
+        try:
+            return await self._take_whole(placement)
+        except CapacityError:
+            if chunk_bytes >= placement.chunk_bytes:
+                raise
+        return (await self._ask(_item(placement, chunk_bytes=chunk_bytes)))[0]
+
+    async def _take_whole(self, placement: PlacementClass) -> Allocation:
         for _ in range(_REFILLS_AWAITED):
             found = self.take_ready(placement)
             if found is not None:
@@ -82,23 +94,18 @@ class AllocationPool:
             assert refill is not None
             # others wait for the same refill: a waiter that gives up must not cancel it for them
             await asyncio.shield(refill)
-        item = AllocateItem(
-            list(placement.tiers), placement.copies, chunk_bytes_max=placement.chunk_bytes,
-            extra_tiers=list(placement.extra),
-        )  # fmt: skip
-        return (await self._ask(item))[0]
+        return (await self._ask(_item(placement)))[0]
 
     async def take_more(
-        self, placement: PlacementClass, upload: bytes, first_index: int, count: int,
+        self, placement: PlacementClass, upload: bytes, first_index: int, count: int, chunk_bytes: int,
         *, copies: int | None = None, exclude: list[int] | None = None,
     ) -> list[Allocation]:  # fmt: skip
-        """Room for further chunks of an upload, or for a chunk whose targets failed (exclude)."""
-        item = AllocateItem(
-            list(placement.tiers), copies or placement.copies, count, upload, first_index,
-            placement.chunk_bytes, exclude_servers=exclude or [],
-            extra_tiers=[] if exclude else list(placement.extra),
-        )  # fmt: skip
-        return await self._ask(item)
+        """Room for further chunks of an upload, of at most chunk_bytes each, or for a chunk whose targets failed
+        (exclude)."""
+        return await self._ask(AllocateItem(
+            list(placement.tiers), copies or placement.copies, count, upload, first_index, chunk_bytes,
+            exclude_servers=exclude or [], extra_tiers=[] if exclude else list(placement.extra),
+        ))  # fmt: skip
 
     async def _ask(self, item: AllocateItem) -> list[Allocation]:
         """Room from metadata. Too few servers are waited for while some are expected back in a moment: a restart must
@@ -128,11 +135,7 @@ class AllocationPool:
     async def _refill(self, placement: PlacementClass, stock: _Stock) -> None:
         count = self._wanted(stock) - len(stock.ready)
         stock.used = 0
-        item = AllocateItem(
-            list(placement.tiers), placement.copies, count, chunk_bytes_max=placement.chunk_bytes,
-            extra_tiers=list(placement.extra),
-        )  # fmt: skip
-        stock.ready.extend(await self._ask(item))
+        stock.ready.extend(await self._ask(_item(placement, count=count)))
 
     def _learn(self, fresh: ClusterMap) -> None:
         """A server left: drop what would be written to it."""
@@ -167,7 +170,7 @@ class UploadRooms:
         async with self._lock:
             if not self.upload:
                 assert index == 0, "chunks are stored in order"
-                allocation = await self._pool.take(self._placement)
+                allocation = await self._pool.take(self._placement, self._bytes_of(0))
                 self.upload = allocation.upload
                 return allocation
             held = self._held.pop(index, None)
@@ -176,9 +179,24 @@ class UploadRooms:
             count = self._pool.limits.chunks_allocated_ahead
             if self._size is not None:
                 count = min(count, -(-self._size // self._placement.chunk_bytes) - index)
-            found = await self._pool.take_more(self._placement, self.upload, index, max(count, 1))
+            found = await self._pool.take_more(
+                self._placement, self.upload, index, max(count, 1), self._bytes_of(index)
+            )
             self._held.update((allocation.index, allocation) for allocation in found)
             return self._held.pop(index)
+
+    def _bytes_of(self, index: int) -> int:
+        """Length of a chunk and at most that of those behind it: whole, but for the last one of a known size."""
+        whole = self._placement.chunk_bytes
+        return whole if self._size is None else max(1, min(whole, self._size - index * whole))
+
+
+def _item(placement: PlacementClass, *, count: int = 1, chunk_bytes: int = 0) -> AllocateItem:
+    """A question for room of this class. chunk_bytes: of the longest chunk; 0: whole ones."""
+    return AllocateItem(
+        list(placement.tiers), placement.copies, count, chunk_bytes_max=chunk_bytes or placement.chunk_bytes,
+        extra_tiers=list(placement.extra),
+    )  # fmt: skip
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

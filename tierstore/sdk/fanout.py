@@ -204,8 +204,9 @@ class ChunkFanout:
         missing = max(self._copies - len(self._receipts) - len(self._running), 1)
         try:
             more = await self._parts.allocations.take_more(
-                self._parts.placement, a.upload, a.index, 1, copies=missing, exclude=sorted(self._used)
-            )
+                self._parts.placement, a.upload, a.index, 1, len(self._data), copies=missing,
+                exclude=sorted(self._used),
+            )  # fmt: skip
         except TierstoreError as error:
             if not self._failures:      # else what the servers said tells more
                 self._failures.append(error)

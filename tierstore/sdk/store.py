@@ -190,7 +190,7 @@ class Store:
             if len(body):
                 allocation = self._allocations.take_ready(parts.placement)
                 if allocation is None:
-                    allocation = await self._allocations.take(parts.placement)
+                    allocation = await self._allocations.take(parts.placement, len(body))
                 fanout = ChunkFanout(parts, allocation, data=memoryview(body), name=name)
                 chunks.append(await fanout.run())
                 tier = fanout.tier
@@ -238,7 +238,7 @@ class Store:
         """Store one chunk of a file that is committed later. Durable on `copies` servers when it returns; `data` must
         not change until then. Raises UnavailableError, CapacityError."""
         parts = self._put_parts_of(bucket, key, len(data))
-        allocation = self._allocations.take_ready(parts.placement) or await self._allocations.take(parts.placement)
+        allocation = await self._allocations.take(parts.placement, len(data))
         return await ChunkFanout(parts, allocation, data=data, name=name_of(bucket, key)).run()
 
     def chunk_bytes(self, bucket: str, key: str) -> int:
@@ -272,8 +272,8 @@ class Store:
         for attempt in range(self.limits.commit_attempts_max):
             chunks: list[CommitChunk] = []
             for at in range(0, len(data), parts.placement.chunk_bytes):
-                allocation = await self._allocations.take(parts.placement)
                 piece = data[at : at + parts.placement.chunk_bytes]
+                allocation = await self._allocations.take(parts.placement, len(piece))
                 chunks.append(await ChunkFanout(parts, allocation, data=piece, name=name_of(bucket, key)).run())
             if named is not None:
                 await named

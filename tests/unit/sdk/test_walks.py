@@ -11,6 +11,7 @@ import pytest
 from tests.unit.sdk.fake_cluster import FakeCluster, FakeObjectServer, full, hang
 from tierstore.checksum import crc_of
 from tierstore.errors import (
+    CapacityError,
     ChecksumMismatch,
     NotFound,
     PreconditionFailed,
@@ -208,6 +209,33 @@ def test_fewer_servers_than_copies_is_an_error_and_nothing_is_visible() -> None:
             await store.head("bkt", "k")
 
     run(work, placement_wait_seconds=0.1)
+
+
+def test_a_nearly_full_cluster_takes_what_still_fits() -> None:
+    """Room is asked for ahead for whole chunks; when none is left for those, short ones are asked for by their length."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        allocate, room = cluster.metadata._allocate, 300_000
+
+        def nearly_full(item: AllocateItem) -> AllocateResult:
+            return allocate(item) if item.chunk_bytes_max <= room else AllocateResult("cluster-full", "no room")
+
+        store._allocations.drop(store._put_parts_of("bkt", "k", 1).placement)
+        cluster.metadata._allocate = nearly_full  # type: ignore[method-assign]
+        for key, size in (("small", 4096), ("some", room)):
+            await store.put("bkt", key, b"a" * size)
+            assert await body_of(store, key) == b"a" * size
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"b" * 1000
+
+        await store.put("bkt", "streamed", pieces(), size=1000)
+        assert await body_of(store, "streamed") == b"b" * 1000
+        with pytest.raises(CapacityError) as caught:
+            await store.put("bkt", "k", b"c" * (room + 1))
+        assert caught.value.code == "cluster-full"
+
+    run(work)
 
 
 def test_a_put_waits_for_servers_that_restart() -> None:
