@@ -212,7 +212,7 @@ def test_fewer_servers_than_copies_is_an_error_and_nothing_is_visible() -> None:
 
 
 def test_a_nearly_full_cluster_takes_what_still_fits() -> None:
-    """Room is asked for ahead for whole chunks; when none is left for those, short ones are asked for by their length."""
+    """Room is asked for ahead for whole chunks; when none is left for those, short ones by their length."""
 
     async def work(cluster: FakeCluster, store: Store) -> None:
         allocate, room = cluster.metadata._allocate, 300_000
