@@ -58,8 +58,10 @@ def wait_settled(c: Cluster, *, seconds: float, looks: int = 8) -> None:
         quiet = quiet + 1 if is_quiet else 0
         return quiet >= looks
 
-    try:
-        wait_until(is_settled, seconds=seconds, what="nothing left to do", every=0.5)
-    except AssertionError:
-        print(ask(c, "/v1/admin/status"), ask(c, "/v1/admin/jobs?limit=20"))
-        raise
+    wait_until(is_settled, seconds=seconds, what=lambda: f"nothing left to do: {told(c)}", every=0.5)
+
+
+def told(c: Cluster) -> dict[str, Any]:
+    """What operators can see, for the message of a wait that failed: CI keeps nothing but the message."""
+    targets = ("status", "servers", "jobs?limit=20", "scrub")
+    return {target: ask(c, f"/v1/admin/{target}") for target in targets}

@@ -30,8 +30,11 @@ PATIENCE = {
 }  # fmt: skip
 
 
-def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, every: float = 0.05) -> Any:
-    """The first true value of condition(). Fails with `what` after the deadline, which is WAIT_SECONDS_MIN or later."""
+def wait_until(
+    condition: Callable[[], Any], *, seconds: float, what: str | Callable[[], str], every: float = 0.05
+) -> Any:
+    """The first true value of condition(). Fails with `what` after the deadline, which is WAIT_SECONDS_MIN or later;
+    a function is called then, so that it can tell how things stand."""
     seconds = max(seconds, WAIT_SECONDS_MIN)
     deadline = time.monotonic() + seconds
     while True:
@@ -39,7 +42,7 @@ def wait_until(condition: Callable[[], Any], *, seconds: float, what: str, every
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
+            raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
         time.sleep(every)  # polling with a deadline is what this function is for
 
 

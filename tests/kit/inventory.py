@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,36 @@ def compare(cluster: Cluster, *, copies: int = 2, with_bytes: bool = False) -> C
 
 def counted_copies(cluster: Cluster) -> set[tuple[bytes, bytes]]:
     """(device uuid, chunk) of every live copy that some row names; read beside a running service."""
+    return {(device, chunk) for chunk, _, device, _ in _live_copies(cluster)}
+
+
+def thin_now(cluster: Cluster, chunks: Container[bytes], *, copies: int = 2) -> list[str]:
+    """Of these chunks, those that the catalog counts on too few servers for; read beside a running service."""
+    servers: dict[bytes, set[int]] = defaultdict(set)
+    for chunk, server, _, _ in _live_copies(cluster):
+        servers[chunk].add(server)
+    thin = ((chunk, on) for chunk, on in servers.items() if chunk in chunks and len(on) < copies)
+    return [f"{chunk.hex()} on {len(on)} servers" for chunk, on in thin]
+
+
+def copies_told(cluster: Cluster, chunk: bytes) -> str:
+    """What the catalog says of one chunk's live copies, for the message of a test that failed."""
+    found = [f"device {device.hex()} role {role}" for c, _, device, role in _live_copies(cluster) if c == chunk]
+    return f"{chunk.hex()}: {'; '.join(found) or 'no live copy'}"
+
+
+def _live_copies(cluster: Cluster) -> Iterator[tuple[bytes, int, bytes, object]]:
+    """(chunk, server, device uuid, role)."""
     catalog = cluster.data / "cluster" / "metadata" / "catalog.db"
     with contextlib.closing(sqlite3.connect(f"file:{catalog}?mode=ro", uri=True, timeout=120)) as db:
         db.row_factory = sqlite3.Row
-        uuids = {int(row["id"]): bytes(row["uuid"]) for row in db.execute("SELECT id, uuid FROM devices")}
-        return {(uuids[r.device], c.id) for c in _referenced(db) for r in c.replicas if r.state == LIVE}
+        db.execute("BEGIN")     # one moment: a chunk that moves between tables is in one of them
+        rows = db.execute("SELECT id, server_id, uuid FROM devices")
+        devices = {int(row["id"]): (int(row["server_id"]), bytes(row["uuid"])) for row in rows}
+        for chunk in _referenced(db):
+            for replica in chunk.replicas:
+                if replica.state == LIVE:
+                    yield chunk.id, *devices[replica.device], replica.role
 
 
 def _referenced(db: sqlite3.Connection) -> Iterator[PackedChunk]:

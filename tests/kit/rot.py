@@ -29,6 +29,7 @@ class Copy:
     chunk: bytes
     path: Path
     server: str
+    device: bytes       # its uuid
     data_at: int
     data_bytes: int
     sums_at: int
@@ -46,22 +47,22 @@ def copies_of(c: Cluster) -> Iterator[Copy]:
             root = Path(device["path"])
             uuid = bytes.fromhex(json.loads((root / "device.json").read_bytes())["uuid"])
             seed = records.seed_of(uuid)
-            found = [*_in_segments(root, process.name, seed), *_in_files(root, process.name, seed)]
+            found = [*_in_segments(root, process.name, uuid, seed), *_in_files(root, process.name, uuid, seed)]
             yield from (copy for copy in found if (uuid, copy.chunk) in counted and not is_reserved(copy.chunk))
 
 
-def _in_segments(root: Path, server: str, seed: int) -> Iterator[Copy]:
+def _in_segments(root: Path, server: str, uuid: bytes, seed: int) -> Iterator[Copy]:
     for path in sorted((root / "segments").glob("*.seg")):
         raw, number = path.read_bytes(), int(path.stem)
         for at in records.places_of_magic(raw):
             header = records.parse(raw[at : at + records.HEADER_BYTES], segment=number, offset=at, seed=seed)
             if header is not None and header.kind == records.CHUNK and header.state == records.LIVE:
                 sums_at = at + records.HEADER_BYTES
-                yield Copy(header.chunk, path, server, header.data_offset, header.length, sums_at, header.sums_bytes,
-                           at, False)  # fmt: skip
+                yield Copy(header.chunk, path, server, uuid, header.data_offset, header.length, sums_at,
+                           header.sums_bytes, at, False)  # fmt: skip
 
 
-def _in_files(root: Path, server: str, seed: int) -> Iterator[Copy]:
+def _in_files(root: Path, server: str, uuid: bytes, seed: int) -> Iterator[Copy]:
     for path in sorted((root / "files").glob("??/*")):
         try:
             raw = path.read_bytes()
@@ -71,39 +72,42 @@ def _in_files(root: Path, server: str, seed: int) -> Iterator[Copy]:
             raw[-records.HEADER_BYTES :], file_bytes_all=len(raw), chunk=bytes.fromhex(path.name), seed=seed
         )
         if header is not None:
-            yield Copy(header.chunk, path, server, 0, header.length, header.length, header.sums_bytes,
+            yield Copy(header.chunk, path, server, uuid, 0, header.length, header.length, header.sums_bytes,
                        len(raw) - records.HEADER_BYTES, True)  # fmt: skip
 
 
 class Rot:
-    """Damages copies; `done` counts by kind, `chunks` tells what was done to which."""
+    """Damages copies; `done` counts by kind, `chunks` tells what was done to which, `copies` where it lay."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.done: Counter[str] = Counter()
         self.chunks: dict[bytes, str] = {}
+        self.copies: dict[bytes, Copy] = {}
 
     def spread(self, copies: list[Copy], count: int) -> None:
-        """Damage `count` copies, no chunk twice, the kinds in turn; the page cache of half of them is dropped."""
-        copies = sorted(copies, key=lambda copy: (copy.chunk, copy.server))
+        """Damage `count` copies, no chunk twice; the page cache of half of them is dropped.
+
+        Kinds and forms (in a segment, in a file) take turns, each with the next copy that suits it: so every pair is
+        done whatever ids, and so whatever order, chance gave to the copies. The pickiest kinds go first."""
+        copies = sorted((copy for copy in copies if copy.data_bytes), key=lambda copy: (copy.chunk, copy.server))
         self._rng.shuffle(copies)
-        kinds = [self._flip, self._flip_sums, self._flip_header, self._swap, self._truncate, self._stale]
-        turn = 0
+        kinds = (self._swap, self._stale, self._truncate, self._flip, self._flip_sums, self._flip_header)
+        turns = [(kind, is_file) for kind in kinds for is_file in (False, True)]
+        while turns and len(self.chunks) < count:
+            turns = [turn for turn in turns if len(self.chunks) >= count or self._take_turn(*turn, copies)]
+
+    def _take_turn(self, kind: Callable[[Copy, list[Copy]], bool], is_file: bool, copies: list[Copy]) -> bool:
+        """False when no copy is left that this kind of damage can be done to."""
         for copy in copies:
-            if len(self.chunks) >= count:
-                return
-            if copy.chunk in self.chunks or copy.data_bytes == 0:
-                continue
-            for _ in kinds:
-                kind: Callable[[Copy, list[Copy]], bool] = kinds[turn % len(kinds)]
-                turn += 1
-                if kind(copy, copies):
-                    name = f"{kind.__name__.strip('_')} in {'file' if copy.is_file else 'segment'}"
-                    self.chunks[copy.chunk] = f"{name} on {copy.server}"
-                    self.done[name] += 1
-                    if self._rng.random() < 0.5:
-                        _drop_cache(copy.path)
-                    break
+            if copy.is_file == is_file and copy.chunk not in self.chunks and kind(copy, copies):
+                name = f"{kind.__name__.strip('_')} in {'file' if is_file else 'segment'}"
+                self.chunks[copy.chunk], self.copies[copy.chunk] = f"{name} on {copy.server}", copy
+                self.done[name] += 1
+                if self._rng.random() < 0.5:
+                    _drop_cache(copy.path)
+                return True
+        return False
 
     def _flip(self, copy: Copy, _all: list[Copy]) -> bool:
         return self._flip_at(copy, copy.data_at, copy.data_bytes)
@@ -129,8 +133,10 @@ class Rot:
         with open(copy.path, "r+b") as file:
             first = os.pread(file.fileno(), BLOCK_BYTES, copy.data_at)
             second = os.pread(file.fileno(), BLOCK_BYTES, copy.data_at + BLOCK_BYTES)
+            if first == second:
+                return False
             os.pwrite(file.fileno(), second + first, copy.data_at)
-        return first != second
+        return True
 
     def _truncate(self, copy: Copy, _all: list[Copy]) -> bool:
         if not copy.is_file:
@@ -147,7 +153,10 @@ class Rot:
         if other is None:
             return False
         with open(other.path, "rb") as source, open(copy.path, "r+b") as target:
-            os.pwrite(target.fileno(), os.pread(source.fileno(), other.data_bytes, other.data_at), copy.data_at)
+            stale = os.pread(source.fileno(), other.data_bytes, other.data_at)
+            if stale == os.pread(target.fileno(), copy.data_bytes, copy.data_at):
+                return False        # bodies of one byte may be the same
+            os.pwrite(target.fileno(), stale, copy.data_at)
             os.pwrite(target.fileno(), os.pread(source.fileno(), other.sums_bytes, other.sums_at), copy.sums_at)
         return True
 
