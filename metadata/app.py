@@ -77,6 +77,7 @@ from metadata.services.sites.backfill import Backfills
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
 from metadata.services.sites.fetched import FetchedBodies
+from metadata.services.sites.holds import Holdings, Vouchers
 from metadata.services.sites.hot import HotBodies
 from metadata.services.sites.read import BodyReader
 from metadata.services.sites.registry import Self, Sites
@@ -389,10 +390,15 @@ class MetadataServer:
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
         self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)
         self.tombstones = Tombstones(database, clock, keep_ms=keep_ms, confirmed=self.replication.confirmed)
+        vouchers = Vouchers(
+            clock, courier, self.sites.known, statuses=self.replication.statuses,
+            settle_seconds=self.settings.duties.fetched_settle,
+        )  # fmt: skip
+        self.holdings = Holdings(database, is_sound=self._is_sound)
         self.fetched = FetchedBodies(
             database, clock, heat_of=self.heat_of, share=self.settings.duties.fetched_share,
             capacity=lambda: sum(device.capacity_bytes for device in self.view.devices.values()),
-            copies=lambda: self.copies.for_object("", "", 0),
+            copies=lambda: self.copies.for_object("", "", 0), vouched=vouchers.vouched,
         )  # fmt: skip
         sites_metrics.watch(self.replication, self.tombstones, self.fetched)
         self.name_taker = NameTaker(database, self.names, clock, self.versions)
@@ -400,6 +406,12 @@ class MetadataServer:
         self.commits.gate = self.replication
         self.name_taker.numbers = lambda: {row.id: row.name for row in self.sites.known.rows}
         self.name_taker.on_replicated = self.replication.kick
+
+    def _is_sound(self) -> bool:
+        """Whether what the catalog names is all here: it is no old one, and each body has a copy on a server that
+        lives."""
+        dead = sum(server.state == "dead" for server in self.view.servers.values())
+        return not self.comparison.refusal() and dead < self.copies.for_object("", "", 0)
 
     def _is_delivered(self, target: str, bucket_id: int, key: str, version: int) -> bool:
         return self.replication.sync.is_delivered(target, bucket_id, key, version)
@@ -477,7 +489,7 @@ class MetadataServer:
         app.include_router(
             site_routes.build(
                 callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock,
-                buckets=self.buckets, comparison=self.comparison, backfills=self.backfills,
+                buckets=self.buckets, comparison=self.comparison, backfills=self.backfills, holdings=self.holdings,
             )
         )
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))

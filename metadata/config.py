@@ -62,6 +62,9 @@ class Duties:
     fetched_share: float = setting(
         0.2, "of all devices: bodies fetched from other sites for readers, beyond which the coldest go; 1: all of them"
     )
+    fetched_settle: Seconds = setting(
+        600.0, "another site must have answered that long without a break before a body is let go of on its word"
+    )
     tombstone_keep: Seconds = setting(604_800.0, "deletes are remembered for other sites; bounds the age of a backup")
     deleted_share_max: float = setting(0.01, "share of a device that collection may delete a day without an operator")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
 from metadata.catalog import bodies, feed, leases, objects, schema
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session
+from tierstore.clock import SITE_BITS
 
 _t = schema.fetched_bodies.c
+#: A version id modulo this is the number of the site that wrote it (tierstore/clock).
+SITES: Final = 1 << SITE_BITS
 
 
 class Fetched(NamedTuple):
@@ -40,9 +43,14 @@ def is_noted(connection: sa.Connection, row: ObjectRow) -> bool:
     return connection.execute(sa.select(_t.bytes).where(_is(row.bucket_id, row.key, row.version))).first() is not None
 
 
-def forget(connection: sa.Connection, bucket_id: int, key: str, version: int) -> None:
-    """The site keeps the body, or has none of it any more."""
-    connection.execute(sa.delete(schema.fetched_bodies).where(_is(bucket_id, key, version)))
+def forget(connection: sa.Connection, bucket_id: int, key: str, version: int) -> bool:
+    """The site keeps the body, or has none of it any more; whether it was noted."""
+    return bool(connection.execute(sa.delete(schema.fetched_bodies).where(_is(bucket_id, key, version))).rowcount)
+
+
+def forget_site(connection: sa.Connection, number: int) -> int:
+    """What is here of versions that a site wrote is kept for good, because it may have lost them; how many."""
+    return connection.execute(sa.delete(schema.fetched_bodies).where(_t.version % SITES == number)).rowcount
 
 
 def total_bytes(connection: sa.Connection) -> int:
@@ -74,11 +82,12 @@ def keep(connection: sa.Connection, some: Sequence[Fetched], *, at_ms: int) -> N
 
 def let_go(session: Session, some: Sequence[Fetched], *, at_ms: int) -> int:
     """Their bytes become garbage, their names stay; how many bytes. What was replaced or became the site's own since is
-    only forgotten."""
+    only forgotten, and what is not noted any more is kept."""
     gone = 0
     changes = []
     for one in some:
-        forget(session.connection, *one[:3])
+        if not forget(session.connection, *one[:3]):
+            continue        # it is to be kept for good, since a moment ago
         wanted = [one[:2]]
         rows = session.fetch(objects.LATEST_LOCKED, wanted)
         is_latest = bool(rows) and ObjectRow._make(rows[0]).version == one.version

@@ -14,10 +14,11 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from metadata.catalog import feed, leases, objects, schema
+from metadata.catalog import bodies, feed, leases, objects, schema
 from metadata.catalog.buckets import COLUMNS, Bucket
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session
+from tierstore.clock import version_site
 from tierstore.errors import ConflictError, NotFound
 
 _LINK: Final = "site-link."
@@ -76,6 +77,11 @@ def local_networks(connection: sa.Connection) -> list[str]:
     text = connection.execute(sa.select(_s.networks).where(_s.is_local.is_(True))).scalar()
     found: list[str] = json.loads(text or "[]")
     return found
+
+
+def number_of(connection: sa.Connection, name: str) -> int:
+    """0 for a site that is not known."""
+    return int(connection.execute(sa.select(_s.id).where(_s.name == name)).scalar() or 0)
 
 
 def put(connection: sa.Connection, row: SiteRow) -> None:
@@ -269,10 +275,11 @@ class Page(NamedTuple):
 def queue_page(
     session: Session, target: str, bucket_id: int, *, prefix: str, after: str, limit: int, at_ms: int
 ) -> Page:
-    """Queue the latest versions behind a key, as if they were written now."""
+    """Queue the latest versions behind a key, as if they were written now. Of those whose bytes are another site's only
+    the ones that readers fetched whole, if the target itself wrote them: it may have lost them."""
     t = schema.objects.c
     query = (
-        sa.select(t.key, t.version, t.kind, t.size)
+        sa.select(t.key, t.version, t.kind, t.size, t.ref)
         .where(t.bucket_id == bucket_id, t.key > after)
         .order_by(t.key)
         .limit(limit)
@@ -282,14 +289,20 @@ def queue_page(
     rows = session.connection.execute(query).all()
     changes: list[feed.NewChange] = []
     last = ""
-    for key, version, kind, size in rows:
+    number = number_of(session.connection, target)
+    for key, version, kind, size, ref in rows:
         if not key.startswith(prefix):
             return Page(_append(session, changes, at_ms), len(rows), "")
         last = key
-        if kind != schema.KIND_REMOTE:
+        is_back = kind == schema.KIND_REMOTE and version_site(version) == number and _is_whole(session, ref, size)
+        if kind != schema.KIND_REMOTE or is_back:
             what = schema.CHANGE_MARKER if kind == schema.KIND_MARKER else schema.CHANGE_PUT
             changes.append(feed.NewChange(what, bucket_id, key, version, size, (target,)))
     return Page(_append(session, changes, at_ms), len(rows), last if len(rows) == limit else "")
+
+
+def _is_whole(session: Session, ref: int | None, size: int) -> bool:
+    return ref is not None and bodies.covered(session.connection, ref, 0, size)[0] >= size
 
 
 def _append(session: Session, changes: list[feed.NewChange], at_ms: int) -> int:

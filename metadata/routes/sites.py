@@ -26,6 +26,7 @@ from metadata.services.names.buckets import BucketService
 from metadata.services.sites.apply import NameTaker
 from metadata.services.sites.backfill import BackfillProgress, Backfills
 from metadata.services.sites.compare import Comparison
+from metadata.services.sites.holds import Holdings
 from metadata.services.sites.link import SHARE
 from metadata.services.sites.registry import Sites
 from metadata.services.sites.run import Replication
@@ -41,6 +42,7 @@ from tierstore.wire.sites import (
     CompareAnswer,
     Hello,
     HelloAnswer,
+    Holds,
     NameBatch,
     NewKey,
     RulesAnswer,
@@ -55,11 +57,11 @@ _BINARY: dict[str, Any] = {
 
 def build(
     callers: Callers, audit: AuditService, sites: Sites, *, replication: Replication, taker: NameTaker, clock: Clock,
-    buckets: BucketService, comparison: Comparison, backfills: Backfills,
+    buckets: BucketService, comparison: Comparison, backfills: Backfills, holdings: Holdings,
 ) -> APIRouter:  # fmt: skip
     """The router."""
     router = APIRouter(tags=["sites"])
-    _between(router, callers, sites, taker, clock, comparison=comparison, backfills=backfills)
+    _between(router, callers, sites, taker, clock, comparison=comparison, backfills=backfills, holdings=holdings)
     _rules(router, callers, sites, buckets)
     _members(router, callers, audit, sites, replication, comparison=comparison, backfills=backfills)
 
@@ -97,7 +99,7 @@ def _target(s: TargetStatus, now_ms: int, backfill: BackfillProgress) -> TargetM
 
 def _between(
     router: APIRouter, callers: Callers, sites: Sites, taker: NameTaker, clock: Clock, *, comparison: Comparison,
-    backfills: Backfills,
+    backfills: Backfills, holdings: Holdings,
 ) -> None:  # fmt: skip
     """What other sites and this site's gateways ask."""
     async def site(request: Request) -> tuple[str, Principal]:
@@ -130,6 +132,12 @@ def _between(
         name, _ = await site(request)
         wanted = decode(await _body(request), Compare)
         return _packed(CompareAnswer(await backfills.answer_compare(name, wanted.epoch)))
+
+    @router.post("/v1/sites/holds", response_class=Response, operation_id="sites_holds", openapi_extra=_BINARY,
+                 summary="Which bodies are this site's for good: wire.sites.Holds -> HoldsAnswer")  # fmt: skip
+    async def holds(request: Request) -> Response:
+        await site(request)
+        return _packed(await holdings.answer(decode(await _body(request), Holds).bodies))
 
     @router.post("/v1/sites/names", response_class=Response, operation_id="sites_names", openapi_extra=_BINARY,
                  summary="Names of another site: wire.sites.NameBatch -> NameAnswer")  # fmt: skip

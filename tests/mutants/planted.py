@@ -164,4 +164,9 @@ MUTANTS = (
         "        if not self._may_delete(slot):\n", "        if slot is None:\n",
         ("tests/unit/objectd/test_work.py",), "deleted",
     ),
+    Mutant(
+        "the only copy of another site's body goes", "metadata/services/sites/fetched.py",
+        "for one in here if one.name in vouched]", "for one in here]",
+        ("tests/contract/test_catalog_sites_fetched.py",), "vouches",
+    ),
 )

@@ -49,7 +49,7 @@ class Carrier:
     """The courier of one site: carries to the other world, or not."""
 
     def __init__(self, link: Link, target: NamesWorld, name: str, source: NamesWorld) -> None:
-        self._link, self._target, self._name, self._source = link, target, name, source
+        self._link, self.target, self._name, self._source = link, target, name, source
         self.heard: dict[str, tuple[int, int]] = {}
 
     async def send(self, row: Any, path: str, message: Any, kind: type[Any], *, seconds: float) -> Any:
@@ -69,18 +69,18 @@ class Carrier:
         if isinstance(message, Hello):
             return HelloAnswer(self._name, 0, "", message.epoch, message.sequence)
         if isinstance(message, NameBatch):
-            return await self._target.taker.take(message, message.site)
+            return await self.target.taker.take(message, message.site)
         assert isinstance(message, FetchBatch), path
         return FetchAnswer([await self._fetch(item) for item in message.items])
 
     async def _fetch(self, item: Any) -> FetchResult:
-        found = await self._target.look(item.key, version=item.version)
+        found = await self.target.look(item.key, version=item.version)
         if found.code:
             return FetchResult(found.code, found.detail)
         if not found.is_remote:
             return FetchResult()
-        made = await self._target.commit(
-            Fill(item.bucket, item.key, item.version, item.first, [self._target.chunk(item.length)])
+        made = await self.target.commit(
+            Fill(item.bucket, item.key, item.version, item.first, [self.target.chunk(item.length)])
         )
         return FetchResult(made[0].code if made[0].code != "already-here" else "", made[0].detail, item.length)
 

@@ -164,7 +164,7 @@ def add_routes(
         ("fetch", fetch, "Fetch bytes from the caller's site now"),
         ("names", forward, "Names of another site"),
         ("hello", forward, "A site lives"), ("compare", forward, "What a restored site forgot"),
-        ("rotate", forward, "Exchange new keys"),
+        ("rotate", forward, "Exchange new keys"), ("holds", forward, "Which bodies a site has for good"),
     ):  # fmt: skip
         app.add_api_route(
             f"/v1/sites/{name}", handler, methods=["POST"], operation_id=f"sites_{name}", summary=summary,

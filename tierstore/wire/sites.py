@@ -4,6 +4,7 @@
     POST /v1/sites/names    NameBatch   -> NameAnswer       names, deletes, metadata: small, sent first, in order
     POST /v1/sites/fetch    FetchBatch  -> FetchAnswer      "fetch these bytes from me now": answered when durable there
     POST /v1/sites/compare  Compare     -> CompareAnswer    "I was restored: send me all names we share, deletes too"
+    POST /v1/sites/holds    Holds       -> HoldsAnswer      "which of these bodies are yours for good, now?"
     POST /v1/sites/push     Push        -> PushAnswer       a name with its bytes (mode sync): one round trip
     GET  /v1/bodies/B/K     frames (tierstore/sdk/frames.py): bytes of one version, each piece with its CRC32C
 
@@ -33,6 +34,7 @@ SEGMENT_BYTES: Final = 8 << 20
 PUSH_BYTES_MAX: Final = 8 * SEGMENT_BYTES
 NAMES_MAX: Final = 512
 FETCHES_MAX: Final = 64
+HOLDS_MAX: Final = 64
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -70,6 +72,26 @@ class Compare(msgspec.Struct, array_like=True, frozen=True):
 
 class CompareAnswer(msgspec.Struct, array_like=True, frozen=True):
     left: int
+
+
+class BodyName(msgspec.Struct, array_like=True, frozen=True):
+    """One version, whose body is meant."""
+
+    bucket: str
+    key: str
+    version: int
+
+
+class Holds(msgspec.Struct, array_like=True, frozen=True):
+    """The sender would let go of its copies of these bodies."""
+
+    bodies: list[BodyName]
+
+
+class HoldsAnswer(msgspec.Struct, array_like=True, frozen=True):
+    """held: one for each body that was asked about, in order: whether the answering site has it for good."""
+
+    held: list[bool]
 
 
 class NameRecord(msgspec.Struct, array_like=True, frozen=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from metadata.catalog import buckets, sites
+from metadata.catalog import buckets, fetched, sites
 from metadata.catalog.buckets import REPLICATED_FROM, Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
@@ -66,6 +66,7 @@ class Backfills:
         def work(c: Connection) -> int:
             state = sites.backfill_state(c, target)
             if state.get("compare") != epoch:
+                fetched.forget_site(c, sites.number_of(c, target))      # it may have lost what it wrote
                 shared = [b for b in buckets.everything(c) if _is_shared(b, target)]
                 _add(c, target, [_part(b, "") for b in shared], {"compare": epoch, "through": 0})
                 return max(1, len(shared))

@@ -88,6 +88,11 @@ FETCHED.counter(
     "tierstore_fetched_let_go_bytes_total", "bodies of other sites let go of, to be fetched again when they are read",
     lambda f: float(f.let_go_bytes),
 )  # fmt: skip
+FETCHED.counter(
+    "tierstore_fetched_kept_back_total",
+    "times that such a body would have gone, but no other site was known to have it for good",
+    lambda f: float(f.kept_back),
+)  # fmt: skip
 
 
 def watch(replication: Replication, tombstones: Tombstones, fetched: FetchedBodies) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from metadata.catalog import buckets, sites
+from metadata.catalog import buckets, fetched, sites
 from metadata.catalog.buckets import HOME, REPLICATED_FROM
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
@@ -196,6 +196,7 @@ class Sites:
         def work(c: Connection) -> dict[str, str]:
             if old is not None:
                 sites.forget_progress(c, name)
+                fetched.forget_site(c, number)      # it lost what it wrote: this site's copies may be the only ones
             sites.put(c, row)
             every = buckets.everything(c) if is_replacement else []
             return {b.name: b.versioning for b in every if name in b.config.get(REPLICATED_FROM, "").split(",")}
@@ -233,6 +234,7 @@ class Sites:
                     buckets.configure(
                         c, bucket.name, at_ms=self._clock.now_ms(), documents={"replication": text}
                     )
+            fetched.forget_site(c, row.id)      # it gives nothing any more
             return sites.remove(c, name)
 
         gone = await self._database.write(work)

@@ -109,9 +109,7 @@ class TargetWorker:
             status.is_reachable = False
             status.error = str(error)
         else:
-            if not status.is_reachable:
-                status.is_reachable = True
-                status.error = ""
+            if self._target.answered():
                 self.kick()
             took_ms = (parts.clock.monotonic() - began) * 1000
             known = parts.known.latency_ms.get(self.name, took_ms)

@@ -35,6 +35,7 @@ class TargetStatus:
     site: str
     is_paused: bool = False
     is_reachable: bool = False
+    reachable_since: float = math.inf       # monotonic; without a break, as far as hellos and bodies have shown
     error: str = ""
     latency_ms: float = 0.0
     backlog: Backlog = field(default_factory=lambda: Backlog(0, 0, 0, 0))
@@ -86,6 +87,15 @@ class Target:
     @property
     def may_send(self) -> bool:
         return self.status.is_reachable and not self.status.is_paused and self.parts.epoch() != 0
+
+    def answered(self) -> bool:
+        """The site has answered a hello; whether it did not before."""
+        if self.status.is_reachable:
+            return False
+        self.status.is_reachable = True
+        self.status.reachable_since = self.parts.clock.monotonic()
+        self.status.error = ""
+        return True
 
     def failed(self, error: TierstoreError) -> None:
         self.status.failures += 1
