@@ -134,7 +134,7 @@ class _Set:
         try:
             hit("objectd.upload.before_receipt")
             receipt = self._uploads.receipt(slot, chunk, len(item.data), item.sums, future.result())
-        except TierstoreError as refused:
+        except Exception as refused:  # in a callback nobody else would answer for it, and the message would hang
             self._settle(place, self._refusal(refused))
         else:
             self._settle(place, StoredChunk(receipt))

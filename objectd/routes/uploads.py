@@ -227,7 +227,7 @@ class _Small:
         try:
             hit("objectd.upload.before_receipt")
             receipt = self._uploads.receipt(self._slot, self._chunk, self._chunk_bytes, self._sums, at)
-        except TierstoreError as error:
+        except Exception as error:  # in a callback nobody else would answer for it, and the request would hang
             self._exchange.fail(error)
         else:
             self._exchange.reply(200, receipt, _RECEIPT_LINES)

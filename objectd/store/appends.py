@@ -1,8 +1,9 @@
 """Records on their way to being durable: appended to the log in the loop, synced in groups, then known to the index.
 
 Owns what was appended and is not settled, the committer that settles it, and the watch over a sync that hangs.
-Invariants: a future is done only when its record is synced and the index knows it; a committer that was given up
-settles nothing any more; two puts of one chunk share one record.
+Invariants: a future succeeds only when its record is synced and the index knows it, and what is not settled when the
+device fails or ends is answered as failed; a committer that was given up syncs and settles nothing any more; two puts
+of one chunk share one record, and who gives up waiting for it takes it from nobody.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Appends:
         self._outstanding: deque[Appended] = deque()
         self._appended: list[Appended] = []     # in this turn of the loop, not yet the committer's
         self._watch: asyncio.TimerHandle | None = None
+        self._settled_all: asyncio.Future[None] | None = None      # somebody waits until nothing is outstanding
         self._generation = 0
         self._loop = asyncio.get_running_loop()
         self.committer = self._new_committer()
@@ -62,25 +64,29 @@ class Appends:
         old, self.committer = self.committer, self._new_committer()
         return old
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._outstanding
-
     def has(self, chunk: bytes) -> bool:
         """Whether a put of that chunk is under way."""
         return chunk in self._putting
 
-    async def settled(self, seconds: float) -> None:
-        """Wait for what was appended, at most so long; then nothing is watched any more."""
-        waiting = [item.future for item in self._outstanding if not item.future.done()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=seconds)
+    async def settled(self, seconds: float) -> bool:
+        """Wait for all that was appended, whether anybody still waits for it or not, at most so long: for a device that
+        takes no more. False: the disk did not keep up, and what it still has to sync was answered as failed."""
+        if self._outstanding:
+            # not the records' own futures: one that was cancelled is done before its record is
+            self._settled_all = self._loop.create_future()
+            await asyncio.wait({self._settled_all}, timeout=seconds)
+        is_settled = not self._outstanding
+        if not is_settled:
+            self.fail("closed before its last writes were synced")
         if self._watch is not None:
             self._watch.cancel()
+        return is_settled
 
     def fail(self, detail: str) -> None:
         """What was not settled is answered as failed; whatever the committer still settles comes too late."""
         self._generation += 1
+        # before its descriptors are closed: their numbers may soon be those of other files
+        self.committer.give_up()
         self._log.abandon()
         waiting, self._outstanding = self._outstanding, deque()
         self._appended = []
@@ -88,9 +94,15 @@ class Appends:
         for item in waiting:
             if not item.future.done():
                 item.future.set_exception(UnavailableError(f"{self._device.path}: {detail}", code="device-failed"))
+        self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        waiter = self._settled_all
+        if waiter is not None and not self._outstanding and not waiter.done():
+            waiter.set_result(None)
 
     def put(self, chunk: ChunkId, data: Buffer, sums: bytes, *,
-                     name_hint: str = "") -> asyncio.Future[Location]:
+            name_hint: str = "") -> asyncio.Future[Location]:
         """See device.Device."""
         device, count = self._device, len(data)
         crc = int.from_bytes(sums, "little") if len(sums) == SUM_BYTES else combine_sums(sums, count)
@@ -170,6 +182,7 @@ class Appends:
             index.advance(segment, end)
         if len(index.fresh) > device.settings.index_fresh_max // 2:
             device.wake()
+        self._tell_if_empty()
 
     def _check_progress(self, oldest: Appended) -> None:
         """A sync that hangs fails the device instead of letting its writers wait for ever."""
@@ -192,6 +205,8 @@ class Appends:
     def _join(self, under_way: Appended, count: int, crc: int) -> asyncio.Future[Location]:
         assert under_way.value is not None
         self._check_same(ChunkId(under_way.chunk), unpack(under_way.value), count, crc)
+        if under_way.future.cancelled():    # the first writer is gone, its record is on its way all the same
+            under_way.future = self._loop.create_future()
         joined: asyncio.Future[Location] = asyncio.shield(under_way.future)
         return joined
 

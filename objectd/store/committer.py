@@ -2,7 +2,9 @@
 
 Invariant: items are settled in the order they were appended, and an item is settled as durable only if the fdatasync of
 its segment began after its bytes were written. After the first failure nothing is ever settled as durable by this
-committer again: the kernel may have dropped the dirty pages, a later sync on the descriptor would lie.
+committer again: the kernel may have dropped the dirty pages, a later sync on the descriptor would lie. One that was
+given up begins no sync: a descriptor's number may by then be another file's, and a sync through it would take the
+error that the file's own committer must see.
 
 Cost: one hand-over (a wake-up of the thread, about 10 us) per turn of the loop and not per record, 1.2-1.6 us per
 waiter to wake, one fdatasync per group. InlineCommitter does the same without a thread: for file systems in memory,
@@ -47,6 +49,10 @@ class Committer(Protocol):
         """Sync what was appended in one turn of the loop, in order. The list is the committer's from now on."""
         ...
 
+    def give_up(self) -> None:
+        """Begin no further sync: the device failed."""
+        ...
+
     def close(self) -> None:
         """Settle what waits and end. Blocking for one sync at most."""
         ...
@@ -70,11 +76,15 @@ class ThreadCommitter:
         self._settle = settle
         self._spindle = spindle
         self._items: queue.SimpleQueue[list[Appended] | None] = queue.SimpleQueue()
+        self._is_given_up = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, items: list[Appended]) -> None:
         self._items.put(items)
+
+    def give_up(self) -> None:
+        self._is_given_up = True
 
     def _run(self) -> None:
         items = self._items
@@ -93,7 +103,7 @@ class ThreadCommitter:
                     group += more
             except queue.Empty:
                 pass
-            if failure is None:
+            if failure is None and not self._is_given_up:
                 try:
                     _sync(group, self._spindle)
                 except OSError as error:
@@ -120,6 +130,9 @@ class InlineCommitter:
             except OSError as error:
                 self._failure = error
         self._settle(items, self._failure)
+
+    def give_up(self) -> None:
+        """Nothing waits here."""
 
     def close(self) -> None:
         """Nothing to end: the device awaited what was submitted."""

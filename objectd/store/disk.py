@@ -136,8 +136,8 @@ class DiskDevice:
             return
         self._is_closed = True
         await self._keeper.stop()
-        await self._appends.settled(self.settings.io_deadline_seconds)
-        is_clean = self.state in ("ok", "full") and self._appends.is_empty and not self._writing
+        is_settled = await self._appends.settled(self.settings.io_deadline_seconds)
+        is_clean = is_settled and self.state in ("ok", "full") and not self._writing
         await self._loop.run_in_executor(None, self._appends.committer.close)
         await self._loop.run_in_executor(None, self._close_blocking, is_clean)
         self._open_segments.close()
@@ -288,7 +288,8 @@ class DiskDevice:
     async def put_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> Location:
         if len(self._index.fresh) >= self.settings.index_fresh_max:
             await self.flush()
-        return await self.submit_small(chunk, data, sums, name_hint=name_hint)
+        # who is cancelled must not take the record's future from another put of the same chunk
+        return await asyncio.shield(self.submit_small(chunk, data, sums, name_hint=name_hint))
 
     def submit_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *,
                      name_hint: str = "") -> asyncio.Future[Location]:

@@ -2,7 +2,8 @@
 
 Owns one lane per device (transport.batches): while no message to it is under way, one leaves at the end of this turn of
 the event loop with all chunks that arose in it. A chunk that is alone goes as it always did, by
-`PUT /v1/chunks/{ticket}`; several go by `PUT /v1/chunks`. A server that does not know the second gets them one by one.
+`PUT /v1/chunks/{ticket}`; several go by `PUT /v1/chunks`. A server that does not know the second gets them one by one
+for ALONE_SECONDS; then it is asked again, for it may be a newer one by now.
 
 Invariants: each chunk has its own result, a receipt or the server's error; nobody looks at its bytes when its future is
 done. Bounds: LANES_MAX lanes, WAITING_MAX chunks in each; their bytes are the callers', who have a budget.
@@ -31,6 +32,9 @@ WAITING_MAX: Final = 4096
 LANES_MAX: Final = 1024
 _TARGET: Final = b"/v1/chunks"
 _HEADERS: Final = ((b"content-type", wire.MEDIA_TYPE.encode()),)
+#: How long a server that does not know the route is taken for one of the release before. A roll takes minutes; asking
+#: costs one refused message.
+ALONE_SECONDS: Final = 60.0
 #: Answers of a server of the release before, which has no such route.
 _UNKNOWN: Final = frozenset({404, 405})
 
@@ -50,7 +54,8 @@ class ChunkLanes:
         self._put_alone = put_alone
         self._error_of = error_of
         self._lanes: dict[tuple[str, int], Lane] = {}
-        self._alone_only: set[str] = set()
+        #: Servers without the route -> until when (loop time) they are not asked again. As many as have lanes.
+        self._alone_until: dict[str, float] = {}
 
     def submit(self, url: str, device: int, chunk: SmallChunk, seconds: float) -> asyncio.Future[bytes]:
         """The receipt, later. Raises UnavailableError when too many wait for that device."""
@@ -62,6 +67,8 @@ class ChunkLanes:
     def _new_lane(self, url: str, device: int) -> Lane:
         if len(self._lanes) >= LANES_MAX:
             self._lanes = {place: lane for place, lane in self._lanes.items() if not lane.is_idle}
+            urls = {place[0] for place in self._lanes}
+            self._alone_until = {url: until for url, until in self._alone_until.items() if url in urls}
 
         async def send(batch: Sequence[Waiter[SmallChunk, bytes]]) -> Sequence[bytes | TierstoreError]:
             return await self._send(url, batch)
@@ -79,14 +86,14 @@ class ChunkLanes:
         now = asyncio.get_running_loop().time()
         if len(batch) == 1:
             return [await self._put_alone(url, batch[0].item, batch[0].until - now)]
-        if url in self._alone_only:
+        if self._alone_until.get(url, 0.0) > now:
             return await self._one_by_one(url, batch)
         body = wire.encode(ChunkSet([waiter.item for waiter in batch]))
         reply = await self._transport.call(
             url, b"PUT", _TARGET, headers=_HEADERS, body=body, seconds=max(waiter.until for waiter in batch) - now
         )
         if reply.status in _UNKNOWN:
-            self._alone_only.add(url)
+            self._alone_until[url] = asyncio.get_running_loop().time() + ALONE_SECONDS
             return await self._one_by_one(url, batch)
         if reply.status != 200:
             raise self._error_of(reply, url)

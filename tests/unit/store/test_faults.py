@@ -9,12 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from objectd.store.committer import ThreadCommitter
 from objectd.store.disk import DiskDevice
 from tests.unit.store.place import SETTINGS, Place, body, chunk, content, put, put_large
 from tierstore import failpoints
@@ -473,5 +475,129 @@ def test_the_applied_mark_is_never_ahead_of_what_was_acknowledged(place: Place) 
         async with place.open() as device:
             for n in (1, 2, 3):
                 assert await content(device, chunk(n)) == body(n, 1000)
+
+    asyncio.run(walk())
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_what_was_appended_in_the_turn_of_the_close_is_synced(place: Place, gives_up: bool) -> None:
+    """A server that stops in the moment of a write: the record is in the log, its committer has not heard of it yet.
+    Whether its writer waits or is gone, the close syncs it; a start that trusts a clean close looks for no more."""
+
+    async def walk() -> None:
+        async with place.open() as device:
+            futures = [device.submit_small(chunk(n), body(n, 1000), sums_of(body(n, 1000))) for n in range(1, 4)]
+            if gives_up:
+                for future in futures:
+                    future.cancel()
+        if not gives_up:
+            assert len({future.result() for future in futures}) == 3
+        async with place.open() as device:
+            assert device.recovered.records == 0
+            for n in range(1, 4):
+                assert await content(device, chunk(n)) == body(n, 1000)
+
+    asyncio.run(walk())
+
+
+def test_a_close_that_the_disk_does_not_follow_answers_who_waits(tmp_path: Path) -> None:
+    """The sync hangs while the server stops: its writers get an error, never silence, and never a receipt later."""
+    place = Place(tmp_path, settings=replace(SETTINGS, io_deadline_seconds=0.5))
+
+    async def walk() -> None:
+        async with place.open() as device:
+            await put(device, chunk(1), body(1, 1000))
+            failpoints.arm("store.segment.before_sync=sleep:3@1")
+            future = device.submit_small(chunk(2), body(2, 1000), sums_of(body(2, 1000)))
+        assert isinstance(future.exception(), UnavailableError)
+        failpoints.arm("")
+        async with place.open() as device:
+            assert device.recovered.records == 1
+            assert await content(device, chunk(1)) == body(1, 1000)
+
+    asyncio.run(walk())
+
+
+def test_what_was_appended_before_a_failure_is_answered_and_never_settled_later(place: Place) -> None:
+    """A device fails between an append and its sync, is checked and renewed: the old records are answered as failed,
+    and new writes, of the same chunk too, are settled in order."""
+
+    async def walk() -> None:
+        async with place.open() as device:
+            await put(device, chunk(1), body(1, 1000))
+            given_up = device.submit_small(chunk(2), body(2, 1000), sums_of(body(2, 1000)))
+            device.fail("failed", "the test says so")      # in the same turn: not handed over yet
+            await device.check()
+            again = device.submit_small(chunk(2), body(2, 1000), sums_of(body(2, 1000)))
+            others = [device.submit_small(chunk(n), body(n, 1000), sums_of(body(n, 1000))) for n in range(3, 9)]
+            assert isinstance(given_up.exception(), UnavailableError)
+            places = await asyncio.gather(again, *others)
+            assert len(set(places)) == 7 and not device._appends.has(chunk(2))
+            place.kill()
+        async with place.open() as device:
+            for n in range(1, 9):
+                assert await content(device, chunk(n)) == body(n, 1000)
+
+    asyncio.run(walk())
+
+
+def test_a_committer_that_was_given_up_syncs_nothing_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync hangs, the device fails, its descriptors are closed and their numbers used again. The thread that comes
+    back must not sync through them: it would take the error that the new log's committer has to see."""
+    is_in, may_go, synced = threading.Event(), threading.Event(), []
+    real = os.fdatasync
+
+    def held(fd: int) -> None:
+        if threading.current_thread() is old_thread[0]:
+            is_in.set()
+            may_go.wait(60)
+        synced.append(threading.current_thread())
+        real(fd)
+
+    old_thread: list[threading.Thread | None] = [None]
+    monkeypatch.setattr(os, "fdatasync", held)
+
+    async def walk() -> None:
+        async with place.open() as device:
+            await put(device, chunk(1), body(1, 1000))
+            old = device._appends.committer
+            assert isinstance(old, ThreadCommitter)
+            synced.clear()
+            old_thread[0] = old._thread
+            first = device.submit_small(chunk(2), body(2, 1000), sums_of(body(2, 1000)))
+            await asyncio.to_thread(is_in.wait, 60)
+            second = device.submit_small(chunk(3), body(3, 1000), sums_of(body(3, 1000)))
+            await asyncio.sleep(0)      # one turn: the second group waits behind the first
+            device.fail("failed", "the test says so")
+            may_go.set()
+            await device.check()
+            await put(device, chunk(4), body(4, 1000))
+            await asyncio.to_thread(old._thread.join, 60)
+            assert all(isinstance(future.exception(), UnavailableError) for future in (first, second))
+            assert synced.count(old._thread) == 1
+
+    asyncio.run(walk())
+
+
+def test_a_writer_that_gives_up_takes_the_record_from_nobody(place: Place) -> None:
+    """Two writers send one chunk (a repeat after a cut connection), the first goes away: the second gets its answer."""
+
+    async def walk() -> None:
+        async with place.open() as device:
+            for number, cancels_early in ((1, True), (2, False)):
+                data = body(number, 1000)
+                first = asyncio.ensure_future(put(device, chunk(number), data))
+                await asyncio.sleep(0)
+                assert device._appends.has(chunk(number))
+                if cancels_early:
+                    first.cancel()
+                second = device.submit_small(chunk(number), data, sums_of(data))
+                first.cancel()
+                await second
+                assert await content(device, chunk(number)) == data
+            alone = device.submit_small(chunk(3), body(3, 1000), sums_of(body(3, 1000)))
+            alone.cancel()
+            await device.submit_small(chunk(3), body(3, 1000), sums_of(body(3, 1000)))
+            assert await content(device, chunk(3)) == body(3, 1000)
 
     asyncio.run(walk())

@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.contract.exchange_subjects import run, until
+from tests.kit import virtual_time
+from tierstore import wire
 from tierstore.checksum import BLOCK_BYTES, block_count, crc_of, sums_of
 from tierstore.clock import LoopClock
 from tierstore.errors import CapacityError, ChecksumMismatch, IntegrityError, NotFound, TicketRefused, UnavailableError
@@ -20,9 +22,11 @@ from tierstore.serving.inprocess import InProcessServer
 from tierstore.serving.limits import Limits
 from tierstore.serving.run import Serving, listen
 from tierstore.serving.table import Route
+from tierstore.transport.chunk_lanes import ALONE_SECONDS
 from tierstore.transport.inprocess import Network
 from tierstore.transport.object_client import LONG_PIECE_BYTES, ObjectClient
 from tierstore.transport.pool import PooledTransport
+from tierstore.wire.chunks import ChunkSet, StoredChunk, StoredSet
 
 CHUNK = ChunkId(b"c" * 16)
 
@@ -253,6 +257,50 @@ def test_a_server_that_knows_no_sets_gets_small_chunks_one_by_one(kind: str) -> 
                 client.store_small(url, 1, b"v", index=0, name="", data=b"x", sums=sums_of(b"x"), seconds=60)
 
     run(main())
+
+
+def test_a_server_that_learned_sets_gets_them_again_without_a_restart_of_the_gateway() -> None:
+    """A roll replaces object servers by newer ones under running gateways: what these knew of the old lapses."""
+
+    async def main(_: object) -> None:
+        server = FakeObjectServer()
+        routes = server.routes()
+        host = InProcessServer(routes)
+        network = Network(random.Random(1))
+        network.register("http://o:1", host)
+        client = ObjectClient(network.transport("http://g:1"), LoopClock())
+        sets = 0
+
+        def put_set(exchange: Exchange) -> None:
+            def answer(body: bytes) -> None:
+                items = wire.decode(body, ChunkSet).items
+                exchange.reply(200, wire.encode(StoredSet([StoredChunk(b"set-" + item.ticket) for item in items])))
+
+            nonlocal sets
+            sets += 1
+            exchange.collect(1 << 20, answer)
+
+        async def receipts() -> list[bytes]:
+            waiting = [
+                client.store_small(
+                    "http://o:1", 1, b"t%d" % n, index=0, name="", data=b"%d" % n, sums=sums_of(b"%d" % n), seconds=60
+                )
+                for n in range(5)
+            ]
+            return await asyncio.gather(*waiting)
+
+        alone = [b"receipt-of-t%d" % n for n in range(5)]
+        assert await receipts() == alone
+        newer = InProcessServer([*routes, Route(b"PUT", b"/v1/chunks", put_set)])
+        network.register("http://o:1", newer)
+        assert (await receipts(), sets) == (alone, 0), "it is not asked with every message"
+        await asyncio.sleep(ALONE_SECONDS)
+        assert (await receipts(), sets) == ([b"set-t%d" % n for n in range(5)], 1)
+        await client.close()
+        await host.close()
+        await newer.close()
+
+    virtual_time.run(1, main)
 
 
 def test_an_aborted_upload_stores_nothing() -> None:
