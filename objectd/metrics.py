@@ -64,6 +64,21 @@ _SERVER.gauge(
     "tierstore_device_garbage_bytes", "dead bytes not yet compacted",
     lambda s: _per_tier((slot.device.tier, slot.device.usage().garbage_bytes) for slot in s.slots), labels=("tier",),
 )  # fmt: skip
+_SERVER.counter(
+    "tierstore_device_log_syncs_total", "syncs of the devices' logs of small chunks: each is one sequential write",
+    lambda s: _per_tier((slot.device.tier, float(slot.device.usage().log_syncs)) for slot in s.slots),
+    labels=("tier",),
+)  # fmt: skip
+_SERVER.counter(
+    "tierstore_device_log_records_total", "records that those syncs made durable",
+    lambda s: _per_tier((slot.device.tier, float(slot.device.usage().log_records)) for slot in s.slots),
+    labels=("tier",),
+)  # fmt: skip
+_SERVER.counter(
+    "tierstore_device_log_bytes_total", "bytes that those syncs made durable",
+    lambda s: _per_tier((slot.device.tier, float(slot.device.usage().log_bytes)) for slot in s.slots),
+    labels=("tier",),
+)  # fmt: skip
 _SERVER.gauge(
     "tierstore_devices_failed_devices", "devices that take no writes",
     lambda s: _per_tier((slot.device.tier, float(slot.device.state != "ok")) for slot in s.slots), labels=("tier",),

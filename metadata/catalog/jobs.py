@@ -8,7 +8,7 @@ order is class, then heat, then age; `age_waiting` lets no class starve another.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import sqlalchemy as sa
@@ -163,12 +163,12 @@ def _insert(connection: sa.Connection, wanted: list[NewJob], busy: set[tuple[byt
     return len(rows)
 
 
-def lease(
-    connection: sa.Connection, server_id: int, *, limit: int, now_ms: int, until_ms: int,
+def waiting(
+    connection: sa.Connection, server_id: int, *, limit: int, now_ms: int,
     without: Collection[str] = (), only_reads_on: Collection[int] = (),
 ) -> list[JobRow]:  # fmt: skip
-    """Lease the first waiting jobs of a server, in the queue's order, leaving out paused kinds and reasons, and all but
-    checks on devices that take no writes now: they would fail, and wait ever longer when the device is back."""
+    """The first waiting jobs of a server in the queue's order, their rows locked; without paused kinds and reasons,
+    and all but checks on devices that take no writes now: they would fail, and wait ever longer when it is back."""
     query = (
         sa.select(*_COLUMNS)
         .where(_jobs.c.server_id == server_id, _jobs.c.state == WAITING, _jobs.c.not_before_ms <= now_ms)
@@ -180,7 +180,11 @@ def lease(
         query = query.where(_jobs.c.kind.not_in(without), _jobs.c.why.not_in(without))
     if only_reads_on:
         query = query.where(sa.or_(_jobs.c.device_id.not_in(only_reads_on), _jobs.c.kind == "verify"))
-    rows = [_row(row) for row in connection.execute(query)]
+    return [_row(row) for row in connection.execute(query)]
+
+
+def lease(connection: sa.Connection, rows: Sequence[JobRow], *, until_ms: int) -> list[JobRow]:
+    """Lease waiting jobs, each under its next token. The rows as they are then."""
     if not rows:
         return []
     connection.execute(
@@ -189,12 +193,9 @@ def lease(
         .values(state=LEASED, token=_jobs.c.token + 1, lease_ms=until_ms, attempts=_jobs.c.attempts + 1, progress=0.0)
     )
     return [
-        JobRow(
-            r.id, r.kind, r.why, LEASED, r.rank, r.heat, r.server_id, r.device_id, r.chunk, r.payload, r.bytes,
-            r.token + 1, until_ms, r.attempts + 1, r.not_before_ms, r.created_at_ms, 0.0, r.code, r.detail,
-        )
+        replace(r, state=LEASED, token=r.token + 1, lease_ms=until_ms, attempts=r.attempts + 1, progress=0.0)
         for r in rows
-    ]  # fmt: skip
+    ]
 
 
 def held(connection: sa.Connection, job_id: int, token: int) -> JobRow | None:

@@ -42,6 +42,10 @@ class Appends:
         self._watch: asyncio.TimerHandle | None = None
         self._settled_all: asyncio.Future[None] | None = None      # somebody waits until nothing is outstanding
         self._generation = 0
+        #: What was made durable since the start: groups (a sync each), their records and bytes.
+        self.groups_total = 0
+        self.records_total = 0
+        self.bytes_total = 0
         self._loop = asyncio.get_running_loop()
         self.committer = self._new_committer()
 
@@ -167,6 +171,9 @@ class Appends:
             device.fail("failed", f"sync failed: {error}")
             return
         index, outstanding, putting = device.index, self._outstanding, self._putting
+        self.groups_total += 1
+        self.records_total += len(group)
+        self.bytes_total += sum(item.end - item.offset for item in group)
         ends: dict[int, int] = {}
         for item in group:
             outstanding.popleft()

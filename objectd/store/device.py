@@ -39,6 +39,10 @@ class DeviceUsage:
     garbage_bytes: int       # dead records in segments, not yet compacted
     free_bytes: int          # what may still be written: capacity and file system free space less the reserve
     chunks: int
+    #: Since the start: groups of small records made durable together (a sync each), their records and bytes.
+    log_syncs: int = 0
+    log_records: int = 0
+    log_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

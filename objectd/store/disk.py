@@ -202,7 +202,9 @@ class DiskDevice:
         figures = self._index.figures
         return DeviceUsage(capacity_bytes=self._capacity, used_bytes=figures.live_bytes,
                            trash_bytes=figures.trash_bytes, garbage_bytes=figures.garbage_bytes,
-                           free_bytes=max(0, self._room), chunks=figures.chunks)
+                           free_bytes=max(0, self._room), chunks=figures.chunks,
+                           log_syncs=self._appends.groups_total, log_records=self._appends.records_total,
+                           log_bytes=self._appends.bytes_total)
 
     def refresh_room(self) -> None:
         """Look at the space again; opens a full device when there is some, fails one whose directory is gone."""

@@ -21,6 +21,7 @@ from tierstore.errors import ConflictError, TierstoreError
 from tierstore.failpoints import hit
 from tierstore.telemetry.log import get_logger
 from tierstore.wire.cluster import Job, JobReport
+from tierstore.wire.slots import UNITS, units_of
 
 log = get_logger("objectd.work")
 
@@ -28,6 +29,7 @@ REPORTS_MAX: Final = 1024             # finished jobs not yet told
 REPORTS_PER_HEARTBEAT: Final = 256
 TOKENS_KEPT_MAX: Final = 4096         # newest token seen, per job id
 LEASE_MARGIN_MS: Final = 250          # a lease ends for us this much before it ends for metadata
+RENEW_SECONDS: Final = 30.0           # jobs that are a part of a slot are told of while they run from here on
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Lease:
 
     def __init__(self, job: Job, standing: Standing, paces: tuple[Pace, ...]) -> None:
         self.job = job
+        self.units = units_of(job.kind, job.why, job.chunk_bytes)
         self.until_ms = job.lease_ms
         self.is_revoked = False
         self.bytes_moved = 0
@@ -100,7 +103,11 @@ class JobRunner:
         self._works[kind] = work
 
     def free_slots(self) -> int:
-        return max(0, self._slots - len(self._running))
+        """Whole ones: parts are filled again when all of a slot is free, so that what shares a sync comes together."""
+        return self._free_units() // UNITS
+
+    def _free_units(self) -> int:
+        return max(0, self._slots * UNITS - sum(lease.units for lease, _, _ in self._running.values()))
 
     @property
     def running(self) -> int:
@@ -119,7 +126,7 @@ class JobRunner:
             elif under_way is not None:
                 # the old life of the job must be over before the new one begins: metadata offers it again
                 self._revoke(job.id)
-            elif self.free_slots() == 0:
+            elif self._free_units() < units_of(job.kind, job.why, job.chunk_bytes):
                 self._finish(job, code="no-slot", detail="this object server has no free job slot")
             else:
                 self._start(job)
@@ -173,7 +180,8 @@ class JobRunner:
             self._finish(job, code="internal", detail="unexpected error, see the object server's log", lease=lease)
         finally:
             self._running.pop(job.id, None)
-            self.on_done()
+            if lease.units == UNITS or 2 * self._free_units() >= self._slots * UNITS:
+                self.on_done()      # parts of slots are told of together, not one heartbeat each
 
     def _extend(self, id: int, lease_ms: int) -> None:
         lease, _, timeout = self._running[id]
@@ -214,6 +222,7 @@ class JobRunner:
                 progress=lease.progress,
             )
             for lease, _, _ in self._running.values()
+            if lease.units == UNITS or lease.left_seconds() < RENEW_SECONDS
         ]  # fmt: skip
 
     def reported(self, reports: Iterable[JobReport]) -> None:

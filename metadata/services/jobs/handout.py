@@ -6,6 +6,7 @@ A job goes out only if there is still a reason for it: it is judged anew in the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Final
 
 import msgspec
@@ -33,9 +34,10 @@ from metadata.services.jobs.work import (
 from tierstore.names import ChunkId, DeviceId, ServerId
 from tierstore.ticket import NO_HEAT, TICKET_SECONDS_MAX, ReadTicket, mint_read
 from tierstore.wire.cluster import CopySource, Job
+from tierstore.wire.slots import UNITS, units_of
 
 #: Leased at once to one server, whatever it asks for.
-HAND_OUT_MAX: Final = 64
+HAND_OUT_MAX: Final = 256
 SOURCES_MAX: Final = 4
 #: How long a lease runs without a report; object servers report progress each heartbeat.
 LEASE_MS: Final = 60_000
@@ -63,16 +65,15 @@ class HandOut:
         self._allowance_at_ms = 0
 
     async def hand_out(self, server: int, slots: int) -> list[Job]:
-        """Up to `slots` jobs for a server, leased to it."""
+        """Jobs that fill up to `slots` slots of a server, leased to it."""
         now_ms = self._cluster.now_ms()
         if not self._has_allowance(now_ms):
             return []
         waiting = await self._database.read(lambda c: jobs.waiting_servers(c, now_ms))
         if server not in waiting:
             return []
-        limit = min(slots, HAND_OUT_MAX)
         paused = self._switches.paused
-        made = await self._database.write(lambda c: self._lease(c, server, limit, now_ms, paused))
+        made = await self._database.write(lambda c: self._lease(c, server, slots, now_ms, paused))
         self._allowance -= sum(job.chunk_bytes for job in made if job.kind == "copy")
         return made
 
@@ -85,11 +86,12 @@ class HandOut:
         self._allowance = min(self._allowance + seconds * self.rates.total, 2.0 * self.rates.total)
         return self._allowance > 0
 
-    def _lease(self, c: Connection, server: int, limit: int, now_ms: int, paused: frozenset[str]) -> list[Job]:
-        rows = jobs.lease(
-            c, server, limit=limit, now_ms=now_ms, until_ms=now_ms + LEASE_MS, without=paused,
+    def _lease(self, c: Connection, server: int, slots: int, now_ms: int, paused: frozenset[str]) -> list[Job]:
+        waiting = jobs.waiting(
+            c, server, limit=min(slots * UNITS, HAND_OUT_MAX), now_ms=now_ms, without=paused,
             only_reads_on=unwritable(self._view),
         )  # fmt: skip
+        rows = jobs.lease(c, _that_fit(waiting, slots), until_ms=now_ms + LEASE_MS)
         made: list[Job] = []
         for row in rows:
             job = self._wire(c, row, now_ms)
@@ -185,3 +187,9 @@ class HandOut:
                 )
             )  # fmt: skip
         return sources
+
+
+def _that_fit(rows: list[JobRow], slots: int) -> list[JobRow]:
+    """The first of them, in their order, that fill no more than so many slots."""
+    filled = accumulate(units_of(row.kind, row.why, row.bytes) for row in rows)
+    return [row for row, units in zip(rows, filled, strict=True) if units <= slots * UNITS]

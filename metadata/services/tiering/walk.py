@@ -33,7 +33,7 @@ from tierstore.policy.rules import Rule
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 
 PAGE: Final = 500
-SETTLE_OPEN_MAX: Final = 256
+SETTLE_OPEN_MAX: Final = 2_048
 SETTLE: Final = "settle"
 _PLACE: Final[dict[str, int]] = {tier: place for place, tier in enumerate(TIERS)}
 

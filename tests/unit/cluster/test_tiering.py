@@ -362,6 +362,26 @@ def test_landed_homes_are_copied_home_and_stay_as_cache_copies() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("size", "at_once"), [(4_000, 64), (100_000, 16), (MIB, 2)])
+def test_small_landed_chunks_go_home_by_the_dozen(size: int, at_once: int) -> None:
+    """A server with two free slots gets as many as fill two sequential writes of a megabyte, not two records."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        cluster = rig.cluster
+        await cluster.add_server("c", 5)
+        for n in range(240):
+            await cluster.put(f"k{n:03}", "c", "f", size=size)
+        await cluster.pass_time(1.0, *cluster.stores)
+        await rig.walk.step(0)
+        given = await cluster.queue.hand_out(cluster.stores["a"].server.id, 2)
+        assert (len(given), {job.why for job in given}) == (at_once, {"settle"})
+        chunks = [job.chunk for job in given]
+        assert chunks == sorted(chunks), "in the order of their writing"
+
+    asyncio.run(run())
+
+
 def test_the_rate_falls_while_clients_keep_the_servers_busy() -> None:
     """Clients first; but never to nothing, for moving what is hot takes the load away."""
 

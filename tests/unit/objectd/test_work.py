@@ -8,9 +8,10 @@ import random
 
 import pytest
 
+from objectd.store.device import Location
 from objectd.work.pace import Pace
 from objectd.work.runner import Lease
-from tests.kit.devices import LIVE, Fault, FaultyDevice, SlowDevice
+from tests.kit.devices import LIVE, Buffer, Fault, FaultyDevice, SlowDevice, Wrapper
 from tests.unit.objectd.world import World, play
 from tierstore.checksum import crc_of, sums_of
 from tierstore.clock import LoopClock
@@ -399,6 +400,43 @@ def test_more_jobs_than_slots_go_back() -> None:
         ids = [world.job(server, "verify", 1, chunk=chunk) for _ in range(server.config.background.job_slots + 2)]
         reports = [await world.done(job) for job in ids]
         assert sorted(report.code for report in reports) == [""] * server.config.background.job_slots + ["no-slot"] * 2
+
+    play(test)
+
+
+class _Queue(Wrapper):
+    """Knows how many small puts waited for it at once."""
+
+    waiting = most = 0
+
+    async def put_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> Location:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        try:
+            return await super().put_small(chunk, data, sums, name_hint=name_hint)
+        finally:
+            self.waiting -= 1
+
+
+@pytest.mark.parametrize(("why", "least", "most"), [("settle", 64, 64), ("repair", 1, 4)])
+def test_small_chunks_that_go_home_stand_at_the_device_together(why: str, least: int, most: int) -> None:
+    """A burst of small writes drains into large sequential ones only if the disk's log gets its records at once, one
+    sync for dozens. Copies that read slow devices keep to few: each is a seek before the clients' own."""
+
+    async def test(world: World) -> None:
+        home = _Queue(SlowDevice(world.device(1), clock=world.clock, seek_seconds=0.01, bytes_per_second=1e8))
+        server = await world.start("one", home, world.device(2))
+        landed = [(await world.put(server, 2, body(SMALL, n)), crc_of(body(SMALL, n))) for n in range(64)]
+        jobs = [
+            world.job(
+                server, "copy", 1, chunk=chunk, chunk_bytes=SMALL, crc32c=crc, why=why,
+                sources=[world.source(server, 2, chunk, SMALL)],
+            )
+            for chunk, crc in landed
+        ]  # fmt: skip
+        codes = {(await world.done(job)).code for job in jobs}
+        assert codes == ({""} if why == "settle" else {"", "no-slot"})
+        assert least <= home.most <= most
 
     play(test)
 
