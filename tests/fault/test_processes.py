@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.admin import wait_settled
+from tests.kit.admin import told
 from tests.kit.cluster import Cluster, cluster, wait_until
 from tests.kit.http import Client
 from tests.kit.inventory import compare
+from tests.kit.leftovers import compare_when_clean
 from tests.kit.load import Load, body_of, judge
 
 slow = pytest.mark.slow
-#: Starts in which everything that nobody names must be gone.
-ORPHAN_ROUNDS = 4
+#: Writes wait so long for a server that a busy machine leaves without a heartbeat while another one is gone.
+WAITS = {"TIERSTORE_UPLOADS__PLACEMENT_WAIT": "60s"}
 
 
 async def _until(condition: Callable[[], object], *, seconds: float, what: str) -> None:
@@ -71,14 +72,14 @@ def test_nothing_acknowledged_is_lost_when_processes_are_killed_under_load(tmp_p
             await asyncio.to_thread(c.kill, names[cycle % len(names)] if cycle < len(names) else rng.choice(names))
         before = load.outcome.counts["put 200"]
         await _until(
-            lambda: load.outcome.counts["put 200"] >= before + 15 and len(load.outcome.acknowledged) >= 10 * cycles,
+            lambda: load.outcome.counts["put 200"] >= before + 15 and load.outcome.written_once >= 10 * cycles,
             seconds=60, what="writes after the last kill",
         )  # fmt: skip
         outcome = await load.stop()
         found = await judge(c.gateway, c.token, outcome)
         print(dict(outcome.counts), f"{len(outcome.history)} events in histories, {cycles} kills")
         assert not found, found[:20]
-        assert len(outcome.acknowledged) >= 10 * cycles and len(outcome.history) >= 10 * cycles
+        assert outcome.written_once >= 10 * cycles and len(outcome.history) >= 10 * cycles
 
     with cluster(tmp_path, "--servers", "4") as c:
         asyncio.run(main(c))
@@ -90,18 +91,10 @@ def _nothing_is_left_over(c: Cluster, cycles: int) -> None:
     assert c.stop() == 0
     before = compare(c)
     assert not before.missing, before.missing[:10]
-    # the same cluster with the waits of collection shortened: nobody reads or writes any more
-    c.env.update(TIERSTORE_DUTIES__COLLECT_AFTER="1s", TIERSTORE_DUTIES__ORPHAN_AFTER="1s")
-    for _ in range(ORPHAN_ROUNDS):
-        c.start()
-        wait_settled(c, seconds=120)
-        assert c.stop() == 0
-        after = compare(c)
-        if not (after.orphans or after.garbage):
-            break   # what an inventory could not judge yet ("later") is no open job; the next start asks for all again
+    after = compare_when_clean(c)       # nobody reads or writes any more
     print(f"before collection: {before}; after it: {after}")
     assert not after.missing and not after.orphans and not after.garbage and not after.thin, (
-        after.missing[:5], after.orphans[:5], after.thin[:5]
+        after.missing[:5], after.orphans[:5], after.thin[:5], after.garbage
     )  # fmt: skip
     assert after.chunks >= 5 * cycles and after.copies >= 2 * after.chunks
 
@@ -122,7 +115,7 @@ def test_every_read_and_write_succeeds_with_one_object_server_gone(tmp_path: Pat
         at = objects * 99 // 100
         print(f"p99 {healthy[at]:.1f} ms healthy, {hurt[at]:.1f} ms without one")
 
-    with cluster(tmp_path, "--servers", "3", "--no-restart") as c:
+    with cluster(tmp_path, "--servers", "3", "--no-restart", env=WAITS) as c:
         asyncio.run(main(c))
 
 
@@ -134,7 +127,7 @@ def test_more_lost_than_promised_is_a_503_and_everything_is_back_when_one_return
         servers = [p.name for p in c.processes("objectd")]
         stopped = [c.send_signal(name, signal.SIGSTOP) for name in servers]
         try:
-            client = Client(c.gateway, token=c.token, seconds=60)
+            client = Client(c.gateway, token=c.token, seconds=300)
             answer = await client.request("GET", "/v1/objects/load/k0")
             assert answer.status == 503 and b'"code"' in answer.body, answer
             answer = await client.request("PUT", "/v1/objects/load/new", b"x" * 1000)
@@ -146,9 +139,9 @@ def test_more_lost_than_promised_is_a_503_and_everything_is_back_when_one_return
                 os.kill(pid, signal.SIGCONT)
         client = Client(c.gateway, token=c.token)
 
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while (await client.request("GET", "/v1/objects/load/k0")).status != 200:
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, told(c)
             await asyncio.sleep(0.1)
         await _read_all(c, 40)
         missing = await client.request("GET", "/v1/objects/load/new")
@@ -207,7 +200,7 @@ def test_everything_killed_at_once_comes_back_whole(tmp_path: Path) -> None:
         load = Load(c.gateway, c.token, seed=5, seconds=5)
         await load.prepare()
         load.start()
-        await _until(lambda: load.outcome.counts["put 200"] >= 60, seconds=60, what="writes")
+        await _until(lambda: load.outcome.written_once >= 40, seconds=60, what="writes")
         await asyncio.to_thread(c.kill_everything)
         await load.stop()
         return load
@@ -217,7 +210,7 @@ def test_everything_killed_at_once_comes_back_whole(tmp_path: Path) -> None:
         c.start()
         found = asyncio.run(judge(c.gateway, c.token, outcome))
         assert not found, found[:20]
-        assert len(outcome.acknowledged) >= 30
+        assert outcome.written_once >= 40
 
 
 def test_up_stops_cleanly_and_leaves_no_process(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_roll_of_every_process_fails_no_request(tmp_path: Path, rounds: int, s
     linearizable and listings complete (R15)."""
 
     async def main(c: Cluster) -> None:
-        load = Load(c.gateway, c.token, seed=rounds + 40)
+        load = Load(c.gateway, c.token, seed=rounds + 40, seconds=300)
         await load.prepare()
         load.start()
         streams = Streams(c, size)
@@ -88,7 +88,9 @@ def test_a_roll_of_every_process_fails_no_request(tmp_path: Path, rounds: int, s
                 or (streams.rounds_done >= 2 * rounds and load.outcome.counts["put 200"] >= 100 * rounds)
             )
 
-        await asyncio.to_thread(wait_until, is_enough, seconds=300, what=f"work: {streams} {load.outcome.counts}")
+        await asyncio.to_thread(
+            wait_until, is_enough, seconds=600, what=lambda: f"work: {streams} {load.outcome.counts}"
+        )
         streams.stop()
         await asyncio.gather(*tasks)
         outcome = await load.stop()

@@ -21,6 +21,7 @@ import pytest
 from tests.kit.admin import wait_settled
 from tests.kit.cluster import Cluster, cluster, wait_until
 from tests.kit.inventory import compare
+from tests.kit.leftovers import compare_when_clean
 
 slow = pytest.mark.slow
 KIB = 1 << 10
@@ -83,7 +84,10 @@ class Readers:
     def more(self, count: int) -> None:
         """Let so many further reads happen."""
         until = self.reads + count
-        wait_until(lambda: self.reads >= until, seconds=60, what=f"{count} more reads, failures: {self.failures[:3]}")
+        wait_until(
+            lambda: self.reads >= until, seconds=600,
+            what=lambda: f"{count} more reads ({self.reads} of {until}), failures: {self.failures[:3]}",
+        )  # fmt: skip
 
 
 def _status(rest: httpx.Client) -> dict[str, Any]:
@@ -121,18 +125,21 @@ def test_kills_in_the_middle_of_promotions_fail_no_read_and_leave_nothing(
                     readers.more(200)
                     wait_until(
                         lambda: _status(rest)["promotions"] > 0, seconds=120,
-                        what=f"promotions after {victim} died {time.monotonic() - before:.0f} s ago",
+                        what=lambda v=victim, b=before: f"promotions after {v} died {time.monotonic() - b:.0f} s ago",
                     )  # fmt: skip
+                wait_until(lambda: readers.tiers.get("ssd"), seconds=120, what=lambda: f"fast reads: {readers.tiers}")
             assert not readers.failures, readers.failures[:5]
-            assert readers.tiers["ssd"] > 0
+            assert readers.tiers.get("ssd", 0) > 0, readers.tiers
             paused = {"version": 1, "promoter": {"paused": True}}
             assert rest.put("/v1/admin/policy", json=paused).status_code == 200
-        wait_settled(c, seconds=60)
+        wait_settled(c, seconds=600)
         assert c.stop() == 0
         found = compare(c)
         assert not found.missing, found.missing[:5]
         assert not found.thin, found.thin[:5]
-        assert not found.orphans, found.orphans[:5]
+        if found.orphans:       # copies of the killed: collected when they are old enough, which is at once from now on
+            found = compare_when_clean(c)
+        assert not found.orphans and not found.missing, (found.orphans[:5], found.missing[:5])
 
 
 @slow
@@ -195,8 +202,10 @@ def test_fast_devices_that_become_slow_are_noticed_and_no_longer_preferred(faili
         with readers.running():
             wait_until(lambda: _status(rest)["promotions"] > 10, seconds=30, what="promotions under load")
             wait_until(lambda: _share_of(readers, "ssd", 50) > 0.3, seconds=30, what="the fast tier serves")
-            assert _status(rest)["tiers"][0]["grey_devices"] == []
-            _arm(armed, "store.read.ssd=sleep:0.08")
+            # a busy machine may make a device look slow for a moment
+            wait_until(lambda: _status(rest)["tiers"][0]["grey_devices"] == [], seconds=120, what="none is grey")
+            # far slower than any disk looks on a machine that does ten other things
+            _arm(armed, "store.read.ssd=sleep:0.5")
             wait_until(lambda: len(_status(rest)["tiers"][0]["grey_devices"]) == 3, seconds=120, what="all are grey")
             wait_until(lambda: _share_of(readers, "ssd", 50) < 0.2, seconds=20, what="readers go elsewhere")
             ticks = _status(rest)["ticks"]

@@ -33,6 +33,17 @@ def server(c: Cluster, name: str) -> dict[str, Any]:
     return next((s for s in servers if s["name"] == name), {"state": "unknown", "devices": []})
 
 
+def kill_and_wait(c: Cluster, name: str) -> None:
+    """kill -9 of an object server, and wait until the cluster has it back in a new life: for some seconds the old one
+    still looks alive."""
+    before = wait_until(lambda: server(c, name).get("incarnation"), seconds=120, what=f"{name} known")
+    c.kill(name)
+    wait_until(
+        lambda: (s := server(c, name))["state"] == "up" and s["incarnation"] > before and s["devices"],
+        seconds=120, what=lambda: f"{name} back: {told(c)}",
+    )  # fmt: skip
+
+
 def open_jobs(c: Cluster) -> int | None:
     """Jobs that wait or run, of all reasons; None while nobody answers."""
     answer = ask(c, "/v1/admin/jobs?limit=1")

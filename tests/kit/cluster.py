@@ -16,16 +16,16 @@ from typing import Any
 
 from tests.kit.ports import free_port_base, release_port_base
 
-START_SECONDS = 240.0
-STOP_SECONDS = 120.0
+START_SECONDS = 600.0
+STOP_SECONDS = 240.0
 #: No wait gives up earlier, however short its caller thinks the way is: a wait that succeeds costs nothing, and a
 #: machine that others share may stand still for longer than any step of a test should take.
-WAIT_SECONDS_MIN = 120.0
+WAIT_SECONDS_MIN = 300.0
 
 #: What every test cluster gets beside its own settings: patience with processes that load their code on a machine that
 #: others share. What a test says itself goes first.
 PATIENCE = {
-    "TIERSTORE_TIMERS__METADATA_RESTART": "30s", "TIERSTORE_TIMERS__NO_PLACEMENT": "10s",
+    "TIERSTORE_TIMERS__METADATA_RESTART": "90s", "TIERSTORE_TIMERS__NO_PLACEMENT": "10s",
     "TIERSTORE_TIMERS__DEAD": "60s",
 }  # fmt: skip
 
