@@ -25,7 +25,7 @@ WAIT_SECONDS_MIN = 300.0
 #: What every test cluster gets beside its own settings: patience with processes that load their code on a machine that
 #: others share. What a test says itself goes first.
 PATIENCE = {
-    "TIERSTORE_TIMERS__METADATA_RESTART": "90s", "TIERSTORE_TIMERS__NO_PLACEMENT": "10s",
+    "TIERSTORE_TIMERS__METADATA_RESTART": "120s", "TIERSTORE_TIMERS__NO_PLACEMENT": "10s",
     "TIERSTORE_TIMERS__DEAD": "60s",
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ class Answer:
 class Client:
     """Requests to one server. Not shared between tasks that run at the same time: use one each."""
 
-    def __init__(self, url: str, *, token: str = "", seconds: float = 120.0) -> None:
+    def __init__(self, url: str, *, token: str = "", seconds: float = 300.0) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._token = token

@@ -55,7 +55,7 @@ class Load:
 
     def __init__(
         self, url: str, token: str, *, seed: int, bucket: str = "load", clients: int = 4, registers: int = 50,
-        register_operations_max: int = 150, sizes: tuple[int, ...] = SIZES, seconds: float = 180.0,
+        register_operations_max: int = 150, sizes: tuple[int, ...] = SIZES, seconds: float = 240.0,
     ) -> None:  # fmt: skip
         self._url, self._token, self._bucket, self._seconds = url, token, bucket, seconds
         self._random = random.Random(seed)
