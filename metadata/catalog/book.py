@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import buckets, feed, placements, schema
 from metadata.catalog.packed import PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
+from tierstore.wire.storage_class import packed_class
 
 _PLACEMENTS = schema.placements.c
 _CHUNKS = schema.chunks
@@ -33,7 +34,7 @@ _CHUNK = (
 
 def _body_query(table: sa.Table) -> sa.Select[Any]:
     t = table.c
-    return sa.select(t.body).where(
+    return sa.select(t.body, t.meta).where(
         t.bucket_id == sa.bindparam("bucket_id"), t.key == sa.bindparam("key"), t.version == sa.bindparam("version"),
         t.kind == schema.KIND_INLINE,
     ).with_for_update()  # fmt: skip
@@ -45,12 +46,13 @@ _BODY_OF = {table: _body_query(table) for table in (schema.objects, schema.versi
 @dataclass(frozen=True, slots=True)
 class Located:
     """owner: (bucket id, key, version) of an inline version, None for a chunk with a row of its own. bucket and size
-    (bytes of that version) are what a policy judges by; "" and 0 without an owner."""
+    (bytes of that version) are what a policy judges by, and its storage class; "" and 0 without an owner."""
 
     owner: tuple[int, str, int] | None
     chunk: PackedChunk
     bucket: str = ""
     size: int = 0
+    storage_class: str = ""
 
 
 class CatalogBook:
@@ -77,13 +79,13 @@ class CatalogBook:
             return None
         if place.bucket_id is not None:
             for table in (schema.objects, schema.versions):
-                body = self._body(connection, table, place.bucket_id, place.key, place.version)
+                body, storage_class = self._body(connection, table, place.bucket_id, place.key, place.version)
                 chunks = unpack(body) if body else []
                 found = next((c for c in chunks if c.id == chunk), None)
                 if found is not None:
                     owner = (int(place.bucket_id), str(place.key), int(place.version))
                     bucket = self._bucket(connection, owner[0])
-                    return Located(owner, found, bucket, sum(c.length for c in chunks))
+                    return Located(owner, found, bucket, sum(c.length for c in chunks), storage_class)
         return self._own_row(connection, chunk)
 
     def forget(self, connection: sa.Connection, device: int, chunk: bytes) -> None:
@@ -103,9 +105,10 @@ class CatalogBook:
 
     def _body(
         self, connection: sa.Connection, table: sa.Table, bucket_id: int, key: str, version: int
-    ) -> bytes | None:  # fmt: skip
-        body = connection.execute(_BODY_OF[table], {"bucket_id": bucket_id, "key": key, "version": version}).scalar()
-        return None if body is None else bytes(body)
+    ) -> tuple[bytes, str]:  # fmt: skip
+        """(packed chunks, storage class) of an inline version; nothing of one that is not there."""
+        row = connection.execute(_BODY_OF[table], {"bucket_id": bucket_id, "key": key, "version": version}).first()
+        return (b"", "") if row is None or row.body is None else (bytes(row.body), packed_class(row.meta))
 
     def _own_row(self, connection: sa.Connection, chunk: bytes) -> Located | None:
         row = connection.execute(_CHUNK, {"chunk_id": chunk}).first()
@@ -138,7 +141,7 @@ class CatalogBook:
     ) -> bool:
         bucket_id, key, version = owner
         for table in (schema.objects, schema.versions):
-            body = self._body(connection, table, bucket_id, key, version)
+            body, _ = self._body(connection, table, bucket_id, key, version)
             if not body:
                 continue
             chunks = unpack(body)

@@ -59,7 +59,7 @@ def parts(
     return [ObjectRow(*row) for row in connection.execute(query.with_for_update() if lock else query)]
 
 
-_VERSION_COLUMNS: Final = ("key", "version", "kind", "is_null", "size", "etag", "created_at_ms")
+_VERSION_COLUMNS: Final = ("key", "version", "kind", "is_null", "size", "etag", "created_at_ms", "meta")
 
 
 def versions(  # noqa: PLR0917 - bounds of one range

@@ -99,13 +99,13 @@ def null_version(connection: sa.Connection, bucket_id: int, key: str, *, lock: b
     return None if row is None else ObjectRow(*row)
 
 
-#: Columns of a listing, in this order; the last two only for tier and heat.
-LIST_COLUMNS: Final = ("key", "size", "etag", "version", "created_at_ms", "body", "ref")
+#: Columns of a listing, in this order; the last three only where asked for: tier and heat, storage class.
+LIST_COLUMNS: Final = ("key", "size", "etag", "version", "created_at_ms", "body", "ref", "meta")
 
 
-def _page(*, with_body: bool, from_inclusive: bool, has_end: bool) -> Statement:
+def _page(*, with_body: bool, with_meta: bool, from_inclusive: bool, has_end: bool) -> Statement:
     t = schema.objects.c
-    names = LIST_COLUMNS if with_body else LIST_COLUMNS[:-2]
+    names = LIST_COLUMNS[:5] + LIST_COLUMNS[5:7] * with_body + LIST_COLUMNS[7:] * with_meta
     low = t.key >= sa.bindparam("low") if from_inclusive else t.key > sa.bindparam("low")
     query = sa.select(*(t[name] for name in names)).where(t.bucket_id == sa.bindparam("bucket_id"), low)
     if has_end:
@@ -114,20 +114,20 @@ def _page(*, with_body: bool, from_inclusive: bool, has_end: bool) -> Statement:
 
 
 _PAGES: Final = {
-    (body, inclusive, end): _page(with_body=body, from_inclusive=inclusive, has_end=end)
-    for body in (False, True) for inclusive in (False, True) for end in (False, True)
+    (body, meta, inclusive, end): _page(with_body=body, with_meta=meta, from_inclusive=inclusive, has_end=end)
+    for body in (False, True) for meta in (False, True) for inclusive in (False, True) for end in (False, True)
 }  # fmt: skip
 
 
 def page(
     connection: sa.Connection, bucket_id: int, *, low: str, inclusive: bool, high: str | None, limit: int,
-    with_body: bool,
+    with_body: bool, with_meta: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Up to `limit` latest versions (no markers) with low <(=) key < high, in key order. One index range."""
     values: dict[str, object] = {"bucket_id": bucket_id, "low": low, "limit": limit}
     if high is not None:
         values["high"] = high
-    return _PAGES[with_body, inclusive, high is not None].rows(connection, **values)
+    return _PAGES[with_body, with_meta, inclusive, high is not None].rows(connection, **values)
 
 
 def drop_tombstones(connection: sa.Connection, bucket_id: int) -> None:

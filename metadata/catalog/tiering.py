@@ -16,10 +16,15 @@ import sqlalchemy as sa
 from metadata.catalog import bodies, schema
 from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
+from tierstore.wire.storage_class import packed_class
 
 _PLACEMENTS: Final = schema.placements.c
 _GARBAGE: Final = schema.garbage.c
 _OBJECTS: Final = schema.objects.c
+#: What makes a Named.
+_NAMED: Final = (
+    _OBJECTS.key, _OBJECTS.size, _OBJECTS.version, _OBJECTS.kind, _OBJECTS.body, _OBJECTS.ref, _OBJECTS.meta,
+)  # fmt: skip
 #: Values of one IN list.
 _IN_MAX: Final = 500
 
@@ -34,6 +39,7 @@ class Named(NamedTuple):
     size: int
     version: int
     chunks: list[PackedChunk]
+    storage_class: str = ""
 
 
 def find(
@@ -73,16 +79,18 @@ def _in_bodies(
         t = table.c
         for bucket_id, names in keys.items():
             for some in _slices(sorted(names)):
-                query = sa.select(t.key, t.version, t.body).where(
+                query = sa.select(t.key, t.version, t.body, t.meta).where(
                     t.bucket_id == bucket_id, t.key.in_(some), t.kind == schema.KIND_INLINE
                 )
                 for row in connection.execute(query):
                     chunks = unpack(bytes(row.body)) if row.body else []
                     owner = (bucket_id, str(row.key), int(row.version))
-                    size = sum(c.length for c in chunks)
+                    size, storage_class = sum(c.length for c in chunks), packed_class(row.meta)
                     for packed in chunks:
                         if packed.id in owners and packed.id not in found:
-                            found[packed.id] = Located(owner, packed, buckets.get(bucket_id, ""), size)
+                            found[packed.id] = Located(
+                                owner, packed, buckets.get(bucket_id, ""), size, storage_class
+                            )
     return found
 
 
@@ -104,7 +112,7 @@ def objects_after(
 ) -> list[Named]:
     """The next latest versions of a bucket with prefix_low <= key < high and key > after, with their chunks."""
     query = (
-        sa.select(_OBJECTS.key, _OBJECTS.size, _OBJECTS.version, _OBJECTS.kind, _OBJECTS.body, _OBJECTS.ref)
+        sa.select(*_NAMED)
         .where(_OBJECTS.bucket_id == bucket_id, _OBJECTS.key >= prefix_low, _OBJECTS.key > after)
         .where(_OBJECTS.kind != schema.KIND_MARKER)
         .order_by(_OBJECTS.key)
@@ -114,18 +122,24 @@ def objects_after(
         query = query.where(_OBJECTS.key < high)
     page = []
     for row in connection.execute(query).all():
-        page.append(Named(str(row.key), int(row.size), int(row.version), _chunks(connection, row)))
+        page.append(_named(connection, row))
     return page
 
 
 def object_named(connection: sa.Connection, bucket_id: int, key: str) -> Named | None:
     """The latest version of one object with its chunks; None when there is none."""
     row = connection.execute(
-        sa.select(_OBJECTS.key, _OBJECTS.size, _OBJECTS.version, _OBJECTS.kind, _OBJECTS.body, _OBJECTS.ref).where(
+        sa.select(*_NAMED).where(
             _OBJECTS.bucket_id == bucket_id, _OBJECTS.key == key, _OBJECTS.kind != schema.KIND_MARKER
         )
     ).first()
-    return None if row is None else Named(str(row.key), int(row.size), int(row.version), _chunks(connection, row))
+    return None if row is None else _named(connection, row)
+
+
+def _named(connection: sa.Connection, row: Any) -> Named:
+    return Named(
+        str(row.key), int(row.size), int(row.version), _chunks(connection, row), packed_class(row.meta)
+    )
 
 
 #: Chunks of one large object that are looked at; explain and pins say so when there are more.

@@ -48,7 +48,7 @@ class Files:
         self.w = w
         self.numbers = iter(range(1 << 60, (1 << 60) + 9999))
         versions = HybridClock(w.clock, SiteId(1), floor=0)
-        rules = FileBodies(versions, rng=random.Random(3), copies_for=lambda bucket, key, size: 2)
+        rules = FileBodies(versions, rng=random.Random(3), copies_for=lambda *_: 2)
         self.service = FilesService(
             w.database, w.commits, rules, names=w.names, order=ReplicaOrder(w.view, w.rng), view=w.view, clock=w.clock,
             copies=lambda: 2,

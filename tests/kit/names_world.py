@@ -100,7 +100,7 @@ class NamesWorld:
         versions = HybridClock(clock, SiteId(start.site_id), floor=start.version_floor)
         return cls(
             database, view, clock, rng, names,
-            CommitService(database, view, clock, versions, rng=rng, copies_for=lambda bucket, key, size: copies),
+            CommitService(database, view, clock, versions, rng=rng, copies_for=lambda *_: copies),
             LookupService(database, names, order, clock),
             ListingService(database, names, order, heats_of=lambda chunks: [1.0] * len(chunks)),
             AllocateService(view, clock, rng),

@@ -16,6 +16,7 @@ from tierstore.names import check_bucket_name
 from tierstore.policy.document import line_of, time_text
 from tierstore.policy.rules import DISK_TIERS, MODES, VERSION, Match, Policy, PromoterRules, Rule, Schedule
 from tierstore.units import parse_rate, parse_seconds, parse_size
+from tierstore.wire.storage_class import STORAGE_CLASSES
 
 RULES_MAX: Final = 1000
 COPIES_MAX: Final = 9
@@ -44,11 +45,13 @@ def parse_toml(text: str) -> Policy:
 
 
 _RULE_KEYS: Final = ("name", "match", "mode", "home", "fast", "copies", "schedule")
-_MATCH_KEYS: Final = ("bucket", "prefix", "size_min", "size_max")
+_MATCH_KEYS: Final = ("bucket", "prefix", "size_min", "size_max", "class")
 _PROMOTER_KEYS: Final = (
     "tick", "half_life", "hysteresis", "beta", "budget", "device_rate_max", "fill", "min_count", "chunk_max", "mem",
     "candidates_max", "read_soon", "paused", "schedule",
 )  # fmt: skip
+
+_CLASSES: Final = tuple(sorted(STORAGE_CLASSES))
 
 Path = tuple[str | int, ...]
 
@@ -141,7 +144,8 @@ class _Parser:
         size_max = self._value(path, match, "size_max", parse_size, None)
         if size_max is not None and size_max < size_min:
             self._problem((*path, "size_max"), "size_max is below size_min: the rule would match nothing")
-        return Match(bucket, self._text_of(path, match, "prefix", ""), size_min, size_max)
+        storage_class = self._one_of(path, match, "class", _CLASSES, "")
+        return Match(bucket, self._text_of(path, match, "prefix", ""), size_min, size_max, storage_class)
 
     def _promoter(self, table: Any) -> PromoterRules:
         path: Path = ("promoter",)

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 from tierstore.names import TIERS
 from tierstore.policy.document import size_text, time_text, toml_text
+from tierstore.wire.storage_class import STANDARD
 
 Mode = Literal["auto", "pin", "never", "land-fast"]
 MODES: Final[tuple[Mode, ...]] = ("auto", "pin", "never", "land-fast")
@@ -45,12 +46,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Which objects: bucket "" = any, prefix "" = any, size_min <= size <= size_max (None: no bound), bytes."""
+    """Which objects: bucket "" = any, prefix "" = any, size_min <= size <= size_max (None: no bound), bytes.
+    storage_class: of S3, "" = any."""
 
     bucket: str = ""
     prefix: str = ""
     size_min: int = 0
     size_max: int | None = None
+    storage_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,14 @@ class Rule:
     fast: tuple[str, ...] = ()
     copies: int = 0
     schedule: Schedule | None = None
+
+
+#: What S3's storage classes mean where no rule of the policy matches: those for data that is seldom read get no fast
+#: copies. All others are as STANDARD. None is kept in fewer copies, or made slower to read, than the rest.
+CLASS_RULES: Final = {
+    name: Rule(f"class {name}", Match(storage_class=name), "never")
+    for name in ("STANDARD_IA", "ONEZONE_IA", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +128,18 @@ class Policy:
             for bucket in {rule.match.bucket for rule in rules if rule.match.bucket}
         }
 
-    def rule_for(self, bucket: str, key: str, size: int, now: float) -> Rule:
-        """The first rule that matches at `now` (s since 1970), else the default one. size: the object's, bytes."""
-        for prefix, size_min, size_max, schedule, rule in self._by_bucket.get(bucket, self._any):
+    def rule_for(self, bucket: str, key: str, size: int, now: float, storage_class: str = "") -> Rule:
+        """The first rule that matches at `now` (s since 1970), else that of its storage class (CLASS_RULES), else the
+        default one. size: the object's, bytes. storage_class: "" is STANDARD."""
+        for prefix, size_min, size_max, named, schedule, rule in self._by_bucket.get(bucket, self._any):
             if (
                 key.startswith(prefix)
                 and size_min <= size <= size_max
+                and (not named or named == (storage_class or STANDARD))
                 and (schedule is None or schedule.is_open(now))
             ):
                 return rule
-        return self.default
+        return CLASS_RULES.get(storage_class, self.default) if storage_class else self.default
 
     def document(self) -> dict[str, Any]:
         """The document as a tree for JSON; only what differs from the defaults, but the whole [promoter] section."""
@@ -150,9 +163,9 @@ class Policy:
         return f"Policy(rules={self.rules!r}, promoter={self.promoter!r})"
 
 
-def _compiled(rule: Rule) -> tuple[str, int, float, Schedule | None, Rule]:
+def _compiled(rule: Rule) -> tuple[str, int, float, str, Schedule | None, Rule]:
     size_max = float("inf") if rule.match.size_max is None else rule.match.size_max
-    return rule.match.prefix, rule.match.size_min, size_max, rule.schedule, rule
+    return rule.match.prefix, rule.match.size_min, size_max, rule.match.storage_class, rule.schedule, rule
 
 
 # -- documents
@@ -168,6 +181,8 @@ def _rule_document(rule: Rule) -> dict[str, Any]:
         match["size_min"] = size_text(rule.match.size_min)
     if rule.match.size_max is not None:
         match["size_max"] = size_text(rule.match.size_max)
+    if rule.match.storage_class:
+        match["class"] = rule.match.storage_class
     tree: dict[str, Any] = {"name": rule.name, "match": match, "mode": rule.mode}
     if rule.home:
         tree["home"] = rule.home

@@ -44,10 +44,10 @@ class Placer:
         if client.map is not None:
             self._learn(client.map)
 
-    def class_of(self, bucket: str, key: str, size: int | None) -> PlacementClass:
+    def class_of(self, bucket: str, key: str, size: int | None, storage_class: str = "") -> PlacementClass:
         """Where a body of `size` bytes (None: not known yet) under this name goes now."""
         now = self._clock.now_ms() / 1000
-        rule = self._policy.rule_for(bucket, key, self._chunk_bytes if size is None else size, now)
+        rule = self._policy.rule_for(bucket, key, self._chunk_bytes if size is None else size, now, storage_class)
         is_read_soon = bucket in self._read_soon
         found = self._classes.get((id(rule), is_read_soon))
         if found is None:

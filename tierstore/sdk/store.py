@@ -59,6 +59,7 @@ from tierstore.wire.names import (
     SetMeta,
 )
 from tierstore.wire.s3 import is_sealed
+from tierstore.wire.storage_class import class_of
 
 
 class Store:
@@ -179,7 +180,7 @@ class Store:
             raise ChecksumMismatch(
                 f"the body's CRC32C is {encode_crc(whole)}, the request says {encode_crc(crc32c)}; nothing was stored"
             )
-        parts = self._put_parts_of(bucket, key, len(body))
+        parts = self._put_parts_of(bucket, key, len(body), class_of(meta))
         begun = self.client.new_operation()
         name = hint_of(bucket, key, WriteHint(
             begun, size=len(body), crc32c=-1 if crc32c is None else crc32c, etag=etag, meta=meta, condition=condition
@@ -214,13 +215,14 @@ class Store:
 
     def put_walk(
         self, bucket: str, key: str, *, size: int | None, access: str = "", size_max: int = OBJECT_BYTES_MAX,
-        write: WriteHint | None = None,
+        write: WriteHint | None = None, storage_class: str = "",
     ) -> PutWalk:  # fmt: skip
         """An upload into which bytes are pushed (see PutWalk); always finish() or abort() it. write: from write_hint(),
-        for a whole object; None for a part of one, which no rebuild may take for an object."""
+        for a whole object; None for a part of one, which no rebuild may take for an object. storage_class: of S3, which
+        rules may match; finish() must be given the same in its meta."""
         return PutWalk(
-            self._put_parts_of(bucket, key, size), bucket, key, size=size, access=access, size_max=size_max,
-            write=write,
+            self._put_parts_of(bucket, key, size, storage_class), bucket, key, size=size, access=access,
+            size_max=size_max, write=write,
         )  # fmt: skip
 
     def write_hint(
@@ -289,8 +291,8 @@ class Store:
             return
         raise AssertionError("the loop returns or raises")
 
-    def _put_parts_of(self, bucket: str, key: str, size: int | None) -> PutParts:
-        placement = self._placer.class_of(bucket, key, size)
+    def _put_parts_of(self, bucket: str, key: str, size: int | None, storage_class: str = "") -> PutParts:
+        placement = self._placer.class_of(bucket, key, size, storage_class)
         parts = self._put_parts.get(placement)
         if parts is None:
             parts = self._put_parts[placement] = PutParts(
@@ -397,10 +399,10 @@ class Store:
 
     async def list_page(
         self, bucket: str, *, prefix: str = "", delimiter: str = "", start_after: str = "", limit: int = 1000,
-        access: str = "", want_placement: bool = True,
+        access: str = "", want_placement: bool = True, want_class: bool = False,
     ) -> ListResult:  # fmt: skip
         """One page in key order: at most `limit` (1..10000) keys and common prefixes together."""
-        item = ListItem(bucket, prefix, delimiter, start_after, limit, access, want_placement)
+        item = ListItem(bucket, prefix, delimiter, start_after, limit, access, want_placement, want_class)
         return await self.client.list(item, seconds=self.limits.request_seconds)
 
     async def list(

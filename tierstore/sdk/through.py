@@ -211,7 +211,7 @@ class GatewayStore(Store):
 
     async def list_page(
         self, bucket: str, *, prefix: str = "", delimiter: str = "", start_after: str = "", limit: int = 1000,
-        access: str = "", want_placement: bool = True,
+        access: str = "", want_placement: bool = True, want_class: bool = False,
     ) -> ListResult:  # fmt: skip
         check_bucket_name(bucket)
         wanted = {"prefix": prefix, "delimiter": delimiter, "start_after": start_after, "limit": str(limit)}

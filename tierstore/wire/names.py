@@ -283,6 +283,7 @@ class ListItem(msgspec.Struct, array_like=True, frozen=True):
     limit: int = 1000             # 1..10000, keys and common prefixes together
     access: str = ""
     want_placement: bool = True   # tier and heat of each object
+    want_class: bool = False      # its storage class
 
 
 class ListEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -295,6 +296,7 @@ class ListEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     created_at_ms: int
     tier: str = ""
     heat_per_hour: float = 0.0
+    storage_class: str = ""       # "": STANDARD, or not asked for
 
 
 class ListResult(msgspec.Struct, array_like=True, frozen=True):

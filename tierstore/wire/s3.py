@@ -36,7 +36,7 @@ def is_sealed(etag: str) -> bool:
 
 #: Names in ObjectMeta.extra that speak of the bytes: they go when a door puts other bytes in their place.
 OF_BODY: Final = frozenset({
-    "s3.sse", "s3.parts", "s3.upload", "s3.checksum-type", "s3.checksum-algorithm",
+    "s3.sse", "s3.parts", "s3.part-sums", "s3.upload", "s3.checksum-type", "s3.checksum-algorithm",
 })  # fmt: skip
 
 
@@ -141,6 +141,7 @@ class VersionView(msgspec.Struct, array_like=True, frozen=True):
     size: int
     etag: str
     created_at_ms: int
+    storage_class: str = ""       # "": STANDARD
 
 
 class VersionsPage(msgspec.Struct, array_like=True, frozen=True):

@@ -29,6 +29,7 @@ from metadata.services.names.receipts import Opened, pack_bodies
 from tierstore.errors import ConflictError, RequestError, TierstoreError, TooLarge
 from tierstore.names import CHUNK_ID_BYTES
 from tierstore.wire.files import Attributes, Entry, FileResult, WriteFile
+from tierstore.wire.storage_class import packed_class
 
 #: Extents that one write may make (a hole of 512 GiB in chunks of 8 MiB).
 EXTENTS_MAX: Final = 65_536
@@ -77,12 +78,9 @@ class FileBodies(FileMoves):
             a = m.make
             w.touch_parent(m.path)
         base = row
-        chunks = [
-            unpack(packed)[0]
-            for packed in pack_bodies(
-                m.chunks, opened, w.facts.members, self._copies_for(w.bucket.name, m.path, _bytes_of(m))
-            )
-        ]
+        storage_class = packed_class(row.meta) if row is not None else ""
+        copies = self._copies_for(w.bucket.name, m.path, _bytes_of(m), storage_class)
+        chunks = [unpack(packed)[0] for packed in pack_bodies(m.chunks, opened, w.facts.members, copies)]
         extents = _extents(m, chunks, 0 if base is None else base.size)
         row_meta = base.meta if base is not None else None
         version = self._new_version(w.writes, old)

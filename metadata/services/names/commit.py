@@ -50,8 +50,8 @@ FINAL_REFUSALS: Final = frozenset({"precondition-failed", "no-such-key", "no-suc
 _BRINGS_CHUNKS: Final = (Put, Fill)
 _UNANSWERED: Final = CommitResult(code="unavailable")
 
-#: (bucket, key, size) -> home copies that the policy asks for.
-CopiesFor = Callable[[str, str, int], int]
+#: (bucket, key, size, storage class) -> home copies that the policy asks for.
+CopiesFor = Callable[[str, str, int, str], int]
 
 
 @dataclass(slots=True, eq=False)

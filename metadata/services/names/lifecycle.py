@@ -38,14 +38,13 @@ from tierstore.policy.lifecycle import (
 from tierstore.wire import decode
 from tierstore.wire.names import CommitItem, Condition, Delete, Mutation, ObjectMeta, SetMeta
 from tierstore.wire.s3 import PARTS_BUCKET, UploadCall
+from tierstore.wire.storage_class import STANDARD, STORAGE_CLASS, class_of
 
 PAGE_ROWS: Final = 500
 UPLOADS_MAX: Final = 100
 COMMIT_MS: Final = 60_000
 #: A part may come a while before its upload is seen to be gone; then the gateway removes it itself.
 PART_AGE_MS: Final = 3_600_000
-#: Storage class of an object (the S3 door's name in ObjectMeta.extra).
-STORAGE_CLASS: Final = "s3.class"
 _ME: Final = Principal(access="", user="lifecycle", grants={"*": "admin"})
 #: Above every version id.
 _TOP: Final = (1 << 63) - 1
@@ -235,7 +234,7 @@ class Lifecycle:
 
 
 def _class_of(meta: ObjectMeta) -> str:
-    return meta.extra.get(STORAGE_CLASS, b"STANDARD").decode()
+    return class_of(meta) or STANDARD
 
 
 def _moved(walk: _Walk, row: VersionRow, meta: ObjectMeta, due: Due) -> SetMeta:

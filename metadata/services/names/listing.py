@@ -24,6 +24,7 @@ from tierstore.auth.access import Principal, authorize
 from tierstore.errors import RequestError
 from tierstore.names import CHUNK_ID_BYTES, KEY_BYTES_MAX
 from tierstore.wire.names import ListEntry, ListItem, ListResult
+from tierstore.wire.storage_class import packed_class
 
 LIMIT_MAX: Final = 10_000
 STEP_ROWS_MIN: Final = 32
@@ -54,15 +55,16 @@ class ListingService:
         return await _Scan(self, item, bucket.id).run()
 
     async def step(
-        self, bucket_id: int, low: str, high: str | None, *, inclusive: bool, rows: int, placement: bool
+        self, bucket_id: int, low: str, high: str | None, *, inclusive: bool, rows: int, item: ListItem
     ) -> tuple[list[Any], dict[int, tuple[str, bytes]]]:
         """Up to `rows` rows of the range, with (tier, first chunk) of the bodies that are not inline."""
 
         def read(connection: Connection) -> tuple[list[Any], dict[int, tuple[str, bytes]]]:
             page = objects.page(
-                connection, bucket_id, low=low, inclusive=inclusive, high=high, limit=rows, with_body=placement
-            )
-            if not placement:
+                connection, bucket_id, low=low, inclusive=inclusive, high=high, limit=rows,
+                with_body=item.want_placement, with_meta=item.want_class,
+            )  # fmt: skip
+            if not item.want_placement:
                 return page, {}
             refs = [row[6] for row in page if row[5] is None and row[6] is not None]
             firsts = bodies.first_chunks(connection, refs) if refs else {}
@@ -73,17 +75,19 @@ class ListingService:
         return await self._database.read(read)
 
     def entries(
-        self, rows: Sequence[Any], firsts: dict[int, tuple[str, bytes]], *, placement: bool
+        self, rows: Sequence[Any], firsts: dict[int, tuple[str, bytes]], item: ListItem
     ) -> list[ListEntry]:
         """What is shown of these rows, all at once: tiers by the few sets of devices that there are, heat in one call.
         The heat of a body is the sum over its chunks, of one that is not inline its first chunk's."""
-        if not placement:
+        if not item.want_placement:
+            if item.want_class:
+                return [ListEntry(r[0], r[1], r[2], r[3], r[4], "", 0.0, packed_class(r[5])) for r in rows]
             return [ListEntry(*row) for row in rows]
         tiers: list[str] = []
         ids: list[bytes] = []
         owners: list[int] = []          # the row of each id
         tier_of: dict[tuple[int, ...], str] = {}
-        for place, (_, _, _, _, _, body, ref) in enumerate(rows):
+        for place, (_, _, _, _, _, body, ref, *_) in enumerate(rows):
             if ref is not None:
                 tier, chunk = firsts.get(ref, ("", b""))
                 tiers.append(tier)
@@ -101,7 +105,9 @@ class ListingService:
         for place, heat in zip(owners, self._heats_of(ids), strict=True):
             heats[place] += heat
         return [
-            ListEntry(row[0], row[1], row[2], row[3], row[4], tier, heat)
+            ListEntry(
+                row[0], row[1], row[2], row[3], row[4], tier, heat, packed_class(row[7]) if item.want_class else ""
+            )
             for row, tier, heat in zip(rows, tiers, heats, strict=True)
         ]
 
@@ -132,7 +138,7 @@ class _Scan:
         while self._low is not None and (self._end is None or self._low < self._end):
             page, firsts = await self._service.step(
                 self._bucket_id, self._low, self._end, inclusive=self._inclusive, rows=rows,
-                placement=self._item.want_placement,
+                item=self._item,
             )  # fmt: skip
             is_last_step = len(page) < rows
             skipped = self._take(page, firsts)
@@ -187,7 +193,7 @@ class _Scan:
     def _keep(self, rows: list[Any], firsts: dict[int, tuple[str, bytes]]) -> None:
         """Rows that stand for themselves. The cursor has passed the last of them (with a delimiter, perhaps more)."""
         if rows:
-            self._objects += self._service.entries(rows, firsts, placement=self._item.want_placement)
+            self._objects += self._service.entries(rows, firsts, self._item)
             if not self._item.delimiter:
                 self._last = self._low = rows[-1][0]
                 self._inclusive = False

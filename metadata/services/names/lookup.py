@@ -30,6 +30,7 @@ from tierstore.telemetry.metrics import Watch
 from tierstore.ticket import NO_HEAT
 from tierstore.wire import decode
 from tierstore.wire.names import LOOKUP_CHUNKS_MAX, ChunkView, LookupItem, LookupResult, ObjectMeta
+from tierstore.wire.storage_class import packed_class
 
 #: Items of one message.
 ITEMS_MAX: Final = 1024
@@ -64,7 +65,7 @@ class LookupService:
         #: Told of each body that is about to be read: bucket, key, size of the object. Must not raise or block.
         self.on_read: Callable[[str, str, int], None] = lambda bucket, key, size: None
         #: Told which chunks with rows of their own are of which object.
-        self.on_window: Callable[[str, str, int, list[bytes]], None] = lambda bucket, key, size, chunks: None
+        self.on_window: Callable[[str, str, int, list[bytes], str], None] = lambda *_: None
         self.lookups = 0
         _WATCH.show(self)
 
@@ -129,7 +130,7 @@ class LookupService:
         wanted = [e for e in found if e.start < stop and e.start + e.length > item.first]
         window = wanted[:LOOKUP_CHUNKS_MAX]
         rows = bodies.chunks_of(connection, (e.chunk_id for e in window))
-        self.on_window(item.bucket, item.key, row.size, [e.chunk_id for e in window])
+        self.on_window(item.bucket, item.key, row.size, [e.chunk_id for e in window], packed_class(row.meta))
         now_ms = self._clock.now_ms()
         views = []
         for e in window:

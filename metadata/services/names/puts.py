@@ -22,6 +22,7 @@ from tierstore.auth.access import Principal, authorize
 from tierstore.errors import RequestError, TierstoreError
 from tierstore.names import CHUNK_ID_BYTES, UPLOAD_ID_BYTES, check_key
 from tierstore.wire.names import CommitResult, Fill, Put
+from tierstore.wire.storage_class import class_of, packed_class
 
 #: Chunks of one object (5 TiB in chunks of 8 MiB, and some).
 CHUNKS_MAX: Final = 1_000_000
@@ -41,7 +42,8 @@ class Puts(Steps):
         uploads = _check_chunks(m)
         check_uploads(facts, uploads)
         meta = new_meta(bucket, m.meta, facts)
-        packed = pack_bodies(m.chunks, opened, facts.members, self._copies_for(m.bucket, m.key, m.size))
+        copies = self._copies_for(m.bucket, m.key, m.size, class_of(m.meta))
+        packed = pack_bodies(m.chunks, opened, facts.members, copies)
         old = facts.latest.get((bucket.id, m.key))
         check_condition(m.condition, old)
         if bucket.config:
@@ -85,7 +87,8 @@ class Puts(Steps):
             raise missing(m.bucket, m.key, m.version)
         uploads = sorted({chunk.id[:12] for chunk in m.chunks})
         check_uploads(facts, uploads)
-        packed = pack_bodies(m.chunks, opened, facts.members, self._copies_for(m.bucket, m.key, row.size))
+        copies = self._copies_for(m.bucket, m.key, row.size, packed_class(row.meta))
+        packed = pack_bodies(m.chunks, opened, facts.members, copies)
         new = fill(
             session, writes, row, is_latest=row is latest, start=m.start, packed=packed, body_id=self._body_id(),
             is_cached=m.is_cached,

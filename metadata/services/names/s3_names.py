@@ -42,6 +42,7 @@ from tierstore.wire.s3 import (
     VersionView,
     part_key,
 )
+from tierstore.wire.storage_class import packed_class
 
 LIMIT_MAX: Final = 10_000
 #: Rows of one step of a list of versions.
@@ -192,7 +193,7 @@ class S3Names:
             )  # fmt: skip
             rows: list[Any] = await self._database.read(step)
             jumped = False
-            for is_latest, key, version, kind, is_null, size, etag, at_ms in rows:
+            for is_latest, key, version, kind, is_null, size, etag, at_ms, meta in rows:
                 if len(found) + len(prefixes) >= limit:
                     return VersionsPage(found, prefixes, last[0], last[1])
                 common = _common(key, ask)
@@ -202,7 +203,8 @@ class S3Names:
                     low, below, inclusive, jumped = successor(common), 0, True, True
                     break
                 found.append(VersionView(
-                    key, version, bool(is_null), is_latest, kind == schema.KIND_MARKER, size, etag, at_ms
+                    key, version, bool(is_null), is_latest, kind == schema.KIND_MARKER, size, etag, at_ms,
+                    packed_class(meta),
                 ))  # fmt: skip
                 last = (key, version)
                 low, below, inclusive = key, version, False

@@ -36,7 +36,7 @@ class Steps:
     """Holds no state of a batch."""
 
     def __init__(
-        self, versions: HybridClock, *, rng: random.Random, copies_for: Callable[[str, str, int], int]
+        self, versions: HybridClock, *, rng: random.Random, copies_for: Callable[[str, str, int, str], int]
     ) -> None:
         self._versions = versions
         self._rng = rng

@@ -20,6 +20,8 @@ from tierstore.policy.rules import Policy, Rule
 NAMES_MAX: Final = 100_000
 #: Chunks that were not where they were reported, looked for on every device in one go.
 LOST_MAX: Final = 256
+#: Bucket, key, size and storage class of what has no name here.
+_UNKNOWN: Final = ("", "", 0, "")
 
 
 class Finder:
@@ -36,13 +38,15 @@ class Finder:
         self._held = held
         self._reporter = reporter
         self._policy = policy
-        self._named: OrderedDict[bytes, tuple[str, str, int]] = OrderedDict()
+        self._named: OrderedDict[bytes, tuple[str, str, int, str]] = OrderedDict()
         self._bucket_names: dict[int, str] = {}
 
-    def learn_names(self, bucket: str, key: str, size: int, chunks: Iterable[bytes]) -> None:
+    def learn_names(
+        self, bucket: str, key: str, size: int, chunks: Iterable[bytes], storage_class: str = ""
+    ) -> None:
         """A lookup of a body whose chunks have rows of their own: those rows do not say whose they are."""
         for chunk in chunks:
-            self._named[chunk] = (bucket, key, size)
+            self._named[chunk] = (bucket, key, size, storage_class)
             self._named.move_to_end(chunk)
         while len(self._named) > NAMES_MAX:
             self._named.popitem(last=False)
@@ -51,17 +55,20 @@ class Finder:
         """(bucket, key, size) of the object that a chunk is of; ("", "", 0) when it is not known."""
         if located.owner is not None:
             return located.bucket, located.owner[1], located.size
-        return self._named.get(located.chunk.id, ("", "", 0))
+        return self._named.get(located.chunk.id, _UNKNOWN)[:3]
 
     def rule_of(self, located: Located) -> Rule:
         """The rule that holds for a chunk now."""
-        bucket, key, size = self.name_of(located)
-        return self.rule_for(bucket, key, size)
+        if located.owner is not None:
+            return self.rule_for(located.bucket, located.owner[1], located.size, located.storage_class)
+        return self.rule_for(*self._named.get(located.chunk.id, _UNKNOWN))
 
-    def rule_for(self, bucket: str, key: str, size: int) -> Rule:
+    def rule_for(self, bucket: str, key: str, size: int, storage_class: str = "") -> Rule:
         """The rule that holds for an object now; the default one when its name is not known."""
         policy = self._policy()[1]
-        return policy.rule_for(bucket, key, size, self._cluster.now_ms() / 1000) if bucket else policy.default
+        if not bucket:
+            return policy.default
+        return policy.rule_for(bucket, key, size, self._cluster.now_ms() / 1000, storage_class)
 
     async def find(self, chunks: Collection[bytes]) -> dict[bytes, Located]:
         """The rows of chunks, in one read: by the devices of who reported them, else by all of the site."""

@@ -46,10 +46,7 @@ class Pins:
         found, last = await self._database.scan(lambda c: self._page(c, rule[1], bucket_after, key_after))
         self._at = (rule[0], *last) if last is not None else (rule[0] + 1, 0, "")
         now = self._now()
-        return [
-            one for one in found
-            if one.owner is not None and policy.rule_for(one.bucket, one.owner[1], one.size, now) == rule[1]
-        ]
+        return [one for one in found if _rule_of(policy, one, now) == rule[1]]
 
     def _page(
         self, c: Connection, rule: Rule, bucket_after: int, key_after: str
@@ -67,8 +64,14 @@ class Pins:
             if not page:
                 continue
             found = [
-                Located((bucket_id, o.key, o.version), chunk, names[bucket_id], o.size)
+                Located((bucket_id, o.key, o.version), chunk, names[bucket_id], o.size, o.storage_class)
                 for o in page for chunk in o.chunks
             ]  # fmt: skip
             return found, (bucket_id, page[-1].key)
         return [], None
+
+
+def _rule_of(policy: Policy, one: Located, now: float) -> Rule | None:
+    if one.owner is None:
+        return None
+    return policy.rule_for(one.bucket, one.owner[1], one.size, now, one.storage_class)

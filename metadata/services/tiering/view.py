@@ -131,10 +131,10 @@ class TieringView:
             raise NotFound(f"there is no {key!r} in bucket {bucket_name!r}")
         planner, now = self._tiering.picture(), self._tiering.now()
         located = [
-            Located((bucket.id, key, found.version), chunk, bucket_name, found.size)
+            Located((bucket.id, key, found.version), chunk, bucket_name, found.size, found.storage_class)
             for chunk in found.chunks[:EXPLAINED_CHUNKS_MAX]
         ]
-        rule = self._tiering.finder.rule_for(bucket_name, key, found.size)
+        rule = self._tiering.finder.rule_for(bucket_name, key, found.size, found.storage_class)
         chunks = [
             explain_chunk(
                 planner, one.chunk.id, one.chunk.chunk_bytes, replicas=self._replicas(one.chunk), rule=rule, now=now,

@@ -195,3 +195,25 @@ def _seconds(policy: Policy) -> float:
     for _ in range(10_000):
         policy.rule_for("b", "p4/key", 100, 0.0)
     return time.perf_counter() - start
+
+
+def test_a_rule_matches_a_storage_class() -> None:
+    """Classes mean what the operator says; without a rule, those for seldom reads get no fast copies."""
+    policy = parse_toml("""
+        version = 1
+        [[rules]]
+        name = "fast lane"
+        match = {bucket = "app", class = "EXPRESS_ONEZONE"}
+        mode = "pin"
+        [[rules]]
+        name = "plain"
+        match = {bucket = "app", class = "STANDARD"}
+        copies = 3
+    """)
+    assert policy.rule_for("app", "k", 1, 0.0, "EXPRESS_ONEZONE").name == "fast lane"
+    assert policy.rule_for("app", "k", 1, 0.0).name == "plain"
+    assert policy.rule_for("app", "k", 1, 0.0, "INTELLIGENT_TIERING") is policy.default
+    assert policy.rule_for("app", "k", 1, 0.0, "GLACIER").mode == "never"
+    assert policy.rule_for("other", "k", 1, 0.0, "EXPRESS_ONEZONE") is policy.default
+    assert parse_toml(policy.toml()) == policy
+    assert "STANDARD_IA" in problems('version = 1\n[[rules]]\nname = "a"\nmatch = {class = "STANDARD_AI"}')[0]

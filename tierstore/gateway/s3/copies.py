@@ -18,7 +18,7 @@ from tierstore.gateway.s3.conditions import read_condition, version_of, write_co
 from tierstore.gateway.s3.documents import element, moment
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lock_forms import locked_meta
-from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PARTS, meta_of, shown_version
+from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PART_SUMS, PARTS, meta_of, shown_version
 from tierstore.gateway.s3.reads import Reads
 from tierstore.gateway.s3.request import Call
 from tierstore.gateway.s3.sse import Cover, cover_of
@@ -27,6 +27,7 @@ from tierstore.gateway.s3.sse_keys import CUSTOMER, Sealed, Vault, Wish, sealed_
 from tierstore.names import check_bucket_name, check_key
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, CommitResult, LookupResult, ObjectMeta
+from tierstore.wire.storage_class import class_of
 
 
 class Copies:
@@ -90,8 +91,10 @@ class Copies:
     ) -> tuple[CommitResult, str, ObjectMeta]:
         """A copy whose encryption changes: every byte is read, and sealed anew (or not at all)."""
         bucket, key, found, data_key = source
-        extra = {name: value for name, value in meta.extra.items() if name not in (PARTS, CHECKSUM_TYPE)}
-        walk = self._store.put_walk(call.bucket, call.key, size=cover.stored_bytes(found.size))
+        extra = {name: value for name, value in meta.extra.items() if name not in (PARTS, PART_SUMS, CHECKSUM_TYPE)}
+        walk = self._store.put_walk(
+            call.bucket, call.key, size=cover.stored_bytes(found.size), storage_class=class_of(meta)
+        )
         target, md5 = cover.target(walk, found.size), hashlib.md5(usedforsecurity=False)
         total = checksums.new("crc64nvme")
         reading = self.reads.body_walk(bucket, key, found, data_key, first=0, length=found.size)
@@ -124,7 +127,7 @@ class Copies:
             raise S3Error("InvalidRequest", "This copy request is illegal because it is trying to copy an object to "
                           "itself without changing the object's metadata, storage class, website redirect location or "
                           "encryption attributes.")  # fmt: skip
-        extra = {**said.extra, **{n: v for n, v in had.extra.items() if n in (CHECKSUM_TYPE, PARTS)}}
+        extra = {**said.extra, **{n: v for n, v in had.extra.items() if n in (CHECKSUM_TYPE, PARTS, PART_SUMS)}}
         tags = said.tags if tagging == "REPLACE" else had.tags
         base = said if directive == "REPLACE" else had
         return msgspec.structs.replace(base, checksums=had.checksums, extra=extra, tags=tags)

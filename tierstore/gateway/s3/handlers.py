@@ -23,6 +23,7 @@ from tierstore.gateway.s3.reads import Reads
 from tierstore.gateway.s3.replication import Replications
 from tierstore.gateway.s3.request import Call
 from tierstore.gateway.s3.sse_keys import Vault
+from tierstore.gateway.s3.upload_lists import UploadLists
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.gateway.s3.writes import Writes
 from tierstore.sdk.store import Store
@@ -44,6 +45,7 @@ class Doors:
     copies: Copies
     facts: ObjectFacts
     multipart: Multipart
+    uploads: UploadLists
     locks: Locks
     lifecycle: LifecycleDoor
     replications: Replications
@@ -58,7 +60,8 @@ def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, au
     return Doors(
         Buckets(catalog, reader, files), files, BucketRights(files), BucketSettings(files), Listings(store, catalog),
         reads, Writes(store, catalog, reader, vault), copies, ObjectFacts(store, catalog, reader, reads),
-        Multipart(store, catalog, reader, copies, vault), Locks(store, catalog, reader, files=files, reads=reads),
+        Multipart(store, catalog, reader, copies, vault),
+        UploadLists(catalog), Locks(store, catalog, reader, files=files, reads=reads),
         LifecycleDoor(files), Replications(catalog, store.client, reader),
         Posts(store, catalog, vault, executor=reader.executor, auth=auth), Notifications(files),
     )  # fmt: skip
@@ -108,6 +111,6 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "DeleteObjectTagging": facts.delete_tags,
         "CreateMultipartUpload": multipart.create, "UploadPart": multipart.put_part,
         "UploadPartCopy": multipart.copy_part, "CompleteMultipartUpload": multipart.complete,
-        "AbortMultipartUpload": multipart.abort, "ListParts": multipart.list_parts,
-        "ListMultipartUploads": multipart.list_uploads,
+        "AbortMultipartUpload": multipart.abort, "ListParts": doors.uploads.list_parts,
+        "ListMultipartUploads": doors.uploads.list_uploads,
     }  # fmt: skip

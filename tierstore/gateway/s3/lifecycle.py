@@ -19,10 +19,10 @@ from tierstore.gateway.s3.answers import http_moment
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.documents import Node, document, element, moment
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
-from tierstore.gateway.s3.object_meta import STORAGE_CLASSES
 from tierstore.gateway.s3.request import Call
 from tierstore.policy.lifecycle import DOCUMENT, LifecycleRule, Move, expiry, rules_of, rules_text
 from tierstore.wire.names import BucketView
+from tierstore.wire.storage_class import STORAGE_CLASSES
 
 RULES_MAX: Final = 1000
 _NAME_MAX: Final = 255

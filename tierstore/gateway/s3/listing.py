@@ -16,6 +16,7 @@ from tierstore.gateway.s3.request import Call, number
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, ListResult
 from tierstore.wire.s3 import VersionsAsk, shown_etag
+from tierstore.wire.storage_class import STANDARD
 
 KEYS_MAX: Final = 1000
 
@@ -83,7 +84,8 @@ class Listings:
             body = element("Key", shown(v.key)) + element("VersionId", shown_version(v.version, v.is_null))
             body += element("IsLatest", v.is_latest) + element("LastModified", moment(v.created_at_ms))
             if not v.is_marker:
-                body += element("ETag", f'"{etag}"') + element("Size", size) + element("StorageClass", "STANDARD")
+                body += element("ETag", f'"{etag}"') + element("Size", size)
+                body += element("StorageClass", v.storage_class or STANDARD)
             listed.append(f"<{name}>{body}{owner}</{name}>")
         inner = element("Name", call.bucket) + element("Prefix", shown(query.get("prefix", "")))
         inner += element("KeyMarker", shown(key_marker)) + element("VersionIdMarker", version_marker)
@@ -120,7 +122,7 @@ class Listings:
             return ListResult()
         return await self._store.list_page(
             call.bucket, prefix=query.get("prefix", ""), delimiter=query.get("delimiter", ""), start_after=after,
-            limit=most, want_placement=False,
+            limit=most, want_placement=False, want_class=True,
         )  # fmt: skip
 
 
@@ -128,8 +130,8 @@ def _contents(page: ListResult, bucket: BucketView, shown: Callable[[str], str],
     owner = _owner(bucket) if with_owner else ""
     parts = [
         f"<Contents><Key>{text(shown(e.key))}</Key><LastModified>{moment(e.created_at_ms)}</LastModified>"
-        f"<ETag>&quot;{text(etag)}&quot;</ETag><Size>{size}</Size>{owner}<StorageClass>STANDARD</StorageClass>"
-        "</Contents>"
+        f"<ETag>&quot;{text(etag)}&quot;</ETag><Size>{size}</Size>{owner}<StorageClass>"
+        f"{e.storage_class or STANDARD}</StorageClass></Contents>"
         for e in page.objects
         for etag, size in (shown_etag(e.etag, e.size),)
     ]

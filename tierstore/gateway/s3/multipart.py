@@ -1,4 +1,4 @@
-"""Multipart uploads: create, upload, copy, list, complete, abort.
+"""Multipart uploads: create, upload, copy, complete, abort. Their lists: upload_lists.
 
 A part is an object of PARTS_BUCKET (docs/adr/0100), stored by the ordinary walk where the bucket's rules want it, and
 composed in the catalog: no byte is copied at the end. Invariants: a part of an upload that has ended meanwhile is
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Final
 
 import msgspec
 
@@ -20,24 +19,24 @@ from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.acl import check_acl
 from tierstore.gateway.s3.answers import checksum_lines, version_line
 from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.completion import chosen, completed_meta, named_part
 from tierstore.gateway.s3.conditions import write_condition
 from tierstore.gateway.s3.copies import Copies
-from tierstore.gateway.s3.documents import Node, document, element, moment, url_encoded
+from tierstore.gateway.s3.documents import document, element, moment, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lock_forms import locked_meta
 from tierstore.gateway.s3.object_meta import (
     CHECKSUM_ALGORITHM,
     CHECKSUM_TYPE,
-    PARTS,
     UPLOAD,
     meta_of,
-    pack_parts,
     shown_version,
 )
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.sse import Cover, part_cover
 from tierstore.gateway.s3.sse_format import pieces_of
 from tierstore.gateway.s3.sse_keys import Vault, sealed_lines, sealed_of, with_sealed
+from tierstore.gateway.s3.upload_lists import algorithm_of, upload_id
 from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, BodyReader, promise_of
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, Compose, LookupResult, ObjectMeta
@@ -45,17 +44,12 @@ from tierstore.wire.s3 import (
     PART_NUMBER_MAX,
     PARTS_BUCKET,
     UPLOAD_BYTES,
-    PartsAsk,
-    PartView,
-    UploadsAsk,
     UploadView,
     marked_etag,
     part_key,
     shown_etag,
 )
-
-#: Every part but the last.
-PART_BYTES_MIN: Final = 5 << 20
+from tierstore.wire.storage_class import class_of
 
 
 class Multipart:
@@ -105,13 +99,15 @@ class Multipart:
     # -- parts ----------------------------------------------------------------------------------------------
     async def put_part(self, call: Call) -> None:
         _, upload, part = await self._part_of(call)
-        algorithm = _algorithm(upload)
+        algorithm = algorithm_of(upload)
         promise = promise_of(call)
         if promise.algorithm and algorithm and promise.algorithm != algorithm:
             raise S3Error("InvalidRequest", f"Checksum Type mismatch occurred, expected checksum Type: {algorithm}, "
                           f"actual checksum Type: {promise.algorithm}")  # fmt: skip
         cover = self._cover(call, upload)
-        walk = self._store.put_walk(call.bucket, call.key, size=cover.stored_bytes(promise.size))
+        walk = self._store.put_walk(
+            call.bucket, call.key, size=cover.stored_bytes(promise.size), storage_class=class_of(upload.meta)
+        )
         try:
             received = await self._reader.receive(
                 call, promise, cover.target(walk, promise.size),
@@ -134,11 +130,13 @@ class Multipart:
         source, key, _, found, data_key = await self._copies.copy_source(call)
         first, length = _copy_span(call, found)
         cover = self._cover(call, upload)
-        walk = self._store.put_walk(call.bucket, call.key, size=cover.stored_bytes(length))
+        walk = self._store.put_walk(
+            call.bucket, call.key, size=cover.stored_bytes(length), storage_class=class_of(upload.meta)
+        )
         target = cover.target(walk, length)
         reading = self._reads.body_walk(source.name, key, found, data_key, first=first, length=length)
         md5 = hashlib.md5(usedforsecurity=False)
-        algorithm = _algorithm(upload) or "crc64nvme"
+        algorithm = algorithm_of(upload) or "crc64nvme"
         total = checksums.new(algorithm)
         try:
             async for piece in pieces_of(reading):
@@ -190,7 +188,7 @@ class Multipart:
         rights.require(call, "s3:PutObject", bucket, call.key)
         condition = write_condition(call)
         root = documents.parse(await self._reader.small(call, documents.BODY_BYTES_MAX), "CompleteMultipartUpload")
-        wanted = [_named_part(node) for node in root.all("Part")]
+        wanted = [named_part(node) for node in root.all("Part")]
         if not wanted:
             raise S3Error("MalformedXML")
         identity = upload_id(call)
@@ -200,10 +198,10 @@ class Multipart:
             await self._answer_repeat(call, bucket, identity)
             return
         held = await self._catalog.all_parts(identity)
-        parts = _chosen(wanted, held)
+        parts = chosen(wanted, held)
         md5 = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in parts), usedforsecurity=False)
         etag = f"{md5.hexdigest()}-{len(parts)}"
-        meta = _completed_meta(call, upload, parts)
+        meta = completed_meta(call, upload, parts)
         sealed = sealed_of(meta)
         stored_etag = etag if sealed is None else marked_etag(etag, sum(part.size for part in parts))
         mutation = Compose(
@@ -246,83 +244,6 @@ class Multipart:
         await self._catalog.abort(call.bucket, call.key, upload_id(call))
         call.reply(204)
 
-    # -- lists ----------------------------------------------------------------------------------------------
-    async def list_parts(self, call: Call) -> None:
-        bucket = await self._catalog.bucket(call.bucket)
-        rights.require(call, "s3:ListMultipartUploadParts", bucket, call.key)
-        upload = await self._catalog.upload(call.bucket, call.key, upload_id(call))
-        most = number(call.query.get("max-parts"), "max-parts", default=1000, least=0, most=1000)
-        after = number(call.query.get("part-number-marker"), "part-number-marker", default=0, least=0, most=99_998)
-        page = await self._catalog.parts(PartsAsk(upload.id, after, most or 1))
-        parts = page.parts if most else []
-        owner = element("ID", upload.owner) + element("DisplayName", upload.owner)
-        inner = element("Bucket", call.bucket) + element("Key", call.key) + element("UploadId", upload.id.hex())
-        inner += f"<Initiator>{owner}</Initiator><Owner>{owner}</Owner>" + element("StorageClass", "STANDARD")
-        inner += element("PartNumberMarker", after)
-        if page.more and parts:
-            inner += element("NextPartNumberMarker", parts[-1].number)
-        inner += element("MaxParts", most) + element("IsTruncated", page.more and bool(parts))
-        algorithm = _algorithm(upload)
-        if algorithm:
-            inner += element("ChecksumAlgorithm", algorithm.upper())
-        for part in parts:
-            body = element("PartNumber", part.number) + element("LastModified", moment(part.created_at_ms))
-            body += element("ETag", f'"{part.etag}"') + element("Size", part.size)
-            body += "".join(element(f"Checksum{n.upper()}", v) for n, v in part.checksums.items() if n == algorithm)
-            inner += f"<Part>{body}</Part>"
-        call.reply(200, document("ListPartsResult", inner), XML_LINE)
-
-    async def list_uploads(self, call: Call) -> None:
-        """ListMultipartUploads. With a delimiter, common prefixes are made of the page."""
-        bucket = await self._catalog.bucket(call.bucket)
-        rights.require(call, "s3:ListBucketMultipartUploads", bucket)
-        query = call.query
-        most = number(query.get("max-uploads"), "max-uploads", default=1000, least=1, most=1000)
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        key_marker, id_marker = query.get("key-marker", ""), query.get("upload-id-marker", "")
-        shown = url_encoded if query.get("encoding-type") == "url" else str
-        page = await self._catalog.uploads(
-            UploadsAsk(call.bucket, prefix, key_marker, _hex(id_marker) if id_marker else b"", most)
-        )
-        listed, prefixes = "", dict[str, None]()
-        for upload in page.uploads:
-            at = upload.key.find(delimiter, len(prefix)) if delimiter else -1
-            if at >= 0:
-                prefixes[upload.key[: at + len(delimiter)]] = None
-                continue
-            owner = element("ID", upload.owner) + element("DisplayName", upload.owner)
-            body = element("Key", shown(upload.key)) + element("UploadId", upload.id.hex())
-            body += f"<Initiator>{owner}</Initiator><Owner>{owner}</Owner>" + element("StorageClass", "STANDARD")
-            listed += f"<Upload>{body}{element('Initiated', moment(upload.created_at_ms))}</Upload>"
-        inner = element("Bucket", call.bucket) + element("KeyMarker", shown(key_marker))
-        inner += element("UploadIdMarker", id_marker) + element("Prefix", shown(prefix))
-        inner += element("Delimiter", shown(delimiter) if delimiter else None) + element("MaxUploads", most)
-        inner += element("IsTruncated", page.more) + element("EncodingType", query.get("encoding-type") or None)
-        if page.more:
-            last = page.uploads[-1]
-            inner += element("NextKeyMarker", shown(last.key)) + element("NextUploadIdMarker", last.id.hex())
-        listed += "".join(f"<CommonPrefixes>{element('Prefix', shown(p))}</CommonPrefixes>" for p in prefixes)
-        call.reply(200, document("ListMultipartUploadsResult", inner + listed), XML_LINE)
-
-
-def upload_id(call: Call) -> bytes:
-    return _hex(call.query.get("uploadId", ""))
-
-
-def _hex(text: str) -> bytes:
-    """Raises S3Error(NoSuchUpload) for what is no id of ours."""
-    try:
-        raw = bytes.fromhex(text)
-    except ValueError:
-        raw = b""
-    if len(raw) != UPLOAD_BYTES or len(text) != 2 * UPLOAD_BYTES:
-        raise S3Error("NoSuchUpload")
-    return raw
-
-
-def _algorithm(upload: UploadView) -> str:
-    return upload.meta.extra.get(CHECKSUM_ALGORITHM, b"").decode() if upload.meta is not None else ""
-
 
 def _copy_span(call: Call, found: LookupResult) -> tuple[int, int]:
     raw = call.exchange.header(b"x-amz-copy-source-range")
@@ -338,54 +259,3 @@ def _copy_span(call: Call, found: LookupResult) -> tuple[int, int]:
     if length > PUT_BYTES_MAX:
         raise S3Error("EntityTooLarge")
     return wanted.first, length
-
-
-def _named_part(node: Node) -> tuple[int, str, dict[str, str]]:
-    raw, etag = node.text("PartNumber") or "", node.text("ETag")
-    if not raw.isascii() or not raw.isdigit() or len(raw) > 5 or etag is None:
-        raise S3Error("MalformedXML")
-    sums = {n: v for n in checksums.ALGORITHMS if (v := node.text(f"Checksum{n.upper()}")) is not None}
-    return int(raw), etag.strip().strip('"'), sums
-
-
-def _chosen(wanted: list[tuple[int, str, dict[str, str]]], held: dict[int, PartView]) -> list[PartView]:
-    """The parts of a completion, checked. Raises S3Error(InvalidPartOrder, InvalidPart, EntityTooSmall)."""
-    parts, before = [], 0
-    for place, etag, sums in wanted:
-        if place <= before:
-            raise S3Error("InvalidPartOrder")
-        before = place
-        part = held.get(place)
-        if part is None or part.etag != etag.lower():
-            raise S3Error("InvalidPart", PartNumber=str(place))
-        if any(name in part.checksums and part.checksums[name] != value for name, value in sums.items()):
-            raise S3Error("InvalidPart", PartNumber=str(place))
-        parts.append(part)
-    for part in parts[:-1]:
-        if part.size < PART_BYTES_MIN:
-            raise S3Error("EntityTooSmall", PartNumber=str(part.number), ProposedSize=str(part.size),
-                          MinSizeAllowed=str(PART_BYTES_MIN))  # fmt: skip
-    return parts
-
-
-def _completed_meta(call: Call, upload: UploadView, parts: list[PartView]) -> ObjectMeta:
-    meta = upload.meta or ObjectMeta()
-    extra = {**meta.extra, UPLOAD: upload.id, PARTS: pack_parts([part.size for part in parts])}
-    algorithm = _algorithm(upload) or "crc64nvme"
-    kind = extra.setdefault(CHECKSUM_TYPE, b"FULL_OBJECT").decode()
-    sums: dict[str, str] = {}
-    if all(algorithm in part.checksums for part in parts):
-        values = [part.checksums[algorithm] for part in parts]
-        if kind == "COMPOSITE":
-            sums[algorithm] = checksums.composite(algorithm, values)
-        else:
-            sums[algorithm] = checksums.full_object(
-                algorithm, list(zip(values, [part.size for part in parts], strict=True))
-            )
-        sent = call.header(f"{checksums.PREFIX}{algorithm}".encode())
-        if sent is not None and sent not in (sums[algorithm], sums[algorithm].partition("-")[0]):
-            raise S3Error("BadDigest")
-    size = call.header(b"x-amz-mp-object-size")
-    if size is not None and size != str(sum(part.size for part in parts)):
-        raise S3Error("InvalidRequest", "The provided 'x-amz-mp-object-size' header does not match what was computed.")
-    return msgspec.structs.replace(meta, extra=extra, checksums=sums)

@@ -19,25 +19,22 @@ from tierstore.gateway.s3.request import Call, header_text
 from tierstore.gateway.s3.sse_keys import sealed_lines, sealed_of
 from tierstore.names import USER_META_BYTES_MAX, version_text
 from tierstore.wire.names import LookupResult, ObjectMeta
+from tierstore.wire.storage_class import STANDARD, STORAGE_CLASS, STORAGE_CLASSES
 
 META_PREFIX: Final = b"x-amz-meta-"
 #: Names in ObjectMeta.extra.
-STORAGE_CLASS: Final = "s3.class"
 CANNED_ACL: Final = "s3.acl"
 OWNER: Final = "s3.owner"
 CHECKSUM_TYPE: Final = "s3.checksum-type"
 CHECKSUM_ALGORITHM: Final = "s3.checksum-algorithm"
 PARTS: Final = "s3.parts"           # MessagePack of [[size, count], ...]: runs of equal parts
+PART_SUMS: Final = "s3.part-sums"   # digests of the parts, one behind the other, of the algorithm in `checksums`
 UPLOAD: Final = "s3.upload"
 REDIRECT: Final = "s3.redirect"
 
 CANNED_ACLS: Final = frozenset({
     "private", "public-read", "public-read-write", "authenticated-read", "aws-exec-read", "bucket-owner-read",
     "bucket-owner-full-control", "log-delivery-write",
-})  # fmt: skip
-STORAGE_CLASSES: Final = frozenset({
-    "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER", "DEEP_ARCHIVE",
-    "GLACIER_IR", "OUTPOSTS", "SNOW", "EXPRESS_ONEZONE",
 })  # fmt: skip
 _KEPT: Final = (b"cache-control", b"content-disposition", b"content-language", b"expires")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -49,7 +46,7 @@ _RESPONSE: Final = {
 }  # fmt: skip
 TAGS_MAX: Final = 10
 #: What is kept and makes no header line.
-_SILENT: Final = frozenset({OWNER, CANNED_ACL, CHECKSUM_TYPE, CHECKSUM_ALGORITHM, PARTS, UPLOAD})
+_SILENT: Final = frozenset({OWNER, CANNED_ACL, CHECKSUM_TYPE, CHECKSUM_ALGORITHM, PARTS, PART_SUMS, UPLOAD})
 _KEPT_NAMES: Final = frozenset(_KEPT) | {b"content-encoding"}
 _NO_META: Final = ObjectMeta()
 
@@ -62,7 +59,7 @@ def meta_of(call: Call) -> ObjectMeta:
     storage = call.header(b"x-amz-storage-class")
     if storage is not None and storage not in STORAGE_CLASSES:
         raise S3Error("InvalidStorageClass", "The storage class that you specified is not valid.")
-    if storage not in (None, "STANDARD"):
+    if storage not in (None, STANDARD):
         extra[STORAGE_CLASS] = str(storage).encode()
     acl = canned_acl(call)
     if acl and acl != "private":

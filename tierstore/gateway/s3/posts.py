@@ -35,6 +35,7 @@ from tierstore.gateway.upload import Pushed
 from tierstore.names import check_key
 from tierstore.sdk.store import Store
 from tierstore.serving.exchange import Exchange
+from tierstore.wire.storage_class import class_of
 
 FIELDS_SECONDS: Final = 60.0
 _RENAMED: Final = {"acl": "x-amz-acl"}
@@ -151,7 +152,9 @@ class Posts:
             meta = msgspec.structs.replace(meta, tags=parse_tagging(fields["tagging"].encode()))
         check_acl(asked, bucket)
         cover = cover_of(self._vault, self._vault.wish(asked, bucket))
-        walk = self._store.put_walk(call.bucket, call.key, size=None, size_max=PUT_BYTES_MAX)
+        walk = self._store.put_walk(
+            call.bucket, call.key, size=None, size_max=PUT_BYTES_MAX, storage_class=class_of(meta)
+        )
         target: Pushed = walk
         seal = Encryptor(walk, cover.data_key, -1) if cover.sealed is not None else None
         if seal is not None:

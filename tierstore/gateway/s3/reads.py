@@ -16,7 +16,7 @@ import msgspec
 from tierstore.errors import AccessDenied, NotFound
 from tierstore.gateway.object_request import parse_range
 from tierstore.gateway.objects import OpenWalk
-from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.answers import checksum_elements, http_moment
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import NULL_VERSION, read_condition, version_of
@@ -26,8 +26,8 @@ from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.object_meta import (
     CANNED_ACL,
     OWNER,
+    PART_SUMS,
     PARTS,
-    STORAGE_CLASS,
     object_lines,
     part_span,
     shown_version,
@@ -40,6 +40,7 @@ from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
 from tierstore.wire.s3 import VersionsAsk, shown_etag
+from tierstore.wire.storage_class import STANDARD, class_of
 
 _log = logging.getLogger(__name__)
 ENCRYPTION: Final = b"x-amz-server-side-encryption"
@@ -217,9 +218,9 @@ class Reads:
         if "Checksum" in asked and meta.checksums:
             inner += f"<Checksum>{checksum_elements(meta)}</Checksum>"
         if "ObjectParts" in asked and PARTS in meta.extra:
-            inner += f"<ObjectParts>{_parts(call, meta.extra[PARTS])}</ObjectParts>"
+            inner += f"<ObjectParts>{_parts(call, meta)}</ObjectParts>"
         if "StorageClass" in asked:
-            inner += element("StorageClass", meta.extra.get(STORAGE_CLASS, b"STANDARD").decode())
+            inner += element("StorageClass", class_of(meta) or STANDARD)
         inner += element("ObjectSize", found.size) if "ObjectSize" in asked else ""
         lines = f"last-modified: {http_moment(found.created_at_ms)}\r\n"
         if bucket.versioning:
@@ -235,13 +236,26 @@ def _as_shown(found: LookupResult) -> LookupResult:
     return msgspec.structs.replace(found, etag=etag, size=size)
 
 
-def _parts(call: Call, packed: bytes) -> str:
+def _parts(call: Call, meta: ObjectMeta) -> str:
     """One page of the parts of an object, as GetObjectAttributes shows them."""
     after = number(call.header(b"x-amz-part-number-marker"), "part-number-marker", default=0, least=0, most=10_000)
     most = number(call.header(b"x-amz-max-parts"), "max-parts", default=1000, least=0, most=1000)
-    sizes = [size for size, times in msgspec.msgpack.decode(packed, type=list[tuple[int, int]]) for _ in range(times)]
+    sizes = [size for size, times in msgspec.msgpack.decode(meta.extra[PARTS], type=list[tuple[int, int]])
+             for _ in range(times)]  # fmt: skip
     shown = list(enumerate(sizes, 1))[after : after + most]
     inner = element("IsTruncated", after + most < len(sizes)) + element("MaxParts", most)
     inner += element("NextPartNumberMarker", shown[-1][0] if shown else after) + element("PartNumberMarker", after)
     inner += element("PartsCount", len(sizes))
-    return inner + "".join(f"<Part>{element('PartNumber', at)}{element('Size', size)}</Part>" for at, size in shown)
+    return inner + "".join(
+        f"<Part>{element('PartNumber', at)}{element('Size', size)}{_part_sum(meta, at)}</Part>" for at, size in shown
+    )
+
+
+def _part_sum(meta: ObjectMeta, at: int) -> str:
+    """The checksum of part `at`, where those of parts are kept."""
+    held = meta.extra.get(PART_SUMS)
+    algorithm = next(iter(meta.checksums), "")
+    if held is None or algorithm not in checksums.ALGORITHMS:
+        return ""
+    size = checksums.ALGORITHMS[algorithm]
+    return element(f"Checksum{algorithm.upper()}", checksums.encode(held[(at - 1) * size : at * size]))

@@ -30,6 +30,7 @@ from tierstore.names import check_key
 from tierstore.sdk.objects import PutInfo
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, CommitResult, Condition, ObjectMeta
+from tierstore.wire.storage_class import class_of
 
 DELETE_KEYS_MAX: Final = 1000
 #: Objects of one DeleteObjects that are deleted at the same time.
@@ -95,8 +96,9 @@ class Writes:
         known = promise.md5.hex() if promise.md5 is not None else ""
         write = None if cover.sealed else self._store.write_hint(meta=meta, condition=condition, etag=known)
         walk = self._store.put_walk(
-            call.bucket, call.key, size=cover.stored_bytes(promise.size), size_max=OBJECT_BYTES_MAX, write=write
-        )
+            call.bucket, call.key, size=cover.stored_bytes(promise.size), size_max=OBJECT_BYTES_MAX, write=write,
+            storage_class=class_of(meta),
+        )  # fmt: skip
         try:
             received = await self._receive(call, promise, cover.target(walk, promise.size))
             made = await walk.finish(
