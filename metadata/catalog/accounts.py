@@ -54,6 +54,12 @@ def everyone(connection: sa.Connection) -> list[Account]:
     return [_account(row) for row in connection.execute(query)]
 
 
+def has_user(connection: sa.Connection, user: str) -> bool:
+    """Whether any access key belongs to a user of this name."""
+    t = schema.credentials
+    return connection.execute(sa.select(sa.literal(1)).where(t.c.user == user).limit(1)).first() is not None
+
+
 def insert(connection: sa.Connection, account: Account) -> int:
     """A new access key; the new auth revision. Raises ConflictError(code="key-exists")."""
     if by_access(connection, account.access) is not None:

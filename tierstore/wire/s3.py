@@ -47,8 +47,8 @@ def shown_etag(etag: str, size: int) -> tuple[str, int]:
 
 
 class BucketCall(msgspec.Struct, array_like=True, frozen=True):
-    """act: get | list | create | delete | configure. create: `owner`; configure: versioning ("": as it is) and
-    documents (None removes one). list: all buckets, by name."""
+    """act: get | list | create | delete | configure | user (whether `owner` has a key). create: `owner`; configure:
+    versioning ("": as it is) and documents (None removes one). list: all buckets, by name."""
 
     act: str
     name: str = ""

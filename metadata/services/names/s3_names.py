@@ -64,6 +64,10 @@ class S3Names:
         if call.act == "list":
             found = await self._database.read(buckets.everything)
             return [_view(bucket) for bucket in found if not bucket.name.startswith(".")]
+        if call.act == "user":
+            if not await self._database.read(lambda c: accounts.has_user(c, call.owner)):
+                raise NotFound(f"no key belongs to a user {call.owner!r}", code="no-such-user")
+            return []
         check_bucket_name(call.name)
         if call.act == "get":
             return [_view(await self._names.get(call.name))]

@@ -1,39 +1,170 @@
-"""Canned ACLs: whether one may be set, and the document that it stands for."""
+"""ACLs in requests and answers: canned ones, grants by header and as XML, and whether they may be set.
+
+Invariants: where ownership is BucketOwnerEnforced (the default) no list is kept, and none counts; a list names only
+users that this store knows; a list for everybody is refused where the public access block says so.
+"""
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+import msgspec
+
+from tierstore.errors import NotFound
 from tierstore.gateway.s3 import documents, rights
-from tierstore.gateway.s3.documents import element
+from tierstore.gateway.s3.catalog import S3Catalog
+from tierstore.gateway.s3.documents import Node, element
 from tierstore.gateway.s3.errors import S3Error
-from tierstore.gateway.s3.request import Call
-from tierstore.wire.names import BucketView
+from tierstore.gateway.s3.grants import GRANTS_MAX, GROUPS, PERMISSIONS, Grant, is_public, listed, stored
+from tierstore.gateway.s3.object_meta import ACL, OWNER, canned_acl
+from tierstore.gateway.s3.request import Call, header_text
+from tierstore.gateway.s3.uploads import BodyReader
+from tierstore.wire.names import BucketView, ObjectMeta
+
+_GRANT_HEADERS: Final = {
+    b"x-amz-grant-read": "READ", b"x-amz-grant-write": "WRITE", b"x-amz-grant-read-acp": "READ_ACP",
+    b"x-amz-grant-write-acp": "WRITE_ACP", b"x-amz-grant-full-control": "FULL_CONTROL",
+}  # fmt: skip
+_ACL_HEADERS: Final = frozenset({b"x-amz-acl", *_GRANT_HEADERS})
+_GRANTEE = re.compile(r'\s*(id|uri|emailAddress)\s*=\s*(?:"([^"]*)"|([^",\s]+))\s*')
+_USER_CHARACTERS_MAX: Final = 128
+_XSI: Final = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type='
 
 
-def check_acl(call: Call, bucket: BucketView) -> None:
-    """ACLs are off where ownership is BucketOwnerEnforced (the default): only the two that change nothing pass."""
-    acl = call.header(b"x-amz-acl")
-    if any(name.startswith(b"x-amz-grant-") for name, _ in call.exchange.headers):
-        raise S3Error("NotImplemented", "Grant headers are not supported; use a bucket policy.")
-    if acl is None:
-        return
-    ownership = bucket.config.get(rights.OWNERSHIP, "BucketOwnerEnforced")
-    if ownership == "BucketOwnerEnforced" and acl not in ("bucket-owner-full-control", "private"):
-        raise S3Error("AccessControlListNotSupported", "The bucket does not allow ACLs")
-    if rights.block_of(bucket).block_acls and acl in ("public-read", "public-read-write", "authenticated-read"):
+class Acls:
+    """What a request says of access, checked. One per gateway process."""
+
+    def __init__(self, catalog: S3Catalog, reader: BodyReader) -> None:
+        self._catalog = catalog
+        self._reader = reader
+
+    async def of_write(self, call: Call, bucket: BucketView, meta: ObjectMeta) -> ObjectMeta:
+        """The metadata of a new object with the list that its request names. Raises S3Error."""
+        if call.header_names.isdisjoint(_ACL_HEADERS):
+            return meta
+        text = await self._of_headers(call)
+        if ownership_of(bucket) == "BucketOwnerEnforced":
+            if text not in ("bucket-owner-full-control", "private"):
+                raise S3Error("AccessControlListNotSupported")
+            return meta
+        _check_block(bucket, text)
+        extra = {**meta.extra, ACL: text.encode()} if text != "private" else dict(meta.extra)
+        if text == "bucket-owner-full-control" and ownership_of(bucket) == "BucketOwnerPreferred":
+            extra = {**meta.extra, OWNER: bucket.owner.encode()}
+        return msgspec.structs.replace(meta, extra=extra)
+
+    async def of_change(self, call: Call, bucket: BucketView, owner: str) -> str:
+        """The list that PutBucketAcl or PutObjectAcl sets, as it is kept. owner: of what it is set on."""
+        if ownership_of(bucket) == "BucketOwnerEnforced":
+            raise S3Error("AccessControlListNotSupported")
+        body = await self._reader.small(call, documents.BODY_BYTES_MAX)
+        has_headers = not call.header_names.isdisjoint(_ACL_HEADERS)
+        if has_headers and body:
+            raise S3Error("UnexpectedContent", "This request contains unsupported content.")
+        if not has_headers and not body:
+            raise S3Error("MissingSecurityHeader", "Your request was missing a required header: x-amz-acl")
+        text = await self._of_headers(call) if has_headers else await self._of_document(body, owner)
+        _check_block(bucket, text)
+        return text
+
+    async def of_bucket(self, call: Call, ownership: str) -> str:
+        """The list of a bucket that is about to be made, "" for none."""
+        if call.header_names.isdisjoint(_ACL_HEADERS):
+            return ""
+        text = await self._of_headers(call)
+        if text in ("", "private"):
+            return ""
+        if ownership == "BucketOwnerEnforced":
+            raise S3Error("InvalidBucketAclWithObjectOwnership",
+                          "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")  # fmt: skip
+        return text
+
+    async def _of_headers(self, call: Call) -> str:
+        canned = canned_acl(call)
+        grants = [
+            Grant(_grantee(*found), permission)
+            for name, permission in _GRANT_HEADERS.items() if (raw := call.exchange.header(name)) is not None
+            for found in _grantees(header_text(raw))
+        ]  # fmt: skip
+        if canned and grants:
+            raise S3Error("InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed")
+        return await self._checked(grants) if grants else canned
+
+    async def _of_document(self, body: bytes, owner: str) -> str:
+        root = documents.parse(body, "AccessControlPolicy")
+        stands, grants = root.one("Owner"), root.one("AccessControlList")
+        if stands is None or grants is None:
+            raise S3Error("MalformedACLError")
+        if stands.text("ID") != owner:
+            raise S3Error("AccessDenied")
+        return await self._checked([_grant(node) for node in grants.all("Grant")])
+
+    async def _checked(self, grants: list[Grant]) -> str:
+        if len(grants) > GRANTS_MAX:
+            raise S3Error("MalformedACLError", f"A list has at most {GRANTS_MAX} grants.")
+        for user in sorted({grant.grantee for grant in grants if not grant.is_public}):
+            try:
+                await self._catalog.check_user(user)
+            except NotFound:
+                raise S3Error("InvalidArgument", "Invalid id", ArgumentName="CanonicalUser/ID",
+                              ArgumentValue=user) from None  # fmt: skip
+        return stored(grants)
+
+
+def ownership_of(bucket: BucketView) -> str:
+    return bucket.config.get(rights.OWNERSHIP, "BucketOwnerEnforced")
+
+
+def _check_block(bucket: BucketView, text: str) -> None:
+    if rights.block_of(bucket).block_acls and is_public(text):
         raise S3Error("AccessDenied")
 
 
-def acl_document(owner: str, acl: str) -> bytes:
-    """The ACL that a canned one stands for."""
+def _grantees(value: str) -> list[tuple[str, str]]:
+    """(kind, value) of each grantee of a header: id="...", uri="...", emailAddress="...", by commas."""
+    found, at = [], 0
+    while at < len(value):
+        match = _GRANTEE.match(value, at)
+        if match is None or (match.end() < len(value) and value[match.end()] != ","):
+            raise S3Error("InvalidArgument", "Argument format not recognized", ArgumentValue=value[:200])
+        found.append((match[1], match[2] if match[2] is not None else match[3]))
+        at = match.end() + 1
+    return found
+
+
+def _grantee(kind: str, value: str) -> str:
+    if kind == "emailAddress":
+        raise S3Error("UnresolvableGrantByEmailAddress", "The email address you provided does not match any account.")
+    if kind == "uri" and value not in GROUPS:
+        raise S3Error("InvalidArgument", "Invalid group uri", ArgumentName="uri", ArgumentValue=value[:200])
+    if kind == "id" and (not 1 <= len(value) <= _USER_CHARACTERS_MAX or value in GROUPS or not value.isprintable()):
+        raise S3Error("InvalidArgument", "Invalid id", ArgumentName="id", ArgumentValue=value[:200])
+    return value
+
+
+def _grant(node: Node) -> Grant:
+    grantee, permission = node.one("Grantee"), node.text("Permission")
+    if grantee is None or permission not in PERMISSIONS:
+        raise S3Error("MalformedACLError")
+    kind = {"CanonicalUser": ("id", "ID"), "Group": ("uri", "URI"), "AmazonCustomerByEmail": ("emailAddress",
+            "EmailAddress")}.get(grantee.attribute("type") or "")  # fmt: skip
+    value = grantee.text(kind[1]) if kind is not None else None
+    if kind is None or value is None:
+        raise S3Error("MalformedACLError")
+    return Grant(_grantee(kind[0], value), permission)
+
+
+def acl_document(owner: str, text: str, bucket: BucketView) -> bytes:
+    """A list as GetBucketAcl and GetObjectAcl show it."""
     shown = element("ID", owner) + element("DisplayName", owner)
-    head = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type='
-    grants = [(f'<Grantee {head}"CanonicalUser">{shown}</Grantee>', "FULL_CONTROL")]
-    group = {"public-read": "AllUsers", "public-read-write": "AllUsers", "authenticated-read": "AuthenticatedUsers"}
-    if acl in group:
-        uri = element("URI", f"http://acs.amazonaws.com/groups/global/{group[acl]}")
-        grantee = f'<Grantee {head}"Group">{uri}</Grantee>'
-        grants += [(grantee, "READ")] + ([(grantee, "WRITE")] if acl == "public-read-write" else [])
-    listed = "".join(f"<Grant>{who}{element('Permission', what)}</Grant>" for who, what in grants)
+    inner = ""
+    for grant in listed(text, owner, bucket.owner):
+        who = element("ID", grant.grantee) + element("DisplayName", grant.grantee)
+        kind = "CanonicalUser"
+        if grant.is_public:
+            who, kind = element("URI", grant.grantee), "Group"
+        inner += f'<Grant><Grantee {_XSI}"{kind}">{who}</Grantee>{element("Permission", grant.permission)}</Grant>'
     return documents.document(
-        "AccessControlPolicy", f"<Owner>{shown}</Owner><AccessControlList>{listed}</AccessControlList>"
+        "AccessControlPolicy", f"<Owner>{shown}</Owner><AccessControlList>{inner}</AccessControlList>"
     )

@@ -8,11 +8,10 @@ import msgspec
 
 from tierstore.auth.policy_language import Policy, PolicyError
 from tierstore.gateway.s3 import documents, rights
-from tierstore.gateway.s3.acl import acl_document
+from tierstore.gateway.s3.acl import Acls, acl_document
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.documents import document, element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
-from tierstore.gateway.s3.object_meta import canned_acl
 from tierstore.gateway.s3.request import Call
 
 _JSON_LINE: Final = b"content-type: application/json\r\n"
@@ -22,8 +21,9 @@ _SWITCHES: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", 
 class BucketRights:
     """Handlers of a bucket's rights."""
 
-    def __init__(self, files: BucketFiles) -> None:
+    def __init__(self, files: BucketFiles, acls: Acls) -> None:
         self._files = files
+        self._acls = acls
 
     async def get_policy(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:GetBucketPolicy")
@@ -103,16 +103,10 @@ class BucketRights:
 
     async def get_acl(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:GetBucketAcl")
-        call.reply(200, acl_document(bucket.owner, bucket.config.get(rights.ACL, "")), XML_LINE)
+        text = bucket.config.get(rights.ACL, "") if rights.has_acls(bucket) else ""
+        call.reply(200, acl_document(bucket.owner, text, bucket), XML_LINE)
 
     async def put_acl(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:PutBucketAcl")
-        acl = canned_acl(call)
-        if not acl:
-            raise S3Error("NotImplemented", "Only canned ACLs (x-amz-acl) can be set.")
-        if bucket.config.get(rights.OWNERSHIP, "BucketOwnerEnforced") == "BucketOwnerEnforced" and acl != "private":
-            raise S3Error("AccessControlListNotSupported", "The bucket does not allow ACLs")
-        if rights.block_of(bucket).block_acls and acl.startswith("public"):
-            raise S3Error("AccessDenied")
-        await self._files.set(call, rights.ACL, acl)
+        await self._files.set(call, rights.ACL, await self._acls.of_change(call, bucket, bucket.owner))
         call.reply(200)

@@ -7,12 +7,12 @@ from typing import Final
 from tierstore.auth.access import is_allowed
 from tierstore.errors import ConflictError
 from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.auth import is_anonymous
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.documents import HEAD, NAMESPACE, document, element, moment
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
-from tierstore.gateway.s3.object_meta import canned_acl
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.wire import lock
@@ -24,10 +24,11 @@ REGION: Final = "us-east-1"
 class Buckets:
     """Handlers of bucket operations."""
 
-    def __init__(self, catalog: S3Catalog, reader: BodyReader, files: BucketFiles) -> None:
+    def __init__(self, catalog: S3Catalog, reader: BodyReader, files: BucketFiles, acls: Acls) -> None:
         self._catalog = catalog
         self._reader = reader
         self._files = files
+        self._acls = acls
 
     async def list(self, call: Call) -> None:
         """ListBuckets: the caller's own, and those that his key's grants name."""
@@ -57,13 +58,10 @@ class Buckets:
         body = await self._reader.small(call, documents.BODY_BYTES_MAX)
         if body:
             documents.parse(body, "CreateBucketConfiguration")
-        acl = canned_acl(call)
         ownership = call.header(b"x-amz-object-ownership") or "BucketOwnerEnforced"
         if ownership not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
             raise S3Error("InvalidArgument", "Invalid x-amz-object-ownership header: " + ownership[:40])
-        if acl not in ("", "private") and ownership == "BucketOwnerEnforced":
-            raise S3Error("InvalidBucketAclWithObjectOwnership",
-                          "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")  # fmt: skip
+        acl = await self._acls.of_bucket(call, ownership)
         is_locking = (call.header(b"x-amz-bucket-object-lock-enabled") or "").lower() == "true"
         try:
             await self._catalog.create(call.bucket, who.user)
@@ -75,7 +73,7 @@ class Buckets:
             call.reply(200, b"", f"location: /{call.bucket}\r\n".encode())
             return
         wanted: dict[str, str | None] = {}
-        if acl not in ("", "private"):
+        if acl:
             wanted[rights.ACL] = acl
         if ownership != "BucketOwnerEnforced":
             wanted[rights.OWNERSHIP] = ownership

@@ -76,6 +76,10 @@ class S3Catalog:
         await self._call(BucketCall("configure", name, owner, versioning, documents or {}))
         self._buckets.pop(name, None)
 
+    async def check_user(self, user: str) -> None:
+        """Raises NotFound(no-such-user) for a name that no key has."""
+        await self._call(BucketCall("user", owner=user))
+
     async def _call(self, call: BucketCall) -> BucketAnswer:
         return await self._client.ask(b"/v1/internal/s3/bucket", call, BucketAnswer)
 

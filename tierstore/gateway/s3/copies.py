@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import msgspec
 
 from tierstore.gateway.s3 import checksums, documents, rights
-from tierstore.gateway.s3.acl import check_acl
+from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_elements, version_line
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import read_condition, version_of, write_condition
@@ -33,11 +33,12 @@ from tierstore.wire.storage_class import class_of
 class Copies:
     """Handlers of copies."""
 
-    def __init__(self, store: Store, catalog: S3Catalog, reads: Reads, vault: Vault) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, reads: Reads, vault: Vault, acls: Acls) -> None:
         self._store = store
         self._catalog = catalog
         self.reads = reads
         self._vault = vault
+        self._acls = acls
 
     async def copy_source(self, call: Call) -> tuple[BucketView, str, int, LookupResult, bytes]:
         """(bucket, key, version, object, its data key) of x-amz-copy-source, after rights and conditions."""
@@ -66,7 +67,7 @@ class Copies:
             raise S3Error("InvalidRequest", "The specified copy source is larger than the maximum allowable size for a "
                           "copy source: 5368709120")  # fmt: skip
         meta = self._copied_meta(call, target, found, is_same=(source.name, key) == (call.bucket, call.key))
-        check_acl(call, target)
+        meta = await self._acls.of_write(call, target, meta)
         sealed, wish = sealed_of(found.meta), self._vault.wish(call, target)
         if _keeps_cover(sealed, wish):
             done = await self._store.copy(

@@ -44,6 +44,8 @@ STATUS: Final = {
     "SlowDown": 503, "TemporaryRedirect": 307, "InsufficientStorage": 507,
 }  # fmt: skip
 MESSAGES: Final = {
+    "AccessControlListNotSupported": "The bucket does not allow ACLs",
+    "MalformedACLError": "The ACL that you provided was not well formed or did not validate against our schema.",
     "MaxMessageLengthExceeded": "Your request was too large.",
     "AccessDenied": "Access Denied",
     "BadDigest": "The Content-MD5 or checksum value that you specified did not match what the server received.",

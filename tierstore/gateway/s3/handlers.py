@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.auth import Authenticator
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.bucket_rights import BucketRights
@@ -56,14 +57,16 @@ class Doors:
 def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, auth: Authenticator) -> Doors:
     """Everything, put together."""
     files, reads = BucketFiles(catalog, reader), Reads(store, catalog, vault)
-    copies = Copies(store, catalog, reads, vault)
+    acls = Acls(catalog, reader)
+    copies = Copies(store, catalog, reads, vault, acls)
     return Doors(
-        Buckets(catalog, reader, files), files, BucketRights(files), BucketSettings(files), Listings(store, catalog),
-        reads, Writes(store, catalog, reader, vault), copies, ObjectFacts(store, catalog, reader, reads),
-        Multipart(store, catalog, reader, copies, vault),
+        Buckets(catalog, reader, files, acls), files, BucketRights(files, acls), BucketSettings(files),
+        Listings(store, catalog),
+        reads, Writes(store, catalog, reader, vault, acls), copies, ObjectFacts(store, catalog, reader, reads, acls),
+        Multipart(store, catalog, reader, copies, vault=vault, acls=acls),
         UploadLists(catalog), Locks(store, catalog, reader, files=files, reads=reads),
         LifecycleDoor(files), Replications(catalog, store.client, reader),
-        Posts(store, catalog, vault, executor=reader.executor, auth=auth), Notifications(files),
+        Posts(store, catalog, vault, executor=reader.executor, auth=auth, acls=acls), Notifications(files),
     )  # fmt: skip
 
 

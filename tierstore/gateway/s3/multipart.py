@@ -16,7 +16,7 @@ import msgspec
 from tierstore.errors import NotFound
 from tierstore.gateway.object_request import parse_range
 from tierstore.gateway.s3 import checksums, documents, rights
-from tierstore.gateway.s3.acl import check_acl
+from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.completion import chosen, completed_meta, named_part
@@ -55,19 +55,22 @@ from tierstore.wire.storage_class import class_of
 class Multipart:
     """Handlers of multipart uploads."""
 
-    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, copies: Copies, vault: Vault) -> None:
+    def __init__(
+        self, store: Store, catalog: S3Catalog, reader: BodyReader, copies: Copies, *, vault: Vault, acls: Acls
+    ) -> None:
         self._store = store
         self._catalog = catalog
         self._reader = reader
         self._copies = copies
         self._reads = copies.reads
         self._vault = vault
+        self._acls = acls
 
     async def create(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", bucket, call.key)
-        check_acl(call, bucket)
-        meta = locked_meta(call, bucket, meta_of(call), self._catalog.now_ms)
+        meta = await self._acls.of_write(call, bucket, meta_of(call))
+        meta = locked_meta(call, bucket, meta, self._catalog.now_ms)
         lines = b""
         algorithm = call.header(b"x-amz-checksum-algorithm")
         kind = call.header(b"x-amz-checksum-type")

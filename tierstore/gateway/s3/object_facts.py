@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from tierstore.gateway.s3 import documents
-from tierstore.gateway.s3.acl import acl_document, check_acl
+from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3.acl import Acls, acl_document
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.conditions import version_of
-from tierstore.gateway.s3.errors import XML_LINE, S3Error
-from tierstore.gateway.s3.object_meta import CANNED_ACL, OWNER, meta_of, shown_version
+from tierstore.gateway.s3.errors import XML_LINE
+from tierstore.gateway.s3.object_meta import ACL, OWNER, shown_version
 from tierstore.gateway.s3.reads import Reads
 from tierstore.gateway.s3.request import Call
 from tierstore.gateway.s3.tagging import parse_tagging, tagging_document
@@ -21,11 +21,12 @@ from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
 class ObjectFacts:
     """Handlers of what stands beside the bytes."""
 
-    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, reads: Reads) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, reads: Reads, acls: Acls) -> None:
         self._store = store
         self._catalog = catalog
         self._reader = reader
         self._reads = reads
+        self._acls = acls
 
     async def get_tags(self, call: Call) -> None:
         bucket, found = await self._for_tags(call, "Get")
@@ -62,20 +63,24 @@ class ObjectFacts:
     async def get_acl(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         found = await self._reads.find(call, bucket, "s3:GetObjectAcl", version=version_of(call.query.get("versionId")))
-        meta = found.meta or ObjectMeta()
-        owner = meta.extra.get(OWNER, b"").decode() or bucket.owner
-        call.reply(200, acl_document(owner, meta.extra.get(CANNED_ACL, b"").decode()), XML_LINE)
+        owner, text = _listed(bucket, found)
+        call.reply(200, acl_document(owner, text, bucket), XML_LINE + self._version(bucket, found))
 
     async def put_acl(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         found = await self._reads.find(call, bucket, "s3:PutObjectAcl", version=version_of(call.query.get("versionId")))
-        check_acl(call, bucket)
-        acl = meta_of(call).extra.get(CANNED_ACL, b"")
-        if call.header(b"x-amz-acl") is None:
-            raise S3Error("NotImplemented", "Only canned ACLs (x-amz-acl) can be set.")
+        text = await self._acls.of_change(call, bucket, _listed(bucket, found)[0])
         meta = found.meta or ObjectMeta()
-        extra = {**meta.extra, CANNED_ACL: acl}
+        extra = {**meta.extra, ACL: text.encode()}
         await self._store.set_meta(
             call.bucket, call.key, msgspec.structs.replace(meta, extra=extra), version=found.version
         )
-        call.reply(200)
+        call.reply(200, b"", self._version(bucket, found))
+
+
+def _listed(bucket: BucketView, found: LookupResult) -> tuple[str, str]:
+    """(owner, list) of an object. Where lists do not count, it is the bucket's owner's and nobody else's."""
+    if not rights.has_acls(bucket):
+        return bucket.owner, ""
+    extra = (found.meta or ObjectMeta()).extra
+    return extra.get(OWNER, b"").decode() or bucket.owner, extra.get(ACL, b"").decode()

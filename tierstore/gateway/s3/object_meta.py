@@ -23,7 +23,7 @@ from tierstore.wire.storage_class import STANDARD, STORAGE_CLASS, STORAGE_CLASSE
 
 META_PREFIX: Final = b"x-amz-meta-"
 #: Names in ObjectMeta.extra.
-CANNED_ACL: Final = "s3.acl"
+ACL: Final = "s3.acl"
 OWNER: Final = "s3.owner"
 CHECKSUM_TYPE: Final = "s3.checksum-type"
 CHECKSUM_ALGORITHM: Final = "s3.checksum-algorithm"
@@ -46,7 +46,7 @@ _RESPONSE: Final = {
 }  # fmt: skip
 TAGS_MAX: Final = 10
 #: What is kept and makes no header line.
-_SILENT: Final = frozenset({OWNER, CANNED_ACL, CHECKSUM_TYPE, CHECKSUM_ALGORITHM, PARTS, PART_SUMS, UPLOAD})
+_SILENT: Final = frozenset({OWNER, ACL, CHECKSUM_TYPE, CHECKSUM_ALGORITHM, PARTS, PART_SUMS, UPLOAD})
 _KEPT_NAMES: Final = frozenset(_KEPT) | {b"content-encoding"}
 _NO_META: Final = ObjectMeta()
 
@@ -61,9 +61,6 @@ def meta_of(call: Call) -> ObjectMeta:
         raise S3Error("InvalidStorageClass", "The storage class that you specified is not valid.")
     if storage not in (None, STANDARD):
         extra[STORAGE_CLASS] = str(storage).encode()
-    acl = canned_acl(call)
-    if acl and acl != "private":
-        extra[CANNED_ACL] = acl.encode()
     redirect = call.header(b"x-amz-website-redirect-location")
     if redirect is not None:
         extra[REDIRECT] = _checked(redirect).encode()

@@ -56,7 +56,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("PutBucketOwnershipControls", "PUT", "bucket", "ownershipControls", "yes", "test_canned_acls"),
     _row("DeleteBucketOwnershipControls", "DELETE", "bucket", "ownershipControls", "yes", "test_canned_acls"),
     _row("GetBucketAcl", "GET", "bucket", "acl", "yes", "test_canned_acls"),
-    _row("PutBucketAcl", "PUT", "bucket", "acl", "partly", "test_canned_acls", "canned ACLs only"),
+    _row("PutBucketAcl", "PUT", "bucket", "acl", "yes", "test_grants_on_a_bucket"),
     _row("GetBucketTagging", "GET", "bucket", "tagging", "yes", "test_tags_of_buckets_and_objects"),
     _row("PutBucketTagging", "PUT", "bucket", "tagging", "yes", "test_tags_of_buckets_and_objects"),
     _row("DeleteBucketTagging", "DELETE", "bucket", "tagging", "yes", "test_tags_of_buckets_and_objects"),
@@ -105,7 +105,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("DeleteBucket", "DELETE", "bucket", "", "yes", "test_buckets_are_made_listed_and_removed"),
     # -- objects
     _row("GetObjectAcl", "GET", "object", "acl", "yes", "test_canned_acls"),
-    _row("PutObjectAcl", "PUT", "object", "acl", "partly", "test_canned_acls", "canned ACLs only"),
+    _row("PutObjectAcl", "PUT", "object", "acl", "yes", "test_grants_to_single_users"),
     _row("GetObjectTagging", "GET", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),
     _row("PutObjectTagging", "PUT", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),
     _row("DeleteObjectTagging", "DELETE", "object", "tagging", "yes", "test_tags_of_buckets_and_objects"),

@@ -15,7 +15,6 @@ import msgspec
 
 from tierstore.auth.access import ANONYMOUS
 from tierstore.gateway.s3 import checksums, documents, rights
-from tierstore.gateway.s3.acl import check_acl
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
 from tierstore.gateway.s3.auth import Authenticator
 from tierstore.gateway.s3.body import BodyPump, Hasher
@@ -128,13 +127,15 @@ class Posts:
     """The handler of forms."""
 
     def __init__(
-        self, store: Store, catalog: S3Catalog, vault: Vault, *, executor: Executor | None, auth: Authenticator
-    ) -> None:
+        self, store: Store, catalog: S3Catalog, vault: Vault, *, executor: Executor | None, auth: Authenticator,
+        acls: Acls,
+    ) -> None:  # fmt: skip
         self._store = store
         self._catalog = catalog
         self._vault = vault
         self._executor = executor
         self._auth = auth
+        self._acls = acls
 
     async def post(self, call: Call) -> None:
         boundary = boundary_of(call.header(b"content-type") or "")
@@ -150,7 +151,7 @@ class Posts:
         meta = locked_meta(asked, bucket, meta_of(asked), self._catalog.now_ms)
         if "tagging" in fields:
             meta = msgspec.structs.replace(meta, tags=parse_tagging(fields["tagging"].encode()))
-        check_acl(asked, bucket)
+        meta = await self._acls.of_write(asked, bucket, meta)
         cover = cover_of(self._vault, self._vault.wish(asked, bucket))
         walk = self._store.put_walk(
             call.bucket, call.key, size=None, size_max=PUT_BYTES_MAX, storage_class=class_of(meta)

@@ -24,7 +24,7 @@ from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.object_meta import (
-    CANNED_ACL,
+    ACL,
     OWNER,
     PART_SUMS,
     PARTS,
@@ -164,12 +164,12 @@ class Reads:
         key = key or call.key
         if rights.allowed(call, action, bucket, key):
             pass
-        elif rights.block_of(bucket).ignore_acls:
+        elif not rights.has_acls(bucket):
             raise S3Error("AccessDenied")
         else:
             # only an ACL of the object itself can let in: it must be read first
             found = await self._lookup_or_none(bucket.name, key, version)
-            acl = found.meta.extra.get(CANNED_ACL, b"").decode() if found is not None and found.meta else ""
+            acl = found.meta.extra.get(ACL, b"").decode() if found is not None and found.meta else ""
             owner = found.meta.extra.get(OWNER, b"").decode() if found is not None and found.meta else ""
             if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner):
                 raise S3Error("AccessDenied")

@@ -14,6 +14,7 @@ import msgspec
 
 from tierstore.auth.access import Action, Principal, is_allowed
 from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
+from tierstore.gateway.s3 import grants
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.request import Call
 from tierstore.wire.names import BucketView
@@ -37,9 +38,8 @@ _ROLE: Final[dict[str, Action]] = {
     "s3:PutObjectRetention": "write", "s3:PutObjectLegalHold": "write", "s3:PutObjectAcl": "write",
     "s3:DeleteObject": "delete", "s3:DeleteObjectVersion": "delete",
 }  # fmt: skip
-_PUBLIC_READ: Final = frozenset({"s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"})
-_PUBLIC_WRITE: Final = frozenset({"s3:PutObject", "s3:DeleteObject"})
-_OBJECT_READ: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion"})
+#: Who wrote an object may do so much with it, where ownership is the writer's.
+_OF_OBJECT_OWNER: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectAcl", "s3:PutObjectAcl"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def is_owner(principal: Principal, bucket: BucketView) -> bool:
 def allowed(
     call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "", object_owner: str = ""
 ) -> bool:
-    """object_acl: canned ACL of the object, when it is known."""
+    """object_acl and object_owner: of the object, when they are known."""
     who = call.principal
     if PAYER in bucket.config and not is_owner(who, bucket) and not _would_pay(call):
         return False
@@ -89,11 +89,20 @@ def allowed(
     block = block_of(bucket)
     if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
         return True
-    if object_owner and object_owner == who.user and action in _OBJECT_READ:
-        return True
-    if block.ignore_acls:
+    if not has_acls(bucket):
         return False
-    return _acl_allows(bucket.config.get(ACL, ""), object_acl, action, bool(who.access))
+    if who.access and object_owner == who.user and action in _OF_OBJECT_OWNER:
+        return True
+    user = who.user if who.access else ""
+    return any(
+        grants.allows(text, user, action, of_object=of_object, without_public=block.ignore_acls)
+        for text, of_object in ((bucket.config.get(ACL, ""), False), (object_acl, True))
+    )
+
+
+def has_acls(bucket: BucketView) -> bool:
+    """Whether lists count at all: not where the bucket's owner owns everything in it, which is the default."""
+    return bucket.config.get(OWNERSHIP, "BucketOwnerEnforced") != "BucketOwnerEnforced"
 
 
 def _would_pay(call: Call) -> bool:
@@ -117,15 +126,6 @@ def allowed_outside(call: Call, action: str, name: str) -> bool:
     if own:
         return own == ALLOW
     return is_allowed(who, "write", name) or is_allowed(who, "bucket", name)
-
-
-def _acl_allows(bucket_acl: str, object_acl: str, action: str, is_known: bool) -> bool:
-    reads = {"public-read", "public-read-write"} | ({"authenticated-read"} if is_known else set())
-    if action in _PUBLIC_READ and bucket_acl in reads:
-        return True
-    if action in _PUBLIC_WRITE and bucket_acl == "public-read-write":
-        return True
-    return action in _OBJECT_READ and object_acl in reads
 
 
 def require(call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "") -> None:

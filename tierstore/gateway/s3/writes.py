@@ -11,7 +11,7 @@ from typing import Final
 
 from tierstore.errors import NotFound, TierstoreError
 from tierstore.gateway.s3 import documents, rights
-from tierstore.gateway.s3.acl import check_acl
+from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
 from tierstore.gateway.s3.body import Collected
 from tierstore.gateway.s3.catalog import S3Catalog
@@ -40,17 +40,18 @@ DELETES_AT_ONCE: Final = 32
 class Writes:
     """Handlers of writes."""
 
-    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, acls: Acls) -> None:
         self._store = store
         self._catalog = catalog
         self._reader = reader
         self._vault = vault
+        self._acls = acls
 
     async def put(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", bucket, call.key)
         meta = locked_meta(call, bucket, meta_of(call), self._catalog.now_ms)
-        check_acl(call, bucket)
+        meta = await self._acls.of_write(call, bucket, meta)
         condition = write_condition(call)
         promise = promise_of(call)
         cover = cover_of(self._vault, self._vault.wish(call, bucket))

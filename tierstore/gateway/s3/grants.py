@@ -1,0 +1,90 @@
+"""Access control lists as data: grants, what a canned ACL stands for, and what a list lets somebody do. Pure.
+
+A list is kept as text: the name of a canned ACL ("" is private), or JSON of its grants. Grantees are users of this
+store, by name, and the two groups that AWS has for everybody and for everybody with a key.
+
+Invariant: a text that is neither grants nothing to anybody but the owner.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+ALL: Final = "http://acs.amazonaws.com/groups/global/AllUsers"
+KNOWN: Final = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
+GROUPS: Final = frozenset({ALL, KNOWN})
+PERMISSIONS: Final = frozenset({"READ", "WRITE", "READ_ACP", "WRITE_ACP", "FULL_CONTROL"})
+#: As at AWS.
+GRANTS_MAX: Final = 100
+_ON_BUCKET: Final = {
+    "s3:ListBucket": "READ", "s3:ListBucketVersions": "READ", "s3:ListBucketMultipartUploads": "READ",
+    "s3:PutObject": "WRITE", "s3:DeleteObject": "WRITE", "s3:GetBucketAcl": "READ_ACP", "s3:PutBucketAcl": "WRITE_ACP",
+}  # fmt: skip
+_ON_OBJECT: Final = {
+    "s3:GetObject": "READ", "s3:GetObjectVersion": "READ", "s3:GetObjectAcl": "READ_ACP",
+    "s3:PutObjectAcl": "WRITE_ACP",
+}  # fmt: skip
+
+
+class Grant(msgspec.Struct, array_like=True, frozen=True):
+    """grantee: a user's name, or the URI of one of GROUPS."""
+
+    grantee: str
+    permission: str
+
+    @property
+    def is_public(self) -> bool:
+        return self.grantee in GROUPS
+
+
+def stored(grants: list[Grant]) -> str:
+    return msgspec.json.encode(grants).decode()
+
+
+def is_public(text: str) -> bool:
+    """Whether a list lets in people that it does not name."""
+    return any(grant.is_public for grant in listed(text, "", ""))
+
+
+def listed(text: str, owner: str, bucket_owner: str) -> list[Grant]:
+    """The grants of a list as it is kept. owner: of what it is the list of."""
+    if text.startswith("["):
+        return _opened(text)
+    own = [Grant(owner, "FULL_CONTROL")]
+    if text in ("public-read", "public-read-write"):
+        own.append(Grant(ALL, "READ"))
+    if text == "public-read-write":
+        own.append(Grant(ALL, "WRITE"))
+    if text == "authenticated-read":
+        own.append(Grant(KNOWN, "READ"))
+    if text == "bucket-owner-read" and bucket_owner != owner:
+        own.append(Grant(bucket_owner, "READ"))
+    if text == "bucket-owner-full-control" and bucket_owner != owner:
+        own.append(Grant(bucket_owner, "FULL_CONTROL"))
+    return own
+
+
+@lru_cache(maxsize=512)
+def _opened(text: str) -> list[Grant]:
+    try:
+        return msgspec.json.decode(text, type=list[Grant])
+    except msgspec.DecodeError:
+        return []
+
+
+def allows(text: str, user: str, action: str, *, of_object: bool, without_public: bool) -> bool:
+    """Whether a list lets a user (\"\": somebody without a key) do an action on what it is the list of.
+    without_public: grants to groups count for nothing."""
+    wanted = (_ON_OBJECT if of_object else _ON_BUCKET).get(action)
+    if wanted is None or not text:
+        return False
+    return any(
+        grant.permission in (wanted, "FULL_CONTROL")
+        and (grant.grantee == user != "" if not grant.is_public else not without_public and (
+            grant.grantee == ALL or bool(user)
+        ))
+        for grant in listed(text, "", "")
+    )  # fmt: skip
