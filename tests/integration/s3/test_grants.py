@@ -53,7 +53,8 @@ def test_lists_are_refused_where_the_owner_owns_all(s3: Any, bucket: str, refuse
     for call, arguments in (
         (s3.put_object, {**name, "Body": b"", "GrantRead": f'id="{owner}"'}),
         (s3.put_object, {**name, "Body": b"", "ACL": "authenticated-read"}),
-        (s3.put_object_acl, {**name, "ACL": "public-read"}), (s3.put_object_acl, {**name, "AccessControlPolicy": whole}),
+        (s3.put_object_acl, {**name, "ACL": "public-read"}),
+        (s3.put_object_acl, {**name, "AccessControlPolicy": whole}),
         (s3.put_bucket_acl, {"Bucket": bucket, "ACL": "public-read"}),
         (s3.put_bucket_acl, {"Bucket": bucket, "AccessControlPolicy": whole}),
         (s3.put_bucket_acl, {"Bucket": bucket, "GrantWrite": f"uri={ALL}"}),

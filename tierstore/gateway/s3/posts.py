@@ -15,6 +15,7 @@ import msgspec
 
 from tierstore.auth.access import ANONYMOUS
 from tierstore.gateway.s3 import checksums, documents, rights
+from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
 from tierstore.gateway.s3.auth import Authenticator
 from tierstore.gateway.s3.body import BodyPump, Hasher
