@@ -13,7 +13,7 @@ import secrets
 
 import msgspec
 
-from tierstore.errors import NotFound
+from tierstore.errors import NotFound, RequestError
 from tierstore.gateway.object_request import parse_range
 from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.acl import Acls
@@ -190,7 +190,8 @@ class Multipart:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", bucket, call.key)
         condition = write_condition(call)
-        root = documents.parse(await self._reader.small(call, documents.BODY_BYTES_MAX), "CompleteMultipartUpload")
+        body = await self._reader.small(call, documents.BODY_BYTES_MAX, sums_are_of_object=True)
+        root = documents.parse(body, "CompleteMultipartUpload")
         wanted = [named_part(node) for node in root.all("Part")]
         if not wanted:
             raise S3Error("MalformedXML")
@@ -252,7 +253,10 @@ def _copy_span(call: Call, found: LookupResult) -> tuple[int, int]:
     raw = call.exchange.header(b"x-amz-copy-source-range")
     if raw is None:
         return 0, found.size
-    wanted = parse_range(raw)
+    try:
+        wanted = parse_range(raw)
+    except RequestError:
+        wanted = None
     if wanted is None or wanted.first is None or wanted.last is None:
         raise S3Error("InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last where "
                       "first and last are the zero-based offsets of the first and last bytes to copy")  # fmt: skip

@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
-from tierstore.errors import AccessDenied, NotFound
-from tierstore.gateway.object_request import parse_range
+from tierstore.errors import AccessDenied, NotFound, RequestError
+from tierstore.gateway.object_request import ByteRange, parse_range
 from tierstore.gateway.objects import OpenWalk
 from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.answers import checksum_elements, http_moment
@@ -59,7 +59,7 @@ class Reads:
         bucket = await self._catalog.bucket(call.bucket)
         is_head = call.method == "HEAD"
         version = version_of(call.query.get("versionId"))
-        wanted = parse_range(call.exchange.header(b"range"))
+        wanted = _range_of(call)
         part = number(call.query.get("partNumber"), "partNumber", default=-1, least=1, most=10_000) \
             if "partNumber" in call.query else 0  # fmt: skip
         if part and wanted is not None:
@@ -226,6 +226,14 @@ class Reads:
         if bucket.versioning:
             lines += f"x-amz-version-id: {shown_version(found.version, found.is_null)}\r\n"
         call.reply(200, documents.document("GetObjectAttributesResponse", inner), XML_LINE + lines.encode())
+
+
+def _range_of(call: Call) -> ByteRange | None:
+    """The range asked for; what makes no sense is as if it were not there, as at AWS."""
+    try:
+        return parse_range(call.exchange.header(b"range"))
+    except RequestError:
+        return None
 
 
 def _as_shown(found: LookupResult) -> LookupResult:

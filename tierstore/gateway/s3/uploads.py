@@ -125,11 +125,14 @@ class BodyReader:
         if not loading.cancelled():
             loading.exception()
 
-    async def small(self, call: Call, limit_bytes: int) -> bytes:
-        """A body in memory, checked as its head promises."""
+    async def small(self, call: Call, limit_bytes: int, *, sums_are_of_object: bool = False) -> bytes:
+        """A body in memory, checked as its head promises. sums_are_of_object: x-amz-checksum-* speaks of something else
+        (CompleteMultipartUpload: of the object that is put together)."""
         if call.exchange.content_length is not None and call.exchange.content_length > limit_bytes:
             raise S3Error("MaxMessageLengthExceeded", "Your request was too large.")
         promise = promise_of(call)
+        if sums_are_of_object and not promise.trailer:
+            promise.algorithm, promise.checksum = "", None
         target = Collected(limit_bytes)
         await self.receive(call, promise, target)
         return bytes(target.body)
