@@ -7,8 +7,11 @@ simply expire: an allocation is no row in the catalog.
 What is held ahead is for whole chunks. When no device has room for one, a chunk that is shorter is asked for by its own
 length: a nearly full cluster takes small objects as long as there is room for them.
 
-Invariant: nothing is handed out that expires within EXPIRY_MARGIN_MS, or whose targets include a server that the
-cluster map no longer calls up.
+Those that came together are handed out in runs to the same devices, so that small chunks of one moment share messages
+and syncs; who writes more takes from all over the queue, so that large chunks spread (docs/adr/0320).
+
+Invariants: nothing is handed out that expires within EXPIRY_MARGIN_MS, or whose targets include a server that the
+cluster map no longer calls up; over a queue, each device gets as many as metadata drew for it.
 """
 
 from __future__ import annotations
@@ -21,13 +24,16 @@ from typing import Final
 from tierstore.errors import CapacityError, UnavailableError
 from tierstore.sdk.limits import StoreLimits
 from tierstore.transport.metadata_client import MetadataClient
+from tierstore.wire.chunks import SET_CHUNK_BYTES_MAX
 from tierstore.wire.cluster import ClusterMap
-from tierstore.wire.names import AllocateItem, Allocation
+from tierstore.wire.names import ALLOCATIONS_PER_ITEM_MAX, AllocateItem, Allocation
 
 #: Time left that a chunk needs to be sent under its ticket.
 EXPIRY_MARGIN_MS: Final = 30_000
 #: Refills that one taker waits for while others empty them, before it asks for itself.
 _REFILLS_AWAITED: Final = 3
+#: Steps of this share of the queue visit all of it evenly, whatever its length (the golden section).
+_SPREAD: Final = 0.618_034
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,15 @@ class PlacementClass:
 class _Stock:
     ready: deque[Allocation] = field(default_factory=deque)
     used: int = 0                                   # since the last refill: how much is asked for next time
+    place: float = 0.0                              # where in the queue the next spread one is taken, 0..1
     refill: asyncio.Task[None] | None = None
+
+    def take_spread(self) -> Allocation:
+        self.place = (self.place + _SPREAD) % 1.0
+        at = int(self.place * len(self.ready))
+        allocation = self.ready[at]
+        del self.ready[at]
+        return allocation
 
 
 class AllocationPool:
@@ -58,15 +72,16 @@ class AllocationPool:
         self._stocks: dict[PlacementClass, _Stock] = {}
         client.on_map_change.append(self._learn)
 
-    def take_ready(self, placement: PlacementClass) -> Allocation | None:
-        """One allocation if there is one at hand; starts a refill when few are left."""
+    def take_ready(self, placement: PlacementClass, chunk_bytes: int) -> Allocation | None:
+        """One allocation for a chunk of so many bytes if there is one at hand; starts a refill when few are left."""
+        in_run = chunk_bytes <= SET_CHUNK_BYTES_MAX
         stock = self._stocks.get(placement)
         if stock is None:
             stock = self._stocks[placement] = _Stock()
         stock.used += 1
         found: Allocation | None = None
         while stock.ready:
-            allocation = stock.ready.popleft()
+            allocation = stock.ready.popleft() if in_run else stock.take_spread()
             if not self.is_stale(allocation):
                 found = allocation
                 break
@@ -79,15 +94,15 @@ class AllocationPool:
         """One allocation for a chunk of so many bytes, waiting for metadata if none is at hand. Raises
         UnavailableError, CapacityError."""
         try:
-            return await self._take_whole(placement)
+            return await self._take_whole(placement, chunk_bytes)
         except CapacityError:
             if chunk_bytes >= placement.chunk_bytes:
                 raise
         return (await self._ask(_item(placement, chunk_bytes=chunk_bytes)))[0]
 
-    async def _take_whole(self, placement: PlacementClass) -> Allocation:
+    async def _take_whole(self, placement: PlacementClass, chunk_bytes: int) -> Allocation:
         for _ in range(_REFILLS_AWAITED):
-            found = self.take_ready(placement)
+            found = self.take_ready(placement, chunk_bytes)
             if found is not None:
                 return found
             refill = self._stocks[placement].refill
@@ -133,9 +148,9 @@ class AllocationPool:
         return min(max(stock.used * 2, self.limits.allocations_ahead_min), self.limits.allocations_ahead_max)
 
     async def _refill(self, placement: PlacementClass, stock: _Stock) -> None:
-        count = self._wanted(stock) - len(stock.ready)
+        count = min(self._wanted(stock) - len(stock.ready), ALLOCATIONS_PER_ITEM_MAX)
         stock.used = 0
-        stock.ready.extend(await self._ask(_item(placement, count=count)))
+        stock.ready.extend(_in_runs(await self._ask(_item(placement, count=count))))
 
     def _learn(self, fresh: ClusterMap) -> None:
         """A server left: drop what would be written to it."""
@@ -197,6 +212,15 @@ def _item(placement: PlacementClass, *, count: int = 1, chunk_bytes: int = 0) ->
         list(placement.tiers), placement.copies, count, chunk_bytes_max=chunk_bytes or placement.chunk_bytes,
         extra_tiers=list(placement.extra),
     )  # fmt: skip
+
+
+def _in_runs(found: list[Allocation]) -> list[Allocation]:
+    """Those to the same devices one behind the other; runs in the order in which metadata drew the first of each, so
+    that who takes only one takes what metadata would have him take."""
+    runs: dict[frozenset[int], list[Allocation]] = {}
+    for allocation in found:
+        runs.setdefault(frozenset([target.device for target in allocation.targets]), []).append(allocation)
+    return [allocation for run in runs.values() for allocation in run]
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

@@ -189,7 +189,7 @@ class Store:
             chunks: list[CommitChunk] = []
             tier = ""
             if len(body):
-                allocation = self._allocations.take_ready(parts.placement)
+                allocation = self._allocations.take_ready(parts.placement, len(body))
                 if allocation is None:
                     allocation = await self._allocations.take(parts.placement, len(body))
                 fanout = ChunkFanout(parts, allocation, data=memoryview(body), name=name)
@@ -421,7 +421,7 @@ class Store:
     async def reserve(self) -> None:
         """Fetch allocations of the default class, so that the first write does not wait for them."""
         placement = self._placer.class_of("", "", None)
-        if self._allocations.take_ready(placement) is None:
+        if self._allocations.take_ready(placement, placement.chunk_bytes) is None:
             await self.client.allocate(AllocateItem(list(placement.tiers), placement.copies))
 
 

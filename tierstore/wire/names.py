@@ -8,6 +8,8 @@ An item's `code` is "" when it succeeded, else an error code of tierstore.errors
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 
@@ -88,6 +90,10 @@ class LookupReply(msgspec.Struct, array_like=True, frozen=True):
     map_revision: int = 0
     auth_revision: int = 0
     policy_revision: int = 0
+
+
+#: Allocations that one item may ask for.
+ALLOCATIONS_PER_ITEM_MAX: Final = 256
 
 
 class AllocateItem(msgspec.Struct, array_like=True, frozen=True):

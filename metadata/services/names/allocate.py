@@ -18,9 +18,8 @@ from tierstore.errors import AccessDenied, RequestError, TierstoreError
 from tierstore.names import TIERS, UPLOAD_ID_BYTES, DeviceId, ServerId, UploadId, upload_id
 from tierstore.policy.placement import Candidate, Plan
 from tierstore.ticket import TICKET_SECONDS_MAX, WriteTicket, mint_write
-from tierstore.wire.names import AllocateItem, AllocateResult, Allocation, Target
+from tierstore.wire.names import ALLOCATIONS_PER_ITEM_MAX, AllocateItem, AllocateResult, Allocation, Target
 
-COUNT_MAX: Final = 256
 COPIES_MAX: Final = 9
 CHUNK_BYTES_MAX: Final = 64 << 20
 PLAN_SECONDS: Final = 1.0
@@ -142,8 +141,8 @@ def _place(tier: str) -> int:
 
 
 def _check(item: AllocateItem) -> None:
-    if not 1 <= item.count <= COUNT_MAX:
-        raise RequestError(f"count is 1 to {COUNT_MAX}, not {item.count}", code="bad-allocation")
+    if not 1 <= item.count <= ALLOCATIONS_PER_ITEM_MAX:
+        raise RequestError(f"count is 1 to {ALLOCATIONS_PER_ITEM_MAX}, not {item.count}", code="bad-allocation")
     if not 1 <= item.copies <= COPIES_MAX:
         raise RequestError(f"copies is 1 to {COPIES_MAX}, not {item.copies}", code="bad-allocation")
     if not 1 <= item.chunk_bytes_max <= CHUNK_BYTES_MAX:

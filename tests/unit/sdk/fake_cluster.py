@@ -252,6 +252,8 @@ class FakeMetadata:
         return names.AllocateReply(results, self.clock.now_ms(), self.revision, self.auth_revision, 0)
 
     def _allocate(self, item: names.AllocateItem) -> names.AllocateResult:
+        if not 1 <= item.count <= names.ALLOCATIONS_PER_ITEM_MAX:
+            return names.AllocateResult("bad-allocation", f"count is {item.count}")
         able = [s for s in self.servers if s.id not in self.down and s.id not in item.exclude_servers]
         if len(able) < item.copies:
             return names.AllocateResult("not-enough-servers", f"{len(able)} servers, {item.copies} needed")
