@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import random
 import secrets
@@ -28,6 +27,7 @@ from metadata.services.upkeep.rebuild import Rebuild, finish
 from tierstore import statefile
 from tierstore.clock import SystemClock
 from tierstore.errors import UnavailableError
+from tierstore.serving.daemon import settle
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, inherited, listen
 from tierstore.telemetry.log import get_logger
@@ -76,9 +76,7 @@ def serve(settings: Settings) -> None:
     async def main() -> None:
         async with opened(settings) as (server, serving):
             await server.start()
-            # What was built at start lives as long as the process: no collection need walk it again.
-            gc.collect()
-            gc.freeze()
+            settle()
             log.info(
                 "serving", url=server.around.advertise, cluster=server.view.cluster_id,
                 database=server.database.dialect,

@@ -5,7 +5,6 @@ Owns the process: settings, logs, signals (through serving), exit code.
 
 from __future__ import annotations
 
-import gc
 import random
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from objectd.app import ObjectServer, executor_runner, open_disks, open_state
 from objectd.config import ObjectdConfig
 from tierstore.clock import SystemClock
-from tierstore.serving.daemon import start
+from tierstore.serving.daemon import settle, start
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, serve
 from tierstore.serving.turn import wait_for_turn
@@ -42,9 +41,7 @@ def run(config: ObjectdConfig) -> None:
         server.advertise(advertise)
         await server.start()
         started.append(server)
-        # what was built at start lives as long as the process: full collections need not look at it (15 ms each)
-        gc.collect()
-        gc.freeze()
+        settle()
         log.info("serving", url=advertise, devices=len(server.slots), incarnation=state.incarnation)
 
     async def on_stop() -> None:

@@ -10,7 +10,7 @@ import random
 from tierstore.clock import SystemClock
 from tierstore.gateway.app import Gateway
 from tierstore.gateway.config import GatewayConfig
-from tierstore.serving.daemon import start
+from tierstore.serving.daemon import settle, start
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, serve
 from tierstore.transport.pool import PooledTransport
@@ -30,6 +30,7 @@ def run(config: GatewayConfig) -> None:
 
     async def on_start(serving: Serving) -> None:
         await gateway.start(config.listen.advertise.rstrip("/") or f"{scheme}://{config.listen.host}:{serving.port}")
+        settle()
 
     listen = config.listen
     edge = limits_of(

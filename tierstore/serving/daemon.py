@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from tierstore.config import sections
 from tierstore.config.arguments import parse
@@ -21,6 +22,11 @@ class Config(Protocol):
 
 C = TypeVar("C", bound=Config)
 
+#: Objects made and not freed before the youngest are looked at for cycles; and how many such looks before the older
+#: and the oldest are. Requests leave nearly no cycles, so the usual 700 is mostly looking in vain: 3 % of a gateway's
+#: CPU. What waits to be freed meanwhile is some MiB.
+COLLECT_AFTER: Final = (20_000, 20, 50)
+
 
 def start(kind: type[C], role: str, about: str, run: Callable[[C], None]) -> None:
     """Read the command line and settings, set up the logs, run; exit with the error's code when it fails."""
@@ -31,3 +37,11 @@ def start(kind: type[C], role: str, about: str, run: Callable[[C], None]) -> Non
     except TierstoreError as error:
         sys.stderr.write(f"{role}: {error.detail or error.code}\n")
         raise SystemExit(error.exit_code) from None
+
+
+def settle() -> None:
+    """What was built at start lives as long as the process: no collection need walk it again (15 ms each). Called once,
+    when a daemon is ready to serve."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
