@@ -48,9 +48,8 @@ def append_bulk(session: Session, entries: Sequence[NewChange], *, at_ms: int, v
     """Append entries (and their replication work); (sequence of the last one, largest version id of the catalog)."""
     if not entries:
         return 0, 0
-    last, floor = session.advance(len(entries), version)
+    last, floor = session.append(INSERT_CHANGES, [(at_ms, *e[:4]) for e in entries], version)
     first = last - len(entries) + 1
-    session.write(INSERT_CHANGES, [(sequence, at_ms, *e[:4]) for sequence, e in enumerate(entries, first)])
     work = [
         (target, sequence, at_ms, e.bucket_id, e.key, e.version, e.kind, e.size)
         for sequence, e in enumerate(entries, first) for target in e.targets

@@ -1,7 +1,7 @@
 """PostgreSQL: SQLAlchemy's async engine on asyncpg, bulk statements by unnest on the raw asyncpg connection.
 
-A batch is one transaction of a handful of round trips (about 100 us each on a local socket), whatever its size; two
-are under way at once, so that one prepares while the other waits for the disk. Lookups that arise while one is under
+A batch is one transaction of a handful of round trips (postgres_session.py), whatever its size; two are under way at
+once, so that one prepares while the other waits for the disk. Lookups that arise while one is under
 way join the next statement (never one that has begun: rule 9).
 
 Invariant: READ COMMITTED, with row locks (FOR UPDATE, sorted) where a decision rests on a row; synchronous_commit is
@@ -11,16 +11,16 @@ on, checked at start and set on every connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.util import await_only
 
 from metadata.catalog.migrate import APPLICATION, HEAD
-from metadata.catalog.session import COMMIT_LOCK, BulkRead, BulkWrite, Row, Session, StaleRows
+from metadata.catalog.postgres_session import BY_KEY, PostgresSession
+from metadata.catalog.session import BulkRead, Row, Session, StaleRows
 from tierstore.errors import CapacityError, ConfigError, TierstoreError, UnavailableError
 
 T = TypeVar("T")
@@ -33,10 +33,6 @@ STATEMENT_SECONDS: Final = 30.0
 #: A transaction that lost a lock or a deadlock is redone this often before its caller hears of it.
 ATTEMPTS_MAX: Final = 5
 
-_ADVANCE: Final = (
-    "UPDATE feed_head SET sequence = sequence + $1, version = greatest(version, $2) WHERE id = 1 "
-    "RETURNING sequence, version"
-)
 _SERVER_SETTINGS: Final = {
     "synchronous_commit": "on", "jit": "off", "application_name": APPLICATION + HEAD,
     "lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s",
@@ -68,41 +64,6 @@ def translate(error: Exception) -> Exception:
     return error
 
 
-class PostgresSession:
-    """Bulk statements on the asyncpg connection of an open SQLAlchemy transaction, within its greenlet."""
-
-    def __init__(self, connection: sa.Connection) -> None:
-        self.connection = connection
-        # SQLAlchemy opens the transaction with its first statement; the raw ones must be inside.
-        connection.execute(sa.text("SELECT 1"))
-        self._raw: Any = connection.connection.driver_connection
-
-    def fetch(self, read: BulkRead, keys: Sequence[Row]) -> list[Row]:
-        if not keys:
-            return []
-        rows = await_only(self._raw.fetch(read.postgres_sql, *map(list, zip(*keys, strict=True))))
-        return [tuple(row) for row in rows]
-
-    def write(self, write: BulkWrite, rows: Sequence[Row]) -> int:
-        if not rows:
-            return 0
-        if write.act == "delete":
-            width = len(write.by)
-            rows = [row[:width] for row in rows]
-        status = await_only(self._raw.execute(write.postgres_sql, *map(list, zip(*rows, strict=True))))
-        count = int(status.rsplit(" ", 1)[1])
-        if write.exact and count != len(rows):
-            raise StaleRows(f"{write.act} {write.table.name}: {count} of {len(rows)} rows")
-        return count
-
-    def guard(self) -> None:
-        await_only(self._raw.execute(f"SELECT pg_advisory_xact_lock_shared({COMMIT_LOCK})"))
-
-    def advance(self, count: int, version: int) -> tuple[int, int]:
-        row = await_only(self._raw.fetchrow(_ADVANCE, count, version))
-        return int(row[0]), int(row[1])
-
-
 class PostgresDatabase:
     """See metadata.catalog.database.Database."""
 
@@ -111,6 +72,8 @@ class PostgresDatabase:
 
     def __init__(self, engine: AsyncEngine, pool: Any) -> None:
         self._engine = engine
+        #: The same connections, whose transactions are made by hand.
+        self._by_hand = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._pool = pool
         self._writing = 0
         self._selects: dict[BulkRead, list[tuple[list[Row], asyncio.Future[list[Row]]]]] = {}
@@ -122,13 +85,14 @@ class PostgresDatabase:
         plain = "postgresql://" + url.split("://", 1)[1]
         engine = create_async_engine(
             "postgresql+asyncpg://", async_creator=lambda: _raw_connect(plain), pool_size=POOL_MAX, max_overflow=0,
-            pool_timeout=STATEMENT_SECONDS, pool_pre_ping=True,
+            pool_timeout=STATEMENT_SECONDS,
         )  # fmt: skip
+        sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
         try:
             await _refuse_unsafe(plain)
             pool = await asyncpg.create_pool(
                 plain, min_size=1, max_size=SELECTS_UNDER_WAY_MAX, command_timeout=STATEMENT_SECONDS,
-                server_settings=_SERVER_SETTINGS,
+                server_settings=_SERVER_SETTINGS | BY_KEY,
             )  # fmt: skip
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             await engine.dispose()
@@ -202,20 +166,22 @@ class PostgresDatabase:
         return self._writing == 0
 
     async def write(self, fn: Callable[[sa.Connection], T], *, seconds: float = 30.0) -> T:
-        return await self._again(fn, seconds)
+        return await self._again(lambda: self._transact(fn, seconds))
 
     async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
-        return await self._again(lambda connection: fn(PostgresSession(connection)), seconds)
+        return await self._again(
+            lambda: self._transact(lambda connection: PostgresSession(connection).run(fn), seconds, by_hand=True)
+        )
 
     async def work(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
         return await self.batch(fn, seconds=seconds)
 
-    async def _again(self, fn: Callable[[sa.Connection], T], seconds: float) -> T:
+    async def _again(self, transact: Callable[[], Awaitable[T]]) -> T:
         self._writing += 1
         try:
             for attempt in range(1, ATTEMPTS_MAX + 1):
                 try:
-                    return await self._transact(fn, seconds)
+                    return await transact()
                 except (sa.exc.DBAPIError, asyncpg.PostgresError) as error:
                     if _sqlstate(error) not in _AGAIN or attempt == ATTEMPTS_MAX:
                         raise translate(error) from error
@@ -223,10 +189,14 @@ class PostgresDatabase:
             self._writing -= 1
         raise AssertionError("the loop returns or raises")
 
-    async def _transact(self, fn: Callable[[sa.Connection], T], seconds: float, *, read_only: bool = False) -> T:
+    async def _transact(
+        self, fn: Callable[[sa.Connection], T], seconds: float, *, read_only: bool = False, by_hand: bool = False
+    ) -> T:
         try:
             async with asyncio.timeout(seconds):
-                async with self._engine.connect() as connection:
+                async with (self._by_hand if by_hand else self._engine).connect() as connection:
+                    if by_hand:
+                        return await connection.run_sync(fn)
                     return await self._within(connection, fn, read_only=read_only)
         except TimeoutError:
             raise UnavailableError(
@@ -252,6 +222,13 @@ class PostgresDatabase:
             await asyncio.wait([task], timeout=STATEMENT_SECONDS)
         await self._pool.close()
         await self._engine.dispose()
+
+
+def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
+    """The pool makes another one instead of a connection that the server has closed. The event loop knows; asking by a
+    statement would be three round trips before every transaction."""
+    if connection.driver_connection.is_closed():
+        raise sa.exc.DisconnectionError("closed by the server")
 
 
 async def _raw_connect(url: str) -> Any:

@@ -69,14 +69,18 @@ class BulkRead:
 
     @cached_property
     def postgres_sql(self) -> str:
+        return self.postgres_text(1)
+
+    def postgres_text(self, first: int, *, as_record: bool = False) -> str:
+        """first: number of its first parameter. as_record: each row as one value."""
         name = self.table.name
         columns = ", ".join(f'{name}."{c}"' for c in self.columns)
+        if as_record:
+            columns = f"ROW({columns})"
         on = " AND ".join(f'{name}."{b}" = q."{b}"' for b in self.by)
         order = ", ".join(f'{name}."{b}"' for b in self.by)
         lock = f" FOR {self.lock} OF {name}" if self.lock else ""
-        return (
-            f"SELECT {columns} FROM {_unnest(self.table, self.by)} JOIN {name} ON {on} ORDER BY {order}{lock}"
-        )
+        return f"SELECT {columns} FROM {unnest(self.table, self.by, first)} JOIN {name} ON {on} ORDER BY {order}{lock}"
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,12 @@ class BulkWrite:
 
     @cached_property
     def postgres_sql(self) -> str:
+        return self.postgres_text(1)
+
+    def postgres_text(self, first: int) -> str:
+        """first: number of its first parameter."""
         name = self.table.name
-        source = _unnest(self.table, self.columns)
+        source = unnest(self.table, self.columns, first)
         names = ", ".join(f'"{n}"' for n in self.columns)
         where = " AND ".join(f'{name}."{b}" = q."{b}"' for b in self.by)
         if self.act == "insert":
@@ -130,21 +138,34 @@ class BulkWrite:
         return f"UPDATE {name} SET {sets} FROM {source} WHERE {where}"
 
 
-def _unnest(table: sa.Table, names: Sequence[str]) -> str:
-    """unnest($1::t[], ...) AS q(names), with the types of the table's columns."""
+def unnest(table: sa.Table, names: Sequence[str], first: int, *, with_place: bool = False) -> str:
+    """unnest($1::t[], ...) AS q(names), with the types of the table's columns, from parameter `first` on. with_place:
+    a column `place` more, from 1 on."""
     arrays = ", ".join(
-        f"${i + 1}::{table.c[name].type.compile(dialect=_POSTGRES).split(' COLLATE')[0]}[]"
+        f"${first + i}::{table.c[name].type.compile(dialect=_POSTGRES).split(' COLLATE')[0]}[]"
         for i, name in enumerate(names)
     )
     columns = ", ".join(f'"{n}"' for n in names)
+    if with_place:
+        return f"unnest({arrays}) WITH ORDINALITY AS q({columns}, place)"
     return f"unnest({arrays}) AS q({columns})"
 
 
 class Session(Protocol):
     """The statements of one transaction. Not thread-safe; dies with the transaction."""
 
-    #: The same transaction for statements that are not hot. Never commit or roll back on it.
-    connection: sa.Connection
+    #: Whether each statement is a round trip to another process.
+    is_remote: bool
+
+    @property
+    def connection(self) -> sa.Connection:
+        """The same transaction for statements that are not hot. Never commit or roll back on it."""
+        ...
+
+    def ask_ahead(self, reads: Sequence[tuple[BulkRead, Sequence[Row]]]) -> None:
+        """Where statements are round trips: make all these reads now, as one; `fetch` of the same keys then has its
+        answer. Keys as for `fetch`; they may be guesses."""
+        ...
 
     def fetch(self, read: BulkRead, keys: Sequence[Row]) -> list[Row]:
         """The rows that exist, in no promised order; keys must be distinct (and sorted, when the read locks)."""
@@ -154,6 +175,11 @@ class Session(Protocol):
         """How many rows took effect. Raises StaleRows when exact and not all did."""
         ...
 
+    def defer(self, write: BulkWrite, rows: Sequence[Row]) -> None:
+        """The same, done at the latest by the next read, `write`, `append`, use of `connection` or the end of the
+        transaction, which raise StaleRows then. Writes that are put off must not rest on each other."""
+        ...
+
     def guard(self) -> None:
         """Share the lock that everything takes alone that changes what commits check (see `lock_out_commits`)."""
         ...
@@ -161,6 +187,11 @@ class Session(Protocol):
     def advance(self, count: int, version: int) -> tuple[int, int]:
         """Take `count` feed sequences and note the largest version id given. Returns (the last of the sequences, the
         largest version id in the catalog). The lock on the head is held until the transaction ends: call it last."""
+        ...
+
+    def append(self, write: BulkWrite, rows: Sequence[Row], version: int) -> tuple[int, int]:
+        """`advance` by as many as there are rows, then insert them, each behind its own sequence (the first of the
+        columns of `write`). Call it last."""
         ...
 
 

@@ -91,6 +91,8 @@ class _Waiting:
 class SqliteSession:
     """Bulk statements on the raw write connection."""
 
+    is_remote = False
+
     def __init__(self, raw: sqlite3.Connection, connection: sa.Connection) -> None:
         self.connection = connection
         self._raw = raw
@@ -109,12 +111,24 @@ class SqliteSession:
             raise StaleRows(f"{write.act} {write.table.name}: {count} of {len(rows)} rows")
         return count
 
+    def ask_ahead(self, reads: Sequence[tuple[BulkRead, Sequence[Row]]]) -> None:
+        """There is no way to save."""
+
+    def defer(self, write: BulkWrite, rows: Sequence[Row]) -> None:
+        self.write(write, rows)
+
     def guard(self) -> None:
         """One writer: nothing can come in between."""
 
     def advance(self, count: int, version: int) -> tuple[int, int]:
         row = self._raw.execute(_ADVANCE, (count, version)).fetchone()
         return int(row[0]), int(row[1])
+
+    def append(self, write: BulkWrite, rows: Sequence[Row], version: int) -> tuple[int, int]:
+        last, floor = self.advance(len(rows), version)
+        first = last - len(rows) + 1
+        self.write(write, [(sequence, *row) for sequence, row in enumerate(rows, first)])
+        return last, floor
 
 
 def fetch_each(raw: sqlite3.Connection, read: BulkRead, keys: Sequence[Row]) -> list[Row]:

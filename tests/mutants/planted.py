@@ -56,8 +56,29 @@ MUTANTS = (
         ("tests/unit/store/test_faults.py::test_a_failed_sync_fails_every_waiter_and_the_device",),
     ),
     Mutant(
+        "a committer that was given up syncs on", "objectd/store/committer.py",
+        "        self._is_given_up = True\n", "        pass\n",
+        ("tests/unit/store/test_faults.py",), "given_up",
+    ),
+    Mutant(
+        "a close waits for writers instead of records", "objectd/store/appends.py",
+        "        if self._outstanding:\n            # not the records' own",
+        "        if any(not item.future.done() for item in self._outstanding):\n            # not the records' own",
+        ("tests/unit/store/test_faults.py",), "turn_of_the_close",
+    ),
+    Mutant(
+        "what was asked ahead is believed after a write", "metadata/catalog/postgres_session.py",
+        "        self._ahead.clear()\n", "",
+        ("tests/contract/test_catalog_postgres.py",), "asked_ahead",
+    ),
+    Mutant(
+        "the commits' lock is taken by the statement that reads", "metadata/catalog/postgres_session.py",
+        "    def guard(self) -> None:\n", "    def guard(self) -> None:\n        return self._begin()\n",
+        ("tests/contract/test_catalog_database.py", "tests/contract/test_catalog_postgres.py"), "postgres",
+    ),
+    Mutant(
         "a device goes on after a failed fsync", "objectd/store/committer.py",
-        "            if failure is None:\n                try:\n                    _sync",
+        "            if failure is None and not self._is_given_up:\n                try:\n                    _sync",
         "            if True:\n                failure = None\n                try:\n                    _sync",
         ("tests/unit/store/test_parts.py",), "failed_sync",
     ),

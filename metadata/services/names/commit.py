@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -43,6 +43,9 @@ WAITING_MAX: Final = 20_000
 COMMIT_SECONDS: Final = 30.0
 #: How often an item that other processes keep overtaking is tried alone.
 ATTEMPTS_MAX: Final = 5
+
+#: Buckets, and devices, that are remembered to guess by.
+GUESSES_MAX: Final = 4096
 
 #: What a client takes for a last word: kept as a result, so that a late repeat of the same message gets it too and does
 #: not take effect in a world that has changed since (ADR 0123). Other refusals may be tried again.
@@ -108,6 +111,9 @@ class CommitService:
         #: Called after a batch that other sites must hear of; must not raise or block.
         self.on_replicated: Callable[[], None] | None = None
         self.gate: Gate | None = None
+        #: What the next batch's reads are guessed by (_ask_ahead).
+        self._bucket_ids: dict[str, int] = {}
+        self._server_of: dict[int, int] = {}
         self.batches = 0
         self.items = 0
 
@@ -286,10 +292,6 @@ class CommitService:
         facts = Facts(now_ms=now_ms, receipts=opened or {})
         names = {item.mutation.bucket for item in items}
         names |= {item.mutation.from_bucket for item in items if isinstance(item.mutation, Copy)}
-        for row in session.fetch(buckets.BY_NAME_HELD, [(name,) for name in sorted(names)]):
-            bucket = buckets.Bucket.of(row)
-            facts.buckets[bucket.name] = bucket
-        facts.latest = self._latest(session, facts, items)
         uploads: set[bytes] = set()
         devices: set[int] = set()
         for item in items:
@@ -302,15 +304,25 @@ class CommitService:
                 uploads.update([chunk.id[:UPLOAD_ID_BYTES] for chunk in item.mutation.chunks])
                 for of_chunk in of_item:
                     devices.update([writer[0] for writer in of_chunk.writers])
+        if session.is_remote:
+            self._ask_ahead(session, items, names, devices, uploads)
+        for row in session.fetch(buckets.BY_NAME_HELD, _keys(names)):
+            bucket = buckets.Bucket.of(row)
+            facts.buckets[bucket.name] = bucket
+        ids = {bucket.name: bucket.id for bucket in facts.buckets.values()}
+        facts.latest = self._latest(session, _row_keys(items, ids))
         if devices:
             facts.members.devices = {i: (s, w) for i, s, w in session.fetch(members.DEVICES, _keys(devices))}
             servers = {server for server, _ in facts.members.devices.values()}
             facts.members.servers = {i: (n, w) for i, n, w in session.fetch(members.SERVERS, _keys(servers))}
-        if uploads and operations.any_condemned(session.connection):
+        # looking for each upload costs a hundred times what asking for any does, but there the way is what costs
+        if uploads and (session.is_remote or operations.any_condemned(session.connection)):
             facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}
         old = {u for u in uploads if now_ms - int.from_bytes(u[:6], "big") > operations.UPLOAD_LIFE_MS}
         if old:
             facts.leases = dict(session.fetch(operations.LEASES, _keys(old)))
+        if session.is_remote:
+            self._remember(ids, facts)
         if checked:
             self._load_done(session, facts, {item.operation for item in items}, uploads)
         return facts
@@ -324,17 +336,28 @@ class CommitService:
             if done in marks:
                 facts.committed.add(marks[done])
 
-    def _latest(
-        self, session: Session, facts: Facts, items: Iterable[CommitItem]
-    ) -> dict[tuple[int, str], ObjectRow]:
-        keys = set()
-        for item in items:
-            for bucket_name, key in _names(item):
-                bucket = facts.buckets.get(bucket_name)
-                # No engine takes a key that is no text; such an item is refused by the check of its name.
-                if bucket is not None and "\x00" not in key and (key.isascii() or _is_text(key)):
-                    keys.add((bucket.id, key))
-        rows = session.fetch(objects.LATEST_LOCKED, sorted(keys))
+    def _ask_ahead(
+        self, session: Session, items: Sequence[CommitItem], names: set[str], devices: set[int], uploads: set[bytes]
+    ) -> None:
+        """Have all reads of the batch made at once, whose keys follow from what earlier batches saw: which id a bucket
+        has, which server a device. A guess that is wrong costs its read; what is decided rests on what `fetch` says."""
+        servers = {self._server_of[device] for device in devices if device in self._server_of}
+        session.ask_ahead([
+            (buckets.BY_NAME_HELD, _keys(names)), (objects.LATEST_LOCKED, _row_keys(items, self._bucket_ids)),
+            (members.DEVICES, _keys(devices)), (members.SERVERS, _keys(servers)),
+            (operations.CONDEMNED, _keys(uploads)),
+        ])  # fmt: skip
+
+    def _remember(self, ids: dict[str, int], facts: Facts) -> None:
+        for known, fresh in (
+            (self._bucket_ids, ids), (self._server_of, {d: server for d, (server, _) in facts.members.devices.items()})
+        ):  # fmt: skip
+            if len(known) > GUESSES_MAX:
+                known.clear()
+            known.update(fresh)     # type: ignore[arg-type]
+
+    def _latest(self, session: Session, keys: list[tuple[int, str]]) -> dict[tuple[int, str], ObjectRow]:
+        rows = session.fetch(objects.LATEST_LOCKED, keys)
         return {(row[0], row[1]): ObjectRow._make(row) for row in rows}
 
     def _open(self, item: CommitItem) -> list[Opened] | TierstoreError | None:
@@ -354,6 +377,18 @@ class CommitService:
 
 def _keys(values: Iterable[object]) -> list[tuple[object]]:
     return [(value,) for value in sorted(values)]  # type: ignore[type-var]
+
+
+def _row_keys(items: Iterable[CommitItem], ids: Mapping[str, int]) -> list[tuple[int, str]]:
+    """The rows that the items name, in buckets of known id, sorted: they are locked in that order."""
+    keys = set()
+    for item in items:
+        for bucket_name, key in _names(item):
+            bucket_id = ids.get(bucket_name)
+            # No engine takes a key that is no text; such an item is refused by the check of its name.
+            if bucket_id is not None and "\x00" not in key and (key.isascii() or _is_text(key)):
+                keys.add((bucket_id, key))
+    return sorted(keys)
 
 
 def _names(item: CommitItem) -> tuple[tuple[str, str], ...]:

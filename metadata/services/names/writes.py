@@ -53,7 +53,7 @@ class WriteSet:
 
     def flush(self, session: Session) -> int:
         """Write everything; the largest version id of the catalog (0 when nothing changed)."""
-        write = session.write
+        write = session.defer
         write(objects.DELETE_LATEST, self.deleted)
         write(objects.INSERT_LATEST, self.inserted)
         write(objects.REPLACE_LATEST, self.replaced)
