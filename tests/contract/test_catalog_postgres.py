@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from metadata.catalog import feed, objects, operations, schema
-from metadata.catalog.session import Session
+from metadata.catalog.session import COMMIT_LOCK, Session
 from tests.contract.catalog_subjects import postgres
 from tests.kit.names_world import ADMIN, NamesWorld
 from tests.kit.postgres import PostgresServer
@@ -138,6 +138,34 @@ def test_a_wrong_guess_costs_a_read_and_decides_nothing(postgres: PostgresServer
             assert bucket == (await world.rows(schema.buckets))[-1].id
         finally:
             await other.close()
+
+    play(postgres, test)
+
+
+def test_a_commit_waits_for_who_locks_commits_out_and_sees_what_he_wrote(postgres: PostgresServer) -> None:
+    """Collection condemns an upload in the moment of its commit. A statement sees what was committed before it began: the
+    lock has to be held before the first read, or the chunk would get a name and be deleted."""
+
+    async def test(world: NamesWorld, url: str) -> None:
+        assert not (await world.put("before")).code
+        chunk = world.chunk(4096)
+        raw = await asyncpg.connect(url)
+        try:
+            await raw.execute(f"BEGIN; SELECT pg_advisory_xact_lock({COMMIT_LOCK})")
+            await raw.execute("INSERT INTO condemned_uploads (upload_id, at_ms) VALUES ($1, 1)", bytes(chunk.id[:12]))
+            item = world.item(Put("bbb", "k", 4096, "", [chunk]))
+            committing = asyncio.ensure_future(world.commits.commit([(item, ADMIN)]))
+            async with asyncio.timeout(120):
+                while not committing.done() and not await raw.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                ):
+                    await asyncio.sleep(0.01)
+            await raw.execute("COMMIT")
+        finally:
+            await raw.close()
+        [result] = await committing
+        assert result.code, "the upload was condemned before its commit began"
+        assert {found.key for found in await world.rows(schema.objects)} == {"before"}
 
     play(postgres, test)
 

@@ -72,9 +72,9 @@ MUTANTS = (
         ("tests/contract/test_catalog_postgres.py",), "asked_ahead",
     ),
     Mutant(
-        "the commits' lock is taken by the statement that reads", "metadata/catalog/postgres_session.py",
+        "commits on PostgreSQL do not share their lock", "metadata/catalog/postgres_session.py",
         "    def guard(self) -> None:\n", "    def guard(self) -> None:\n        return self._begin()\n",
-        ("tests/contract/test_catalog_database.py", "tests/contract/test_catalog_postgres.py"), "postgres",
+        ("tests/contract/test_catalog_postgres.py",), "locks_commits_out",
     ),
     Mutant(
         "a device goes on after a failed fsync", "objectd/store/committer.py",
