@@ -143,8 +143,8 @@ def test_a_wrong_guess_costs_a_read_and_decides_nothing(postgres: PostgresServer
 
 
 def test_a_commit_waits_for_who_locks_commits_out_and_sees_what_he_wrote(postgres: PostgresServer) -> None:
-    """Collection condemns an upload in the moment of its commit. A statement sees what was committed before it began: the
-    lock has to be held before the first read, or the chunk would get a name and be deleted."""
+    """Collection condemns an upload in the moment of its commit. A statement sees what was committed before it began:
+    the lock has to be held before the first read, or the chunk would get a name and be deleted."""
 
     async def test(world: NamesWorld, url: str) -> None:
         assert not (await world.put("before")).code
