@@ -27,7 +27,7 @@ from tierstore.config import toml
 #: As `up` sets them, but shorter: the quick forms have no 40 s to wait for a server to be given up.
 SHORT = {
     "TIERSTORE_TIMERS__SUSPECT": "1s", "TIERSTORE_TIMERS__NO_PLACEMENT": "3s", "TIERSTORE_TIMERS__DEAD": "8s",
-    "TIERSTORE_TIMERS__REPAIR_GRACE": "1s", "TIERSTORE_UPLOADS__PLACEMENT_WAIT": "60s",
+    "TIERSTORE_TIMERS__REPAIR_GRACE": "1s",
 }  # fmt: skip
 CLIENTS = 4
 

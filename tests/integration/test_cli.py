@@ -130,11 +130,15 @@ def test_errors_name_the_way_out_and_have_their_exit_codes(tierstore: Shell, tmp
 
 def test_operators_see_servers_tiers_and_jobs(tierstore: Shell) -> None:
     """`admin status` is what one looks at at night."""
-    status = tierstore.json("admin", "status")
-    stores = [server for server in status["servers"] if server.get("role", "objectd") == "objectd"]
-    assert [server["state"] for server in stores] == ["up"] * 3 and status["copies"] == 2
-    assert status["warnings"] == []
-    assert b"3 of 3 object servers up" in tierstore("admin", "status")
+
+    def calm() -> Any:
+        """The status once all three are up: one that a busy machine holds up is a suspect for a moment."""
+        status = tierstore.json("admin", "status")
+        stores = [server for server in status["servers"] if server.get("role", "objectd") == "objectd"]
+        return [server["state"] for server in stores] == ["up"] * 3 and not status["warnings"] and status
+
+    assert wait_until(calm, seconds=120, what=lambda: f"no warning: {tierstore.json('admin', 'status')}")["copies"] == 2
+    wait_until(lambda: b"3 of 3 object servers up" in tierstore("admin", "status"), seconds=120, what="it as text")
     for words in (
         ["servers"],
         ["tiers"],

@@ -63,7 +63,7 @@ class Running:
         return {name: child.pid for name, child in self.supervisor._children.items()}
 
     async def ask(self, **request: Any) -> dict[str, Any]:
-        return await asyncio.to_thread(control.ask, self.data, request, seconds=30)
+        return await asyncio.to_thread(control.ask, self.data, request, seconds=180)
 
 
 @asynccontextmanager
@@ -72,17 +72,17 @@ async def running(data: Path, **options: Any) -> AsyncIterator[Running]:
     supervisor = Supervisor(plan.Options(data=data, **options))
     reported: asyncio.Future[tuple[dict[str, Any], list[str]]] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(supervisor.run(lambda ready, warnings: reported.set_result((ready, warnings))))
-    await asyncio.wait([task, reported], return_when=asyncio.FIRST_COMPLETED, timeout=180)
+    await asyncio.wait([task, reported], return_when=asyncio.FIRST_COMPLETED, timeout=600)
     if task.done():
         task.result()
     try:
         yield Running(supervisor, data, *reported.result())
     finally:
         supervisor.stop()
-        await asyncio.wait_for(task, 180)
+        await asyncio.wait_for(task, 600)
 
 
-async def until(condition: Any, what: str, seconds: float = 120) -> None:
+async def until(condition: Any, what: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -190,7 +190,7 @@ def test_a_planned_restart_refuses_no_connection(tmp_path: Path) -> None:
                 restart = asyncio.create_task(cluster.ask(command="restart", name=name))
                 statuses = []
                 while not restart.done():
-                    statuses.append((await probe.get("127.0.0.1", port + offset, "/", seconds=10))[0])
+                    statuses.append((await probe.get("127.0.0.1", port + offset, "/", seconds=180))[0])
                 assert statuses and set(statuses) == {200}, name
                 answer = restart.result()
                 assert answer["name"] == name and answer["pid"] == cluster.pids()[name] != before[name]

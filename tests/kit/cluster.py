@@ -26,7 +26,7 @@ WAIT_SECONDS_MIN = 300.0
 #: others share. What a test says itself goes first.
 PATIENCE = {
     "TIERSTORE_TIMERS__METADATA_RESTART": "120s", "TIERSTORE_TIMERS__NO_PLACEMENT": "10s",
-    "TIERSTORE_TIMERS__DEAD": "60s",
+    "TIERSTORE_TIMERS__DEAD": "60s", "TIERSTORE_UPLOADS__PLACEMENT_WAIT": "40s",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_every_clock_moves_forward_and_sleeps(kind: str) -> None:
         if isinstance(clock, ManualClock):
             assert not sleeping.done()
             clock.advance(0.02)
-        await asyncio.wait_for(sleeping, 5)
+        await asyncio.wait_for(sleeping, 120)
         assert clock.monotonic() - start >= 0.019
         assert clock.now_ms() - wall >= 19
 

@@ -186,15 +186,15 @@ def test_a_schedule_may_pass_midnight() -> None:
 def test_a_rule_is_found_in_less_than_three_microseconds() -> None:
     """It runs for every write and every candidate."""
     policy = Policy(tuple(Rule(f"r{n}", Match("b", f"p{n}/")) for n in range(5)))
-    best = min(_seconds(policy) for _ in range(5))
-    assert best / 10_000 < 3e-6
+    best = min(_seconds(policy) for _ in range(20))     # CPU time of this thread: what others do is not in it
+    assert best / 2_000 < 3e-6
 
 
 def _seconds(policy: Policy) -> float:
-    start = time.perf_counter()
-    for _ in range(10_000):
+    start = time.thread_time()
+    for _ in range(2_000):
         policy.rule_for("b", "p4/key", 100, 0.0)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def test_a_rule_matches_a_storage_class() -> None:

