@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.cluster import Cluster, wait_until
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 
 def require_fuse() -> None:
@@ -60,7 +60,7 @@ class Mounted:
                 raise AssertionError(f"the mount ended with {process.returncode}:\n{self.log.read_text()}")
             return b"is mounted on" in self.log.read_bytes()[at:]
 
-        wait_until(is_up, seconds=START_SECONDS, what="mounted")
+        wait_until(is_up, seconds=START_SECONDS, what=lambda: f"mounted:\n{self.log.read_text()}")
         return self
 
     def stop(self) -> int:
