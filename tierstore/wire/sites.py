@@ -8,16 +8,28 @@
     POST /v1/sites/push     Push        -> PushAnswer       a name with its bytes (mode sync): one round trip
     GET  /v1/bodies/B/K     frames (tierstore/sdk/frames.py): bytes of one version, each piece with its CRC32C
 
-All bodies are MessagePack. A repeat of any message is harmless.
+All bodies are MessagePack. A repeat of any message is harmless. What a number or a word may be stands in its type, so
+that `decode` refuses what no catalog could hold: another site may be broken, or of another release.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from tierstore.wire.names import ObjectMeta
+
+#: A count, size, place or time: what a column of the catalog holds.
+Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+#: A version id of an object (0 would mean "the latest").
+Version = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+Versioning = Annotated[str, Meta(pattern=r"^(enabled|suspended)?\Z")]
+Etag = Annotated[str, Meta(max_length=4096, pattern=r"^[^\r\n\x00]*\Z")]
+Kind = Annotated[int, Meta(ge=1, le=4)]
+#: A token of ours, for a header.
+Token = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[!-~]+\Z")]
 
 #: `user` of the keys that sites hold: this, then the name of the site that shows it.
 SITE_USER: Final = "site:"
@@ -43,12 +55,12 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     known to have had everything of the sender, -1: not yet."""
 
     site: str
-    at_ms: int
+    at_ms: Number
     cluster_id: str = ""
-    epoch: int = 0
-    sequence: int = 0
-    confirmed_ms_ago: int = -1
-    mark: int = 0
+    epoch: Number = 0
+    sequence: Number = 0
+    confirmed_ms_ago: Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)] = -1
+    mark: Number = 0
 
 
 class HelloAnswer(msgspec.Struct, array_like=True, frozen=True):
@@ -56,22 +68,22 @@ class HelloAnswer(msgspec.Struct, array_like=True, frozen=True):
     this hello."""
 
     site: str
-    at_ms: int
+    at_ms: Number
     cluster_id: str = ""
-    seen_epoch: int = 0
-    seen_sequence: int = 0
-    seen_mark: int = 0
+    seen_epoch: Number = 0
+    seen_sequence: Number = 0
+    seen_mark: Number = 0
 
 
 class Compare(msgspec.Struct, array_like=True, frozen=True):
     """The sender's catalog went back in time: send it all names of shared buckets. To be repeated until `left` is 0."""
 
     site: str
-    epoch: int
+    epoch: Number
 
 
 class CompareAnswer(msgspec.Struct, array_like=True, frozen=True):
-    left: int
+    left: Number
 
 
 class BodyName(msgspec.Struct, array_like=True, frozen=True):
@@ -79,7 +91,7 @@ class BodyName(msgspec.Struct, array_like=True, frozen=True):
 
     bucket: str
     key: str
-    version: int
+    version: Version
 
 
 class Holds(msgspec.Struct, array_like=True, frozen=True):
@@ -99,11 +111,11 @@ class NameRecord(msgspec.Struct, array_like=True, frozen=True):
 
     bucket: str
     key: str
-    kind: int
-    version: int
-    size: int = 0
-    etag: str = ""
-    created_at_ms: int = 0
+    kind: Kind
+    version: Version
+    size: Number = 0
+    etag: Etag = ""
+    created_at_ms: Number = 0
     is_null: bool = True
     meta: ObjectMeta | None = None
 
@@ -115,26 +127,27 @@ class NameBatch(msgspec.Struct, array_like=True, frozen=True):
 
     site: str
     names: list[NameRecord]
-    buckets: dict[str, str] = {}
+    buckets: dict[str, Versioning] = {}
     homes: dict[str, str] = {}
     told: dict[str, list[tuple[str, str]]] = {}
 
 
 class NameAnswer(msgspec.Struct, array_like=True, frozen=True):
     """applied: changed something here; lost: an equal or later version was here already; parked: places in the batch
-    whose version lies more than a day ahead of this site's clock: not taken, to be sent again."""
+    that were not taken, to be sent again: their version lies more than a day ahead of this site's clock, or their
+    metadata could not be sent in headers."""
 
-    applied: int
-    lost: int
-    parked: list[int] = []
+    applied: Number
+    lost: Number
+    parked: list[Number] = []
 
 
 class FetchItem(msgspec.Struct, array_like=True, frozen=True):
     bucket: str
     key: str
-    version: int
-    first: int
-    length: int
+    version: Version
+    first: Number
+    length: Number
 
 
 class FetchBatch(msgspec.Struct, array_like=True, frozen=True):
@@ -146,7 +159,7 @@ class FetchResult(msgspec.Struct, array_like=True, frozen=True):
 
     code: str = ""
     detail: str = ""
-    bytes: int = 0
+    bytes: Number = 0
 
 
 class FetchAnswer(msgspec.Struct, array_like=True, frozen=True):
@@ -158,9 +171,9 @@ class Push(msgspec.Struct, array_like=True, frozen=True):
 
     site: str
     name: NameRecord
-    versioning: str
-    first: int
-    crc32c: int
+    versioning: Versioning
+    first: Number
+    crc32c: Number
     data: bytes
 
 
@@ -169,7 +182,7 @@ class PushAnswer(msgspec.Struct, array_like=True, frozen=True):
 
     code: str = ""
     detail: str = ""
-    bytes: int = 0
+    bytes: Number = 0
 
 
 class Peer(msgspec.Struct, array_like=True, frozen=True):
@@ -218,4 +231,4 @@ class RulesAnswer(msgspec.Struct, array_like=True, frozen=True):
 class NewKey(msgspec.Struct, array_like=True, frozen=True):
     """A new token for the receiver's site to show here; its old one ends when the answer has come."""
 
-    token: str
+    token: Token

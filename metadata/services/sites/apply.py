@@ -88,7 +88,7 @@ class NameTaker:
         taken = []
         for place, record in enumerate(batch.names):
             check_key(record.key)
-            if self._versions.is_acceptable(record.version):
+            if self._versions.is_acceptable(record.version) and _fits_headers(record.meta):
                 taken.append(record)
             else:
                 parked.append(place)
@@ -220,6 +220,14 @@ class NameTaker:
 
 def _kind(size: int) -> int:
     return schema.KIND_REMOTE if size else schema.KIND_INLINE
+
+
+def _fits_headers(meta: ObjectMeta | None) -> bool:
+    """Whether no reader's answer could be split by it: as for local writes, which are refused."""
+    if meta is None:
+        return True
+    texts = [meta.content_type, *meta.user_meta, *meta.user_meta.values(), *meta.headers, *meta.headers.values()]
+    return not any(c in text for text in texts for c in "\r\n\x00")
 
 
 def _is_empty(record: NameRecord) -> bool:
