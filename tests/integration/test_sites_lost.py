@@ -159,3 +159,43 @@ def test_three_sites_each_with_a_rule_for_the_others_end_equal(tmp_path: Path) -
                 assert all(site.get(key).content == bodies[key] for site in sites)
     finally:
         running.stop()
+
+
+@pytest.mark.slow
+def test_a_ring_of_one_way_rules_brings_every_write_everywhere(tmp_path: Path) -> None:
+    """site1 -> site2 -> site3 -> site1: names are passed on, bodies follow, deletes too; the queues come to rest."""
+    running = Cluster(tmp_path, ["--sites", "3", "--servers", "2"], {}, free_port_base(3)).start()
+    try:
+        with _client(running) as http:
+            sites = _sites(running, http)
+            for site in sites:
+                assert http.put(f"{site.url}/v1/buckets/ring").status_code == 201
+            for here, there in zip(sites, [*sites[1:], sites[0]], strict=True):
+                here.rules("ring", there.name)
+            bodies = {f"k{i}": os.urandom(500 + i) for i in range(12)}
+            for i, (key, body) in enumerate(bodies.items()):
+                assert sites[i % 3].put(key, body, "ring").status_code == 200
+            wait_until(
+                lambda: all(site.names("ring").keys() == bodies.keys() for site in sites), seconds=ARRIVAL_SECONDS * 2,
+                what="every name everywhere", every=0.5,
+            )
+            assert sites[1].delete("k0", "ring") == 204
+            wait_until(
+                lambda: not any("k0" in site.names("ring") for site in sites), seconds=ARRIVAL_SECONDS * 2,
+                what="the delete everywhere", every=0.5,
+            )
+            wait_until(
+                lambda: all(site.backlog() == 0 for site in sites), seconds=ARRIVAL_SECONDS * 3, what="empty queues",
+                every=0.5,
+            )
+            assert sites[0].names("ring") == sites[1].names("ring") == sites[2].names("ring")
+            for here in sites:      # what is read now is here
+                for other in sites:
+                    if other is not here:
+                        here.admin("POST", f"sites/{other.name}/pause")
+            for site in sites:
+                for key in ("k3", "k4", "k5"):
+                    answer = site.get(key, "ring")
+                    assert answer.content == bodies[key] and answer.headers["x-tierstore-site"] == site.name
+    finally:
+        running.stop()
