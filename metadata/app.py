@@ -389,11 +389,13 @@ class MetadataServer:
         )  # fmt: skip
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
         self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)
-        self.tombstones = Tombstones(database, clock, keep_ms=keep_ms, confirmed=self.replication.confirmed)
         vouchers = Vouchers(
             clock, courier, self.sites.known, statuses=self.replication.statuses,
             settle_seconds=self.settings.duties.fetched_settle,
         )  # fmt: skip
+        self.tombstones = Tombstones(
+            database, clock, keep_ms=keep_ms, confirmed=self.replication.confirmed, seen=vouchers.seen
+        )
         self.holdings = Holdings(database, is_sound=self._is_sound)
         self.fetched = FetchedBodies(
             database, clock, heat_of=self.heat_of, share=self.settings.duties.fetched_share,

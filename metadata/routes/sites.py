@@ -139,6 +139,12 @@ def _between(
         await site(request)
         return _packed(await holdings.answer(decode(await _body(request), Holds).bodies))
 
+    @router.post("/v1/sites/seen", response_class=Response, operation_id="sites_seen", openapi_extra=_BINARY,
+                 summary="Which deletes this site has heard of: wire.sites.Holds -> HoldsAnswer")  # fmt: skip
+    async def seen(request: Request) -> Response:
+        await site(request)
+        return _packed(await holdings.seen(decode(await _body(request), Holds).bodies))
+
     @router.post("/v1/sites/names", response_class=Response, operation_id="sites_names", openapi_extra=_BINARY,
                  summary="Names of another site: wire.sites.NameBatch -> NameAnswer")  # fmt: skip
     async def names(request: Request) -> Response:

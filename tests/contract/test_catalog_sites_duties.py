@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from metadata.catalog import leases, schema, sites
 from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
 from metadata.services.cluster.duties import PROMOTER
+from metadata.services.names.buckets import BucketService
 from metadata.services.sites.backfill import Backfills
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
+from metadata.services.sites.holds import MARGIN_MS, Holdings
 from metadata.services.sites.hot import LOOK_SECONDS, HotBodies
-from metadata.services.sites.tombstones import MARGIN_MS, WALK_SECONDS, Tombstones
+from metadata.services.sites.tombstones import WALK_SECONDS, Tombstones
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.names import VersionId
@@ -24,6 +27,7 @@ from tierstore.wire import decode, encode
 from tierstore.wire.sites import (
     NAME_MARKER,
     NAME_PUT,
+    BodyName,
     Compare,
     CompareAnswer,
     HelloAnswer,
@@ -49,6 +53,10 @@ async def _shared(w: NamesWorld, *, epoch: int = 1) -> None:
     await w.database.write(lead)
 
 
+async def _nothing_seen(site: str, wanted: Sequence[BodyName]) -> set[BodyName]:
+    return set()
+
+
 async def _walk(work: Tombstones) -> int:
     """One whole walk; how many tombstones went."""
     gone, more = 0, True
@@ -68,7 +76,7 @@ def test_a_tombstone_goes_once_every_site_has_everything_and_not_before(run: Run
     async def check(w: NamesWorld) -> None:
         await _shared(w)
         confirmed = {"site2": 0}
-        work = Tombstones(w.database, w.clock, keep_ms=HOUR_MS, confirmed=lambda: confirmed)
+        work = Tombstones(w.database, w.clock, keep_ms=HOUR_MS, confirmed=lambda: confirmed, seen=_nothing_seen)
         for key in ("a", "b", "c"):
             await w.put(key)
             await w.delete(key)
@@ -105,9 +113,73 @@ def test_a_tombstone_stays_where_its_source_never_hears_of_deletes(run: Run) -> 
         await w.database.write(lambda c: sites.set_heard(c, "site2", sites.Heard(1, 5, w.clock.now_ms() * 2)))
         w.clock.advance(100 * 3600)
         work = Tombstones(
-            w.database, w.clock, keep_ms=HOUR_MS, confirmed=lambda: {"site2": w.clock.now_ms()}
+            w.database, w.clock, keep_ms=HOUR_MS, confirmed=lambda: {"site2": w.clock.now_ms()}, seen=_nothing_seen
         )
         assert await _walk(work) == 0 and await _markers(w) == ["k"]
+
+    run(check)
+
+
+def test_in_a_ring_a_tombstone_goes_once_the_site_before_has_heard_of_it(run: Run) -> None:
+    """site2 writes to here and hears of it by site3 only: kept for ever the ring would grow with each delete."""
+
+    async def check(w: NamesWorld) -> None:
+        w.buckets = BucketService(w.database, w.names, w.clock, sites=lambda: ["site2", "site3"])
+        await _shared(w)
+        await w.buckets.set_replication("bbb", [{"target": "site3"}], ADMIN)
+        record = NameRecord("bbb", "theirs", NAME_PUT, VersionId(w.clock.now_ms() * (1 << 21) + 2), 0, "e", 1)
+        await w.taker.take(NameBatch("site2", [record], {"bbb": ""}), "site2")
+        for key in ("a", "b"):
+            await w.put(key)
+            await w.delete(key)
+        w.clock.advance(2 * 3600)
+        for site in ("site2", "site3"):
+            await w.database.write(
+                lambda c, s=site: sites.set_heard(c, s, sites.Heard(1, 5, w.clock.now_ms()))  # type: ignore[misc]
+            )
+        w.clock.advance(WALK_SECONDS + MARGIN_MS / 1000)
+        asked: list[str] = []
+
+        async def seen(site: str, wanted: Sequence[BodyName]) -> set[BodyName]:
+            asked.append(site)
+            return {name for name in wanted if name.key == "a"}
+
+        work = Tombstones(
+            w.database, w.clock, keep_ms=HOUR_MS, seen=seen,
+            confirmed=lambda: {"site2": w.clock.now_ms(), "site3": w.clock.now_ms()},
+        )  # fmt: skip
+        assert await _walk(work) == 1 and await _markers(w) == ["b"] and asked == ["site2"]
+
+    run(check)
+
+
+def test_a_site_has_heard_of_a_delete_when_nothing_older_can_come_from_it(run: Run) -> None:
+    """One that says so too early sends the object again after the tombstone is forgotten."""
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        made = (await w.put("here")).version
+        sound = True
+        holdings = Holdings(w.database, is_sound=lambda: sound)
+
+        async def ask(*names: tuple[str, str, int]) -> list[bool]:
+            return (await holdings.seen([BodyName(*name) for name in names])).held
+
+        later = made + (1 << 21)
+        assert await ask(
+            ("bbb", "here", made), ("bbb", "here", later), ("bbb", "none", later), ("no-such", "k", later)
+        ) == [True, False, True, True]
+        # site2 writes to the bucket: what is not here may still be on its way from there
+        record = NameRecord("bbb", "theirs", NAME_PUT, VersionId(w.clock.now_ms() * (1 << 21) + 2), 0, "e", 1)
+        await w.taker.take(NameBatch("site2", [record], {"bbb": ""}), "site2")
+        assert await ask(("bbb", "none", later)) == [False]
+        await w.database.write(lambda c: sites.set_heard(c, "site2", sites.Heard(1, 5, w.clock.now_ms())))
+        assert await ask(("bbb", "none", later)) == [False]     # messages under way, clocks apart
+        w.clock.advance(MARGIN_MS / 1000 + 2)
+        await w.database.write(lambda c: sites.set_heard(c, "site2", sites.Heard(1, 5, w.clock.now_ms())))
+        assert await ask(("bbb", "none", later), ("bbb", "here", later)) == [True, False]
+        sound = False
+        assert await ask(("bbb", "none", later)) == [False]
 
     run(check)
 

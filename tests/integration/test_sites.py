@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +18,11 @@ import httpx
 import pytest
 
 from tests.kit.cluster import Cluster, _argv, _descendants, _is_running, cluster, wait_until
+from tests.kit.ports import free_port
 from tests.kit.proxy import FaultyLink
 from tierstore.sdk.near import NearStore, connect_near
+from tierstore.wire import MEDIA_TYPE, decode, encode
+from tierstore.wire.sites import PushAnswer
 
 ARRIVAL_SECONDS = 30.0
 
@@ -260,6 +266,182 @@ def test_keys_are_rotated_and_strangers_kept_out(both: tuple[Cluster, Site, Site
     wait_until(
         lambda: a.http.get(f"{a.url}/v1/route").json()["site"] == b.name, seconds=20, what="the network's site is near"
     )
+
+
+def test_a_revoked_key_stops_a_site_and_a_rotation_lets_it_go_on_while_data_flows(
+    both: tuple[Cluster, Site, Site],
+) -> None:
+    """Keys are replaced in use, and ended when they leaked: nothing written meanwhile may be lost."""
+    _, a, b = both
+    assert a.http.put(f"{a.url}/v1/buckets/keys").status_code == 201
+    a.rules("keys", b.name)
+    written: list[str] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set() and len(written) < 5000:
+            if a.put(f"k{len(written)}", b"x" * 2000, "keys").status_code == 200:
+                written.append(f"k{len(written)}")
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            for _ in range(3):
+                seen = len(written)
+                a.admin("POST", f"sites/{b.name}/rotate")
+                b.admin("POST", f"sites/{a.name}/rotate")
+                wait_until(lambda s=seen: len(written) >= s + 5, seconds=60, what="writes go on")  # type: ignore[misc]
+            ours = [k["access_key"] for k in b.admin("GET", "keys")["keys"] if k["user"] == f"site:{a.name}"]
+            assert ours
+            for access in ours:
+                assert b.http.delete(f"{b.url}/v1/admin/keys/{access}").status_code == 204
+            target = wait_until(
+                lambda: (t := a.admin("GET", "replication")["targets"][0])["state"] == "unreachable" and t, seconds=60,
+                what="b takes nothing from a",
+            )
+            assert target["error"]
+            seen = len(written)
+            wait_until(lambda: len(written) >= seen + 5, seconds=60, what="writes at a go on")
+            b.admin("POST", f"sites/{a.name}/rotate")
+        finally:
+            stop.set()
+            writing.result()
+    a.drained()
+    assert b.names("keys") == a.names("keys") and set(written) <= b.names("keys").keys()
+
+
+def test_a_site_is_reached_through_the_next_of_its_gateways(both: tuple[Cluster, Site, Site]) -> None:
+    """One of its gateways is gone, and then the other: names, bodies and readers go on."""
+    _, a, b = both
+    _bucket(a, b, "several")
+    assert a.http.put(f"{a.url}/v1/buckets/several-far").status_code == 201
+    a.rules("several-far", b.name, bodies="on-demand")
+
+    async def walk() -> None:
+        async with FaultyLink(int(b.url.rsplit(":", 1)[1])) as to_b, FaultyLink(int(a.url.rsplit(":", 1)[1])) as to_a:
+            to_b.set(refuse=True)
+            to_a.set(refuse=True)
+            for here, there, link in ((a, b, to_b), (b, a, to_a)):
+                urls = [f"http://127.0.0.1:{link.port}", there.url]
+                await asyncio.to_thread(here.admin, "PATCH", f"sites/{there.name}", json={"gateways": urls})
+            for i in range(5):
+                assert (await asyncio.to_thread(a.put, f"k{i}", b"x" * 50_000, "several")).status_code == 200
+                assert (await asyncio.to_thread(a.put, f"far{i}", b"far", "several-far")).status_code == 200
+            await asyncio.to_thread(a.drained)
+            far = await asyncio.to_thread(b.get, "far0", "several-far")
+            assert far.status_code == 200 and far.content == b"far"
+            # the second one is none any more: all goes by the first
+            for here, there, link in ((a, b, to_b), (b, a, to_a)):
+                link.set(refuse=False)
+                urls = [f"http://127.0.0.1:{link.port}", f"http://127.0.0.1:{free_port()}"]
+                await asyncio.to_thread(here.admin, "PATCH", f"sites/{there.name}", json={"gateways": urls})
+            assert (await asyncio.to_thread(a.put, "last", b"x", "several")).status_code == 200
+            await asyncio.to_thread(a.drained)
+            assert to_b.bytes_passed
+
+    try:
+        asyncio.run(walk())
+    finally:
+        for here, there in ((a, b), (b, a)):
+            here.admin("PATCH", f"sites/{there.name}", json={"gateways": [there.url]})
+    assert b.names("several") == a.names("several") and b.get("last", "several").content == b"x"
+
+
+def test_bandwidth_is_that_of_the_hour(both: tuple[Cluster, Site, Site]) -> None:
+    """At its base rate nothing of this would arrive today; its schedule's holds all the same."""
+    _, a, b = both
+    assert a.http.put(f"{a.url}/v1/buckets/slowly").status_code == 201
+    a.rules("slowly", b.name)
+    size, per_second = 6 << 20, 4 << 20
+    spans = [{"from": f, "to": t, "rate": "4MiB/s"} for f, t in (("00:00", "12:00"), ("12:00", "00:00"))]
+    a.admin("PATCH", f"sites/{b.name}", json={"rate": "1KiB/s", "schedule": spans})
+    # the worker follows within a second
+    wait_until(
+        lambda: all(len(s.get("schedule", [])) == 2 for s in a.admin("GET", "sites")["sites"] if not s["is_local"]),
+        seconds=60, what="the schedule is shown",
+    )
+    try:
+        began = time.monotonic()
+        for i in range(3):
+            assert a.put(f"k{i}", os.urandom(size), "slowly").status_code == 200
+        a.drained()
+        # three parcels of one body each: the first goes at once, the others wait for their turn, however quick the way
+        assert time.monotonic() - began >= 2 * size / per_second * 0.95
+    finally:
+        a.admin("PATCH", f"sites/{b.name}", json={"rate": "", "schedule": []})
+    assert all(len(b.get(f"k{i}", "slowly").content) == size for i in range(3))
+
+
+def test_a_client_that_asks_is_sent_to_the_near_gateway(both: tuple[Cluster, Site, Site]) -> None:
+    """307, method and body kept; nobody who did not ask is sent anywhere."""
+    _, a, b = both
+    assert a.http.put(f"{a.url}/v1/buckets/sent").status_code == 201
+    a.rules("sent", b.name)
+    assert a.put("k", b"at both", "sent").status_code == 200
+    a.drained()
+    a.admin("PATCH", f"sites/{b.name}", json={"networks": ["127.0.0.0/8"]})
+    url, asks = f"{a.url}/v1/objects/sent/k", {"x-tierstore-near": "redirect"}
+    try:
+        answer = wait_until(
+            lambda: (r := a.http.get(url, headers=asks)).status_code == 307 and r, seconds=60, what="b is near"
+        )
+        assert answer.headers["location"] == f"{b.url}/v1/objects/sent/k" and not answer.content
+        assert a.http.get(url).headers["x-tierstore-site"] == a.name
+        # clients leave the key behind when another origin is named: they show it again themselves
+        assert a.http.get(url, headers=asks, follow_redirects=True).status_code == 401
+        followed = a.http.get(answer.headers["location"], headers=asks)
+        assert followed.content == b"at both" and followed.headers["x-tierstore-site"] == b.name
+        put = a.http.put(f"{a.url}/v1/objects/sent/new", content=b"of b", headers=asks)
+        assert put.status_code == 307 and a.get("new", "sent").status_code == 404
+        put = a.http.put(put.headers["location"], content=b"of b", headers=asks)
+        assert put.status_code == 200 and b.get("new", "sent").content == b"of b"
+    finally:
+        a.admin("PATCH", f"sites/{b.name}", json={"networks": []})
+
+
+def test_malformed_messages_of_a_site_get_a_clear_4xx(both: tuple[Cluster, Site, Site]) -> None:
+    """Under a genuine key: whoever has one is another release at best, and broken or hostile at worst."""
+    c, a, b = both
+    _bucket(a, b, "odd")
+    with sqlite3.connect(c.data / "cluster" / "metadata" / "catalog.db") as catalog:
+        link = catalog.execute("select value from settings where name = ?", (f"site-link.{b.name}",)).fetchone()[0]
+    bearer = {"authorization": f"Bearer {json.loads(link)['token']}", "content-type": MEDIA_TYPE}
+    record = ["odd", "k", 1, 5, 10, "e", 1, True, None]
+    bad: list[tuple[str, Any]] = [
+        ("names", ["x", [[*record[:3], 1 << 63, *record[4:]]], {"odd": ""}]),
+        ("names", ["x", [[*record[:3], -1, *record[4:]]], {"odd": ""}]),
+        ("names", ["x", [["odd", "a\x00b", *record[2:]]], {"odd": ""}]),
+        ("names", ["x", [record], {"UPPER": ""}]), ("names", ["x", [record], {"odd": "sometimes"}]),
+        ("names", ["x", [record] * 600, {"odd": ""}]), ("names", 7),
+        ("hello", ["x", 1, "", -1, 0]), ("hello", ["x", 1, "", 1 << 63, 0]), ("hello", []),
+        ("compare", ["x", "one"]), ("rotate", ["tst.x\r\nx: y"]), ("rotate", [""]),
+        ("holds", [[["odd", "k", 0]]]), ("holds", [[["odd", "k", 1]] * 65]),
+        ("fetch", [[["odd", "k", 0, 0, 1]]]), ("fetch", [[["odd", "k", 5, -(8 << 20), 1]]]),
+        ("fetch", [[["odd", "k", 5, 1, 1]]]), ("fetch", [[["odd", "k", 5, 0, 9 << 20]]]),
+        ("fetch", [[["odd", "k", 5, 0, 1]] * 65]),
+        ("push", ["x", record, "", -(8 << 20), 0, b"x"]), ("push", ["x", record, "", 0, 0, b""]),
+        ("push", ["x", record, "often", 0, 0, b"x"]), ("push", ["x", record[:2], "", 0, 0, b"x"]),
+    ]  # fmt: skip
+    for path, message in bad:
+        answer = b.http.post(f"{b.url}/v1/sites/{path}", headers=bearer, content=encode(message))
+        assert 400 <= answer.status_code < 500 and answer.json()["code"], (path, message, answer.text)
+    for path in ("names", "hello", "compare", "rotate", "holds", "fetch", "push"):
+        for content in (b"", b"\xc1", os.urandom(50), encode(record)[:-3], b"\x91" * 5000):
+            answer = b.http.post(f"{b.url}/v1/sites/{path}", headers=bearer, content=content)
+            assert 400 <= answer.status_code < 500, (path, content, answer.text)
+    for query in ("", "version=x", f"version={'f' * 16}&first=0&length=1", "version=" + "0" * 16 + "&first=-1&length=1",
+                  "version=" + "0" * 16 + "&first=0&length=" + "9" * 30):  # fmt: skip
+        answer = b.http.get(f"{b.url}/v1/bodies/odd/k?{query}", headers=bearer)
+        assert 400 <= answer.status_code < 500, (query, answer.text)
+    # what fits nowhere in a body is told in the message, and changes nothing
+    pushed = b.http.post(
+        f"{b.url}/v1/sites/push", headers=bearer, content=encode(["x", record, "", 0, 1, b"not that sum"])
+    )
+    assert decode(pushed.content, PushAnswer).code == "checksum-mismatch"
+    assert "k" not in b.names("odd")
+    assert a.put("after", b"x", "odd").status_code == 200
+    a.drained()
+    assert b.get("after", "odd").content == b"x"
 
 
 def test_a_client_reads_from_the_near_site_and_from_the_next_while_it_is_gone(both: tuple[Cluster, Site, Site]) -> None:

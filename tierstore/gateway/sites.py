@@ -165,6 +165,7 @@ def add_routes(
         ("names", forward, "Names of another site"),
         ("hello", forward, "A site lives"), ("compare", forward, "What a restored site forgot"),
         ("rotate", forward, "Exchange new keys"), ("holds", forward, "Which bodies a site has for good"),
+        ("seen", forward, "Which deletes a site has heard of"),
     ):  # fmt: skip
         app.add_api_route(
             f"/v1/sites/{name}", handler, methods=["POST"], operation_id=f"sites_{name}", summary=summary,

@@ -5,6 +5,7 @@
     POST /v1/sites/fetch    FetchBatch  -> FetchAnswer      "fetch these bytes from me now": answered when durable there
     POST /v1/sites/compare  Compare     -> CompareAnswer    "I was restored: send me all names we share, deletes too"
     POST /v1/sites/holds    Holds       -> HoldsAnswer      "which of these bodies are yours for good, now?"
+    POST /v1/sites/seen     Holds       -> HoldsAnswer      "have you heard of these deletes?"
     POST /v1/sites/push     Push        -> PushAnswer       a name with its bytes (mode sync): one round trip
     GET  /v1/bodies/B/K     frames (tierstore/sdk/frames.py): bytes of one version, each piece with its CRC32C
 
@@ -47,6 +48,7 @@ PUSH_BYTES_MAX: Final = 8 * SEGMENT_BYTES
 NAMES_MAX: Final = 512
 FETCHES_MAX: Final = 64
 HOLDS_MAX: Final = 64
+SEEN_MAX: Final = 1000
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -95,13 +97,14 @@ class BodyName(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Holds(msgspec.Struct, array_like=True, frozen=True):
-    """The sender would let go of its copies of these bodies."""
+    """The sender would let go of its copies of these bodies; or (seen) of these tombstones."""
 
     bodies: list[BodyName]
 
 
 class HoldsAnswer(msgspec.Struct, array_like=True, frozen=True):
-    """held: one for each body that was asked about, in order: whether the answering site has it for good."""
+    """held: one for each that was asked about, in order: whether the answering site has the body for good; or (seen)
+    whether it has nothing older than the tombstone, and nobody who writes to it can send it that."""
 
     held: list[bool]
 

@@ -103,7 +103,7 @@ class NameTaker:
     async def _ensure_bucket(self, name: str, versioning: str, site: str, *, home: str) -> None:
         """The bucket with at least this versioning, marked as replicated from that site, with its home site."""
         known = self._names.now(name) if await self._exists(name) else None
-        is_told = known is not None and site in _sources(known) and (not home or known.config.get(HOME) == home)
+        is_told = known is not None and site in sources_of(known) and (not home or known.config.get(HOME) == home)
         if known is not None and is_told and (known.versioning or not versioning):
             return
         at_ms = self._clock.now_ms()
@@ -113,7 +113,7 @@ class NameTaker:
                 bucket = buckets.create(connection, name, owner=f"site:{site}", at_ms=at_ms)
             except ConflictError:
                 bucket = buckets.get(connection, name, lock=True)
-            sources = ",".join(sorted({*_sources(bucket), site}))
+            sources = ",".join(sorted({*sources_of(bucket), site}))
             documents: dict[str, str | None] = {REPLICATED_FROM: sources}
             if home:
                 documents[HOME] = home
@@ -280,7 +280,8 @@ def _pack(meta: ObjectMeta | None) -> bytes | None:
     return None if meta is None or meta == _DEFAULT_META else encode(meta)
 
 
-def _sources(bucket: Bucket) -> list[str]:
+def sources_of(bucket: Bucket) -> list[str]:
+    """The sites that write to a bucket here."""
     return [name for name in bucket.config.get(REPLICATED_FROM, "").split(",") if name]
 
 

@@ -1,4 +1,5 @@
-"""Who else has a body for good: asked before this site lets go of what it fetched (services/sites/fetched).
+"""What other sites have, asked before this one forgets something: who else has a body for good
+(services/sites/fetched), and who has heard of a delete (services/sites/tombstones).
 
 That another site wrote a version does not mean that it has its bytes still: it may be lost, removed, or restored from
 an old backup, and then what readers fetched here may be the only copy. So the other sites are asked, now, in one
@@ -6,6 +7,9 @@ message each. Only a site that has answered hellos without a break for `[duties]
 nothing that it forgot, may vouch. A site vouches for what is its own (never for what it may let go of itself: two sites
 could vouch for each other and both let go), while its catalog is known not to be an old one and fewer of its object
 servers are dead than each body has copies.
+
+A site has heard of a delete when what it has of that key is no older; when it has nothing, only once each site that
+writes to the bucket there has sent it everything since (an older version may still be on its way).
 """
 
 from __future__ import annotations
@@ -13,16 +17,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from metadata.catalog import buckets, schema, sites
+from metadata.catalog import buckets, objects, schema, sites
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
+from metadata.services.sites.apply import sources_of
 from metadata.services.sites.courier import Courier
 from metadata.services.sites.registry import Known
 from metadata.services.sites.target import TargetStatus
-from tierstore.clock import Clock, version_site
+from tierstore.clock import Clock, version_ms, version_site
 from tierstore.errors import RequestError, TierstoreError
-from tierstore.wire.sites import HOLDS_MAX, BodyName, Holds, HoldsAnswer
+from tierstore.wire.sites import HOLDS_MAX, SEEN_MAX, BodyName, Holds, HoldsAnswer
 
+#: Messages under way, and clocks that drift while a hello travels.
+MARGIN_MS: Final = 120_000
 HOLDS_SECONDS: Final = 10.0
 
 
@@ -41,6 +48,32 @@ class Holdings:
         if not self._is_sound():
             return HoldsAnswer([False] * len(asked))
         return HoldsAnswer(await self._database.read(lambda c: _held(c, asked)))
+
+    async def seen(self, asked: Sequence[BodyName]) -> HoldsAnswer:
+        """Raises RequestError for more than SEEN_MAX."""
+        if len(asked) > SEEN_MAX:
+            raise RequestError(f"at most {SEEN_MAX} names in one question", code="too-many-items")
+        if not self._is_sound():
+            return HoldsAnswer([False] * len(asked))
+        return HoldsAnswer(await self._database.read(lambda c: _seen(c, asked)))
+
+
+def _seen(c: Connection, asked: Sequence[BodyName]) -> list[bool]:
+    named = {bucket.name: bucket for bucket in buckets.everything(c)}
+    heard: dict[str, int] = {}
+    out = []
+    for one in asked:
+        bucket = named.get(one.bucket)
+        row = objects.latest(c, bucket.id, one.key) if bucket is not None else None
+        if row is not None or bucket is None:
+            out.append(row is None or row.version >= one.version)
+            continue
+        for source in sources_of(bucket):
+            if source not in heard:
+                heard[source] = sites.heard(c, source).confirmed_at_ms
+        until_ms = min((heard[source] for source in sources_of(bucket)), default=1 << 62)
+        out.append(version_ms(one.version) < until_ms - MARGIN_MS)
+    return out
 
 
 def _held(c: Connection, asked: Sequence[BodyName]) -> list[bool]:
@@ -86,3 +119,13 @@ class Vouchers:
                 continue
             found |= {one for one, is_held in zip(left, answer.held, strict=False) if is_held}
         return found
+
+    async def seen(self, site: str, wanted: Sequence[BodyName]) -> set[BodyName]:
+        """Those deletes that a site has heard of; none when it does not say."""
+        try:
+            answer = await self._courier.send(
+                self._known.get(site), "/v1/sites/seen", Holds(list(wanted)), HoldsAnswer, seconds=HOLDS_SECONDS
+            )
+        except TierstoreError:
+            return set()
+        return {one for one, is_seen in zip(wanted, answer.held, strict=False) if is_seen}

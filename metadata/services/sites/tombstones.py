@@ -3,43 +3,48 @@ they deleted.
 
 A tombstone goes when it is older than `keep`, and older than the moment up to which every other site is known to have
 had everything of ours (our worker's figure) and to have sent us everything of its own (it says so in its hellos): then
-every site has it, and nothing older than it is on its way. A site that is away or paused keeps all of them. In a bucket
-that gets names from a site to which it has no rule of its own, that site never hears of the delete: there they stay.
+every site has it, and nothing older than it is on its way. A site that is away or paused keeps all of them. A site that
+writes to a bucket here, and hears of it from here by no rule, may hear of a delete by a longer way (a ring), or never:
+it is asked (services/sites/holds), and the tombstone stays until it says that it has.
 
 One walk over the replicated buckets each WALK_SECONDS, PAGE rows a step: a range read of the key index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from metadata.catalog import buckets, sites, tombstones
-from metadata.catalog.buckets import REPLICATED_FROM, Bucket
+from metadata.catalog.buckets import Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.leases import require_epoch
 from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session
 from metadata.services.cluster.duties import PROMOTER
+from metadata.services.sites.apply import sources_of
+from metadata.services.sites.holds import MARGIN_MS
 from tierstore.clock import Clock
+from tierstore.wire.sites import SEEN_MAX, BodyName
 
 WALK_SECONDS: Final = 3600.0
-PAGE: Final = 1000
-#: Messages under way, and clocks that drift while a hello travels.
-MARGIN_MS: Final = 120_000
+PAGE: Final = SEEN_MAX
 
 
 class Tombstones:
     """Runs in the holder of the promoter's lease. confirmed: site -> when it had everything of ours, ms, 0: not
-    known. Its keys are the sites known."""
+    known. Its keys are the sites known. seen: those of some deletes that a site has heard of."""
 
     def __init__(
-        self, database: Database, clock: Clock, *, keep_ms: int, confirmed: Callable[[], dict[str, int]]
-    ) -> None:
+        self, database: Database, clock: Clock, *, keep_ms: int, confirmed: Callable[[], dict[str, int]],
+        seen: Callable[[str, Sequence[BodyName]], Awaitable[set[BodyName]]],
+    ) -> None:  # fmt: skip
         self._database = database
         self._clock = clock
         self._keep_ms = keep_ms
         self._confirmed = confirmed
+        self._seen = seen
         self._todo: list[Bucket] = []
         self._after = ""
         self._walked_at: float | None = None
@@ -71,7 +76,8 @@ class Tombstones:
         floor = await self.floor_ms()
         bucket = self._todo[0]
         page = await self._database.scan(lambda c: tombstones.page(c, bucket.id, self._after, PAGE))
-        old = [m for m in page.markers if max(m.made_at_ms, m.created_at_ms) < floor and self._is_told(bucket, m.key)]
+        old = [m for m in page.markers if max(m.made_at_ms, m.created_at_ms) < floor]
+        old = await self._seen_by_writers(bucket, old)
         self.kept += len(page.markers) - len(old)
         if old:
             await self._database.batch(lambda session: self._drop(session, epoch, bucket, old))
@@ -86,8 +92,16 @@ class Tombstones:
         require_epoch(session.connection, PROMOTER, epoch)
         self.dropped += tombstones.drop(session, bucket.id, old, at_ms=self._clock.now_ms())
 
-    def _is_told(self, bucket: Bucket, key: str) -> bool:
-        """Whether every known site that writes to this bucket hears of deletes of this key."""
+    async def _seen_by_writers(self, bucket: Bucket, old: list[tombstones.Marker]) -> list[tombstones.Marker]:
+        """Those that every known site that writes to this bucket has heard of: from here, or by another way."""
         known = self._confirmed()
-        sources = [name for name in bucket.config.get(REPLICATED_FROM, "").split(",") if name in known]
-        return set(sources) <= set(bucket.targets(key))
+        names = {marker.key: BodyName(bucket.name, marker.key, marker.version) for marker in old}
+        asked: dict[str, list[BodyName]] = defaultdict(list)
+        for name in names.values():
+            for source in set(sources_of(bucket)) - set(bucket.targets(name.key)):
+                if source in known:
+                    asked[source].append(name)
+        unseen: set[BodyName] = set()
+        for source, wanted in asked.items():
+            unseen |= set(wanted) - await self._seen(source, wanted)
+        return [marker for marker in old if names[marker.key] not in unseen]
