@@ -92,7 +92,7 @@ class PostgresDatabase:
             await _refuse_unsafe(plain)
             pool = await asyncpg.create_pool(
                 plain, min_size=1, max_size=SELECTS_UNDER_WAY_MAX, command_timeout=STATEMENT_SECONDS,
-                server_settings=_SERVER_SETTINGS | BY_KEY,
+                server_settings=_SERVER_SETTINGS | BY_KEY, reset=_nothing_to_reset,
             )  # fmt: skip
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             await engine.dispose()
@@ -222,6 +222,10 @@ class PostgresDatabase:
             await asyncio.wait([task], timeout=STATEMENT_SECONDS)
         await self._pool.close()
         await self._engine.dispose()
+
+
+async def _nothing_to_reset(connection: object) -> None:
+    """Lookups are single statements that leave nothing behind; asyncpg's own way is a round trip after each."""
 
 
 def _refuse_closed(connection: Any, record: object, proxy: object) -> None:

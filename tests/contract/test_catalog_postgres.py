@@ -90,6 +90,22 @@ def test_a_batch_of_puts_takes_four_round_trips(postgres: PostgresServer, monkey
     play(postgres, test)
 
 
+def test_lookups_take_one_round_trip(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one moment share a statement, and nothing is asked before or after it."""
+
+    async def test(world: NamesWorld, url: str) -> None:
+        rows = [row(f"k{n}") for n in range(64)]
+        await world.database.batch(lambda session: session.write(objects.INSERT_LATEST, rows))
+        keys = [(BUCKET, f"k{n}") for n in range(64)]
+        assert len(await world.database.select(objects.LATEST, keys)) == 64
+        made = statements(monkeypatch)
+        found = await asyncio.gather(*(world.database.select(objects.LATEST, [key]) for key in keys))
+        assert [len(of_key) for of_key in found] == [1] * 64
+        assert len(made) == 1, made
+
+    play(postgres, test)
+
+
 def test_no_statement_of_a_batch_reads_the_whole_table(postgres: PostgresServer) -> None:
     """A new table has no statistics until autovacuum comes by; the planner then hashed it, and a put of a catalog of
     16,000 names took ten times what one of the first did."""
