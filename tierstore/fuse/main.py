@@ -8,7 +8,7 @@ import random
 import secrets
 import sys
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import uvloop
 
@@ -16,6 +16,7 @@ from tierstore.files.tree import Tree
 from tierstore.fuse.mount import Mount
 from tierstore.fuse.operations import Owner
 from tierstore.sdk.connect import connect
+from tierstore.telemetry.log import configure
 
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
@@ -24,7 +25,8 @@ LARGE_BYTES: Final = 512 << 10
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What to mount where. budget_bytes: bound of written and read-ahead bytes; cache_seconds: 0 is off."""
+    """What to mount where. budget_bytes: bound of written and read-ahead bytes; cache_seconds: 0 is off; sync: when
+    what was written is durable at the latest."""
 
     endpoint: str
     token: str = field(repr=False)
@@ -33,12 +35,14 @@ class Wish:
     allow_other: bool
     budget_bytes: int
     cache_seconds: float
+    sync: Literal["close", "interval"]
     uid: int
     gid: int
 
 
 def serve(wish: Wish) -> None:
     """Mount and serve until unmounted. Raises ConfigError, NotFound(no-such-bucket), AccessDenied."""
+    configure(role="mount")
     keep_memory_small()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(wish))
@@ -61,6 +65,8 @@ async def _serve(wish: Wish) -> None:
             budget_bytes=wish.budget_bytes, cache_seconds=wish.cache_seconds,
         ).open()  # fmt: skip
         await store.reserve()
+        if wish.sync == "interval":
+            tree.commit_behind()
         mount = Mount(
             tree, wish.directory, owner=Owner(wish.uid, wish.gid), allow_other=wish.allow_other,
             name=f"tierstore#{wish.bucket}",
