@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,13 @@ from tierstore.fuse import NEEDS
 from tierstore.units import parse_size
 
 
+class Sync(StrEnum):
+    """When what was written is durable at the latest."""
+
+    CLOSE = "close"
+    INTERVAL = "interval"
+
+
 def mount(
     bucket: Annotated[str, typer.Argument(help="The bucket.")],
     directory: Annotated[Path, typer.Argument(help="Where; an existing directory.")],
@@ -26,6 +34,8 @@ def mount(
     memory: Annotated[str, typer.Option(help="Bound of written and read-ahead bytes.")] = "256MiB",
     cache: Annotated[float, typer.Option(help="Seconds that names and attributes are kept while the change feed is "
                                               "healthy (1 without it); 0: off.")] = 60.0,
+    sync: Annotated[Sync, typer.Option(help="close: a close returns when the file is durable; interval: within a "
+                                            "second after it (fsync waits in both).")] = Sync.CLOSE,
     uid: Annotated[int | None, typer.Option(help="Owner of files that no mount made. [default: the user]")] = None,
     gid: Annotated[int | None, typer.Option(help="Group of files that no mount made. [default: the user's]")] = None,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None,
@@ -38,7 +48,8 @@ def mount(
     wish = {
         "endpoint": address.endpoint, "token": address.token, "bucket": bucket, "directory": str(directory.absolute()),
         "allow_other": is_root if allow_other is None else allow_other, "budget_bytes": parse_size(memory),
-        "cache_seconds": cache, "uid": os.getuid() if uid is None else uid, "gid": os.getgid() if gid is None else gid,
+        "cache_seconds": cache, "sync": sync.value, "uid": os.getuid() if uid is None else uid,
+        "gid": os.getgid() if gid is None else gid,
     }  # fmt: skip
     # A process of its own (see tierstore/fuse/__main__): the token goes through a pipe, where nobody sees it.
     reader, writer = os.pipe()

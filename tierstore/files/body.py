@@ -137,14 +137,21 @@ class Body:
             await self._flush()
 
     # -- flushing -------------------------------------------------------------------------------------------
-    async def flush(self) -> None:
-        """Everything written so far is durable on N+1 servers and in the catalog when it returns."""
+    async def flush(self, *, again: bool = False) -> None:
+        """Everything written so far is durable on N+1 servers and in the catalog when it returns. again: also when it
+        failed before."""
         async with self._flushing:
+            if again:
+                self._error = None
             await self._flush()
 
-    async def _flush(self) -> None:
+    def check(self) -> None:
+        """Raise what the last flush failed with."""
         if self._error is not None:
             raise self._error
+
+    async def _flush(self) -> None:
+        self.check()
         about = self._about()
         if not self.is_dirty and self.size == self.base_size and about.make is None:
             return

@@ -16,6 +16,7 @@ from typing import Final, Self
 import msgspec
 
 from tierstore.errors import ConflictError, NotFound, TierstoreError
+from tierstore.files.behind import Behind
 from tierstore.files.body import Body, Commit
 from tierstore.files.compact import Compactor, is_fragmented
 from tierstore.files.errno import FileError
@@ -53,6 +54,8 @@ DIRTY_SECONDS: Final = 5.0
 BRING_SECONDS: Final = 120.0
 BRING_POLL_SECONDS: Final = 0.1
 OWN_VERSIONS_MAX: Final = 50_000
+#: Files that are committed side by side.
+SETTLED_AT_ONCE: Final = 64
 
 
 class Looking:
@@ -80,6 +83,8 @@ class Looking:
             store, bucket, self.remote, budget=self.dirty_budget, change=self._compacted, now_ns=self.now_ns
         )
         self._space: tuple[float, FileResult] | None = None
+        #: Set where a close does not wait for its commit.
+        self.behind: Behind | None = None
 
     async def open(self) -> Self:
         """Look at the root. Raises NotFound(no-such-bucket), AccessDenied."""
@@ -90,12 +95,13 @@ class Looking:
 
     async def close(self) -> None:
         """Commit what is written, let go of open unlinked files."""
+        failures = await self._settle_each([node for node, _ in self._dirty.values()])
         for node in list(self.nodes.by_ino.values()):
-            if node.body is not None or node.pending:
-                await self.settle(node)
             if node.body is not None:
                 await node.body.close()
         await self.remote.close()
+        if failures:
+            raise failures[0]
 
     # -- time and freshness ---------------------------------------------------------------------------------
     @staticmethod
@@ -262,13 +268,30 @@ class Looking:
             await self.body(node).flush()
 
     async def settle_children(self, parent: Node) -> None:
-        for node, _ in list(self._dirty.values()):
-            if node.pending and node.names and node.names[-1][0] == parent.ino:
-                await self.settle(node)
+        below = [
+            node for node, _ in self._dirty.values()
+            if node.pending and node.names and node.names[-1][0] == parent.ino
+        ]  # fmt: skip
+        if failures := await self._settle_each(below):
+            raise failures[0]
 
     async def settle_all(self) -> None:
-        for node, _ in list(self._dirty.values()):
-            await self.settle(node)
+        if failures := await self._settle_each([node for node, _ in self._dirty.values()]):
+            raise failures[0]
+
+    async def _settle_each(self, nodes: list[Node]) -> list[TierstoreError]:
+        """Commit files side by side, so that they share messages and transactions; what went wrong."""
+        failures: list[TierstoreError] = []
+
+        async def one(node: Node) -> None:
+            try:
+                await self.settle(node)
+            except TierstoreError as error:
+                failures.append(error)
+
+        for first in range(0, len(nodes), SETTLED_AT_ONCE):
+            await asyncio.gather(*(one(node) for node in nodes[first : first + SETTLED_AT_ONCE]))
+        return failures
 
     async def relieve(self) -> None:
         """Memory is short: commit the file that holds the most."""
@@ -280,12 +303,7 @@ class Looking:
     async def flush_old(self) -> None:
         """Commit what nobody synced for a while. A failure is the file's own: its next fsync or close tells."""
         limit = time.monotonic() - DIRTY_SECONDS
-        for node, since in list(self._dirty.values()):
-            if since < limit:
-                try:
-                    await self.settle(node)
-                except TierstoreError:
-                    continue        # kept in the body and raised to the program that has it open
+        await self._settle_each([node for node, since in self._dirty.values() if since < limit and node.opens])
 
     def mark_dirty(self, node: Node) -> None:
         if node.ino not in self._dirty:

@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from tierstore.errors import NotFound
+from tierstore.errors import NotFound, TierstoreError
+from tierstore.files.behind import Behind
 from tierstore.files.errno import FileError
 from tierstore.files.looking import Looking
 from tierstore.files.node import ROOT, Node
@@ -198,6 +199,40 @@ class Tree(Looking):
             node.lookups = max(0, node.lookups - count)
             self.nodes.drop_if_idle(node)
 
+    def commit_behind(self) -> Behind:
+        """From now on a close does not wait for its commit: the rounds of what this returns see to it."""
+        self.behind = Behind(self._commit_behind, self.abandon)
+        return self.behind
+
+    async def closing(self, node: Node) -> None:
+        """A handle is being closed. Durable when it returns, unless closes do not wait; then what failed so far is
+        raised."""
+        if self.behind is None:
+            await self.settle(node)
+        elif node.pending or (node.body is not None and node.body.is_dirty):
+            self.body(node).check()
+            await self.behind.add(node)
+
+    async def _commit_behind(self, node: Node) -> None:
+        if node.pending or (node.body is not None and node.body.is_dirty):
+            await self.body(node).flush(again=True)
+        await self.closed(node)
+
+    async def abandon(self, node: Node) -> None:
+        """What could not be committed is dropped, unless a program that still has the file open may yet mend it."""
+        if node.opens:
+            return
+        self._dirty.pop(node.ino, None)
+        if node.body is not None:
+            await node.body.close(abandon=True)
+            node.body = None
+        if node.pending:
+            node.pending = False
+            for parent, name in list(node.names):
+                self.nodes.unbind(self.node(parent), name)
+        node.checked_at = -1e9
+        self.nodes.drop_if_idle(node)
+
     async def closed(self, node: Node) -> None:
         """The last handle is gone."""
         if node.opens:
@@ -213,7 +248,13 @@ class Tree(Looking):
             except NotFound:
                 pass        # it had no body to keep, or its lease ended
         elif node.body is not None:
-            await self.settle(node)
+            if self.behind is not None and (node.pending or node.body.is_dirty):
+                return await self.behind.add(node)      # its round calls this again
+            try:
+                await self.settle(node)
+            except TierstoreError:
+                await self.abandon(node)       # its close has told
+                raise
             await node.body.close()
             self.note_pieces(node)
             if not node.body.is_dirty and not node.opens:

@@ -69,7 +69,10 @@ class Mount:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopping.set)
-        for work in (self._watch(), self._flush_old(), self._stop_when_told(), self._tree.compactor.run()):
+        works = [self._watch(), self._flush_old(), self._stop_when_told(), self._tree.compactor.run()]
+        if self._tree.behind is not None:
+            works.append(self._tree.behind.run())
+        for work in works:
             task = loop.create_task(work)
             self._tasks.add(task)
         try:

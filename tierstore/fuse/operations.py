@@ -12,6 +12,7 @@ from typing import Final
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from tierstore.errors import TierstoreError
 from tierstore.files.looking import NAME_BYTES_MAX
 from tierstore.files.node import Node
 from tierstore.files.reader import Bytes
@@ -180,7 +181,11 @@ class Operations(pyfuse3.Operations):
         if body.is_dirty:
             self.tree.mark_dirty(node)
             if not node.opens:
-                await body.flush()
+                try:
+                    await body.flush()
+                except TierstoreError:
+                    await self.tree.abandon(node)       # nobody has it open who could try again
+                    raise
 
     def _note_write(self, node: Node, uid: int) -> None:
         now = self.tree.now_ns()
@@ -283,7 +288,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def flush(self, fh: int) -> None:
-        await self.tree.settle(self._handles.file(fh).node)
+        await self.tree.closing(self._handles.file(fh).node)
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -21,7 +21,7 @@ from tierstore.errors import (
 )
 from tierstore.sdk.store import Store
 from tierstore.wire.hints import parse_hint
-from tierstore.wire.names import AllocateItem, AllocateResult, CommitResult, Condition
+from tierstore.wire.names import ALLOCATIONS_MAX, AllocateItem, AllocateResult, CommitResult, Condition
 
 MIB = 1 << 20
 
@@ -256,6 +256,25 @@ def test_a_put_waits_for_servers_that_restart() -> None:
         assert refusals < 0 and len(cluster.metadata.objects["bkt"]) == 1
 
     run(work, placement_poll_seconds=0.01)
+
+
+def test_more_chunks_at_once_than_one_answer_gives_room_for() -> None:
+    """A mount that commits a thousand small files at once: metadata refuses to give room for more than so many."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        allocate = cluster.metadata._allocate
+
+        def strict(item: AllocateItem) -> AllocateResult:
+            if item.count > ALLOCATIONS_MAX:
+                return AllocateResult("bad-allocation", f"count is 1 to {ALLOCATIONS_MAX}")
+            return allocate(item)
+
+        cluster.metadata._allocate = strict  # type: ignore[method-assign]
+        for _ in range(3):
+            stored = await asyncio.gather(*(store.store_chunk("bkt", "k", memoryview(b"x" * 100)) for _ in range(300)))
+            assert len({chunk.id for chunk in stored}) == 300
+
+    run(work)
 
 
 def test_servers_that_failed_once_are_tried_again() -> None:
