@@ -21,6 +21,7 @@ import pyfuse3.asyncio
 from tierstore.errors import ConfigError, TierstoreError
 from tierstore.files.tree import Tree
 from tierstore.fuse.operations import Operations, Owner
+from tierstore.fuse.readable import Readable
 from tierstore.telemetry.log import get_logger
 from tierstore.wire.files import Changed, Watch
 
@@ -51,6 +52,7 @@ class Mount:
         self._name = name
         self._notifier = ThreadPoolExecutor(1, "mount-notices")
         self._notices = 0
+        self._readable = Readable()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: asyncio.Task[None] | None = None
@@ -59,6 +61,7 @@ class Mount:
         """Mount, call ready, serve until unmounted or told to stop. Raises ConfigError when it cannot mount."""
         release_stale(self._directory)
         pyfuse3.asyncio.enable()
+        self._readable.install()
         options = {"default_permissions", f"fsname={self._name}", "subtype=tierstore"}
         if self._allow_other:
             options.add("allow_other")
@@ -105,6 +108,7 @@ class Mount:
         except (TierstoreError, TimeoutError) as error:
             log.error("not everything written could be committed", error=str(error))
         self._notifier.shutdown(wait=False, cancel_futures=True)
+        self._readable.forget()
         pyfuse3.close(unmount=True)
 
     # -- the change feed ------------------------------------------------------------------------------------
