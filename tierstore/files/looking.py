@@ -241,6 +241,8 @@ class Looking:
         """See to it that the node's attributes are fresh; True when its bytes changed under us."""
         if node.pending or (node.orphan and not always) or (node.body is not None and node.body.is_dirty):
             return False
+        if node.attributes.is_directory and not node.attributes.links:
+            return False        # removed, and still open somewhere: nothing new will ever be known of it
         if not always and time.monotonic() - node.checked_at < self.fresh_seconds:
             return False
         found = await self.remote.ask(Look(self.bucket, self.nodes.path(node)))

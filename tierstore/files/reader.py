@@ -37,7 +37,7 @@ PIECE_BYTES: Final = 1 * MIB
 #: Files up to this size are read by range: their first read fetches most of them anyway.
 STREAM_BYTES_MIN: Final = 1 * MIB
 #: A request that begins within this distance of the stream's end waits for it.
-NEAR_BYTES: Final = 2 * MIB
+NEAR_BYTES: Final = 4 * MIB
 READ_SECONDS: Final = 30.0
 
 Bytes = bytes | memoryview
@@ -157,11 +157,11 @@ class _Stream:
         self._low = self._high = self._wanted = first
         self._moved = asyncio.Event()       # more is there, or the end
         self._room = asyncio.Event()
-        self._error: TierstoreError | None = None
+        self._is_ended = False              # nothing more comes: the end, an error, or nobody wants it any more
         self._task = asyncio.get_running_loop().create_task(self._fill(first), name="read-ahead")
 
     def reaches(self, first: int, end: int) -> bool:
-        return self._low <= first <= self._high + NEAR_BYTES and end <= self._end and not self._task.cancelled()
+        return self._low <= first <= self._high + NEAR_BYTES and end <= self._end
 
     async def read(self, first: int, end: int) -> Bytes | None:
         """Bytes that are good until the next await. None: the stream does not have all of it any more; read by
@@ -169,7 +169,7 @@ class _Stream:
         self._wanted = max(self._wanted, end)
         self._room.set()
         while self._high < end:
-            if self._error is not None or self._task.done():
+            if self._is_ended:
                 return None
             self._moved.clear()
             await self._moved.wait()
@@ -210,13 +210,15 @@ class _Stream:
                 while self._high - self._wanted > AHEAD_BYTES - 512 * KIB:
                     self._room.clear()
                     await self._room.wait()
-        except TierstoreError as error:
-            self._error = error
+        except TierstoreError:
+            pass        # who waits reads by range, and hears why
         finally:
+            self._is_ended = True       # before the waking: the walk's end takes a while
             self._moved.set()
             if walk is not None:
                 await walk.close()
 
     def stop(self) -> None:
         self._task.cancel()
+        self._is_ended = True
         self._moved.set()

@@ -20,6 +20,7 @@ import pyfuse3.asyncio
 
 from tierstore.errors import ConfigError, TierstoreError
 from tierstore.files.tree import Tree
+from tierstore.fuse.ahead import read_far_ahead
 from tierstore.fuse.operations import Operations, Owner
 from tierstore.fuse.readable import Readable
 from tierstore.telemetry.log import get_logger
@@ -72,7 +73,10 @@ class Mount:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopping.set)
-        works = [self._watch(), self._flush_old(), self._stop_when_told(), self._tree.compactor.run()]
+        works = [
+            self._watch(), self._flush_old(), self._stop_when_told(), self._read_far_ahead(),
+            self._tree.compactor.run(),
+        ]  # fmt: skip
         if self._tree.behind is not None:
             works.append(self._tree.behind.run())
         for work in works:
@@ -88,6 +92,10 @@ class Mount:
             log.warning("files were still open; who has them gets errors from now on", directory=self._directory)
         finally:
             await self._end()
+
+    async def _read_far_ahead(self) -> None:
+        await self._operations.is_begun.wait()      # what the kernel agrees on at the beginning sets it, too
+        read_far_ahead(self._directory)
 
     async def _stop_when_told(self) -> None:
         await self._stopping.wait()

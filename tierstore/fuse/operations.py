@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -47,6 +48,11 @@ class Operations(pyfuse3.Operations):
         self.tree = tree
         self._owner = owner
         self._handles = Handles()
+        self.is_begun = asyncio.Event()
+
+    def init(self) -> None:
+        """The kernel and libfuse have agreed on what each can do."""
+        self.is_begun.set()
 
     def attributes(self, node: Node) -> EntryAttributes:
         a = node.attributes
@@ -57,7 +63,7 @@ class Operations(pyfuse3.Operations):
         e.generation = 0
         e.entry_timeout = e.attr_timeout = seconds
         e.st_mode = a.mode
-        e.st_nlink = 2 + a.subdirs if a.is_directory else a.links
+        e.st_nlink = 2 + a.subdirs if a.is_directory and a.links else a.links
         e.st_uid = self._owner.uid if a.uid == NO_OWNER else a.uid
         e.st_gid = self._owner.gid if a.gid == NO_OWNER else a.gid
         e.st_rdev = a.rdev

@@ -13,10 +13,12 @@ _CLASSES: Final = ("user.", "trusted.", "security.", "system.")
 
 
 def attribute_name(name: bytes) -> str:
-    """The name as it is stored. Raises FUSEError(EOPNOTSUPP, EILSEQ)."""
+    """The name as it is stored. Raises FUSEError(EOPNOTSUPP, EINVAL, EILSEQ)."""
     text = name.decode(errors="surrogateescape")
     if text in _REFUSED or not text.startswith(_CLASSES):
         raise FUSEError(errno.EOPNOTSUPP)
+    if text in _CLASSES:
+        raise FUSEError(errno.EINVAL)       # a class, and no name in it
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,0 +1,122 @@
+"""Streams that read ahead: whoever waits for one is answered, whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from tierstore.errors import UnavailableError
+from tierstore.files.reader import AHEAD_BYTES, NEAR_BYTES, Reader
+from tierstore.sdk.budget import BufferBudget
+from tierstore.units import KIB, MIB
+from tierstore.wire.files import FileResult
+
+SIZE = 64 * MIB
+PIECE = bytes(range(256)) * 1024
+#: Far more than any of it takes, far less than the deadline of a read.
+PATIENCE_SECONDS = 20.0
+
+
+class Walk:
+    """Gives pieces for as long as `gate` lets it; its end takes a while, as that of a connection does."""
+
+    def __init__(self, first: int, length: int, gate: asyncio.Event, *, fails: bool) -> None:
+        self.at, self.end, self._gate, self._fails = first, first + length, gate, fails
+
+    async def start(self) -> None:
+        return None
+
+    async def next_piece(self) -> memoryview:
+        await self._gate.wait()
+        if self._fails:
+            raise UnavailableError("every server left")
+        offset = self.at % len(PIECE)
+        piece = memoryview(PIECE)[offset : min(len(PIECE), offset + self.end - self.at)]
+        self.at += len(piece)
+        return piece
+
+    async def close(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+class Bodies:
+    """The store: the first walk stands still until `gate` is set, later ones run."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.gate = asyncio.Event()
+        self.walks = 0
+        self._fails = fails
+
+    def file_walk(self, bucket: str, key: str, found: Any, *, first: int, length: int, lookup: Any) -> Walk:
+        self.walks += 1
+        free = asyncio.Event()
+        free.set()
+        is_first = self.walks == 1
+        return Walk(first, length, self.gate if is_first else free, fails=self._fails and is_first)
+
+
+def reader_of(bodies: Bodies) -> Reader:
+    async def find(first: int, length: int) -> FileResult:
+        return FileResult()
+
+    store: Any = SimpleNamespace(file_walk=bodies.file_walk)
+    return Reader(store, "b", lambda: "f", find, BufferBudget(64 * MIB), version=1, size=SIZE)
+
+
+async def waiting(reader: Reader, first: int, length: int) -> asyncio.Task[bytes]:
+    """A read that has begun to wait."""
+    async def read() -> bytes:
+        return bytes(await reader.read(first, length))
+
+    task = asyncio.create_task(read())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+def test_a_reader_of_a_stream_that_is_dropped_reads_by_range() -> None:
+    """The kernel reads ahead side by side; a read far off begins a new stream while others wait for the old one. They
+    used to wait for ever, that is, until the deadline of a read."""
+
+    async def main() -> None:
+        bodies = Bodies()
+        reader = reader_of(bodies)
+        near = await waiting(reader, 0, 128 * KIB)
+        far = AHEAD_BYTES + NEAR_BYTES
+        reader._next = far
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert bytes(await reader.read(far, 1000)) == PIECE[:1000]
+            assert await near == PIECE[: 128 * KIB]
+        await reader.close()
+
+    asyncio.run(main())
+
+
+def test_a_reader_of_a_closed_stream_is_answered() -> None:
+    """A commit of the same file drops what was read ahead."""
+
+    async def main() -> None:
+        reader = reader_of(Bodies())
+        near = await waiting(reader, 0, 128 * KIB)
+        reader.reset(2, SIZE)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await near == PIECE[: 128 * KIB]
+        await reader.close()
+
+    asyncio.run(main())
+
+
+def test_a_reader_of_a_stream_that_fails_tries_by_itself() -> None:
+    async def main() -> None:
+        bodies = Bodies(fails=True)
+        reader = reader_of(bodies)
+        near = await waiting(reader, 0, 128 * KIB)
+        bodies.gate.set()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await near == PIECE[: 128 * KIB]
+        await reader.close()
+
+    asyncio.run(main())
