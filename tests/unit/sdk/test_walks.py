@@ -21,7 +21,7 @@ from tierstore.errors import (
 )
 from tierstore.sdk.store import Store
 from tierstore.wire.hints import parse_hint
-from tierstore.wire.names import ALLOCATIONS_MAX, AllocateItem, AllocateResult, CommitResult, Condition
+from tierstore.wire.names import ALLOCATIONS_PER_ITEM_MAX, AllocateItem, AllocateResult, CommitResult, Condition
 
 MIB = 1 << 20
 
@@ -265,8 +265,8 @@ def test_more_chunks_at_once_than_one_answer_gives_room_for() -> None:
         allocate = cluster.metadata._allocate
 
         def strict(item: AllocateItem) -> AllocateResult:
-            if item.count > ALLOCATIONS_MAX:
-                return AllocateResult("bad-allocation", f"count is 1 to {ALLOCATIONS_MAX}")
+            if item.count > ALLOCATIONS_PER_ITEM_MAX:
+                return AllocateResult("bad-allocation", f"count is 1 to {ALLOCATIONS_PER_ITEM_MAX}")
             return allocate(item)
 
         cluster.metadata._allocate = strict  # type: ignore[method-assign]
