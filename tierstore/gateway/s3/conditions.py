@@ -1,4 +1,4 @@
-"""Conditions of requests: which version is meant, If-Match and its kin on reads and writes. Pure."""
+"""Conditions of requests: which version is meant, If-Match and its kin on reads and writes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from tierstore.errors import NotFound, TierstoreError
+from tierstore.errors import NotFound, PreconditionFailed, TierstoreError
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.request import Call, etags
 from tierstore.names import parse_version
+from tierstore.sdk.store import Store
 from tierstore.wire.names import Condition
 
 NULL_VERSION: Final = -1
@@ -38,9 +39,15 @@ def write_condition(call: Call) -> Condition | None:
     return Condition(etags(if_match), etags(if_none))
 
 
-def missing(error: NotFound, condition: Condition | None) -> Exception:
-    """If-Match on a key that is not there is NoSuchKey, as AWS has it."""
-    return error if condition is None or error.code != "no-such-key" else S3Error("NoSuchKey")
+async def why_refused(store: Store, call: Call, condition: Condition | None, error: PreconditionFailed) -> Exception:
+    """What a write hears whose condition did not hold: If-Match on a key that is not there is NoSuchKey, as AWS has
+    it. Asked after the commit has refused, so it decides nothing."""
+    if condition is not None and condition.if_match:
+        try:
+            await store.find(call.bucket, call.key, want_chunks=False)
+        except NotFound:
+            return S3Error("NoSuchKey")
+    return error
 
 
 def read_condition(call: Call, etag: str, created_at_ms: int, *, prefix: bytes = b"") -> bool:

@@ -13,14 +13,14 @@ import secrets
 
 import msgspec
 
-from tierstore.errors import NotFound, RequestError
+from tierstore.errors import NotFound, PreconditionFailed, RequestError
 from tierstore.gateway.object_request import parse_range
 from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.completion import chosen, completed_meta, named_part
-from tierstore.gateway.s3.conditions import write_condition
+from tierstore.gateway.s3.conditions import why_refused, write_condition
 from tierstore.gateway.s3.copies import Copies
 from tierstore.gateway.s3.documents import document, element, moment, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
@@ -219,6 +219,8 @@ class Multipart:
                 await self._answer_repeat(call, bucket, identity)
                 return
             raise
+        except PreconditionFailed as error:
+            raise await why_refused(self._store, call, condition, error) from error
         lines = version_line(made.version, bucket) + "".join(f"{line}\r\n" for line in sealed_lines(sealed))
         self._answer_complete(call, etag, meta, lines)
 

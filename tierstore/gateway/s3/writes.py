@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from tierstore.errors import NotFound, TierstoreError
+from tierstore.errors import PreconditionFailed, TierstoreError
 from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
 from tierstore.gateway.s3.body import Collected
 from tierstore.gateway.s3.catalog import S3Catalog
-from tierstore.gateway.s3.conditions import missing, version_of, write_condition
+from tierstore.gateway.s3.conditions import version_of, why_refused, write_condition
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, s3_error
 from tierstore.gateway.s3.lifecycle import expiration_line
@@ -62,8 +62,8 @@ class Writes:
         try:
             put = self._put_small if is_small else self._put_stream
             made, received = await put(call, promise, cover, meta, condition)
-        except NotFound as error:
-            raise missing(error, condition) from error
+        except PreconditionFailed as error:
+            raise await why_refused(self._store, call, condition, error) from error
         finally:
             if is_small:
                 self._store.budget.give_back(stored_bytes)
