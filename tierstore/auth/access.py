@@ -2,8 +2,9 @@
 
 A token is `tst.<access>.<secret part>`; the catalog keeps only its SHA-256. A daemon's credential is
 `tsd.<server id>.<secret part>`. Roles nest: readonly < readwrite < admin; a grant is for one bucket or for "*" (all
-buckets and, with admin, the cluster). Policy documents of the S3 door add to this with explicit Deny winning last;
-they come in through `extra`.
+buckets and, with admin, the cluster). Policies attached to a user come first, at every door (docs/adr/0332): what they
+say is final, Deny before Allow; where they say nothing, the roles do. The S3 door judges by them itself, with S3's own
+action names, and asks `has_role` for the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
 from tierstore.errors import AccessDenied, NotAuthenticated
 
 Role = Literal["readonly", "readwrite", "admin"]
@@ -26,6 +28,12 @@ _ALLOWED: Final[dict[str, frozenset[str]]] = {
     "readwrite": frozenset({"read", "list", "write", "delete"}),
     "admin": frozenset({"read", "list", "write", "delete", "bucket", "admin"}),
 }
+#: The S3 actions that a native one stands for: all must be allowed, one denied is enough.
+_S3_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "read": ("s3:GetObject",), "list": ("s3:ListBucket",), "write": ("s3:PutObject",), "delete": ("s3:DeleteObject",),
+    "bucket": ("s3:CreateBucket", "s3:DeleteBucket", "s3:PutBucketVersioning", "s3:PutBucketPolicy"),
+}  # fmt: skip
+_OF_BUCKET: Final = frozenset({"list", "bucket"})
 USER_TOKEN: Final = "tst"  # noqa: S105 - a prefix, not a secret
 DAEMON_TOKEN: Final = "tsd"  # noqa: S105 - the same
 
@@ -33,7 +41,7 @@ DAEMON_TOKEN: Final = "tsd"  # noqa: S105 - the same
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Somebody who showed a valid credential. grants: bucket or "*" -> role. server: a daemon's id, else 0. policies:
-    documents attached to the user, which the S3 door judges by."""
+    documents attached to the user, which come before the roles."""
 
     access: str
     user: str
@@ -49,7 +57,34 @@ class Principal:
 ANONYMOUS: Final = Principal(access="", user="anonymous")
 
 
-def is_allowed(principal: Principal, action: Action, bucket: str = "") -> bool:
+def is_allowed(principal: Principal, action: Action, bucket: str = "", key: str = "") -> bool:
+    """Whether the policies of the user, else the roles, allow it. key: of the object; "" where it is about no single
+    one. bucket "": the cluster, of which policies say nothing."""
+    if principal.policies and bucket:
+        verdict = _by_policies(principal, action, bucket, key)
+        if verdict:
+            return verdict == ALLOW
+    return has_role(principal, action, bucket)
+
+
+def _by_policies(principal: Principal, action: Action, bucket: str, key: str) -> str:
+    """ALLOW, DENY or "": what the user's policies say of the S3 actions that a native one stands for. Conditions see
+    who asks and nothing else of the request."""
+    resource = f"arn:aws:s3:::{bucket}"
+    if action not in _OF_BUCKET:
+        resource += f"/{key}"
+    context = {"aws:username": [principal.user]}
+    if action == "list":
+        context["s3:prefix"] = [key]
+    said = set()
+    for name in _S3_NAMES.get(action, ()):
+        question = Question(principal.user, principal.access, name, resource, context)
+        verdicts = {decide(Policy.of_user(text), question) for text in principal.policies}
+        said.add(DENY if DENY in verdicts else ALLOW if ALLOW in verdicts else "")
+    return DENY if DENY in said else ALLOW if said == {ALLOW} else ""
+
+
+def has_role(principal: Principal, action: Action, bucket: str = "") -> bool:
     """Whether the roles allow it. bucket "" means the cluster (or all buckets), for which only "*" grants count."""
     role = principal.grants.get("*", "")
     if role and action in _ALLOWED.get(role, ()):
@@ -60,13 +95,24 @@ def is_allowed(principal: Principal, action: Action, bucket: str = "") -> bool:
 
 
 def is_allowed_somewhere(principal: Principal, action: Action) -> bool:
-    """Whether the roles allow it on all buckets or on any one: for what belongs to no bucket yet (tickets, leases)."""
-    return is_allowed(principal, action) or any(is_allowed(principal, action, bucket) for bucket in principal.grants)
+    """Whether it may be allowed on any bucket: for what belongs to none yet (tickets, leases)."""
+    if principal.policies or has_role(principal, action):
+        return True
+    return any(has_role(principal, action, bucket) for bucket in principal.grants)
 
 
-def authorize(principal: Principal, action: Action, bucket: str = "") -> None:
-    """Raises NotAuthenticated for nobody, AccessDenied for somebody whose roles do not allow it."""
-    if is_allowed(principal, action, bucket):
+def authorize_all(principal: Principal, action: Action, bucket: str) -> None:
+    """For doors that see a bucket as a whole (mounts): also refuses somebody to whom a policy denies the action for any
+    object. Raises as authorize does."""
+    names = _S3_NAMES.get(action, ())
+    if any(Policy.of_user(text).may_deny(name, bucket) for text in principal.policies for name in names):
+        raise AccessDenied(f"a policy of {principal.user!r} denies to {action} some objects: not through this door")
+    authorize(principal, action, bucket, "*")
+
+
+def authorize(principal: Principal, action: Action, bucket: str = "", key: str = "") -> None:
+    """Raises NotAuthenticated for nobody, AccessDenied for somebody whom is_allowed() refuses."""
+    if is_allowed(principal, action, bucket, key):
         return
     if not principal.access and not principal.is_daemon:
         raise NotAuthenticated("send a token: Authorization: Bearer tst.<access>.<secret>")

@@ -80,6 +80,19 @@ class Policy:
         return any(s.effect == "Allow" and ("*" in s.principals or s.not_principals) and not s.conditions
                    for s in self.statements)  # fmt: skip
 
+    def may_deny(self, action: str, bucket: str) -> bool:
+        """Whether any statement denies the action for something in the bucket, whatever the object and condition."""
+        name = action.lower()
+        return any(
+            s.effect == "Deny" and _names_action(s, name)
+            and (not s.resources or any(matches(_bucket_of(pattern), bucket) for pattern in s.resources))
+            for s in self.statements
+        )
+
+
+def _bucket_of(resource: str) -> str:
+    return resource.removeprefix("arn:aws:s3:::").partition("/")[0]
+
 
 def decide(policy: Policy, question: Question) -> str:
     """ALLOW, DENY or "" (the policy says nothing)."""
@@ -204,16 +217,19 @@ def _applies(s: Statement, q: Question) -> bool:
         return False
     if s.not_principals and any(_is_principal(p, q) for p in s.not_principals):
         return False
-    action = q.action.lower()
-    if s.actions and not any(matches(pattern, action) for pattern in s.actions):
-        return False
-    if s.not_actions and any(matches(pattern, action) for pattern in s.not_actions):
+    if not _names_action(s, q.action.lower()):
         return False
     if s.resources and not any(matches(pattern, q.resource) for pattern in s.resources):
         return False
     if s.not_resources and any(matches(pattern, q.resource) for pattern in s.not_resources):
         return False
     return all(_holds(condition, q.context) for condition in s.conditions)
+
+
+def _names_action(s: Statement, action: str) -> bool:
+    if s.actions and not any(matches(pattern, action) for pattern in s.actions):
+        return False
+    return not (s.not_actions and any(matches(pattern, action) for pattern in s.not_actions))
 
 
 def _is_principal(principal: str, q: Question) -> bool:

@@ -114,7 +114,9 @@ class CredentialCache:
         has_expired = 0 < credential.expires_at_ms <= self._client.catalog_ms()
         if not credential.enabled or has_expired:
             return None
-        return Principal(access=credential.access, user=credential.user, grants=credential.grants)
+        return Principal(
+            credential.access, credential.user, credential.grants, policies=tuple(credential.policies)
+        )
 
     def _remember(self, digest: bytes, principal: Principal | None) -> None:
         while len(self._entries) >= self._limits.entries_max:

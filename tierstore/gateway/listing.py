@@ -59,7 +59,7 @@ class ListingDoor:
         limit = _limit_of(exchange.query(b"limit"))
         header = exchange.header(b"authorization")
         principal = self._credentials.known(header) or await self._credentials.resolve(header)
-        authorize(principal, "list", bucket)
+        authorize(principal, "list", bucket, prefix)
         page = await self._store.list_page(
             bucket, prefix=prefix, delimiter=delimiter, start_after=after, limit=limit, access=principal.access
         )

@@ -151,7 +151,7 @@ class ObjectDoor:
         wanted = None if is_head else parse_range(header(b"range"))
         version = exchange.query(b"version")
         principal = await self._principal(exchange)
-        authorize(principal, "read", bucket)
+        authorize(principal, "read", bucket, key)
         first, length = (0, 1) if is_head else _window(wanted)
         found = await self._store.find(
             bucket, key, version=_version(version), first=first, length=length, access=principal.access
@@ -217,7 +217,7 @@ class ObjectDoor:
 
     # -- writing --------------------------------------------------------------------------------------------
     def _put_request(self, exchange: Exchange, bucket: str, key: str, principal: Principal) -> _PutRequest:
-        authorize(principal, "write", bucket)
+        authorize(principal, "write", bucket, key)
         header = exchange.header
         return _PutRequest(
             bucket, key, principal, parse_meta(exchange.headers),
@@ -266,7 +266,7 @@ class ObjectDoor:
         version = _version(exchange.query(b"version"))
         condition = parse_condition(header(b"if-match"), header(b"if-none-match"))
         principal = await self._principal(exchange)
-        authorize(principal, "delete", bucket)
+        authorize(principal, "delete", bucket, key)
         result = await self._store.delete(
             bucket, key, version=version, condition=condition, access=principal.access
         )

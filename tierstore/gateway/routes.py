@@ -168,17 +168,17 @@ def add_actions(app: FastAPI, store: Store, credentials: CredentialCache) -> Non
         bucket, key = split_object_path(raw[len(PREFIX) :])
         header = request.headers.get("authorization")
         principal = await credentials.resolve(None if header is None else header.encode("latin-1"))
-        authorize(principal, "read", bucket)
+        authorize(principal, "read", bucket, key)
         action = _action_of(await read_body(request, _ACTION_BYTES_MAX))
         condition = parse_condition(_raw(request, "if-match"), _raw(request, "if-none-match"))
         if action.rename_to is not None:
             to_bucket, to_key = bucket, check_key(action.rename_to)
-            authorize(principal, "delete", bucket)
+            authorize(principal, "delete", bucket, key)
         else:
             to_bucket, _, to_key = (action.copy_to or "").partition("/")
             check_bucket_name(to_bucket)
             check_key(to_key)
-        authorize(principal, "write", to_bucket)
+        authorize(principal, "write", to_bucket, to_key)
         result = await store.copy(
             bucket, key, to_bucket, to_key, condition=condition, rename=action.rename_to is not None,
             access=principal.access,

@@ -58,7 +58,7 @@ class BodyDoor:
         version = parse_version((exchange.query(b"version") or b"").decode("latin-1"))
         first, length = _number(exchange, b"first"), _number(exchange, b"length")
         principal = await self._credentials.resolve(exchange.header(b"authorization"))
-        authorize(principal, "read", bucket)
+        authorize(principal, "read", bucket, key)
         found = await self._store.find(
             bucket, key, version=version, first=first, length=length, access=principal.access,
             is_own=principal.user.startswith(SITE_USER),

@@ -266,7 +266,8 @@ class Credentials:
 
 
 def _entry(account: Account) -> tuple[Principal, int]:
-    return Principal(account.access, account.user, account.grants), account.expires_at_ms
+    policies = tuple(document for _, document in users.policies_of(account))
+    return Principal(account.access, account.user, account.grants, policies=policies), account.expires_at_ms
 
 
 def _remember(cache: dict[bytes, tuple[Principal, int]] | dict[str, tuple[Principal, int]], key: bytes | str,

@@ -21,7 +21,7 @@ from metadata.services.files.work import check_path, directory_key, name_of
 from metadata.services.names import posix
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.replicas import ReplicaOrder
-from tierstore.auth.access import Principal, authorize
+from tierstore.auth.access import Principal, authorize_all
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, RequestError, TierstoreError
 from tierstore.wire.files import ORPHAN, Entry, Extents, FileQuestion, FileResult, Find, Look, ReadDirectory, Space
@@ -50,7 +50,7 @@ class FileAnswers:
         q = item.question
         try:
             bucket = await self._names.get(q.bucket)
-            authorize(who, "read", q.bucket)
+            authorize_all(who, "read", q.bucket)
             if isinstance(q, Space):
                 return self._space()
             if isinstance(q, Find):

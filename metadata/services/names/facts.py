@@ -38,8 +38,11 @@ class Facts:
             raise NotFound(f"there is no bucket {name!r}", code="no-such-bucket", bucket=name)
         return found
 
-    def writable(self, who: Principal, name: str) -> Bucket:
-        """The bucket, for somebody who may write to it; judged once for all items of the batch."""
+    def writable(self, who: Principal, name: str, key: str) -> Bucket:
+        """The bucket, for somebody who may write the key to it; judged once for all items of the batch by who has no
+        policies, which may tell keys apart."""
+        if who.policies:
+            authorize(who, "write", name, key)
         known = self._writable.get((id(who), name))     # who outlives the batch: the same id is the same principal
         if known is None:
             known = self.bucket(name)

@@ -51,7 +51,7 @@ class ListingService:
         for name, text in (("prefix", item.prefix), ("delimiter", item.delimiter), ("start_after", item.start_after)):
             _check_text(name, text)
         bucket = await self._names.get(item.bucket)
-        authorize(who, "list", item.bucket)
+        authorize(who, "list", item.bucket, item.prefix)
         return await _Scan(self, item, bucket.id).run()
 
     async def step(

@@ -75,7 +75,7 @@ class LookupService:
             bucket = self._names.now(item.bucket)
             if bucket is None:
                 return None
-            authorize(who, "read", item.bucket)
+            authorize(who, "read", item.bucket, item.key)
             check_key(item.key)
             if item.version:
                 return None
@@ -95,7 +95,7 @@ class LookupService:
         self.lookups += not item.is_own
         try:
             bucket = await self._names.get(item.bucket)
-            authorize(who, "read", item.bucket)
+            authorize(who, "read", item.bucket, item.key)
             check_key(item.key)
             if not item.version:
                 rows = await self._database.select(LATEST, [(bucket.id, item.key)])

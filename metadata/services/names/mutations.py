@@ -51,7 +51,7 @@ class Mutator(Puts):
         self, session: Session, facts: Facts, writes: WriteSet, m: names.Compose, who: Principal
     ) -> CommitResult:
         bucket = facts.bucket(m.bucket)
-        authorize(who, "write", m.bucket)
+        authorize(who, "write", m.bucket, m.key)
         check_key(m.key)
         meta = new_meta(bucket, m.meta, facts)
         old = facts.latest.get((bucket.id, m.key))
@@ -70,7 +70,7 @@ class Mutator(Puts):
     # -- delete ---------------------------------------------------------------------------------------------
     def _delete(self, session: Session, facts: Facts, writes: WriteSet, m: Delete, who: Principal) -> CommitResult:
         bucket = facts.bucket(m.bucket)
-        authorize(who, "delete", m.bucket)
+        authorize(who, "delete", m.bucket, m.key)
         check_key(m.key)
         old = facts.latest.get((bucket.id, m.key))
         if m.version:
@@ -119,13 +119,13 @@ class Mutator(Puts):
     # -- copy and rename ------------------------------------------------------------------------------------
     def _copy(self, session: Session, facts: Facts, writes: WriteSet, m: Copy, who: Principal) -> CommitResult:
         source_bucket, bucket = facts.bucket(m.from_bucket), facts.bucket(m.bucket)
-        authorize(who, "read", m.from_bucket)
-        authorize(who, "write", m.bucket)
+        authorize(who, "read", m.from_bucket, m.from_key)
+        authorize(who, "write", m.bucket, m.key)
         check_key(m.key)
         check_key(m.from_key)
         is_same = (source_bucket.id, m.from_key) == (bucket.id, m.key)
         if m.rename:
-            authorize(who, "delete", m.from_bucket)
+            authorize(who, "delete", m.from_bucket, m.from_key)
             if is_same or m.from_version:
                 raise RequestError("rename the latest version to another key", code="bad-rename")
         source_latest = facts.latest.get((source_bucket.id, m.from_key))
@@ -207,7 +207,7 @@ class Mutator(Puts):
     # -- metadata -------------------------------------------------------------------------------------------
     def _set_meta(self, session: Session, facts: Facts, writes: WriteSet, m: SetMeta, who: Principal) -> CommitResult:
         bucket = facts.bucket(m.bucket)
-        authorize(who, "write", m.bucket)
+        authorize(who, "write", m.bucket, m.key)
         check_key(m.key)
         latest = facts.latest.get((bucket.id, m.key))
         row = self._find(session, bucket, m.key, m.version, latest)

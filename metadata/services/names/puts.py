@@ -35,7 +35,7 @@ class Puts(Steps):
         self, session: Session, facts: Facts, writes: WriteSet, m: Put, who: Principal, *,
         opened: list[Opened] | TierstoreError,
     ) -> CommitResult:  # fmt: skip
-        bucket = facts.writable(who, m.bucket)
+        bucket = facts.writable(who, m.bucket, m.key)
         check_key(m.key)
         if isinstance(opened, TierstoreError):
             raise opened
@@ -78,7 +78,7 @@ class Puts(Steps):
     ) -> CommitResult:  # fmt: skip
         """Bytes of a remote version. A gateway brings them for whoever may read the object."""
         bucket = facts.bucket(m.bucket)
-        authorize(who, "read", m.bucket)
+        authorize(who, "read", m.bucket, m.key)
         if isinstance(opened, TierstoreError):
             raise opened
         latest = facts.latest.get((bucket.id, m.key))

@@ -124,7 +124,7 @@ class TieringView:
         AccessDenied. Ranks and decisions are those of the process that holds the promoter's lease; another one knows
         the copies and the rule."""
         bucket = await self._names.get(bucket_name)
-        authorize(who, "read", bucket_name)
+        authorize(who, "read", bucket_name, key)
         check_key(key)
         found = await self._database.scan(lambda c: rows.object_named(c, bucket.id, key))
         if found is None:

@@ -148,3 +148,36 @@ def test_the_command_line_attaches_policies(running: Cluster, tmp_path: Path) ->
     assert entry["policies"] == {"all": FULL}
     entry = next(user for user in run("users", "detach", "operator", "all")["users"] if user["user"] == "operator")
     assert entry["policies"] == {}
+
+
+def test_policies_hold_at_the_native_door_too(
+    running: Cluster, admin: httpx.Client, s3: Any, bucket: str, refused: Refused
+) -> None:
+    """The same key opens both doors: a Deny holds at both, an Allow too, and tells keys apart."""
+    for key in ("open/1", "secret/1"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"x")
+    name = f"user-{next(_NUMBERS)}"
+    made = admin.post("/v1/admin/keys", json={"user": name, "grants": {bucket: "readwrite"}}).json()
+    attach(admin, name, {"Statement": [
+        {"Effect": "Deny", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/secret/*"},
+        {"Effect": "Deny", "Action": "s3:DeleteObject", "Resource": "*"},
+    ]})  # fmt: skip
+    theirs = client_of(running, made["access_key"], made["secret_key"])
+    headers = {"Authorization": f"Bearer {made['token']}"}
+    at = f"/v1/objects/{bucket}"
+    with httpx.Client(base_url=running.gateway, headers=headers, timeout=180) as native:
+        assert native.get(f"{at}/open/1").content == b"x"
+        assert native.put(f"{at}/secret/2", content=b"y").status_code == 200
+        for answer in (
+            native.get(f"{at}/secret/1"), native.head(f"{at}/secret/1"), native.delete(f"{at}/open/1"),
+            native.post(f"{at}/open/1", json={"rename_to": "open/2"}),
+            native.post(f"{at}/secret/1", json={"copy_to": f"{bucket}/open/3"}),
+        ):
+            assert answer.status_code == 403, answer.request.url
+        assert refused(theirs.get_object, Bucket=bucket, Key="secret/1") == "AccessDenied"
+        assert theirs.get_object(Bucket=bucket, Key="open/1")["Body"].read() == b"x"
+        opened = f"arn:aws:s3:::{bucket}/open/*"
+        allowed = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:DeleteObject"], "Resource": opened}
+        attach(admin, name, {"Statement": [allowed]})
+        assert native.delete(f"{at}/open/1").status_code == 204
+        assert native.get(f"{at}/secret/1").content == b"x"

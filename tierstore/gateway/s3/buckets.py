@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tierstore.auth.access import is_allowed
+from tierstore.auth.access import has_role
 from tierstore.errors import ConflictError
 from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.acl import Acls
@@ -39,7 +39,7 @@ class Buckets:
         prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
         mine = [
             b for b in await self._catalog.buckets()
-            if (b.owner == who.user or is_allowed(who, "list", b.name)) and b.name.startswith(prefix) and b.name > after
+            if (b.owner == who.user or has_role(who, "list", b.name)) and b.name.startswith(prefix) and b.name > after
         ]  # fmt: skip
         listed = "".join(
             f"<Bucket>{element('Name', b.name)}{element('CreationDate', moment(b.created_at_ms))}</Bucket>"

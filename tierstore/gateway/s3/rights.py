@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from tierstore.auth.access import Action, Principal, is_allowed
+from tierstore.auth.access import Action, Principal, has_role
 from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
 from tierstore.gateway.s3 import grants
 from tierstore.gateway.s3.errors import S3Error
@@ -84,7 +84,7 @@ def allowed(
         own = by_user(call, action, question_of(call, action, bucket, key))
         if own:
             return own == ALLOW
-    if is_owner(who, bucket) or is_allowed(who, _ROLE.get(action, "bucket"), bucket.name):
+    if is_owner(who, bucket) or has_role(who, _ROLE.get(action, "bucket"), bucket.name):
         return True
     block = block_of(bucket)
     if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
@@ -125,7 +125,7 @@ def allowed_outside(call: Call, action: str, name: str) -> bool:
     own = by_user(call, action, question_of(call, action, view, "")) if who.policies else ""
     if own:
         return own == ALLOW
-    return is_allowed(who, "write", name) or is_allowed(who, "bucket", name)
+    return has_role(who, "write", name) or has_role(who, "bucket", name)
 
 
 def require(call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "") -> None:
