@@ -48,7 +48,8 @@ def body_offset(number: int, size: int) -> int:
 
 @dataclass
 class Target:
-    """A server under load. base: the path before the key. pid: its process; its children count."""
+    """A server under load. base: the path before the key. pid: its process; its children count, and so do those of
+    more_pids."""
 
     name: str
     port: int
@@ -56,6 +57,7 @@ class Target:
     pid: int
     headers: dict[str, str] = field(default_factory=dict)
     list_query: str = "limit={count}&prefix={prefix}&start_after={after}"
+    more_pids: tuple[int, ...] = ()
 
     def head(self, method: str, path: str, length: int | None = None) -> bytes:
         lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}"]
@@ -166,7 +168,7 @@ class Replayer:
             command.append("--loop")
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         try:
-            found, window = self._watch(process, target.pid)
+            found, window = self._watch(process, (target.pid, *target.more_pids))
         finally:
             if process.poll() is None:
                 process.kill()
@@ -188,10 +190,10 @@ class Replayer:
         )  # fmt: skip
 
     @staticmethod
-    def _watch(process: subprocess.Popen[bytes], pid: int) -> tuple[dict[str, Any], _Window]:
+    def _watch(process: subprocess.Popen[bytes], pids: tuple[int, ...]) -> tuple[dict[str, Any], _Window]:
         """Read what it prints; between START and END is the measured window."""
         assert process.stdout is not None
-        text, window = b"", _Window(pid)
+        text, window = b"", _Window(pids)
         selector = selectors.DefaultSelector()
         selector.register(process.stdout, selectors.EVENT_READ)
         while selector.select(120):
@@ -209,8 +211,8 @@ class Replayer:
 class _Window:
     """CPU of the server's processes, of the machine, and what the host took, between begin() and end()."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, pids: tuple[int, ...]) -> None:
+        self._pids = pids
         self._before: tuple[dict[int, float], float, float, float] | None = None
         self.cpu: dict[int, float] = {}
         self.steal = self.busy = 0.0
@@ -218,13 +220,16 @@ class _Window:
 
     def begin(self) -> None:
         if self._before is None:
-            self._before = cpu_by_process(self._pid), steal_seconds(), busy_seconds(), time.monotonic()
+            self._before = self._spent(), steal_seconds(), busy_seconds(), time.monotonic()
+
+    def _spent(self) -> dict[int, float]:
+        return {pid: spent for root in self._pids for pid, spent in cpu_by_process(root).items()}
 
     def end(self) -> None:
         if self._before is None or self.cpu:
             return
         cpu, steal, busy, at = self._before
         self.seconds = time.monotonic() - at
-        self.cpu = {pid: spent - cpu.get(pid, 0.0) for pid, spent in cpu_by_process(self._pid).items()}
+        self.cpu = {pid: spent - cpu.get(pid, 0.0) for pid, spent in self._spent().items()}
         self.steal = steal_seconds() - steal
         self.busy = busy_seconds() - busy

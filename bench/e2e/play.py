@@ -11,6 +11,8 @@ from bench.e2e.rows import SETS, Row
 
 _serial = count(int(time.time()) % 10_000_000)
 READ_BACK = 20
+#: Of what is written only to be deleted.
+EXTRA_BYTES_MAX = 512 << 20
 
 
 def key_of(set_name: str, number: int) -> str:
@@ -20,7 +22,11 @@ def key_of(set_name: str, number: int) -> str:
 class Player:
     """Remembers what it wrote to a target, so that deletes find something."""
 
-    def __init__(self, replayer: Replayer, target: Target) -> None:
+    def __init__(
+        self, replayer: Replayer, target: Target, *, sets: dict[str, tuple[int, int]] = SETS, extra_max: int = 6_000
+    ) -> None:
+        """sets: what there is to read; extra_max: most objects that are written at a time only to be deleted."""
+        self._sets, self._extra_max = sets, extra_max
         self._replayer = replayer
         self.target = target
         self._deletable: list[str] = []
@@ -31,7 +37,7 @@ class Player:
         """Write one set of objects to be read, each key until it is in."""
         if set_name in self._filled:
             return
-        objects, size = SETS[set_name]
+        objects, size = self._sets[set_name]
         left = list(range(objects))
         for _ in range(20):
             requests = self._replayer.requests(self.target)
@@ -89,7 +95,7 @@ class Player:
             raise RuntimeError(f"{self.target.name} {row.name}: what was written reads back wrong")
 
     def _get(self, row: Row, seconds: float, source: random.Random) -> Played:
-        objects = SETS[row.set_name][0]
+        objects = self._sets[row.set_name][0]
         requests = self._replayer.requests(self.target)
         for number in range(objects):
             requests.get(key_of(row.set_name, number), number, row.size)
@@ -100,7 +106,7 @@ class Player:
         )  # fmt: skip
 
     def _head(self, row: Row, seconds: float, source: random.Random) -> Played:
-        objects = SETS[row.set_name][0]
+        objects = self._sets[row.set_name][0]
         requests = self._replayer.requests(self.target)
         for number in range(objects):
             requests.head(key_of(row.set_name, number), row.size)
@@ -111,7 +117,7 @@ class Player:
         )  # fmt: skip
 
     def _list(self, row: Row, seconds: float, source: random.Random) -> Played:
-        objects = SETS[row.set_name][0]
+        objects = self._sets[row.set_name][0]
         requests = self._replayer.requests(self.target)
         for _ in range(row.count):
             requests.list(row.set_name + "/", key_of(row.set_name, source.randrange(objects - 1001)), 1000)
@@ -128,8 +134,9 @@ class Player:
         return played
 
     def _delete(self, row: Row, seconds: float, _: random.Random) -> Played:
-        if len(self._deletable) < 2_000:
-            self._write_extra(row, 6_000)
+        extra = min(self._extra_max, EXTRA_BYTES_MAX // row.size)
+        if len(self._deletable) < extra // 3:
+            self._write_extra(row, extra)
         requests = self._replayer.requests(self.target)
         keys, self._deletable = self._deletable[:row.count], self._deletable[row.count :]
         for key in keys:
@@ -149,7 +156,7 @@ class Player:
 
     def _mixed(self, row: Row, seconds: float, source: random.Random) -> Played:
         """70 GET, 20 PUT, 5 HEAD, 5 DELETE."""
-        objects = SETS[row.set_name][0]
+        objects = self._sets[row.set_name][0]
         total = self._count(row, seconds)
         if len(self._deletable) < total // 20 + 50:
             self._write_extra(row, 1_500)

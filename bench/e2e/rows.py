@@ -26,7 +26,7 @@ class Row:
 
 
 #: Objects that are written once and then only read: name -> (how many, bytes).
-SETS = {"g4k": (8_000, 4 * K), "g1m": (64, M), "g64m": (3, 64 * M)}
+SETS = {"g4k": (8_000, 4 * K), "g64k": (1_500, 64 * K), "g1m": (64, M), "g64m": (3, 64 * M)}
 
 ROWS = [
     Row("put4k", "PUT", 4 * K, 16, 0.58, 0.25),
