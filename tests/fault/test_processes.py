@@ -15,7 +15,7 @@ import pytest
 from tests.kit.admin import told
 from tests.kit.cluster import Cluster, cluster, wait_until
 from tests.kit.http import Client
-from tests.kit.inventory import compare
+from tests.kit.inventory import compare, standing_of
 from tests.kit.leftovers import compare_when_clean
 from tests.kit.load import Load, body_of, judge
 
@@ -93,6 +93,8 @@ def _nothing_is_left_over(c: Cluster, cycles: int) -> None:
     assert not before.missing, before.missing[:10]
     after = compare_when_clean(c)       # nobody reads or writes any more
     print(f"before collection: {before}; after it: {after}")
+    if after.orphans:
+        print("\n".join(standing_of(c, after.orphans[:20])))
     assert not after.missing and not after.orphans and not after.garbage and not after.thin, (
         after.missing[:5], after.orphans[:5], after.thin[:5], after.garbage
     )  # fmt: skip

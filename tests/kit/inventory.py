@@ -23,7 +23,7 @@ from objectd.work.verified import verified_pieces
 from tests.kit.cluster import Cluster
 from tierstore.clock import SystemClock
 from tierstore.errors import TierstoreError
-from tierstore.names import ChunkId
+from tierstore.names import UPLOAD_ID_BYTES, ChunkId, UploadId, allocated_at_ms
 
 
 @dataclass
@@ -131,6 +131,30 @@ def _live_copies(cluster: Cluster) -> Iterator[tuple[bytes, int, bytes, object]]
             for replica in chunk.replicas:
                 if replica.state == LIVE:
                     yield chunk.id, *devices[replica.device], replica.role
+
+
+def standing_of(cluster: Cluster, orphans: list[str]) -> list[str]:
+    """What the catalog of a stopped cluster still has about orphans (as compare() names them): why nobody took them for
+    some. A row of placements names the chunk, so no inventory asks further; a lease, a pin or a job puts it off."""
+    told = []
+    with sqlite3.connect(cluster.data / "cluster" / "metadata" / "catalog.db") as db:
+        now_ms = SystemClock().now_ms()
+        for orphan in orphans:
+            chunk = bytes.fromhex(orphan.split()[-1])
+            upload = UploadId(chunk[:UPLOAD_ID_BYTES])
+            about = {
+                "placements": db.execute(
+                    "SELECT device_id, bucket_id, key, version FROM placements WHERE chunk_id = ?", (chunk,)
+                ),
+                "condemned": db.execute("SELECT at_ms FROM condemned_uploads WHERE upload_id = ?", (upload,)),
+                "leased until": db.execute("SELECT until_ms FROM upload_leases WHERE upload_id = ?", (upload,)),
+                "pinned until": db.execute("SELECT until_ms FROM pins WHERE chunk_id = ?", (chunk,)),
+                "jobs": db.execute("SELECT kind, why, state, device_id, code FROM jobs WHERE chunk_id = ?", (chunk,)),
+            }
+            found = {name: rows for name, cursor in about.items() if (rows := cursor.fetchall())}
+            told.append(f"{orphan}, {(now_ms - allocated_at_ms(upload)) // 1000} s old: {found or 'nothing'}")
+    db.close()
+    return told
 
 
 def _referenced(db: sqlite3.Connection) -> Iterator[PackedChunk]:
