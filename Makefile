@@ -44,9 +44,9 @@ run: $(STAMP) fuse
 
 # test: everything but the slow figures, at most 10 minutes on 2 cores. TESTS="tests/unit" runs a part; WORKERS=0 runs
 # all in one process. The same examples, seeds and order of sets in every run (tests/conftest.py): what fails was broken
-# by the change at hand.
+# by the change at hand. Files in the order of their folders: the short ones (unit) come last and even the workers out.
 test: $(STAMP) fuse tools-test
-	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(TESTS)
+	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 
 # test-slow: the full figures of the reliability table, then the search for examples that nobody has seen.
 test-slow: $(STAMP) fuse tools-test

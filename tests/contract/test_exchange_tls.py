@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.exchange_subjects import QUICK, Handlers, application, run, until
+from tests.contract.exchange_subjects import QUICK, Handlers, application, run
+from tests.kit.waits import until
 from tierstore.errors import UnavailableError
 from tierstore.serving.run import Serving, listen
 from tierstore.transport.pool import PooledTransport

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.contract.exchange_subjects import run, subject, until
+from tests.contract.exchange_subjects import run, subject
+from tests.kit.waits import until
 from tierstore.errors import UnavailableError
 from tierstore.transport.pool import PooledTransport, PoolLimits
 

@@ -9,7 +9,8 @@ import socket
 import sys
 from contextlib import closing
 
-from tests.contract.exchange_subjects import QUICK, run, subject, until
+from tests.contract.exchange_subjects import QUICK, run, subject
+from tests.kit.waits import until
 from tierstore.serving.drain import Drain
 from tierstore.serving.run import inherited, listen
 from tierstore.transport.pool import PooledTransport
