@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -25,6 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from metadata.catalog.session import KEYS_PER_READ, BulkRead, BulkWrite, Row, Session, StaleRows
+from metadata.catalog.writer_thread import WriterThread
 from tierstore.errors import CapacityError, IntegrityError, UnavailableError
 from tierstore.failpoints import hit
 
@@ -167,7 +169,7 @@ class SqliteDatabase:
         self._writes: list[_Waiting] = []
         self._turning: asyncio.Task[None] | None = None
         self._checkpointing: asyncio.Task[None] | None = None
-        self._writer = ThreadPoolExecutor(1, "catalog-writer") if self._threads else None
+        self._writer = WriterThread("catalog-writer") if self._threads else None
         self._scanner = ThreadPoolExecutor(1, "catalog-scan") if self._threads else None
         self._scan_connection: tuple[sqlite3.Connection, sa.Connection] | None = None
         self._closed = False
@@ -279,7 +281,7 @@ class SqliteDatabase:
             if self._writer is None:
                 self._finish(writes)
             else:
-                await asyncio.get_running_loop().run_in_executor(self._writer, self._finish, writes)
+                await self._writer.run(partial(self._finish, writes))
         except BaseException:  # a cancelled turn too must not leave its transaction open for the next
             if self._raw_write.in_transaction:
                 self._raw_write.execute("ROLLBACK")
@@ -331,7 +333,7 @@ class SqliteDatabase:
             if self._writer is None:
                 _begin_log_anew(self._raw_write)
             else:
-                await loop.run_in_executor(self._writer, _begin_log_anew, self._raw_write)
+                await self._writer.run(partial(_begin_log_anew, self._raw_write))
         else:
             self._checkpointing = loop.create_task(self._checkpoint_aside(), name="catalog-checkpoint")
 
@@ -381,9 +383,10 @@ class SqliteDatabase:
         for task in (self._turning, self._checkpointing):
             if task is not None and not task.done():
                 await asyncio.wait([task])
-        for executor in (self._writer, self._scanner):
-            if executor is not None:
-                executor.shutdown(wait=True)
+        if self._writer is not None:
+            self._writer.close()
+        if self._scanner is not None:
+            self._scanner.shutdown(wait=True)
         if self._scan_connection is not None:
             self._scan_connection[0].close()
             self._scan_connection = None

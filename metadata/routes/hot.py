@@ -169,26 +169,63 @@ class HotRoutes:
     # -- commit ---------------------------------------------------------------------------------------------
     def commit(self, exchange: Exchange) -> None:
         header = exchange.header(b"authorization")
+        caller = self._credentials.caller_now(header)
 
-        async def work(items: list[CommitItem]) -> None:
-            caller = await self._credentials.caller(header)
-            results: list[CommitResult | None] = [None] * len(items)
-            ready = []
-            for place, item in enumerate(items):
-                who, problem = await self._behind(caller, item.access)
-                if problem is not None:
-                    results[place] = CommitResult(code=problem.code, detail=problem.detail)
-                else:
-                    ready.append((place, (item, who)))
-            # Shielded: a client that goes away must not leave half of its message uncommitted.
-            done = await asyncio.shield(self._commits.commit([pair for _, pair in ready]))
+        def then(body: bytes) -> None:
+            items = _items(decode(body, CommitBatch).items)
+            if caller is None or not self._commit_now(exchange, items, caller):
+                exchange.spawn(self._commit(exchange, items, header))
+
+        exchange.collect(BODY_BYTES_MAX, then)
+
+    def _commit_now(self, exchange: Exchange, items: list[CommitItem], caller: Principal) -> bool:
+        """Queue a message of known callers; its answer follows without a task. False: it is _commit()'s."""
+        if self.sync is not None and self.sync.is_wanted:
+            return False
+        pairs = []
+        try:
+            for item in items:
+                who = self._credentials.behind_now(caller, item.access)
+                if who is None:
+                    return False
+                pairs.append((item, who))
+        except TierstoreError:
+            return False            # an item's own error: told with the others' results
+
+        def answer(results: list[CommitResult]) -> None:
             if self.sync is not None and self.sync.is_wanted:
-                done = await self.sync.confirm([item for _, (item, _) in ready], done)
-            for (place, _), result in zip(ready, done, strict=True):
-                results[place] = result
-            self._reply(exchange, CommitReply(results, *self._revisions.now()))  # type: ignore[arg-type]
+                exchange.spawn(self._confirm(exchange, items, results))     # a rule that came meanwhile
+                return
+            try:
+                self._reply(exchange, CommitReply(results, *self._revisions.now()))
+            except Exception as error:  # the commit is made: whatever is wrong with the answer is this exchange's
+                exchange.fail(error)
 
-        self._spawn_with(exchange, CommitBatch, lambda batch: work(_items(batch.items)))
+        return self._commits.submit(pairs, answer)
+
+    async def _confirm(
+        self, exchange: Exchange, items: Sequence[CommitItem], results: Sequence[CommitResult]
+    ) -> None:
+        assert self.sync is not None, "asked by the caller"
+        self._reply(exchange, CommitReply(await self.sync.confirm(items, results), *self._revisions.now()))
+
+    async def _commit(self, exchange: Exchange, items: list[CommitItem], header: bytes | None) -> None:
+        caller = await self._credentials.caller(header)
+        results: list[CommitResult | None] = [None] * len(items)
+        ready = []
+        for place, item in enumerate(items):
+            who, problem = await self._behind(caller, item.access)
+            if problem is not None:
+                results[place] = CommitResult(code=problem.code, detail=problem.detail)
+            else:
+                ready.append((place, (item, who)))
+        # Shielded: a client that goes away must not leave half of its message uncommitted.
+        done = await asyncio.shield(self._commits.commit([pair for _, pair in ready]))
+        if self.sync is not None and self.sync.is_wanted:
+            done = await self.sync.confirm([item for _, (item, _) in ready], done)
+        for (place, _), result in zip(ready, done, strict=True):
+            results[place] = result
+        self._reply(exchange, CommitReply(results, *self._revisions.now()))  # type: ignore[arg-type]
 
     # -- the rest -------------------------------------------------------------------------------------------
     def list(self, exchange: Exchange) -> None:

@@ -59,11 +59,12 @@ CopiesFor = Callable[[str, str, int, str], int]
 
 @dataclass(slots=True, eq=False)
 class _Message:
-    """Items that came together; answered when the last of them is."""
+    """Items that came together; answered, once, when the last of them is."""
 
-    done: asyncio.Future[list[CommitResult]]
+    then: Callable[[list[CommitResult]], None]
     results: list[CommitResult]
     left: int
+    is_given_up: bool = False       # nobody waits any more: what is not in a batch yet is not done
 
 
 @dataclass(slots=True, eq=False)
@@ -132,15 +133,43 @@ class CommitService:
             return [no if no is not None else next(done) for no in refused]
         return await self._queue(items)
 
+    def submit(
+        self, items: Sequence[tuple[CommitItem, Principal]], then: Callable[[list[CommitResult]], None]
+    ) -> bool:
+        """The same without a task: then(results) follows, must not raise, and is called whatever becomes of the asker.
+        False: it takes commit(), nothing was done. Raises UnavailableError when too many wait."""
+        if not items or (self.gate is not None and self.gate.may_refuse):
+            return False
+        if len(self._waiting) + len(items) > WAITING_MAX:
+            raise UnavailableError("too many commits wait for the catalog")
+        self._enqueue(items, then)
+        return True
+
     async def _queue(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
-        message = _Message(asyncio.get_running_loop().create_future(), [_UNANSWERED] * len(items), len(items))
+        done: asyncio.Future[list[CommitResult]] = asyncio.get_running_loop().create_future()
+
+        def then(results: list[CommitResult]) -> None:
+            if not done.done():
+                done.set_result(results)
+
+        message = self._enqueue(items, then)
+        try:
+            return await done
+        except asyncio.CancelledError:
+            message.is_given_up = True
+            raise
+
+    def _enqueue(
+        self, items: Sequence[tuple[CommitItem, Principal]], then: Callable[[list[CommitResult]], None]
+    ) -> _Message:
+        message = _Message(then, [_UNANSWERED] * len(items), len(items))
         self._waiting += [
             # Receipts are opened here, where the loop may be waiting for the disk, and not in the transaction.
             _Pending(item, who, message, place, _marks(item), self._open(item))
             for place, (item, who) in enumerate(items)
         ]
         self._wake()
-        return await message.done
+        return message
 
     def _wake(self) -> None:
         if self._running < self._database.batches_under_way_max:
@@ -183,7 +212,7 @@ class CommitService:
 
     def _take_all(self) -> list[_Pending] | None:
         """Everything that waits, the usual case; None when a mark is there twice."""
-        batch = [entry for entry in self._waiting if not entry.message.done.done()]
+        batch = [entry for entry in self._waiting if not entry.message.is_given_up]
         marks: list[object] = []
         for entry in batch:
             marks += entry.marks
@@ -200,7 +229,7 @@ class CommitService:
             if len(taken) >= BATCH_MAX or place >= LOOKED_AT_MAX:
                 left += self._waiting[place:]
                 break
-            if entry.message.done.done():
+            if entry.message.is_given_up:
                 continue
             (left if not seen.isdisjoint(entry.marks) else taken).append(entry)
             seen.update(entry.marks)
@@ -430,8 +459,8 @@ def _settle(entry: _Pending, result: CommitResult) -> None:
     message = entry.message
     message.results[entry.place] = result
     message.left -= 1
-    if not message.left and not message.done.done():
-        message.done.set_result(message.results)
+    if not message.left:
+        message.then(message.results)
 
 
 def _refusal(error: Exception) -> CommitResult:
