@@ -273,7 +273,8 @@ class GetWalk:
             opened = await self._open_chunk(chunk, self._at)
         self._replica, found = opened
         self._stream = found.stream
-        self._ready = found.first_piece
+        # taken out: whoever still holds the answer (the race that it won) must not keep the stream's buffer from reuse
+        self._ready, found.first_piece = found.first_piece, _EMPTY
         self._chunk_end = min(chunk.start + chunk.length, self._end)
         if not self.tier:
             self._served(found.stream.tier or self._replica.tier)

@@ -110,6 +110,22 @@ def test_a_refused_connection_makes_a_spare_take_the_chunk() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("size", [MIB, 3 * MIB, 20 * MIB])
+def test_the_buffers_of_a_read_are_used_again_by_the_next(size: int) -> None:
+    """Fresh memory costs a page fault per 4 KiB, about as much as reading it: nothing may hold on to a piece."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        await store.put("bkt", "k", b"x" * size)
+        await body_of(store, "k")
+        kept = store._objects.pieces.kept_bytes
+        assert kept > 0
+        for _ in range(3):
+            await body_of(store, "k")
+        assert store._objects.pieces.kept_bytes == kept
+
+    run(work)
+
+
 def test_refused_tickets_are_replaced_by_fresh_ones_for_the_same_servers() -> None:
     """Keys rotate and tickets expire: allocations held ahead must not make every server look unusable."""
 
