@@ -19,6 +19,7 @@ import signal
 import sqlite3
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -31,6 +32,8 @@ import httpx
 from bench.options import bench_main
 from bench.result import Result
 from metadata.catalog import schema
+from metadata.services.sites.bodies import PARCEL_ITEMS, STREAMS
+from metadata.services.sites.order import AGING_TURNS
 from tests.kit.cluster import Cluster, wait_until
 from tests.kit.ports import free_port_base
 from tests.kit.proxy import FaultyLink
@@ -274,6 +277,11 @@ def arrival(a: Site, b: Site, options: argparse.Namespace) -> list[Result]:
     lags = {"hot": [heat[k] for k in ranked[: count // 100]], "cold": [heat[k] for k in ranked[count // 2 :]]}
     hot, cold = (_p99(lags[name]) for name in ("hot", "cold"))
     totals = {arm: max(values.values()) for arm, values in took.items()}
+    oldest = _places(b, "heat")
+    cold_ones = sorted((key for key in heat if key not in reads), key=lambda key: oldest[key])
+    times = sorted(heat.values())
+    before = {key: bisect_left(times, heat[key]) for key in cold_ones}
+    first = cold_ones[0]
     return [
         Result(
             "arrival-order", hot / cold, must=0.1, is_less_better=True,
@@ -283,7 +291,28 @@ def arrival(a: Site, b: Site, options: argparse.Namespace) -> list[Result]:
             "arrival-total", totals["heat"] / totals["fifo"], must=1.1, is_less_better=True,
             detail=f"{totals['heat']:.1f} s, first-in-first-out {totals['fifo']:.1f} s",
         ),
+        Result(
+            "arrival-aging", max(before[key] / _turns_max(oldest[key]) for key in cold_ones), must=1.0,
+            is_less_better=True,
+            detail=f"turns of the worst unread object by its bound; the oldest unread one came after "
+            f"{before[first]} others in {heat[first]:.1f} s, the bound is {_turns_max(oldest[first])}",
+        ),
     ]  # fmt: skip
+
+
+def _places(b: Site, bucket: str) -> dict[str, int]:
+    """How many older ones each object has, by the order of their versions."""
+    with sqlite3.connect(f"file:{b.catalog}?mode=ro", uri=True, timeout=10) as catalog:
+        rows = catalog.execute(
+            "select o.key from objects o join buckets k on k.id = o.bucket_id where k.name = ? order by o.version",
+            (bucket,),
+        )
+        return {key: place for place, (key,) in enumerate(rows)}
+
+
+def _turns_max(older: int) -> int:
+    """The aging bound: every AGING_TURNS-th turn goes to the oldest; parcels that are on their way may overtake."""
+    return AGING_TURNS * (older + 1) + STREAMS * PARCEL_ITEMS
 
 
 def _p99(values: list[float]) -> float:
