@@ -6,7 +6,8 @@ they reuse what they read as the trace does; sizes are scaled up (the trace's ar
 scaled to --seconds, tick and half-life alike (no tick below the smallest, 1 s). The trace's times are whole seconds;
 the requests of one second are spread over it in their order. Every body is compared. Reported: mean and p99 after a
 third of the requests, the share of reads by tier as the clients saw it and as the gateway counted it, the mean by tier,
-bytes moved per byte served. --only with --folder makes the runs one by one, on the same data.
+bytes moved per byte served, processor time of the cluster for each request. --only with --folder makes the runs one by
+one, on the same data.
 
     bars    mean with the promoter / off <= 0.5, with mem too <= 0.35
 """
@@ -58,6 +59,7 @@ class Run:
     tier_of: list[str] = field(default_factory=list)          # of each request, in order
     predicted: float = 0.0                                    # share of the reads above hdd, by what-if
     load: float = 0.0                                         # of the machine, mean of 5 minutes, at the end
+    cpu_ms: dict[str, float] = field(default_factory=dict)    # of the cluster's processes, for each request
 
     def after_warm_up(self) -> Any:
         return np.array(self.seconds[len(self.seconds) // 3 :])
@@ -133,7 +135,7 @@ def workload(requests: int, seconds: float) -> Workload:
 def replay(c: Cluster, load_: Workload) -> Run:
     count = len(load_.keys)
     run, lock, at = Run(seconds=[0.0] * count, tier_of=[""] * count), threading.Lock(), [0]
-    before = _counted(c)
+    before, cpu = _counted(c), cpu_ms(c)
     began = time.monotonic()
 
     def work() -> None:
@@ -165,10 +167,20 @@ def replay(c: Cluster, load_: Workload) -> Run:
     run.moved_per_served = status["bytes_moved_per_byte_served"]
     run.promotions, run.failed = status["promotions"], status["failed"]
     run.load = os.getloadavg()[1]
+    run.cpu_ms = {role: (spent - cpu[role]) / count for role, spent in cpu_ms(c).items()}
     run.predicted = _predicted(c, time.monotonic() - began)
     after = _counted(c)
     run.counted = {tier: n - before.get(tier, 0) for tier, n in after.items() if n > before.get(tier, 0)}
     return run
+
+
+def cpu_ms(c: Cluster) -> dict[str, float]:
+    """Processor time of the cluster's processes so far, by role."""
+    ticks, found = os.sysconf("SC_CLK_TCK"), dict[str, float]()
+    for process in c.processes():
+        fields = Path(f"/proc/{c.pid(process.name)}/stat").read_text().rsplit(")", 1)[1].split()
+        found[process.role] = found.get(process.role, 0.0) + (int(fields[11]) + int(fields[12])) / ticks * 1e3
+    return found
 
 
 def _predicted(c: Cluster, seconds: float) -> float:
@@ -287,11 +299,12 @@ def _print(runs: dict[str, Run]) -> int:
             f"{tier} {n / len(run.seconds):.3f} ({seconds[tiers == tier].mean() * 1e3:.1f} ms)"
             for tier, n in sorted(run.tiers.items())
         )
+        cpu = ", ".join(f"{role} {ms:.1f}" for role, ms in run.cpu_ms.items())
         print(
             f"{name:10} {run.mean_ms:9.2f} {run.p99_ms:9.2f} {ratio:9.3f} {must or '':>6}  {shares}; "
             f"{run.wrong} wrong; moved/served {run.moved_per_served:.3f}; {run.promotions} copies made, "
             f"{run.failed} not; what-if said {1 - run.predicted:.3f} from hdd; "
-            f"counted {'alike' if is_counted else 'otherwise'}; load {run.load:.1f}"
+            f"CPU a request: {cpu} ms; counted {'alike' if is_counted else 'otherwise'}; load {run.load:.1f}"
             f"{'' if is_right else '  MISSED'}"
         )
     return 1 if failed else 0

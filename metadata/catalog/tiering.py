@@ -33,13 +33,15 @@ _T = TypeVar("_T")
 
 
 class Named(NamedTuple):
-    """An object of a page: what a rule judges it by, and its chunks."""
+    """An object of a page: what a rule judges it by, and its chunks. is_remote: of another site; the chunks are of what
+    is here."""
 
     key: str
     size: int
     version: int
     chunks: list[PackedChunk]
     storage_class: str = ""
+    is_remote: bool = False
 
 
 def find(
@@ -127,7 +129,7 @@ def objects_after(
 
 
 def object_named(connection: sa.Connection, bucket_id: int, key: str) -> Named | None:
-    """The latest version of one object with its chunks; None when there is none."""
+    """The latest version of one object with its chunks that are at this site; None when there is none."""
     row = connection.execute(
         sa.select(*_NAMED).where(
             _OBJECTS.bucket_id == bucket_id, _OBJECTS.key == key, _OBJECTS.kind != schema.KIND_MARKER
@@ -138,7 +140,8 @@ def object_named(connection: sa.Connection, bucket_id: int, key: str) -> Named |
 
 def _named(connection: sa.Connection, row: Any) -> Named:
     return Named(
-        str(row.key), int(row.size), int(row.version), _chunks(connection, row), packed_class(row.meta)
+        str(row.key), int(row.size), int(row.version), _chunks(connection, row), packed_class(row.meta),
+        is_remote=row.kind == schema.KIND_REMOTE,
     )
 
 
@@ -149,7 +152,7 @@ OBJECT_CHUNKS_MAX: Final = 4096
 def _chunks(connection: sa.Connection, row: Any) -> list[PackedChunk]:
     if row.kind == schema.KIND_INLINE:
         return unpack(bytes(row.body)) if row.body else []
-    if row.kind != schema.KIND_ROWS or row.ref is None:
+    if row.kind not in (schema.KIND_ROWS, schema.KIND_REMOTE) or row.ref is None:
         return []
     ids: list[bytes] = []
     for page in bodies.all_extents(connection, int(row.ref)):

@@ -149,6 +149,11 @@ def test_a_body_that_has_not_come_is_fetched_once_for_all_readers(both: tuple[Cl
         seconds=ARRIVAL_SECONDS, what="the name",
     )
     assert b.names("on-demand") == a.names("on-demand")
+
+    def whereabouts() -> Any:
+        return b.http.get(f"{b.url}/v1/explain/on-demand/big").json()["remote"]
+
+    assert whereabouts() == {"site": a.name, "bytes_here": 0}
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: b.get("big", "on-demand"), range(16)))
     assert all(answer.status_code == 200 and answer.content == body for answer in answers)
@@ -161,6 +166,7 @@ def test_a_body_that_has_not_come_is_fetched_once_for_all_readers(both: tuple[Cl
         return answer.content == body and answer.headers["x-tierstore-site"] == b.name
 
     wait_until(is_kept, seconds=ARRIVAL_SECONDS, what="the body kept at the site that fetched it")
+    assert whereabouts() == {"site": a.name, "bytes_here": len(body)}
 
 
 def test_what_exists_is_backfilled_and_a_killed_process_loses_nothing(both: tuple[Cluster, Site, Site]) -> None:

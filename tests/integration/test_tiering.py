@@ -109,6 +109,26 @@ def test_a_crowd_brings_a_cold_object_to_the_fast_tier(rest: httpx.Client) -> No
     assert csv[0] == "name,heat_per_hour,bytes,tier" and csv[1].startswith("bkt,")
 
 
+def test_explain_answers_for_objects_of_all_kinds(rest: httpx.Client) -> None:
+    """The odd ones are what people ask about: nobody read it, it is large, it is empty, it is gone, it cannot move."""
+    put(rest, "odd/unread", 10 * KIB)
+    assert explain(rest, "odd/unread")["chunks"][0]["next"] == {
+        "action": "stay", "to_tier": "", "why": "nobody has read it"
+    }  # fmt: skip
+    body = put(rest, "odd/large", 20 * MIB)
+    get(rest, "odd/large", body)
+    large = explain(rest, "odd/large")
+    assert large["chunks_total"] == len(large["chunks"]) == 3 and large["remote"] is None
+    assert sum(chunk["bytes"] for chunk in large["chunks"]) == 20 * MIB
+    assert "above the largest chunk that may move to ssd" in large["chunks"][0]["next"]["why"]
+    put(rest, "odd/empty", 0)
+    empty = explain(rest, "odd/empty")
+    assert (empty["chunks"], empty["chunks_total"], empty["heat_per_hour"]) == ([], 0, 0)
+    assert rest.delete("/v1/objects/bkt/odd/unread").status_code == 204
+    gone = rest.get("/v1/explain/bkt/odd/unread")
+    assert gone.status_code == 404 and gone.json()["code"], gone.text
+
+
 def _seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tierstore.names import TIERS
 from tierstore.policy.decide import Planner
 from tierstore.policy.plan import Candidate, Decision
 from tierstore.policy.rules import Rule
@@ -53,11 +54,12 @@ class PastHour:
 
 def explain_chunk(
     planner: Planner, chunk: bytes, size: int, *, replicas: Sequence[ReplicaView], rule: Rule, now: float,
-    decisions: Iterable[Decision] = (),
+    decisions: Iterable[Decision] = (), home_tier: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """One entry of `chunks` of GET /v1/explain. rank and lowest_resident_rank are null when there is none.
 
-    rank: on the fastest tier that the chunk may reach. replicas: all of it that the catalog knows.
+    rank: on the fastest tier that the chunk may reach. replicas: all of it that the catalog knows. home_tier: where
+    its home copies belong; "" when that is not known.
     """
     usable = tuple(replica.device for replica in replicas if replica.state == "ok")
     score = planner.heat.score(chunk)
@@ -73,13 +75,27 @@ def explain_chunk(
             {"server": r.server, "device": r.device, "tier": r.tier, "role": r.role, "site": r.site, "state": r.state}
             for r in replicas
         ],
-        "next": asdict(next_of(planner, candidate, rule, now)),
+        "next": asdict(_landed(replicas, rule, home_tier) or next_of(planner, candidate, rule, now)),
         "decisions": [
             {"at": d.at, "action": d.action, "device": d.device, "rank": _finite(d.rank), "lowest": _finite(d.lowest),
              "why": d.why}
             for d in decisions
         ],
     }  # fmt: skip
+
+
+def _landed(replicas: Sequence[ReplicaView], rule: Rule, home_tier: str) -> Next | None:
+    """Home copies that lie on a faster tier than they belong to go home whether the chunk is read or not."""
+    place: dict[str, int] = {tier: at for at, tier in enumerate(TIERS)}
+    landed = [
+        r.tier for r in replicas
+        if r.role == "home" and r.state == "ok" and place.get(r.tier, len(TIERS)) < place.get(home_tier, 0)
+    ]  # fmt: skip
+    if not landed:
+        return None
+    stays = "" if rule.mode == "never" else f", and one stays on {landed[0]} as a fast copy"
+    copies = f"{len(landed)} home {'copy' if len(landed) == 1 else 'copies'}"
+    return Next("demote", home_tier, f"{copies} landed on {landed[0]}: they go home to {home_tier}{stays}")
 
 
 def past_heat(reads_at: npt.NDArray[np.float64], now: float, half_life_seconds: float, hours: int) -> list[PastHour]:
@@ -121,6 +137,8 @@ def next_of(planner: Planner, candidate: Candidate, rule: Rule, now: float) -> N
         if verdict is None:
             return Next("promote", tier, _promotes(planner, candidate, tier, rule))
         why = why or verdict
+    if candidate.mode == "pin":
+        why = f"rule {rule.name!r} pins it on {allowed[0]}, which has to wait: {why}"
     return Next("stay", "", why)
 
 

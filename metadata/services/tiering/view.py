@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from metadata.catalog import sites
 from metadata.catalog import tiering as rows
 from metadata.catalog.book import Located
 from metadata.catalog.database import Database
@@ -22,6 +23,7 @@ from metadata.services.tiering.recorder import Recorder
 from metadata.services.tiering.service import Tiering
 from metadata.services.tiering.walk import ShelfWalk
 from tierstore.auth.access import Principal, authorize
+from tierstore.clock import version_site
 from tierstore.errors import NotFound, RequestError, UnavailableError
 from tierstore.names import TIERS, check_key, version_text
 from tierstore.policy.explain import ReplicaView, explain_chunk, past_heat
@@ -121,24 +123,34 @@ class TieringView:
     # -- explain ----------------------------------------------------------------------------------------------
     async def explain(self, bucket_name: str, key: str, who: Principal) -> dict[str, Any]:
         """Why an object is where it is, and what happens to it next (DESIGN section 10). Raises NotFound,
-        AccessDenied. Ranks and decisions are those of the process that holds the promoter's lease; another one knows
-        the copies and the rule."""
+        AccessDenied. remote: the site that the body is of, when it is not or only in part here; else null. Ranks and
+        decisions are those of the process that holds the promoter's lease; another one knows the copies and the
+        rule."""
         bucket = await self._names.get(bucket_name)
         authorize(who, "read", bucket_name, key)
         check_key(key)
         found = await self._database.scan(lambda c: rows.object_named(c, bucket.id, key))
         if found is None:
             raise NotFound(f"there is no {key!r} in bucket {bucket_name!r}")
+        remote = None
+        if found.is_remote:
+            site = version_site(found.version)
+            others = await self._database.read(sites.others)
+            remote = {
+                "site": next((other.name for other in others if other.id == site), ""),
+                "bytes_here": sum(chunk.length for chunk in found.chunks),
+            }
         planner, now = self._tiering.picture(), self._tiering.now()
         located = [
             Located((bucket.id, key, found.version), chunk, bucket_name, found.size, found.storage_class)
             for chunk in found.chunks[:EXPLAINED_CHUNKS_MAX]
         ]
         rule = self._tiering.finder.rule_for(bucket_name, key, found.size, found.storage_class)
+        home_tier = self._walk.home_tier(rule)
         chunks = [
             explain_chunk(
                 planner, one.chunk.id, one.chunk.chunk_bytes, replicas=self._replicas(one.chunk), rule=rule, now=now,
-                decisions=self._tiering.decisions.of(one.chunk.id),
+                decisions=self._tiering.decisions.of(one.chunk.id), home_tier=home_tier,
             )
             for one in located
         ]  # fmt: skip
@@ -149,7 +161,7 @@ class TieringView:
             "key": key, "version": version_text(found.version), "rule": rule.name, "mode": rule.mode,
             "heat_per_hour": round(heat, 6),
             "heat_history": {"is_recorded": past.is_recorded, "hours": [asdict(hour) for hour in hours]},
-            "chunks": chunks, "chunks_total": len(found.chunks),
+            "chunks": chunks, "chunks_total": len(found.chunks), "remote": remote,
         }  # fmt: skip
 
     def _replicas(self, chunk: PackedChunk) -> list[ReplicaView]:

@@ -78,6 +78,35 @@ def test_explain_follows_the_rule() -> None:
     assert ask(rig, 1, mode="pin")["action"] == "stay"
 
 
+def test_a_pin_that_has_to_wait_says_for_what() -> None:
+    """Who pinned something asks why it is not fast: "pinned" is no answer then."""
+    rig = Rig(budget=0.0)
+    for n in (1, 2):
+        rig.read(n, 1, size=60 * MIB)
+    rig.tick(served=0)
+    step = ask(rig, 2, mode="pin", size=60 * MIB)
+    assert step["action"] == "stay"
+    assert str(step["why"]).startswith("rule 'r' pins it on ssd, which has to wait: the migration budget has")
+
+
+@pytest.mark.parametrize("mode", ["land-fast", "never"])
+def test_what_landed_is_said_to_go_home(mode: str) -> None:
+    """A checkpoint whose copies are all on fast devices is exposed: its owner must see that this ends, and how."""
+    rig = Rig()
+    landed = [ReplicaView("s1", SSD, "ssd", "home", "site1"), ReplicaView("s2", 9, "ssd", "home", "site1")]
+    rule = Rule("ckpt", mode=mode)  # type: ignore[arg-type]  # a test's shorthand
+
+    def step(replicas: list[ReplicaView]) -> dict[str, object]:
+        answer = explain_chunk(rig.planner, chunk(1), MIB, replicas=replicas, rule=rule, now=10.0, home_tier="hdd")
+        found: dict[str, object] = answer["next"]
+        return found
+
+    assert (step(landed)["action"], step(landed)["to_tier"]) == ("demote", "hdd")
+    assert "2 home copies landed on ssd" in str(step(landed)["why"])
+    assert ("one stays on ssd" in str(step(landed)["why"])) == (mode == "land-fast")
+    assert step(view(HDD))["to_tier"] != "hdd"
+
+
 def test_the_answer_has_the_published_members() -> None:
     """GET /v1/explain is a fixed form."""
     rig = Rig()
