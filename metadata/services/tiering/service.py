@@ -81,6 +81,7 @@ class Tiering:
         self._offers: deque[bytes] = deque()                  # to be judged under a changed policy
         self._scores: dict[bytes, float] = {}
         self._last_at = 0.0
+        self.commits = 0              # by clients, since this process started
 
     # -- the picture ------------------------------------------------------------------------------------------
     @property
@@ -118,6 +119,7 @@ class Tiering:
     def committed(self, events: Sequence[Committed]) -> None:
         """New chunks of an overwrite begin with the heat of the ones that they replace (rule 18)."""
         table = self.heat.table
+        self.commits += len(events)
         for event in events:
             if event.old_body and event.new_body:
                 for old, new in zip(iter_packed(event.old_body), iter_packed(event.new_body), strict=False):

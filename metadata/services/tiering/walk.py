@@ -6,7 +6,8 @@ it does not find are dropped; so whatever else changed the catalog (repair, drai
 is caught up with. A landed home copy (land-fast, or a write that found the slow tier full) is copied home; it stays as
 a cache copy if the chunk has no other, and then competes by rank like all of them.
 
-Bounds: PAGE chunks a step, SETTLE_OPEN_MAX copies home at once. Cost: 15 us a chunk, one read a step, off the loop.
+Bounds: PAGE chunks a step, SETTLE_OPEN_MAX copies home at once (SETTLE_OPEN_BUSY while clients write much). Cost: 15 us
+a chunk, one read a step, off the loop.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 PAGE: Final = 500
 SETTLE_OPEN_MAX: Final = 2_048
 SETTLE: Final = "settle"
+#: While clients commit more often than this and the fast devices are less than half full, draining yields to them: it
+#: costs metadata as much as their writes do, and a burst is to have the speed of the fast devices. Not for ever: what
+#: is exposed grows meanwhile, and a full device takes nothing more.
+BUSY_COMMITS_PER_SECOND: Final = 10.0
+YIELD_FREE_SHARE: Final = 0.5
+SETTLE_OPEN_BUSY: Final = 32
 _PLACE: Final[dict[str, int]] = {tier: place for place, tier in enumerate(TIERS)}
 
 #: A device of a tier with room for so many bytes on none of these servers, or None.
@@ -73,6 +80,8 @@ class ShelfWalk:
         self._epoch = -1
         self._adding: dict[int, Exposed] = {}
         self.exposed: dict[int, Exposed] = {}
+        self._commits_seen = (tiering.commits, tiering.now())
+        self._commits_per_second = 0.0
         self.passes = 0
         self.is_complete = False      # every fast device was walked once under this lease
 
@@ -90,6 +99,7 @@ class ShelfWalk:
         if self._pass is None or self._pass.device not in fast:
             self._pass = self._begin(fast[0])
         now = self._pass
+        self._look_at_commits()
         page = await self._database.scan(
             lambda c: garbage.placed_between(c, now.device, after=now.after, last=None, limit=PAGE)
         )
@@ -103,7 +113,7 @@ class ShelfWalk:
             now.after = page[-1][0]
         is_first = not self.is_complete     # only the first pass hurries, and one that finds something to do
         if len(page) == PAGE:
-            return acted, is_first or acted > 0
+            return acted, is_first or (acted > 0 and not self._yields(now.device))
         acted += self._end(now)
         later = [device for device in fast if device > now.device]
         self._pass = self._begin(later[0]) if later else None
@@ -111,6 +121,19 @@ class ShelfWalk:
             self.passes += 1
             self.is_complete = True
         return acted, is_first and bool(later)
+
+    def _look_at_commits(self) -> None:
+        """How often clients commit, over the last second or more."""
+        seen, at = self._commits_seen
+        now, commits = self._tiering.now(), self._tiering.commits
+        if now - at >= 1.0:
+            self._commits_per_second = (commits - seen) / (now - at)
+            self._commits_seen = (commits, now)
+
+    def _yields(self, device: int) -> bool:
+        info = self._view.devices[device]
+        has_room = info.free_bytes > YIELD_FREE_SHARE * info.capacity_bytes
+        return has_room and self._commits_per_second > BUSY_COMMITS_PER_SECOND
 
     def _fast_devices(self) -> list[int]:
         """Those of every tier but the slowest, that can be read."""
@@ -165,10 +188,11 @@ class ShelfWalk:
         """Queue copies home."""
         now_ms = self._cluster.now_ms()
         wanted = [job for located in landed if (job := self._copy_home(located, device)) is not None]
+        open_max = SETTLE_OPEN_BUSY if self._yields(device) else SETTLE_OPEN_MAX
 
         def work(c: Connection) -> int:
             require_epoch(c, PROMOTER, epoch)
-            room = SETTLE_OPEN_MAX - jobs.open_count(c, SETTLE)
+            room = open_max - jobs.open_count(c, SETTLE)
             busy = jobs.open_kinds_of(c, [job.chunk for job in wanted])
             # One copy of a chunk at a time, so that the second sees where the first one went.
             return jobs.add(c, [job for job in wanted if job.chunk not in busy][: max(room, 0)], now_ms=now_ms)

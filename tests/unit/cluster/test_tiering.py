@@ -382,6 +382,29 @@ def test_small_landed_chunks_go_home_by_the_dozen(size: int, at_once: int) -> No
     asyncio.run(run())
 
 
+def test_draining_yields_to_a_burst_and_catches_up_after_it() -> None:
+    """The writer is to have the speed of the fast devices; what it wrote goes home when it is done."""
+
+    async def run() -> None:
+        rig = await new_rig()
+        await rig.cluster.add_server("c", 5)
+        for n in range(100):
+            await rig.cluster.put(f"k{n:03}", "c", "f")
+
+        async def queued() -> int:
+            await rig.cluster.pass_time(2.0, *rig.cluster.stores)
+            await rig.walk.step(0)
+            return sum(count.jobs for count in await rig.counts() if count.why == "settle")
+
+        rig.tiering.commits += 10_000
+        assert await queued() == 32
+        rig.tiering.commits += 10_000
+        assert await queued() == 32
+        assert await queued() == 100, "the burst is over"
+
+    asyncio.run(run())
+
+
 def test_the_rate_falls_while_clients_keep_the_servers_busy() -> None:
     """Clients first; but never to nothing, for moving what is hot takes the load away."""
 
