@@ -215,7 +215,7 @@ def test_what_if_replays_what_was_recorded_while_the_service_goes_on(rest: httpx
     stop, slowest = threading.Event(), [0.0]
 
     def keep_reading() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.05):      # the replay has the lowest priority: readers without a pause starve it
             slowest[0] = max(slowest[0], _seconds(lambda: get(rest, "quiet", body)))
 
     reader = threading.Thread(target=keep_reading)
@@ -225,6 +225,7 @@ def test_what_if_replays_what_was_recorded_while_the_service_goes_on(rest: httpx
         answer = rest.post(
             "/v1/admin/policy/simulate",
             json={"policy": {"version": 1, "rules": [{"name": "n", "match": {"bucket": "bkt"}, "mode": "never"}]}},
+            timeout=600,
         )
     finally:
         took = time.monotonic() - began
