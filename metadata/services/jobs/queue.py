@@ -8,7 +8,8 @@ Rates: per device (each job carries it), and in all (a token bucket over the byt
     handout    which jobs a server gets now        replicas   whether a copy is wanted, or may go
     results    what their results change           rates      limits, and what was done lately
 
-Cost: one transaction per heartbeat that brings results, one per heartbeat that gets jobs; none when idle.
+Cost: one transaction per RESULTS_AT_ONCE results of a heartbeat, so that clients' commits are never behind many, one
+per heartbeat that gets jobs; none when idle.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from tierstore.wire.cluster import BadChunk, Job, JobReport
 
 FAILED_KEPT_MS: Final = 7 * 86_400_000
 AGE_MS: Final = 600_000
+#: Results taken in one transaction: each costs milliseconds of the one writer.
+RESULTS_AT_ONCE: Final = 16
 
 
 class JobQueue:
@@ -80,7 +83,17 @@ class JobQueue:
         return await self._handing.hand_out(server, slots)
 
     async def report(self, server: int, reports: Sequence[JobReport]) -> tuple[list[Job], list[int]]:
-        """Take results and progress. Answers (renewed leases, job ids to give up). Durable when it returns."""
+        """Take results and progress. Answers (renewed leases, job ids to give up). Durable when it returns; what was
+        taken before a failure stands, and is too late when it is told again."""
+        renewed: list[Job] = []
+        cancelled: list[int] = []
+        for at in range(0, len(reports), RESULTS_AT_ONCE):
+            more, lost = await self._take(server, reports[at : at + RESULTS_AT_ONCE])
+            renewed += more
+            cancelled += lost
+        return renewed, cancelled
+
+    async def _take(self, server: int, reports: Sequence[JobReport]) -> tuple[list[Job], list[int]]:
         now_ms = self._cluster.now_ms()
         renewed, cancelled, ended = await self._database.write(
             lambda c: self._results.take(c, server, reports, now_ms)

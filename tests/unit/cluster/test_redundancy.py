@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import jobs, leases, operations, schema
 from metadata.catalog.packed import BAD, DELETING
+from metadata.services.jobs.queue import RESULTS_AT_ONCE
 from metadata.services.jobs.work import is_alive
 from metadata.services.names.copies import Copies
 from metadata.services.upkeep.collect import DeletionGuard
@@ -145,6 +146,30 @@ async def test_a_bad_copy_is_mended_also_while_the_job_that_found_it_is_leased()
     await c.settle()
     assert await c.homes(chunk) == {"a", "b"} and chunk in c.stores["a"].held[c.device("a")]
     assert all(r.state == 0 for r in (await c.replicas(chunk)).values())
+
+
+async def test_many_results_of_one_message_are_taken_in_pieces() -> None:
+    """Each result costs the one writer milliseconds: clients' commits wait for a piece of them, not for all."""
+    c = await new_cluster("a", "b")
+    server = c.stores["a"].server.id
+    chunks = [await c.put(f"k{number}", "a", "b") for number in range(2 * RESULTS_AT_ONCE + 1)]
+    await c.queue.report_suspect([BadChunk(chunk, c.device("a"), "bad-block") for chunk in chunks])
+    handed = []
+    while more := await c.queue.hand_out(server, 8):
+        handed += more
+    taken: list[int] = []
+    take = c.queue._results.take
+    c.queue._results.take = lambda c, server, some, now_ms: (  # type: ignore[method-assign]
+        taken.append(len(some)), take(c, server, some, now_ms)
+    )[1]
+    renewed, cancelled = await c.queue.report(server, [
+        JobReport(handed[0].id, handed[0].token, False, progress=0.5),
+        JobReport(handed[1].id, handed[1].token + 1, False, progress=0.5),
+        *(JobReport(job.id, job.token, True) for job in handed[2:]),
+    ])  # fmt: skip
+    assert taken == [RESULTS_AT_ONCE, RESULTS_AT_ONCE, 1]
+    assert [job.id for job in renewed] == [handed[0].id] and cancelled == [handed[1].id]
+    assert c.queue.tallies["repair"].done == len(chunks) - 2
 
 
 async def test_a_server_that_finds_a_peers_copy_bad_only_raises_a_suspicion() -> None:

@@ -112,7 +112,7 @@ def test_a_refused_connection_makes_a_spare_take_the_chunk() -> None:
 
 @pytest.mark.parametrize("size", [MIB, 3 * MIB, 20 * MIB])
 def test_the_buffers_of_a_read_are_used_again_by_the_next(size: int) -> None:
-    """Fresh memory costs a page fault per 4 KiB, about as much as reading it: nothing may hold on to a piece."""
+    """A buffer is used again only when nothing holds on to a piece of it any more."""
 
     async def work(cluster: FakeCluster, store: Store) -> None:
         await store.put("bkt", "k", b"x" * size)
