@@ -114,7 +114,10 @@ class Cluster:
     def kill_everything(self) -> None:
         """As a power cut does to processes: all at once, no goodbye."""
         assert self.up is not None
-        pids = [self.up.pid, *_descendants(self.up.pid)]
+        up = self.up.pid
+        os.kill(up, signal.SIGSTOP)     # what it starts after a look at its children would outlive them
+        wait_until(lambda: _state(up) in ("T", "Z", ""), seconds=20, what="`tierstore up` stopped")
+        pids = [up, *_descendants(up)]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -209,9 +212,21 @@ def _argv(pid: int) -> list[str]:
         return []
 
 
-def _is_running(pid: int) -> bool:
+def _state(pid: int) -> str:
+    """As ps shows it; "" for none."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+            return file.read().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
+
+
+def _is_running(pid: int) -> bool:
+    """False once none of its threads is left: a killed process whose first thread is a zombie still has its files, and
+    their locks, while another one is in a system call that must end (a sync)."""
+    if _state(pid) not in ("", "Z", "X"):
+        return True
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
