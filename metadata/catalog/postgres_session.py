@@ -64,7 +64,7 @@ class PostgresSession:
             self._settle()
             await_only(self._raw.execute("COMMIT"))
             return result
-        except Exception:
+        except Exception:           # whatever it was, the connection must not keep a transaction open
             self._give_up()
             raise
         except BaseException:       # cancelled in the middle of a statement: its answer may still be on the way

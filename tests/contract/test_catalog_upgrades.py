@@ -14,6 +14,7 @@ from metadata.catalog.database import Database, open_database
 from metadata.catalog.migrate import APPLICATION, FLOOR, HEAD, upgrade
 from tests.contract.catalog_subjects import postgres, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
+from tests.kit.waits import until
 from tierstore.clock import SystemClock
 from tierstore.wire.names import Put
 
@@ -98,9 +99,7 @@ def test_the_release_before_goes_on_writing_while_its_catalog_is_brought_up_to_d
         finally:
             await newer.close()
         written = len(kept)
-        async with asyncio.timeout(120):
-            while len(kept) < written + 20:     # the old process writes on, on the new schema
-                await asyncio.sleep(0.01)
+        await until(lambda: len(kept) >= written + 20)     # the old process writes on, on the new schema
         floors.append("enough")
         await asyncio.gather(*writing)
         world = await NamesWorld.open(url, seed=2, clock=SystemClock())

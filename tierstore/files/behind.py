@@ -5,8 +5,9 @@ the catalog: that is what makes a file cheap that nobody waits for. A round begi
 came, or at once when it is full. What fails for a reason that passes (a server or the cluster is away) is tried again
 for as long as the mount lives; what is refused for good is given up, with a line in the log: its program has gone.
 
-Bounds: ROUND_MAX files of a round, one round at a time; FILES_MAX files that wait, then a close waits too; their bytes
-are within the mount's budget. After a round that failed there is a pause. Progress: waiting, committed, given_up.
+Bounds: ROUND_MAX files of a round, one round at a time; FILES_MAX files that wait, then a close waits too, ROOM_SECONDS
+at most; their bytes are within the mount's budget. After a round that failed there is a pause. Progress: waiting,
+committed, given_up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from tierstore.errors import TierstoreError
+from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.files.node import Node
 from tierstore.telemetry.log import get_logger
 
@@ -27,6 +28,8 @@ GATHER_SECONDS: Final = 0.25
 ROUND_MAX: Final = 128
 FILES_MAX: Final = 2048
 RETRY_SECONDS: Final = 1.0
+#: How long a close waits while FILES_MAX files wait: none of them could be committed in all that time.
+ROOM_SECONDS: Final = 30.0
 
 
 class Behind:
@@ -39,6 +42,8 @@ class Behind:
         self._commit = commit
         self._give_up = give_up
         self._nodes: dict[int, Node] = {}
+        #: Those of the round under way. They never wait for room: it is their own round that makes it.
+        self._in_round: set[int] = set()
         self._some = asyncio.Event()
         self._full = asyncio.Event()
         self._room = asyncio.Event()
@@ -50,14 +55,28 @@ class Behind:
         return len(self._nodes)
 
     async def add(self, node: Node) -> None:
-        """Have it committed soon. Waits while too many wait."""
-        while len(self._nodes) >= FILES_MAX and node.ino not in self._nodes:
-            self._room.clear()
-            await self._room.wait()
+        """Have it committed soon. Waits while too many wait; raises UnavailableError when they still do after
+        ROOM_SECONDS."""
+        try:
+            async with asyncio.timeout(ROOM_SECONDS):
+                while self._is_full_for(node):
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            raise UnavailableError(
+                f"{FILES_MAX} closed files wait to be committed, and none could be for {ROOM_SECONDS:g} s: is the "
+                "cluster there?"
+            ) from None
         self._nodes[node.ino] = node
         self._some.set()
         if len(self._nodes) >= ROUND_MAX:
             self._full.set()
+
+    def _is_full_for(self, node: Node) -> bool:
+        """Those of the round count: they come back when the cluster is away."""
+        if node.ino in self._nodes or node.ino in self._in_round:
+            return False
+        return len(self._nodes) + len(self._in_round) >= FILES_MAX
 
     async def run(self) -> None:
         """For as long as the mount lives."""
@@ -74,15 +93,17 @@ class Behind:
         nodes = [self._nodes[ino] for ino in list(self._nodes)[:ROUND_MAX]]
         for node in nodes:
             del self._nodes[node.ino]
+        self._in_round = {node.ino for node in nodes}
         if not self._nodes:
             self._some.clear()
         if len(self._nodes) < ROUND_MAX:
             self._full.clear()
-        self._room.set()
         kept = [node for node in await asyncio.gather(*(self._one(node) for node in nodes)) if node is not None]
+        self._in_round.clear()
         for node in kept:
             self._nodes[node.ino] = node
             self._some.set()
+        self._room.set()
         return len(kept)
 
     async def _one(self, node: Node) -> Node | None:

@@ -249,7 +249,11 @@ class Tree(Looking):
                 pass        # it had no body to keep, or its lease ended
         elif node.body is not None:
             if self.behind is not None and (node.pending or node.body.is_dirty):
-                return await self.behind.add(node)      # its round calls this again
+                try:
+                    return await self.behind.add(node)      # its round calls this again
+                except TierstoreError:
+                    await self.abandon(node)       # its close has told
+                    raise
             try:
                 await self.settle(node)
             except TierstoreError:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.kit.waits import until
 from tierstore.errors import AccessDenied, UnavailableError
 from tierstore.files import behind
 from tierstore.files.behind import FILES_MAX, ROUND_MAX, Behind
@@ -20,12 +21,6 @@ PATIENCE_SECONDS = 60.0
 
 def node_of(number: int) -> Node:
     return Node(number, Attributes(number, 0o100644), names=[(1, f"file{number}")])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def given_up_never(node: Node) -> None:
@@ -127,5 +122,76 @@ def test_a_close_waits_when_too_many_files_do(monkeypatch: pytest.MonkeyPatch) -
         await closing
         await until(lambda: files.committed == FILES_MAX + ROUND_MAX + 1)
         task.cancel()
+
+    run(work, monkeypatch)
+
+
+def test_a_close_that_finds_no_room_is_told_instead_of_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that is gone must end in an error, not in a program that hangs for ever."""
+    monkeypatch.setattr(behind, "ROOM_SECONDS", 0.05)
+
+    async def work() -> None:
+        async def commit(node: Node) -> None:
+            raise UnavailableError("the cluster is away")
+
+        files = Behind(commit, given_up_never)
+        for number in range(FILES_MAX):
+            await files.add(node_of(number))
+        with pytest.raises(UnavailableError, match="is the cluster there"):
+            await files.add(node_of(FILES_MAX))
+        await files.add(node_of(1))     # one that waits already needs no room
+        assert files.waiting == FILES_MAX
+
+    run(work, monkeypatch)
+
+
+def test_a_file_written_again_in_its_round_goes_back_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the end of the round makes room: were it waited for inside, nothing would ever be committed again."""
+    monkeypatch.setattr(behind, "ROOM_SECONDS", 10 * PATIENCE_SECONDS)
+
+    async def work() -> None:
+        again = set(range(ROUND_MAX))
+
+        async def commit(node: Node) -> None:
+            if node.ino in again:
+                again.discard(node.ino)
+                for number in range(FILES_MAX - ROUND_MAX - files.waiting):      # others took the room meanwhile
+                    await files.add(node_of(10_000 + number))
+                await files.add(node)
+
+        files = Behind(commit, given_up_never)
+        for number in range(ROUND_MAX):
+            await files.add(node_of(number))
+        task = asyncio.create_task(files.run())
+        await until(lambda: not files.waiting and not again, PATIENCE_SECONDS)
+        task.cancel()
+        assert files.committed >= FILES_MAX - ROUND_MAX
+
+    run(work, monkeypatch)
+
+
+def test_no_more_wait_than_may_while_the_cluster_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round takes some out and puts them back: what comes meanwhile must not take their places."""
+    monkeypatch.setattr(behind, "ROOM_SECONDS", 10 * PATIENCE_SECONDS)
+
+    async def work() -> None:
+        tries, most = 0, 0
+
+        async def commit(node: Node) -> None:
+            nonlocal tries, most
+            tries += 1
+            await asyncio.sleep(0)
+            most = max(most, files.waiting)
+            raise UnavailableError("the cluster is away")
+
+        files = Behind(commit, given_up_never)
+        round_task = asyncio.create_task(files.run())
+        adding = [asyncio.create_task(files.add(node_of(number))) for number in range(FILES_MAX + 3 * ROUND_MAX)]
+        await until(lambda: tries > 5 * ROUND_MAX, PATIENCE_SECONDS)
+        for task in (round_task, *adding):
+            task.cancel()
+        await asyncio.gather(round_task, *adding, return_exceptions=True)
+        assert most <= FILES_MAX and files.waiting <= FILES_MAX
+        assert sum(task.cancelled() for task in adding) == 3 * ROUND_MAX
 
     run(work, monkeypatch)
