@@ -52,7 +52,8 @@ class Behind:
 
     @property
     def waiting(self) -> int:
-        return len(self._nodes)
+        """Files that are not committed yet; those of the round under way are among them."""
+        return len(self._nodes) + sum(ino not in self._nodes for ino in self._in_round)
 
     async def add(self, node: Node) -> None:
         """Have it committed soon. Waits while too many wait; raises UnavailableError when they still do after
@@ -76,7 +77,7 @@ class Behind:
         """Those of the round count: they come back when the cluster is away."""
         if node.ino in self._nodes or node.ino in self._in_round:
             return False
-        return len(self._nodes) + len(self._in_round) >= FILES_MAX
+        return self.waiting >= FILES_MAX
 
     async def run(self) -> None:
         """For as long as the mount lives."""

@@ -155,7 +155,7 @@ def test_a_file_written_again_in_its_round_goes_back_without_a_wait(monkeypatch:
         async def commit(node: Node) -> None:
             if node.ino in again:
                 again.discard(node.ino)
-                for number in range(FILES_MAX - ROUND_MAX - files.waiting):      # others took the room meanwhile
+                for number in range(FILES_MAX - files.waiting):      # others took the room meanwhile
                     await files.add(node_of(10_000 + number))
                 await files.add(node)
 
