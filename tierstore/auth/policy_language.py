@@ -59,6 +59,12 @@ class Statement:
     not_resources: tuple[str, ...]
     conditions: tuple[_Condition, ...]
 
+    @property
+    def is_public(self) -> bool:
+        """An Allow for everybody that no condition narrows to known callers or networks."""
+        is_for_all = self.effect == "Allow" and ("*" in self.principals or bool(self.not_principals))
+        return is_for_all and not any(_narrows(condition) for condition in self.conditions)
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -76,9 +82,12 @@ class Policy:
 
     @property
     def is_public(self) -> bool:
-        """An Allow for everybody without a condition that narrows who."""
-        return any(s.effect == "Allow" and ("*" in s.principals or s.not_principals) and not s.conditions
-                   for s in self.statements)  # fmt: skip
+        """As AWS means it by "public": one statement that lets everybody in is enough."""
+        return any(statement.is_public for statement in self.statements)
+
+    def asks_for(self, key: str) -> bool:
+        """Whether any condition looks at a key that begins so (lower case), which may be dear to find out."""
+        return any(condition.key.startswith(key) for s in self.statements for condition in s.conditions)
 
     def may_deny(self, action: str, bucket: str) -> bool:
         """Whether any statement denies the action for something in the bucket, whatever the object and condition."""
@@ -88,6 +97,23 @@ class Policy:
             and (not s.resources or any(matches(_bucket_of(pattern), bucket) for pattern in s.resources))
             for s in self.statements
         )
+
+
+def _narrows(c: _Condition) -> bool:
+    """Whether a condition leaves a fixed set of callers (AWS, "The meaning of public"): networks that are not half of
+    the world, or users by name. What a caller may choose himself, as a header, narrows nothing."""
+    if c.if_exists or c.quantifier or not c.values:
+        return False
+    if c.operator == "ipaddress" and c.key == "aws:sourceip":
+        return all(_is_narrow(ipaddress.ip_network(value, strict=False)) for value in c.values)
+    is_fixed = c.operator in ("stringequals", "stringequalsignorecase") or (
+        c.operator == "stringlike" and not any("*" in value or "?" in value for value in c.values)
+    )
+    return is_fixed and c.key in ("aws:username", "aws:userid")
+
+
+def _is_narrow(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    return network.prefixlen >= (8 if network.version == 4 else 32)
 
 
 def _bucket_of(resource: str) -> str:
@@ -190,6 +216,8 @@ def _conditions(raw: Any) -> tuple[_Condition, ...]:
         if colon and quantifier not in ("forallvalues", "foranyvalue"):
             raise PolicyError(f"Invalid condition type : {name[:64]}")
         if_exists = operator.endswith("IfExists")
+        if operator == "NullIfExists":
+            raise PolicyError(f"Invalid condition type : {name[:64]}")
         operator = operator.removesuffix("IfExists").lower()
         if operator not in _OPERATORS and operator != "null":
             raise PolicyError(f"Invalid condition type : {name[:64]}")
@@ -243,8 +271,10 @@ def _holds(c: _Condition, context: Mapping[str, list[str]]) -> bool:
     if c.operator == "null":
         return all((not values) == (wanted == "true") for wanted in c.values)
     if not values:
-        # a negated operator holds where the key is missing, as in AWS
-        return c.if_exists or c.operator in _NEGATED or c.quantifier == "forallvalues"
+        # a negated operator holds where the key is missing, as in AWS; but no value is not "any value"
+        if c.if_exists or c.quantifier == "forallvalues":
+            return True
+        return c.operator in _NEGATED and c.quantifier != "foranyvalue"
     test = _OPERATORS[c.operator]
     negated = c.operator in _NEGATED
 

@@ -88,7 +88,7 @@ class Gateway:
         vault = Vault(MasterKeys(config.s3.master_keys), customer_keys_over_http=is_open)
         self.s3 = S3Door(
             self.store, clock, self.objects, domain=config.s3.domain, vault=vault,
-            redirects=self.redirects if config.s3.redirect_near else None,
+            redirects=self.redirects if config.s3.redirect_near else None, is_secure=bool(config.tls.certificate),
         )  # fmt: skip
         self._site_routes = (
             sites.hot_route(self.body_door), PushDoor(self.store, self.credentials, self.objects).route()

@@ -37,7 +37,36 @@ def test_buckets_are_made_listed_and_removed(s3: Any, bucket: str, refused: Refu
     assert refused(s3.head_bucket, Bucket=bucket) == "404"
     assert refused(s3.list_objects_v2, Bucket=bucket) == "NoSuchBucket"
     assert refused(s3.put_object, Bucket=bucket, Key="k", Body=b"") == "NoSuchBucket"
-    assert refused(s3.create_bucket, Bucket="Not_a_name") == "InvalidBucketName"
+    for name in ("Not_a_name", "foo..bar", "foo.-bar", "foo-.bar", "foo-", "192.168.5.123", "xn--foo", "foo-s3alias"):
+        assert refused(s3.create_bucket, Bucket=name) == "InvalidBucketName", name
+
+
+def test_a_bucket_keeps_the_location_that_was_named(s3: Any, bucket: str, refused: Refused) -> None:
+    """Tools compare what they asked for with what is there; a name that cannot be is refused."""
+    def located(name: str, location: str) -> Any:
+        return s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": location})
+
+    located(f"{bucket}-west", "eu-west-1")
+    assert s3.get_bucket_location(Bucket=f"{bucket}-west")["LocationConstraint"] == "eu-west-1"
+    assert s3.head_bucket(Bucket=f"{bucket}-west")["BucketRegion"] == "eu-west-1"
+    located(f"{bucket}-east", "us-east-1")
+    assert s3.get_bucket_location(Bucket=f"{bucket}-east")["LocationConstraint"] is None
+    assert s3.head_bucket(Bucket=bucket)["BucketRegion"] == "us-east-1"
+    assert refused(located, name=f"{bucket}-no", location="no such place") == "InvalidLocationConstraint"
+    assert refused(s3.head_bucket, Bucket=f"{bucket}-no") == "404"
+
+
+def test_every_answer_has_the_requests_id(s3: Any, bucket: str, running: Cluster) -> None:
+    """What support asks for first: by the header that SDKs read, the same as in an error's document."""
+    assert s3.put_object(Bucket=bucket, Key="k", Body=b"x")["ResponseMetadata"]["RequestId"]
+    for answer in (s3.get_object(Bucket=bucket, Key="k"), s3.list_objects_v2(Bucket=bucket),
+                   s3.head_object(Bucket=bucket, Key="k"), s3.delete_object(Bucket=bucket, Key="k")):  # fmt: skip
+        assert answer["ResponseMetadata"]["RequestId"]
+    for method, target in (("GET", f"/{bucket}/k"), ("GET", "/no-such-bucket"), ("GET", "/%zz"), ("POST", "/")):
+        status, body, headers = anonymous(running, method, target)
+        assert status >= 400
+        if body.startswith(b"<?xml"):
+            assert headers["x-amz-request-id"] == body.partition(b"<RequestId>")[2].partition(b"<")[0].decode()
 
 
 def test_listings_page_through_keys_and_prefixes(s3: Any, bucket: str, refused: Refused) -> None:
@@ -164,6 +193,45 @@ def test_cors_rules_and_preflight(s3: Any, running: Cluster, bucket: str, refuse
     assert headers["access-control-expose-headers"] == "ETag"
     s3.delete_bucket_cors(Bucket=bucket)
     assert anonymous(running, "OPTIONS", f"/{bucket}/k", **origin)[0] == 403
+
+
+def test_cors_origins_methods_and_headers(s3: Any, running: Cluster, bucket: str) -> None:
+    """Which rule speaks, as browsers and AWS have it: the first that fits origin, method and every header; a request
+    that names a method is judged by that one. Errors carry the lines too, or a page could not tell why."""
+    rules = [
+        {"AllowedMethods": ["GET"], "AllowedOrigins": ["*suffix"]},
+        {"AllowedMethods": ["GET"], "AllowedOrigins": ["start*end"]},
+        {"AllowedMethods": ["PUT"], "AllowedOrigins": ["*.put"]},
+        {"AllowedMethods": ["DELETE"], "AllowedOrigins": ["*"], "AllowedHeaders": ["x-amz-meta-*"], "MaxAgeSeconds": 5},
+    ]
+    s3.put_bucket_cors(Bucket=bucket, CORSConfiguration={"CORSRules": rules})
+
+    def seen(method: str, origin: str, asked: str = "", headers: str = "") -> tuple[int, str | None, str | None]:
+        more = {"Origin": origin, "Content-Length": "0"}
+        more |= {"Access-Control-Request-Method": asked} if asked else {}
+        more |= {"Access-Control-Request-Headers": headers} if headers else {}
+        status, _, got = anonymous(running, method, f"/{bucket}/k", **more)
+        return status, got.get("access-control-allow-origin"), got.get("access-control-allow-methods")
+
+    assert seen("GET", "foo.suffix") == (403, "foo.suffix", "GET")
+    assert seen("GET", "foo.bar") == (403, None, None)
+    assert seen("GET", "foo.suffix.get") == (403, None, None)
+    assert seen("GET", "startend") == (403, "startend", "GET")
+    assert seen("GET", "start1end") == (403, "start1end", "GET")
+    assert seen("GET", "0start12end") == (403, None, None)
+    assert seen("PUT", "foo.suffix") == (403, None, None)
+    assert seen("PUT", "foo.suffix", "GET") == (403, "foo.suffix", "GET")
+    assert seen("PUT", "foo.put") == (403, "foo.put", "PUT")
+    assert seen("PUT", "foo.put", "DELETE") == (403, "*", "DELETE")
+    assert seen("OPTIONS", "foo.put", "PUT") == (200, "foo.put", "PUT")
+    assert seen("OPTIONS", "foo.put") == (400, None, None)
+    assert seen("OPTIONS", "foo.put", "GET")[0] == 403
+    assert seen("OPTIONS", "foo.put", "PATCH")[0] == 400
+    assert seen("OPTIONS", "any", "DELETE", "x-amz-meta-A, X-Amz-Meta-b") == (200, "*", "DELETE")
+    assert seen("OPTIONS", "any", "DELETE", "x-amz-meta-a, x-other")[0] == 403
+    forged = {"Origin": "foo.suffix", "Authorization": "AWS4-HMAC-SHA256 nonsense"}
+    status, _, got = anonymous(running, "GET", f"/{bucket}/k", **forged)
+    assert (status, got["access-control-allow-origin"]) == (400, "foo.suffix")
 
 
 def test_what_is_never_set(s3: Any, bucket: str, refused: Refused) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import json
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -11,6 +16,9 @@ import pytest
 
 from tests.integration.s3.conftest import client_of
 from tests.kit.cluster import Cluster
+from tierstore.auth.sigv4 import signing_key
+
+_HASHES = {"x-amz-checksum-sha256": "sha256", "content-md5": "md5"}
 
 
 @pytest.fixture
@@ -32,6 +40,23 @@ def post(http: httpx.Client, bucket: str, fields: dict[str, str], body: bytes, n
 
 def code_of(answer: httpx.Response) -> str:
     return answer.text.partition("<Code>")[2].partition("</Code>")[0]
+
+
+def b64(digest: Any) -> str:
+    return base64.b64encode(digest.digest()).decode()
+
+
+def signed(running: Cluster, policy: dict[str, Any]) -> dict[str, str]:
+    """The fields of a form for `k`, its policy as it is, signed."""
+    at = datetime.now(UTC)
+    day = at.strftime("%Y%m%d")
+    named = {"x-amz-algorithm": "AWS4-HMAC-SHA256", "x-amz-date": at.strftime("%Y%m%dT%H%M%SZ"),
+             "x-amz-credential": f"{running.ready['access_key']}/{day}/us-east-1/s3/aws4_request"}  # fmt: skip
+    if "conditions" in policy:
+        policy = {**policy, "conditions": [*policy["conditions"], *({name: value} for name, value in named.items())]}
+    text = base64.b64encode(json.dumps(policy).encode()).decode()
+    made = hmac.digest(signing_key(running.ready["secret_key"], day, "us-east-1", "s3"), text.encode(), "sha256").hex()
+    return {"key": "k", **named, "policy": text, "x-amz-signature": made}
 
 
 def form(s3: Any, bucket: str, key: str, fields: dict[str, str], *conditions: Any) -> dict[str, str]:
@@ -93,6 +118,70 @@ def test_what_the_policy_does_not_allow_is_refused(s3: Any, bucket: str, http: h
     )
     assert code_of(http.post(f"/{bucket}", data=good, files={"other": b"x"})) == "InvalidArgument"
     assert "Contents" not in s3.list_objects_v2(Bucket=bucket)
+
+
+def test_policies_of_forms_are_read_strictly(s3: Any, bucket: str, http: httpx.Client, running: Cluster) -> None:
+    """Each way to write a policy wrong has AWS's answer, and none of them stores anything; case matters not in the
+    names of fields, and much in those of the policy."""
+    soon = (datetime.now(UTC) + timedelta(minutes=30)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    covered: list[Any] = [{"bucket": bucket}, ["starts-with", "$key", "k"]]
+    good = {"expiration": soon, "conditions": covered}
+    for policy, status, code in (
+        (good, 204, ""), ({**good, "conditions": [{"BuCkEt": bucket}, ["StArTs-WiTh", "$KeY", "k"]]}, 204, ""),
+        ({**good, "conditions": [*covered, ["content-length-range", 0, 3]]}, 204, ""),
+        ({"conditions": covered}, 400, "InvalidPolicyDocument"), ({"expiration": soon}, 400, "InvalidPolicyDocument"),
+        ({"EXPIRATION": soon, "conditions": covered}, 400, "InvalidPolicyDocument"),
+        ({"expiration": soon, "CONDITIONS": covered}, 400, "InvalidPolicyDocument"),
+        ({**good, "expiration": str(datetime.now(UTC) + timedelta(days=1))}, 400, "InvalidPolicyDocument"),
+        ({**good, "expiration": 4102444800}, 400, "InvalidPolicyDocument"),
+        ({**good, "expiration": "2040-13-45T00:00:00Z"}, 400, "InvalidPolicyDocument"),
+        ({**good, "conditions": [{}, *covered]}, 400, "InvalidPolicyDocument"),
+        ({**good, "conditions": [*covered, ["content-length-range", 0]]}, 400, "InvalidPolicyDocument"),
+        ({**good, "conditions": [*covered, ["content-length-range", -1, 3]]}, 400, "InvalidPolicyDocument"),
+        ({**good, "conditions": [*covered, ["ends-with", "$key", "k"]]}, 400, "InvalidPolicyDocument"),
+        ({**good, "conditions": [["starts-with", "$key", "k"]]}, 403, "AccessDenied"),
+        ({**good, "conditions": [*covered, ["starts-with", "$x-amz-meta-must", "be"]]}, 403, "AccessDenied"),
+        ({**good, "conditions": [*covered, {"acl": "private"}]}, 403, "AccessDenied"),
+    ):  # fmt: skip
+        answer = post(http, bucket, signed(running, policy), b"123")
+        assert (answer.status_code, code_of(answer)) == (status, code), policy
+
+
+def test_sums_of_files_in_forms(s3: Any, bucket: str, http: httpx.Client, running: Cluster) -> None:
+    """A form may say what its file must be: what comes is compared, and the sum is kept and shown."""
+    soon = (datetime.now(UTC) + timedelta(minutes=30)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    any_sum = ["starts-with", "$x-amz-checksum-sha256", ""]
+    policy = {"expiration": soon, "conditions": [{"bucket": bucket}, {"key": "k"}, any_sum,
+                                                 ["starts-with", "$content-md5", ""]]}  # fmt: skip
+    right = {"x-amz-checksum-sha256": b64(hashlib.sha256(b"data")), "content-md5": b64(hashlib.md5(b"data"))}
+    form_of = signed(running, policy)
+    for name in right:
+        wrong = post(http, bucket, {**form_of, **right, name: b64(hashlib.new(_HASHES[name], b"other"))}, b"data")
+        assert (wrong.status_code, code_of(wrong)) == (400, "BadDigest")
+        assert post(http, bucket, {**form_of, **right, name: "nonsense"}, b"data").status_code == 400
+    assert "Contents" not in s3.list_objects_v2(Bucket=bucket)
+    answer = post(http, bucket, {**form_of, **right}, b"data")
+    assert (answer.status_code, answer.headers["x-amz-checksum-sha256"]) == (204, right["x-amz-checksum-sha256"])
+    held = s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
+    assert held["ChecksumSHA256"] == right["x-amz-checksum-sha256"]
+
+
+def test_customers_keys_and_tags_in_forms(s3: Any, bucket: str, http: httpx.Client) -> None:
+    """What a header can ask for, a field can: SSE-C, tags; the object is as if it had been PUT."""
+    key = hashlib.sha256(b"customer").digest()
+    prefix = "x-amz-server-side-encryption-customer-"
+    fields = form(s3, bucket, "k", {
+        f"{prefix}algorithm": "AES256", f"{prefix}key": base64.b64encode(key).decode(),
+        f"{prefix}key-MD5": b64(hashlib.md5(key)),
+        "tagging": "<Tagging><TagSet><Tag><Key>a</Key><Value>1</Value></Tag></TagSet></Tagging>",
+    })  # fmt: skip
+    answer = post(http, bucket, fields, b"secret")
+    assert answer.status_code == 204, answer.text
+    got = s3.get_object(Bucket=bucket, Key="k", SSECustomerAlgorithm="AES256", SSECustomerKey=key)
+    assert (got["Body"].read(), got["TagCount"]) == (b"secret", 1)
+    for wrong, code in (({"tagging": "<Tagging/>"}, "MalformedXML"), ({f"{prefix}key": "no"}, "InvalidArgument")):
+        bad = form(s3, bucket, "bad", {**{n: v for n, v in fields.items() if n in wrong}, **wrong})
+        assert code_of(post(http, bucket, bad, b"x")) == code
 
 
 def test_strangers_post_only_where_strangers_may_write(s3: Any, bucket: str, http: httpx.Client) -> None:

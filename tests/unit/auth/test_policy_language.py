@@ -97,6 +97,38 @@ def test_public_is_an_allow_for_everybody_without_a_condition() -> None:
     assert not policy(statement(Effect="Deny")).is_public
 
 
+@pytest.mark.parametrize(
+    ("condition", "public"),
+    [
+        ({"IpAddress": {"aws:SourceIp": ["10.0.0.0/8", "2001:db8::/32"]}}, False),
+        ({"IpAddress": {"aws:SourceIp": ["10.0.0.0/8", "0.0.0.0/0"]}}, True),
+        ({"IpAddressIfExists": {"aws:SourceIp": "10.0.0.1"}}, True), ({"IpAddress": {"aws:SourceIp": "::/1"}}, True),
+        ({"StringEquals": {"aws:username": ["ann", "bob"]}}, False), ({"StringLike": {"aws:username": "a*"}}, True),
+        ({"StringNotEquals": {"aws:username": "ann"}}, True), ({"StringEquals": {"aws:Referer": "secret"}}, True),
+        ({"StringEquals": {"aws:Referer": "x"}, "StringLike": {"aws:userid": "ann"}}, False),
+    ],
+)  # fmt: skip
+def test_what_a_caller_may_choose_himself_narrows_nothing(condition: dict[str, Any], public: bool) -> None:
+    """A block of public access that a condition on a header could pass would be none."""
+    assert policy(statement(Condition=condition)).is_public is public
+
+
+def test_any_value_is_never_no_value() -> None:
+    """ForAnyValue needs one value at least, also where the operator is negated; only the negated one alone holds for a
+    key that is missing."""
+    for name, verdict in (("ForAnyValue:StringNotEquals", ""), ("StringNotEquals", ALLOW),
+                          ("ForAllValues:StringNotEquals", ALLOW)):  # fmt: skip
+        assert ask(policy(statement(Condition={name: {"s3:RequestObjectTagKeys": "a"}}))) == verdict, name
+    with pytest.raises(PolicyError):
+        policy(statement(Condition={"NullIfExists": {"aws:Referer": "true"}}))
+
+
+def test_a_policy_says_which_keys_it_looks_at() -> None:
+    """Looking up what a condition needs costs: only where one asks."""
+    p = policy(statement(), statement(Condition={"StringEquals": {"s3:ExistingObjectTag/Colour": "red"}}))
+    assert p.asks_for("s3:existingobjecttag/") and not p.asks_for("s3:requestobjecttag")
+
+
 def test_a_policy_of_a_user_names_no_principal_and_is_for_its_holder() -> None:
     """The two kinds are not interchangeable: a principal in a user's policy would be silently ignored."""
     text = json.dumps({"Statement": [statement(Principal=None)]})

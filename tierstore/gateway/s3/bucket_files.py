@@ -34,6 +34,10 @@ class BucketFiles:
     async def set(self, call: Call, name: str, text: str | None) -> None:
         await self._catalog.configure(call.bucket, call.principal.user, documents={name: text})
 
+    async def set_all(self, call: Call, texts: dict[str, str | None]) -> None:
+        """Several at once: all or none of them."""
+        await self._catalog.configure(call.bucket, call.principal.user, documents=texts)
+
     async def show(self, call: Call, action: str, name: str, code: str) -> None:
         bucket = await self.bucket(call, action)
         text = bucket.config.get(name)

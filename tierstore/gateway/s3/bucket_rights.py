@@ -46,20 +46,21 @@ class BucketRights:
                     raise S3Error("MalformedPolicy", "Policy has invalid resource")
         if policy.is_public and rights.block_of(bucket).block_policy:
             raise S3Error("AccessDenied")
-        await self._files.set(call, rights.POLICY, text)
+        binds_owner = (call.header(b"x-amz-confirm-remove-self-bucket-access") or "").lower() == "true"
+        await self._files.set_all(call, {
+            rights.POLICY: text, rights.POLICY_BINDS_OWNER: "true" if binds_owner else None,
+        })  # fmt: skip
         call.reply(204)
 
     async def delete_policy(self, call: Call) -> None:
         await self._files.bucket(call, "s3:DeleteBucketPolicy")
-        await self._files.set(call, rights.POLICY, None)
+        await self._files.set_all(call, {rights.POLICY: None, rights.POLICY_BINDS_OWNER: None})
         call.reply(204)
 
     async def policy_status(self, call: Call) -> None:
+        """Whether strangers get in: by the policy, or by the bucket's list where lists count."""
         bucket = await self._files.bucket(call, "s3:GetBucketPolicyStatus")
-        policy = rights.policy_of(bucket)
-        if policy is None:
-            raise S3Error("NoSuchBucketPolicy", "The bucket policy does not exist")
-        call.reply(200, document("PolicyStatus", element("IsPublic", policy.is_public)), XML_LINE)
+        call.reply(200, document("PolicyStatus", element("IsPublic", rights.is_public(bucket))), XML_LINE)
 
     async def get_public_access(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:GetBucketPublicAccessBlock")

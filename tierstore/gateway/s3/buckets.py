@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from tierstore.auth.access import has_role
@@ -11,7 +12,7 @@ from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.auth import is_anonymous
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.catalog import S3Catalog
-from tierstore.gateway.s3.documents import HEAD, NAMESPACE, document, element, moment
+from tierstore.gateway.s3.documents import Node, document, element, moment, text
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.uploads import BodyReader
@@ -19,6 +20,11 @@ from tierstore.wire import lock
 from tierstore.wire.s3 import UploadsAsk, VersionsAsk
 
 REGION: Final = "us-east-1"
+#: Document of a bucket: the location that its maker named, as it was named.
+LOCATION: Final = "s3.location"
+_RESERVED_BEGINS: Final = ("xn--", "sthree-", "amzn-s3-demo-")
+_RESERVED_ENDS: Final = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
+_LOCATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
 
 class Buckets:
@@ -53,11 +59,11 @@ class Buckets:
 
     async def create(self, call: Call) -> None:
         who = call.principal
+        _check_new_name(call.bucket)
         if not rights.allowed_outside(call, "s3:CreateBucket", call.bucket):
             raise S3Error("AccessDenied")
         body = await self._reader.small(call, documents.BODY_BYTES_MAX)
-        if body:
-            documents.parse(body, "CreateBucketConfiguration")
+        location = _location(documents.parse(body, "CreateBucketConfiguration")) if body else ""
         ownership = call.header(b"x-amz-object-ownership") or "BucketOwnerEnforced"
         if ownership not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
             raise S3Error("InvalidArgument", "Invalid x-amz-object-ownership header: " + ownership[:40])
@@ -73,6 +79,8 @@ class Buckets:
             call.reply(200, b"", f"location: /{call.bucket}\r\n".encode())
             return
         wanted: dict[str, str | None] = {}
+        if location:
+            wanted[LOCATION] = location
         if acl:
             wanted[rights.ACL] = acl
         if ownership != "BucketOwnerEnforced":
@@ -88,7 +96,7 @@ class Buckets:
     async def head(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:ListBucket", bucket)
-        call.reply(200, b"", f"x-amz-bucket-region: {REGION}\r\n".encode())
+        call.reply(200, b"", f"x-amz-bucket-region: {bucket.config.get(LOCATION, REGION)}\r\n".encode())
 
     async def delete(self, call: Call) -> None:
         """Uploads that were never completed do not keep a bucket; objects, versions and markers do."""
@@ -102,9 +110,9 @@ class Buckets:
         call.reply(204)
 
     async def location(self, call: Call) -> None:
-        await self._files.bucket(call, "s3:GetBucketLocation")
-        # us-east-1 is shown as nothing, as AWS does
-        call.reply(200, f'{HEAD}<LocationConstraint xmlns="{NAMESPACE}"/>'.encode(), XML_LINE)
+        """us-east-1, where buckets are that were made without a word on it, is shown as nothing, as AWS does."""
+        bucket = await self._files.bucket(call, "s3:GetBucketLocation")
+        call.reply(200, document("LocationConstraint", text(bucket.config.get(LOCATION, ""))), XML_LINE)
 
     # -- versioning -----------------------------------------------------------------------------------------
     async def get_versioning(self, call: Call) -> None:
@@ -125,3 +133,19 @@ class Buckets:
             raise S3Error("NotImplemented", "MFA delete is not supported.")
         await self._catalog.configure(call.bucket, call.principal.user, versioning=status.lower())
         call.reply(200)
+
+
+def _location(root: Node) -> str:
+    """The location that a CreateBucketConfiguration names, "" for none or the one that all buckets have. Raises
+    S3Error(InvalidLocationConstraint)."""
+    name = root.text("LocationConstraint") or ""
+    if name and not _LOCATION_NAME.fullmatch(name):
+        raise S3Error("InvalidLocationConstraint", "The specified location-constraint is not valid",
+                      LocationConstraint=name[:80])  # fmt: skip
+    return "" if name == REGION else name
+
+
+def _check_new_name(name: str) -> None:
+    """Names that AWS gives to nobody: no host has them, or they mean something else. Raises S3Error."""
+    if ".-" in name or "-." in name or name.startswith(_RESERVED_BEGINS) or name.endswith(_RESERVED_ENDS):
+        raise S3Error("InvalidBucketName", BucketName=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -28,6 +29,8 @@ def parse_rules(root: Node) -> list[Rule]:
             raise S3Error("InvalidRequest", "Found unsupported HTTP method in CORS config, or a rule without origins.")
         if any(text.count("*") > 1 for text in rule["AllowedOrigin"] + rule["AllowedHeader"]):
             raise S3Error("InvalidRequest", "AllowedOrigin and AllowedHeader can not have more than one wildcard.")
+        if any(not v.isdecimal() or len(v) > 9 for v in rule["MaxAgeSeconds"]) or len(rule["MaxAgeSeconds"]) > 1:
+            raise S3Error("MalformedXML")
         if any("\r" in v or "\n" in v for values in rule.values() for v in values):
             raise S3Error("MalformedXML")
         rules.append(rule)
@@ -41,9 +44,11 @@ def _rules(text: str) -> list[Rule]:
     return parse_rules(documents.parse(text.encode(), "CORSConfiguration"))
 
 
-def lines_of(call: Call, bucket: BucketView, method: str, headers: list[str]) -> bytes | None:
-    """The lines for a request from another origin; None when no rule allows it."""
+def lines_of(call: Call, bucket: BucketView, headers: Sequence[str] = ()) -> bytes | None:
+    """The lines for a request from another origin; None when no rule allows it. headers: those that a preflight asks
+    for. A request that names a method (Access-Control-Request-Method) is judged by that one, as at AWS."""
     origin, text = call.header(b"origin"), bucket.config.get(CORS)
+    method = call.header(b"access-control-request-method") or call.method
     if origin is None or text is None:
         return None
     for rule in _rules(text):
@@ -77,7 +82,7 @@ def preflight(call: Call, bucket: BucketView) -> None:
         raise S3Error("BadRequest", f"Invalid Access-Control-Request-Method: {str(method)[:20]}")
     asked = call.header(b"access-control-request-headers") or ""
     headers = [name.strip().lower() for name in asked.split(",") if name.strip()]
-    lines = lines_of(call, bucket, method, headers)
+    lines = lines_of(call, bucket, headers)
     if lines is None:
         raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. This is usually because the "
                       "evalution of Origin, request method / Access-Control-Request-Method or "

@@ -9,6 +9,7 @@ one that raises later has its connection closed; requests under way are bounded 
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -21,7 +22,7 @@ from tierstore.gateway.s3.auth import Authenticator
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, error_body, s3_error
 from tierstore.gateway.s3.handlers import build, handlers_of
-from tierstore.gateway.s3.request import Call, check_names, parse_call
+from tierstore.gateway.s3.request import Call, check_names, parse_call, request_id_line
 from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.sdk.store import Store
@@ -34,13 +35,15 @@ HASH_THREADS: Final = 2
 
 
 class S3Door:
-    """One per gateway process. `native`: the door whose bound of requests it shares."""
+    """One per gateway process. native: the door whose bound of requests it shares; is_secure: its port speaks TLS."""
 
     def __init__(
         self, store: Store, clock: Clock, native: ObjectDoor, *, vault: Vault, domain: str = "",
-        redirects: Redirects | None = None,
+        redirects: Redirects | None = None, is_secure: bool = False,
     ) -> None:  # fmt: skip
         self._native = native
+        self._clock = clock
+        self._is_secure = is_secure
         self._domain = domain.lower()
         self._redirects = redirects
         self._catalog = S3Catalog(store.client, clock)
@@ -63,7 +66,8 @@ class S3Door:
             return
         if self._redirects is not None and (location := self._redirects.location(exchange)):
             self._redirects.sent += 1
-            moved = S3Error("TemporaryRedirect", "Ask there; sign for that host.", lines=location_line(location))
+            lines = location_line(location) + request_id_line(exchange.request_id)
+            moved = S3Error("TemporaryRedirect", "Ask there; sign for that host.", lines=lines)
             _answer(exchange, moved, "/")
             return
         if not self._has_served:
@@ -72,19 +76,20 @@ class S3Door:
         try:
             self._native.begin(exchange, self._run(exchange))
         except TierstoreError as error:
-            _answer(exchange, s3_error(error, exchange.request_id), "/")
+            shown = s3_error(error, exchange.request_id)
+            shown.lines += request_id_line(exchange.request_id)
+            _answer(exchange, shown, "/")
 
     async def _run(self, exchange: Exchange) -> None:
         call: Call | None = None
         try:
-            call = parse_call(exchange, self._domain)
+            call = parse_call(exchange, self._domain, at_ms=self._clock.now_ms(), is_secure=self._is_secure)
             await self._serve(call)
         except Exception as error:  # whatever it is: the client gets S3's XML, or a closed connection
             if call is not None and call.has_begun:
                 raise
             shown = s3_error(error, exchange.request_id)
-            if call is not None:
-                shown.lines += call.extra_lines
+            shown.lines += call.extra_lines if call is not None else request_id_line(exchange.request_id)
             _answer(exchange, shown, call.resource if call is not None else "/")
 
     async def _serve(self, call: Call) -> None:
@@ -92,6 +97,7 @@ class S3Door:
             check_names(call)
             cors.preflight(call, await self._catalog.bucket(call.bucket))
             return
+        await self._add_cors(call)
         await self._auth.authenticate(call)
         check_names(call)
         scope: operations.Scope = "object" if call.key else "bucket" if call.bucket else "service"
@@ -102,10 +108,16 @@ class S3Door:
         handler = self._handlers.get(operation.name)
         if handler is None:
             raise S3Error("NotImplemented", f"{operation.name} is not supported.")
-        if call.bucket and call.exchange.header(b"origin") is not None and operation.name != "CreateBucket":
-            view = await self._catalog.bucket(call.bucket)
-            call.extra_lines = cors.lines_of(call, view, call.method, []) or b""
         await handler(call)
+
+    async def _add_cors(self, call: Call) -> None:
+        """What a browser must see with every answer, also where the signature does not hold: without it the page's
+        script learns nothing of why."""
+        if call.exchange.header(b"origin") is None or not call.bucket:
+            return
+        with contextlib.suppress(S3Error, TierstoreError):      # whatever it is, the request itself hears it
+            check_names(call)
+            call.extra_lines += cors.lines_of(call, await self._catalog.bucket(call.bucket)) or b""
 
     def close(self) -> None:
         self._executor.shutdown(wait=False)

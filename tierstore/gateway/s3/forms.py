@@ -7,6 +7,7 @@ Bounds: fields together FIELDS_BYTES_MAX, their number FIELDS_MAX; of the file n
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ FIELDS_BYTES_MAX: Final = 64 * 1024
 FIELDS_MAX: Final = 100
 _NAME = re.compile(rb'name="([^"]*)"', re.IGNORECASE)
 _FILENAME = re.compile(rb'filename="([^"]*)"', re.IGNORECASE)
+_EXPIRATION = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,6})?Z", re.ASCII)
 _BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?', re.IGNORECASE)
 #: Fields that no condition need cover.
 _FREE: Final = frozenset({"policy", "x-amz-signature", "file", "x-amz-checksum-algorithm"})
@@ -134,14 +136,7 @@ class FormPolicy:
             raise _bad_policy("Invalid Policy: Invalid JSON.") from None
         if not isinstance(raw, dict) or not isinstance(raw.get("conditions"), list):
             raise _bad_policy("Invalid Policy: missing or invalid conditions.")
-        try:
-            until = datetime.fromisoformat(str(raw["expiration"]))
-            until_ms = until.timestamp() * 1000
-        except (KeyError, ValueError, OverflowError):
-            raise _bad_policy("Invalid Policy: missing or invalid expiration.") from None
-        if until.tzinfo is None:
-            raise _bad_policy("Invalid Policy: the expiration has no time zone.")
-        if until_ms <= now_ms:
+        if _moment_ms(raw.get("expiration")) <= now_ms:
             raise S3Error("AccessDenied", "Invalid according to Policy: Policy expired.")
         self.least_bytes, self.most_bytes = 0, -1
         self._conditions = [self._condition(condition) for condition in raw["conditions"]]
@@ -174,6 +169,14 @@ class FormPolicy:
         extra = sorted(field for field in fields if field not in covered | _FREE and not field.startswith("x-ignore-"))
         if extra:
             raise S3Error("AccessDenied", f"Invalid according to Policy: Extra input fields: {extra[0][:100]}")
+
+
+def _moment_ms(raw: Any) -> float:
+    """An expiration: ISO 8601 in UTC, with T and Z, and nothing else. Raises S3Error(InvalidPolicyDocument)."""
+    if isinstance(raw, str) and _EXPIRATION.fullmatch(raw):
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(raw).timestamp() * 1000
+    raise _bad_policy("Invalid Policy: Invalid 'expiration' value.")
 
 
 def _whole(raw: Any) -> int:

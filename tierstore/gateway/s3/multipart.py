@@ -175,6 +175,8 @@ class Multipart:
         sealed, customer = sealed_of(upload.meta), self._vault.customer(call)
         if sealed is None and customer.kind:
             raise S3Error("InvalidRequest", "The upload was begun without encryption by a customer's key.")
+        if sealed is not None and customer.kind and customer.key_md5 != sealed.key_md5:
+            raise S3Error("InvalidRequest", "The encryption parameters of the upload were others.")
         return part_cover(sealed, self._vault.open(sealed, customer) if sealed is not None else b"")
 
     async def _check_alive(self, call: Call, upload: UploadView, part: int, version: int) -> None:

@@ -34,10 +34,17 @@ class ObjectFacts:
         call.reply(200, tagging_document(tags), XML_LINE + self._version(bucket, found))
 
     async def put_tags(self, call: Call) -> None:
+        """A policy that looks at the new tags must know them before it judges."""
+        bucket = await self._catalog.bucket(call.bucket)
+        if rights.asks_request_tags(call, bucket):
+            call.tags = await self._said_tags(call)
         bucket, found = await self._for_tags(call, "Put")
-        tags = parse_tagging(await self._reader.small(call, documents.BODY_BYTES_MAX))
+        tags = call.tags if call.tags is not None else await self._said_tags(call)
         await self._set_tags(call, found, tags)
         call.reply(200, b"", self._version(bucket, found))
+
+    async def _said_tags(self, call: Call) -> dict[str, str]:
+        return parse_tagging(await self._reader.small(call, documents.BODY_BYTES_MAX))
 
     async def delete_tags(self, call: Call) -> None:
         bucket, found = await self._for_tags(call, "Delete")

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from tierstore.auth.access import ANONYMOUS
-from tierstore.gateway.s3 import checksums, documents, rights
+from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
 from tierstore.gateway.s3.auth import Authenticator
@@ -30,7 +30,7 @@ from tierstore.gateway.s3.sse import cover_of
 from tierstore.gateway.s3.sse_format import Encryptor
 from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.tagging import parse_tagging
-from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, Received
+from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, Promise, Received, checked, form_promise
 from tierstore.gateway.upload import Pushed
 from tierstore.names import check_key
 from tierstore.sdk.store import Store
@@ -39,6 +39,8 @@ from tierstore.wire.storage_class import class_of
 
 FIELDS_SECONDS: Final = 60.0
 _RENAMED: Final = {"acl": "x-amz-acl"}
+#: Headers that policies look at and no field replaces.
+_OF_CALLER: Final = frozenset({b"referer", b"user-agent"})
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 
 
@@ -147,12 +149,16 @@ class Posts:
         fields = await form.fields()
         policy = await self._judge(call, fields, form.decoder.filename)
         bucket = await self._catalog.bucket(call.bucket)
-        rights.require(call, "s3:PutObject", bucket, call.key)
         asked = _as_headers(call, fields)
-        meta = locked_meta(asked, bucket, meta_of(asked), self._catalog.now_ms)
         if "tagging" in fields:
-            meta = msgspec.structs.replace(meta, tags=parse_tagging(fields["tagging"].encode()))
+            asked.tags = parse_tagging(fields["tagging"].encode())
+        # conditions of policies judge what the form asks for, as they do headers
+        rights.require(asked, "s3:PutObject", bucket, call.key)
+        meta = locked_meta(asked, bucket, meta_of(asked), self._catalog.now_ms)
+        if asked.tags is not None:
+            meta = msgspec.structs.replace(meta, tags=asked.tags)
         meta = await self._acls.of_write(asked, bucket, meta)
+        promise = form_promise(asked)
         cover = cover_of(self._vault, self._vault.wish(asked, bucket))
         walk = self._store.put_walk(
             call.bucket, call.key, size=None, size_max=PUT_BYTES_MAX, storage_class=class_of(meta)
@@ -164,7 +170,7 @@ class Posts:
         if policy is not None and policy.most_bytes >= 0:
             target = _Limited(target, policy.most_bytes)
         try:
-            received = await self._receive(call, form, target)
+            received = await self._receive(call, form, target, promise)
             if policy is not None and received.size < policy.least_bytes:
                 raise S3Error("EntityTooSmall")
             if seal is not None:
@@ -202,22 +208,24 @@ class Posts:
         policy.check({**fields, "bucket": call.bucket, "key": call.key})
         return policy
 
-    async def _receive(self, call: Call, form: _Form, target: Pushed) -> Received:
-        pump = BodyPump(call.exchange, target, Hasher({"md5", "crc64nvme"}, self._executor))
+    async def _receive(self, call: Call, form: _Form, target: Pushed, promise: Promise) -> Received:
+        algorithm = promise.algorithm or "crc64nvme"
+        pump = BodyPump(call.exchange, target, Hasher({"md5", algorithm}, self._executor))
         pump.take_from(form.decoder)
         form.go_on(pump)
         digests = await pump.digests()
-        checksum = checksums.encode(digests["crc64nvme"])
-        return Received(digests["md5"].hex(), "crc64nvme", checksum, pump.size)
+        return checked(promise, digests, promise.checksum, algorithm, pump.size)
 
 
 class _Fields:
-    """An exchange whose headers are the form's fields."""
+    """An exchange whose headers are the form's fields, but for those that say who asks."""
 
     def __init__(self, real: Exchange, fields: dict[str, str]) -> None:
-        self.headers = [
+        self.headers = [(name, value) for name, value in real.headers if name in _OF_CALLER]
+        self.headers += [
             (_RENAMED.get(name, name).encode("latin-1", "replace"), value.encode()) for name, value in fields.items()
-        ]
+            if name.encode("latin-1", "replace") not in _OF_CALLER
+        ]  # fmt: skip
         self.method, self.target, self.peer = real.method, real.target, real.peer
 
     def header(self, name: bytes) -> bytes | None:

@@ -162,7 +162,8 @@ class Reads:
     ) -> LookupResult:
         """The object, after the caller's rights. A stranger who may not list hears AccessDenied, not NoSuchKey."""
         key = key or call.key
-        if rights.allowed(call, action, bucket, key):
+        tags = await self._tags_of(bucket.name, key, version) if rights.asks_existing_tags(call, bucket) else None
+        if rights.allowed(call, action, bucket, key, tags=tags):
             pass
         elif not rights.has_acls(bucket):
             raise S3Error("AccessDenied")
@@ -171,7 +172,7 @@ class Reads:
             found = await self._lookup_or_none(bucket.name, key, version)
             acl = found.meta.extra.get(ACL, b"").decode() if found is not None and found.meta else ""
             owner = found.meta.extra.get(OWNER, b"").decode() if found is not None and found.meta else ""
-            if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner):
+            if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner, tags=tags):
                 raise S3Error("AccessDenied")
         try:
             return _as_shown(await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks))
@@ -189,6 +190,11 @@ class Reads:
             return await self._store.find(bucket, key, version=version, want_chunks=False)
         except NotFound:
             return None
+
+    async def _tags_of(self, bucket: str, key: str, version: int) -> dict[str, str]:
+        """The tags of an object whose policy looks at them: one look-up more, in such buckets only."""
+        found = await self._lookup_or_none(bucket, key, version)
+        return found.meta.tags if found is not None and found.meta is not None else {}
 
     async def _raise_for_marker(self, bucket: BucketView, key: str, version: int) -> None:
         """A delete marker answers with its version: 404, or 405 when it was asked for by version."""

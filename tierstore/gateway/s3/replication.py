@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tierstore.errors import RequestError
+from tierstore.errors import AccessDenied, RequestError
 from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.documents import Node, document, element
@@ -66,9 +66,13 @@ class Replications:
         rights.require(call, action, await self._catalog.bucket(call.bucket, fresh=True))
 
     async def _ask(self, call: Call, rules: list[BucketRule] | None) -> RulesAnswer:
+        """Shown to whom this door lets see them; set only by who may configure the bucket natively too, for it makes
+        bytes leave the site."""
+        access = call.principal.access if rules is not None else ""
         try:
-            ask = RulesAsk(call.bucket, rules)
-            return await self._client.ask(RULES_PATH, ask, RulesAnswer, access=call.principal.access)
+            return await self._client.ask(RULES_PATH, RulesAsk(call.bucket, rules), RulesAnswer, access=access)
+        except AccessDenied:
+            raise
         except RequestError as error:
             raise S3Error("InvalidRequest", error.detail) from error
 

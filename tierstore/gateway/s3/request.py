@@ -24,7 +24,8 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 @dataclass(slots=True)
 class Call:
-    """A request under way. payload: x-amz-content-sha256 as sent; claim and signing_key: of signed requests."""
+    """A request under way. payload: x-amz-content-sha256 as sent; claim and signing_key: of signed requests; at_ms:
+    when it came; tags: those that its body brings, None where they stand in a header."""
 
     exchange: Exchange
     method: str
@@ -40,6 +41,9 @@ class Call:
     has_begun: bool = False
     extra_lines: bytes = b""
     names: frozenset[str] = field(default=frozenset())
+    at_ms: int = 0
+    is_secure: bool = False
+    tags: dict[str, str] | None = None
     #: Names of all headers: one look tells that a request has none of a rare group.
     header_names: frozenset[bytes] = field(init=False)
 
@@ -68,8 +72,8 @@ def header_text(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def parse_call(exchange: Exchange, domain: str) -> Call:
-    """Raises S3Error(InvalidURI, InvalidBucketName, ...)."""
+def parse_call(exchange: Exchange, domain: str, *, at_ms: int, is_secure: bool) -> Call:
+    """Its answer will carry the request's id by the name that S3's clients look for. Raises S3Error(InvalidURI)."""
     path, _, query = exchange.target.partition(b"?")
     bucket_raw, _, key_raw = path[1:].partition(b"/")
     if domain:
@@ -84,7 +88,14 @@ def parse_call(exchange: Exchange, domain: str) -> Call:
     key = decoded(key_raw)
     call = Call(exchange, exchange.method.decode("ascii"), path, bucket, key, pairs, values)
     call.names = frozenset(values)
+    call.at_ms, call.is_secure = at_ms, is_secure
+    call.extra_lines = request_id_line(exchange.request_id)
     return call
+
+
+def request_id_line(request_id: str) -> bytes:
+    """Of every answer of this door, errors too."""
+    return b"x-amz-request-id: %b\r\n" % request_id.encode("ascii", "replace")
 
 
 def check_names(call: Call) -> None:

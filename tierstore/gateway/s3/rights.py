@@ -7,6 +7,7 @@ an Allow of the policy, and a canned ACL may let in. Public access block takes t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,11 +17,14 @@ from tierstore.auth.access import Action, Principal, has_role
 from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
 from tierstore.gateway.s3 import grants
 from tierstore.gateway.s3.errors import S3Error
+from tierstore.gateway.s3.policy_context import EXISTING_TAG, REQUEST_TAG, question_of
 from tierstore.gateway.s3.request import Call
 from tierstore.wire.names import BucketView
 
 #: Documents of a bucket that this door owns (buckets.config).
 POLICY: Final = "s3.policy"
+#: "true": the policy may shut out the owner from itself too, because he said so when he set it.
+POLICY_BINDS_OWNER: Final = "s3.policy-binds-owner"
 ACL: Final = "s3.acl"
 PUBLIC_BLOCK: Final = "s3.public-access-block"
 OWNERSHIP: Final = "s3.ownership"
@@ -38,6 +42,8 @@ _ROLE: Final[dict[str, Action]] = {
     "s3:PutObjectRetention": "write", "s3:PutObjectLegalHold": "write", "s3:PutObjectAcl": "write",
     "s3:DeleteObject": "delete", "s3:DeleteObjectVersion": "delete",
 }  # fmt: skip
+#: What a policy does not take from the bucket's owner, or nobody could mend it any more.
+_OF_POLICY: Final = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
 #: Who wrote an object may do so much with it, where ownership is the writer's.
 _OF_OBJECT_OWNER: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectAcl", "s3:PutObjectAcl"})
 
@@ -63,25 +69,34 @@ def block_of(bucket: BucketView) -> PublicBlock:
     return PublicBlock(*msgspec.json.decode(text, type=tuple[bool, bool, bool, bool])) if text else PublicBlock()
 
 
+def is_public(bucket: BucketView) -> bool:
+    """Whether anything lets in callers that it does not name."""
+    policy = policy_of(bucket)
+    if policy is not None and policy.is_public:
+        return True
+    return has_acls(bucket) and not block_of(bucket).ignore_acls and grants.is_public(bucket.config.get(ACL, ""))
+
+
 def is_owner(principal: Principal, bucket: BucketView) -> bool:
     return bool(principal.access) and principal.user == bucket.owner
 
 
 def allowed(
-    call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "", object_owner: str = ""
-) -> bool:
-    """object_acl and object_owner: of the object, when they are known."""
+    call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "", object_owner: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> bool:  # fmt: skip
+    """object_acl, object_owner and tags: of the object, when they are known."""
     who = call.principal
     if PAYER in bucket.config and not is_owner(who, bucket) and not _would_pay(call):
         return False
     verdict = ""
     policy = policy_of(bucket)
     if policy is not None:
-        verdict = decide(policy, question_of(call, action, bucket, key))
-        if verdict == DENY:
+        verdict = decide(policy, question_of(call, action, bucket, key, tags))
+        if verdict == DENY and not _may_mend(call, action, bucket):
             return False
     if who.policies:
-        own = by_user(call, action, question_of(call, action, bucket, key))
+        own = by_user(call, question_of(call, action, bucket, key, tags))
         if own:
             return own == ALLOW
     if is_owner(who, bucket) or has_role(who, _ROLE.get(action, "bucket"), bucket.name):
@@ -100,6 +115,27 @@ def allowed(
     )
 
 
+def _may_mend(call: Call, action: str, bucket: BucketView) -> bool:
+    return action in _OF_POLICY and is_owner(call.principal, bucket) and POLICY_BINDS_OWNER not in bucket.config
+
+
+def asks_existing_tags(call: Call, bucket: BucketView) -> bool:
+    """Whether somebody's policy looks at the tags that an object has."""
+    return _asks(call, bucket, EXISTING_TAG)
+
+
+def asks_request_tags(call: Call, bucket: BucketView) -> bool:
+    """Whether somebody's policy looks at the tags that a request brings."""
+    return _asks(call, bucket, REQUEST_TAG)
+
+
+def _asks(call: Call, bucket: BucketView, key: str) -> bool:
+    policy = policy_of(bucket)
+    return (policy is not None and policy.asks_for(key)) or any(
+        Policy.of_user(text).asks_for(key) for text in call.principal.policies
+    )
+
+
 def has_acls(bucket: BucketView) -> bool:
     """Whether lists count at all: not where the bucket's owner owns everything in it, which is the default."""
     return bucket.config.get(OWNERSHIP, "BucketOwnerEnforced") != "BucketOwnerEnforced"
@@ -112,7 +148,7 @@ def _would_pay(call: Call) -> bool:
     return bool(call.principal.access) and said.lower() == "requester"
 
 
-def by_user(call: Call, action: str, question: Question) -> str:
+def by_user(call: Call, question: Question) -> str:
     """What the policies attached to the caller say: ALLOW, DENY or ""."""
     verdicts = {decide(Policy.of_user(text), question) for text in call.principal.policies}
     return DENY if DENY in verdicts else ALLOW if ALLOW in verdicts else ""
@@ -122,7 +158,7 @@ def allowed_outside(call: Call, action: str, name: str) -> bool:
     """For what belongs to no bucket yet: making one, listing all."""
     who = call.principal
     view = BucketView(name, 0)
-    own = by_user(call, action, question_of(call, action, view, "")) if who.policies else ""
+    own = by_user(call, question_of(call, action, view)) if who.policies else ""
     if own:
         return own == ALLOW
     return has_role(who, "write", name) or has_role(who, "bucket", name)
@@ -132,32 +168,3 @@ def require(call: Call, action: str, bucket: BucketView, key: str = "", *, objec
     """Raises S3Error(AccessDenied)."""
     if not allowed(call, action, bucket, key, object_acl=object_acl):
         raise S3Error("AccessDenied")
-
-
-def question_of(call: Call, action: str, bucket: BucketView, key: str) -> Question:
-    """What a policy judges. Condition keys are those that S3 documents and this door knows."""
-    exchange = call.exchange
-    context: dict[str, list[str]] = {"aws:sourceip": [exchange.peer], "aws:securetransport": ["false"]}
-    if call.principal.access:
-        context["aws:username"] = [call.principal.user]
-    for header, name in _CONTEXT_HEADERS:
-        value = exchange.header(header)
-        if value is not None:
-            context[name] = [value.decode("latin-1")]
-    for name in ("prefix", "delimiter", "max-keys"):
-        if name in call.query:
-            context[f"s3:{name}"] = [call.query[name]]
-    if "versionId" in call.query:
-        context["s3:versionid"] = [call.query["versionId"]]
-    resource = f"arn:aws:s3:::{bucket.name}" + (f"/{key}" if key else "")
-    user = call.principal.user if call.principal.access else ""
-    return Question(user, call.principal.access, action, resource, context)
-
-
-_CONTEXT_HEADERS: Final = (
-    (b"x-amz-object-lock-mode", "s3:object-lock-mode"), (b"x-amz-object-lock-legal-hold", "s3:object-lock-legal-hold"),
-    (b"referer", "aws:referer"), (b"user-agent", "aws:useragent"), (b"x-amz-acl", "s3:x-amz-acl"),
-    (b"x-amz-copy-source", "s3:x-amz-copy-source"), (b"x-amz-metadata-directive", "s3:x-amz-metadata-directive"),
-    (b"x-amz-server-side-encryption", "s3:x-amz-server-side-encryption"),
-    (b"x-amz-storage-class", "s3:x-amz-storage-class"), (b"x-amz-content-sha256", "s3:x-amz-content-sha256"),
-)  # fmt: skip

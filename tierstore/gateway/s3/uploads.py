@@ -28,7 +28,7 @@ _CHECKSUMS: Final = frozenset((checksums.PREFIX + name).encode() for name in che
 
 @dataclass(slots=True)
 class Promise:
-    """What the head of an upload says about its body. size: decoded bytes."""
+    """What the head of an upload says about its body. size: decoded bytes, -1 unknown."""
 
     size: int
     md5: bytes | None
@@ -52,7 +52,7 @@ def promise_of(call: Call) -> Promise:
         size = exchange.content_length or 0
     if size > PUT_BYTES_MAX:
         raise S3Error("EntityTooLarge")
-    algorithm, checksum = ("", None) if call.header_names.isdisjoint(_CHECKSUMS) else _checksum_header(call)
+    algorithm, checksum = _checksum_header(call)
     trailer = (call.header(b"x-amz-trailer") or "").lower()
     if trailer and is_chunked:
         if not trailer.startswith(checksums.PREFIX) or trailer[len(checksums.PREFIX) :] not in checksums.ALGORITHMS:
@@ -83,7 +83,15 @@ def _content_md5(call: Call) -> bytes | None:
     return raw
 
 
+def form_promise(call: Call) -> Promise:
+    """What the fields of a form (as headers) say about its file. Raises S3Error."""
+    algorithm, checksum = _checksum_header(call)
+    return Promise(-1, _content_md5(call), "", algorithm, checksum, "", is_chunked=False)
+
+
 def _checksum_header(call: Call) -> tuple[str, bytes | None]:
+    if call.header_names.isdisjoint(_CHECKSUMS):
+        return "", None
     found = [
         (name, value) for name in checksums.ALGORITHMS
         if (value := call.header((checksums.PREFIX + name).encode())) is not None
@@ -153,7 +161,7 @@ class BodyReader:
             digests = await asyncio.get_running_loop().run_in_executor(
                 self.executor, checksums.digests, wanted, body
             )
-        return body, _checked(promise, digests, promise.checksum, algorithm, len(body))
+        return body, checked(promise, digests, promise.checksum, algorithm, len(body))
 
     async def receive(
         self, call: Call, promise: Promise, target: Pushed, *, algorithm: str = ""
@@ -177,7 +185,7 @@ class BodyReader:
             if value is None:
                 raise S3Error("MalformedTrailerError", "The trailer that was announced did not come.")
             expected = checksums.decode(promise.algorithm, value)
-        return _checked(promise, digests, expected, algorithm, pump.size)
+        return checked(promise, digests, expected, algorithm, pump.size)
 
 
 class _Whole:
@@ -214,7 +222,7 @@ def _wanted(promise: Promise, algorithm: str) -> set[str]:
     return wanted
 
 
-def _checked(
+def checked(
     promise: Promise, digests: dict[str, bytes], expected: bytes | None, algorithm: str, size: int
 ) -> Received:
     """What came, after every promise of the head was compared with it. Raises S3Error."""

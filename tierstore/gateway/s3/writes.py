@@ -119,9 +119,13 @@ class Writes:
         version = version_of(call.query.get("versionId"))
         rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, call.key)
         condition = Condition(if_match=etags(call.header(b"if-match"))) if call.header(b"if-match") else None
-        done = await self._store.delete(
-            call.bucket, call.key, version=version, condition=condition, bypass_governance=may_bypass(call, bucket)
-        )
+        bypass = may_bypass(call, bucket)
+        try:
+            done = await self._store.delete(
+                call.bucket, call.key, version=version, condition=condition, bypass_governance=bypass
+            )
+        except PreconditionFailed as error:
+            raise await why_refused(self._store, call, condition, error) from error
         lines = ""
         if bucket.versioning and done.version:
             if version:
@@ -154,6 +158,8 @@ class Writes:
         self, call: Call, bucket: BucketView, key: str, version_text: str | None, etag: str | None, *, is_quiet: bool
     ) -> str:  # fmt: skip
         try:
+            if not key:
+                raise S3Error("UserKeyMustBeSpecified", "The key of an object to delete is missing.")
             version = version_of(version_text or None)
             rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, key)
             condition = Condition(if_match=etags(etag)) if etag else None
