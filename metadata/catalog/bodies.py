@@ -66,6 +66,14 @@ def covered(connection: sa.Connection, body_id: int, start: int, stop: int) -> t
     return int(connection.execute(total).scalar_one()), connection.execute(overlaps).first() is not None
 
 
+def held(connection: sa.Connection, body_id: int) -> tuple[int, int]:
+    """(different chunks, bytes) of a body that are at this site: one pass over its extents."""
+    t = schema.extents.c
+    counts = sa.select(sa.func.count(t.chunk_id.distinct()), sa.func.coalesce(sa.func.sum(t.length), 0))
+    chunks, length = connection.execute(counts.where(t.body_id == body_id)).one()
+    return int(chunks), int(length)
+
+
 def chunks_of(connection: sa.Connection, ids: Iterable[bytes]) -> dict[bytes, PackedChunk]:
     """The rows of these chunks, by id; length is the whole chunk."""
     t, wanted = schema.chunks.c, sorted(set(ids))

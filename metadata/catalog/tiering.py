@@ -128,14 +128,29 @@ def objects_after(
     return page
 
 
-def object_named(connection: sa.Connection, bucket_id: int, key: str) -> Named | None:
-    """The latest version of one object with its chunks that are at this site; None when there is none."""
+class Explained(NamedTuple):
+    """One object for explain. chunks_total, bytes_here: of the whole body, of which `named` may hold only the
+    beginning."""
+
+    named: Named
+    chunks_total: int
+    bytes_here: int
+
+
+def object_named(connection: sa.Connection, bucket_id: int, key: str) -> Explained | None:
+    """The latest version of one object with its chunks that are at this site (of a very large one the first
+    OBJECT_CHUNKS_MAX); None when there is none."""
     row = connection.execute(
         sa.select(*_NAMED).where(
             _OBJECTS.bucket_id == bucket_id, _OBJECTS.key == key, _OBJECTS.kind != schema.KIND_MARKER
         )
     ).first()
-    return None if row is None else _named(connection, row)
+    if row is None:
+        return None
+    named = _named(connection, row)
+    if row.kind == schema.KIND_INLINE or row.ref is None:
+        return Explained(named, len(named.chunks), sum(chunk.length for chunk in named.chunks))
+    return Explained(named, *bodies.held(connection, int(row.ref)))
 
 
 def _named(connection: sa.Connection, row: Any) -> Named:
@@ -145,7 +160,7 @@ def _named(connection: sa.Connection, row: Any) -> Named:
     )
 
 
-#: Chunks of one large object that are looked at; explain and pins say so when there are more.
+#: Chunks of one large object that are looked at: enough for explain; a pin reaches further ones when they are read.
 OBJECT_CHUNKS_MAX: Final = 4096
 
 

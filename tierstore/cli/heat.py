@@ -110,6 +110,9 @@ def explain(
         say("reads and heat by the hour" + ("" if past["is_recorded"] else ": not among the recorded keys"))
         show([{"until": _clock(hour["until"]), **{k: v for k, v in hour.items() if k != "until"}}
               for hour in past["hours"] if hour["reads"] or hour["heat_per_hour"] >= 0.01], False)  # fmt: skip
+    if answer.get("chunks_total", 0) > len(answer["chunks"]):
+        say()
+        say(f"the first {len(answer['chunks'])} of {answer['chunks_total']} chunks")
     for chunk in answer.get("chunks", []):
         say()
         print_fields({name: _said(name, value) for name, value in chunk.items() if not isinstance(value, list)})

@@ -123,22 +123,23 @@ class TieringView:
     # -- explain ----------------------------------------------------------------------------------------------
     async def explain(self, bucket_name: str, key: str, who: Principal) -> dict[str, Any]:
         """Why an object is where it is, and what happens to it next (DESIGN section 10). Raises NotFound,
-        AccessDenied. remote: the site that the body is of, when it is not or only in part here; else null. Ranks and
-        decisions are those of the process that holds the promoter's lease; another one knows the copies and the
-        rule."""
+        AccessDenied. chunks: the first EXPLAINED_CHUNKS_MAX of chunks_total. remote: the site that the body is of,
+        when it is not or only in part here; else null. Ranks and decisions are those of the process that holds the
+        promoter's lease; another one knows the copies and the rule."""
         bucket = await self._names.get(bucket_name)
         authorize(who, "read", bucket_name, key)
         check_key(key)
-        found = await self._database.scan(lambda c: rows.object_named(c, bucket.id, key))
-        if found is None:
+        explained = await self._database.scan(lambda c: rows.object_named(c, bucket.id, key))
+        if explained is None:
             raise NotFound(f"there is no {key!r} in bucket {bucket_name!r}")
+        found = explained.named
         remote = None
         if found.is_remote:
             site = version_site(found.version)
             others = await self._database.read(sites.others)
             remote = {
                 "site": next((other.name for other in others if other.id == site), ""),
-                "bytes_here": sum(chunk.length for chunk in found.chunks),
+                "bytes_here": explained.bytes_here,
             }
         planner, now = self._tiering.picture(), self._tiering.now()
         located = [
@@ -161,7 +162,7 @@ class TieringView:
             "key": key, "version": version_text(found.version), "rule": rule.name, "mode": rule.mode,
             "heat_per_hour": round(heat, 6),
             "heat_history": {"is_recorded": past.is_recorded, "hours": [asdict(hour) for hour in hours]},
-            "chunks": chunks, "chunks_total": len(found.chunks), "remote": remote,
+            "chunks": chunks, "chunks_total": explained.chunks_total, "remote": remote,
         }  # fmt: skip
 
     def _replicas(self, chunk: PackedChunk) -> list[ReplicaView]:
