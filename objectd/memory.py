@@ -2,6 +2,8 @@
 
 Owns the cached chunks (policy/memcache.py decides which) as the bytes of a whole answer: block sums, then data. A chunk
 enters when it was read whole and had to wait for its device, so what the page cache serves anyway takes no room here.
+Only the server's slowest devices are waited for: what was promoted leaves with its first read from a faster one, else
+the hottest chunks of all would be here twice, and those that wait for a disk would find no room.
 Readers come back to the server that serves a chunk (the order of replicas is stable): the RAM of all servers adds up.
 
 Invariants: never above `capacity_bytes`; what enters was checked against its sums, so that one rotten read is not
@@ -20,9 +22,9 @@ from tierstore.names import ChunkId
 from tierstore.policy.memcache import MemCache
 
 TIER: Final = "mem"
-#: A chunk above this share of the cache does not enter. Twice what one cache of all servers' RAM would take: it is
-#: cut into as many parts as there are servers, and each chunk is kept by one of them.
-ADMIT_SHARE: Final = 0.2
+#: A chunk above this share of the cache does not enter. It is a tenth of three servers' RAM: the cache is cut into as
+#: many parts as there are servers, and a part must not refuse what the whole would take.
+ADMIT_SHARE: Final = 0.3
 
 
 class Memory:

@@ -12,7 +12,7 @@ from typing import Final
 
 from objectd.store.device import Device
 from tierstore.errors import CapacityError, IntegrityError, NotFound
-from tierstore.names import ChunkId, DeviceId
+from tierstore.names import TIERS, ChunkId, DeviceId
 from tierstore.wire.cluster import BadChunk, DeviceGrant, DeviceReport
 
 BAD_CHUNKS_MAX: Final = 4096         # kept until metadata knows; what is beyond is found again by reads and scrub
@@ -53,6 +53,8 @@ class Slot:
     wanted_bytes: int = 0
     #: Small chunks stored so far; see routes.uploads.BACK_PRESSURE_EVERY.
     puts: int = 0
+    #: None of the server's devices is slower. RAM is for these: what a faster device has is not waited for.
+    is_slowest: bool = True
     #: Header lines of whole answers, by number of bytes of sums: formatting them costs more than finding them.
     lines: dict[int, bytes] = field(default_factory=dict)
 
@@ -132,6 +134,9 @@ class Slots:
     def add(self, devices: Iterable[Device]) -> None:
         """Take in opened devices, at start; they serve once they are granted."""
         self._all += [Slot(device) for device in devices]
+        slowest = max((TIERS.index(slot.device.tier) for slot in self._all), default=0)
+        for slot in self._all:
+            slot.is_slowest = TIERS.index(slot.device.tier) == slowest
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._all)

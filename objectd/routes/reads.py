@@ -101,7 +101,9 @@ class ChunkReads:
         if not flags & NO_HEAT:
             self.blocks_total += block_count(count)
             self._heat.count(chunk, 1.0 if count == chunk_bytes else count / chunk_bytes)
-            if self._memory.is_on and (held := self._memory.get(chunk)) is not None:
+            if not slot.is_slowest:
+                self._memory.forget(chunk)      # a faster device has it by now: its room is for what must wait
+            elif self._memory.is_on and (held := self._memory.get(chunk)) is not None:
                 wanted = _Wanted(slot, chunk, chunk_bytes, first, count)
                 if count > self._sendfile_bytes_min and self._send_cached(exchange, wanted, hint):
                     return
@@ -247,7 +249,8 @@ class ChunkReads:
         slot.waiting += 1
         began, waiting = asyncio.get_running_loop().time(), slot.waiting
         is_answered = False
-        kept: list[bytes] | None = [] if count == chunk_bytes and self._memory.admits(chunk_bytes) else None
+        is_kept = slot.is_slowest and count == chunk_bytes and self._memory.admits(chunk_bytes)
+        kept: list[bytes] | None = [] if is_kept else None
         try:
             async with asyncio.timeout(self._device_timeout):
                 opened = opened or await slot.device.find(chunk)

@@ -179,3 +179,45 @@ def test_a_copy_without_room_reads_no_source_and_upkeep_makes_room_for_it() -> N
         assert slot.wanted_bytes == 0
 
     play(test)
+
+
+def test_ram_is_for_what_waits_for_a_slow_device_and_not_for_what_a_fast_one_has() -> None:
+    """What was promoted is read most of all: kept in RAM too, it leaves no room there for what waits for a disk."""
+
+    async def test(world: World) -> None:
+        slow = SlowDevice(world.device(1, tier="hdd"), clock=world.clock, seek_seconds=0.1, bytes_per_second=1e9)
+        ssd = SlowDevice(world.device(2), clock=world.clock, seek_seconds=0.01, bytes_per_second=1e9)
+        server = await world.start("one", slow, ssd)
+        upload, data = world.upload(), random.Random(4).randbytes(SIZE)
+        chunk = await world.put(server, 1, data, upload=upload)
+        assert await world.put(server, 2, data, upload=upload) == chunk
+        assert await world.get(server, 1, chunk, data) == data
+        assert server.memory.chunks == 1
+        assert await world.get(server, 1, chunk, data) == data
+        assert server.reads.served["mem"][0] == 1 and server.reads.served["hdd"][0] == 1
+        for _ in range(2):
+            assert await world.get(server, 2, chunk, data) == data
+            assert server.memory.chunks == 0, "also a read that waited for the fast device brings nothing in"
+        assert server.reads.served["mem"][0] == 1 and server.reads.served["ssd"][0] == 2
+        assert await world.get(server, 1, chunk, data) == data
+        assert server.memory.chunks == 1
+
+    play(test)
+
+
+def test_ram_is_for_all_devices_of_a_server_that_has_one_speed_only() -> None:
+    """A cluster of SSDs alone has nothing slower to keep its RAM for."""
+
+    async def test(world: World) -> None:
+        devices = [
+            SlowDevice(world.device(n), clock=world.clock, seek_seconds=0.01, bytes_per_second=1e9) for n in (1, 2)
+        ]
+        server = await world.start("one", *devices)
+        for number in (1, 2):
+            data = random.Random(number).randbytes(SIZE)
+            chunk = await world.put(server, number, data)
+            assert await world.get(server, number, chunk, data) == data
+            assert await world.get(server, number, chunk, data) == data
+        assert server.memory.chunks == 2 and server.reads.served["mem"][0] == 2
+
+    play(test)
