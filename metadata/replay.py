@@ -30,6 +30,7 @@ def main() -> None:
         # A sample of the keys is a smaller store: its tiers shrink with it.
         {tier: int(size * share) for tier, size in question.fast.items()}, int(question.mem_bytes * share),
         question.slow, {tier: Speed(*speed) for tier, speed in question.speeds.items()},
+        is_timed=True,      # the record is in milliseconds
     )  # fmt: skip
     answer = compare(
         trace, parse(question.current), parse(question.proposed), fleet, has_curve=question.has_curve and len(trace) > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ def fleet_of(tiers: list[dict[str, Any]], tiering: dict[str, Any], footprint_byt
 
 def replay_here(trace: Trace, current: dict[str, Any], proposed: dict[str, Any], fleet: Fleet) -> dict[str, Any]:
     """The answer that the service gives, for a trace file. Raises RequestError(code="bad-policy")."""
+    fleet = replace(fleet, is_timed=bool((trace.time % 1).any()))      # whole seconds cannot tell who waited
     answer = compare(trace, parse(current), parse(proposed), fleet)
     return {**answer, "requests": len(trace)}
 

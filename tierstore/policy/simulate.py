@@ -57,6 +57,9 @@ class Fleet:
     speeds: dict[str, Speed] = field(default_factory=lambda: dict(SPEEDS))
     devices_per_tier: int = 1
     slow_devices: int = 1
+    #: The trace's times tell who came while a read was under way: such a reader waits for the same access to the disk,
+    #: and RAM serves him nothing. False for times in whole seconds: there a second's crowd would all seem to wait.
+    is_timed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class _Replay:
         devices, self._slow_ids = _devices(fleet)
         self._tier_of_device = {device.id: device.tier for device in devices}
         self._planner = Planner(self._heat, rules, devices)
-        self._mem: MemCache[int, bool] = MemCache(fleet.mem_bytes)
+        self._mem: MemCache[int, float] = MemCache(fleet.mem_bytes)      # key -> when its bytes are there
         self._order = ("mem", *fleet.fast, fleet.slow)
         self._index = {tier: n for n, tier in enumerate(self._order)}
         keys = int(trace.key.max()) + 1 if len(trace) else 0
@@ -160,30 +163,32 @@ class _Replay:
         mem_get, mem_put = self._mem.get, self._mem.put
         where, counts, unread = self._where, self._counts, self._unread
         has_mem, slow = self._mem.capacity_bytes > 0, self._index[self._fleet.slow]
-        rereads, times = self._rereads, self._trace.time
+        speed, is_timed = self._fleet.speeds[self._fleet.slow], self._fleet.is_timed
+        rereads, times = self._rereads, self._trace.time[start:end].tolist()
         served = 0
         by = []
-        for i in range(start, end):
+        for i, at in enumerate(times, start):
             key, size = keys[i], sizes[i]
             if ops[i] == GET:
                 tier = where[key]
                 if tier == slow and has_mem:
                     # Readers go to the fastest copy; RAM stands in front of those that wait for a slow device.
-                    if mem_get(key):
+                    there_at = mem_get(key)
+                    if there_at is None:
+                        mem_put(key, at + speed.seconds + size / speed.bytes_per_second if is_timed else at, size)
+                    elif there_at <= at:
                         tier = 0
-                    else:
-                        mem_put(key, True, size)
                 elif unread and key in unread:
                     unread.discard(key)
                 by.append(tier)
                 if rereads is not None:
-                    rereads.read(*self._name(key), float(times[i]))
+                    rereads.read(*self._name(key), at)
                 counts[key] = counts.get(key, 0) + 1
                 self._sizes[key] = size
                 served += size
             else:
                 by.append(255)
-                self._write(key, size, is_delete=ops[i] == DELETE, at=float(self._trace.time[i]))
+                self._write(key, size, is_delete=ops[i] == DELETE, at=at)
         self._served_by[start:end] = by
         return served
 

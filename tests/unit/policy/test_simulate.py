@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,14 @@ def test_the_ram_cache_is_inline() -> None:
     """mem serves the second read at once, without a tick."""
     outcome = replay(trace("1,1,100,GET", "1,1,100,GET"), FREE, Fleet({"ssd": 1 << 30}, mem_bytes=10_000))
     assert outcome.hit_ratio == {"mem": 0.5, "ssd": 0.0, "hdd": 0.5}
+
+
+def test_who_comes_while_a_read_is_under_way_waits_for_the_same_access_to_the_disk() -> None:
+    """A crowd within the 8 ms of one seek finds nothing in RAM yet: a forecast that says so promises what RAM keeps."""
+    rows = trace("1,1,100,GET", "1.001,1,100,GET", "1.007,1,100,GET", "1.009,1,100,GET")
+    fleet = Fleet({"ssd": 1 << 30}, mem_bytes=10_000)
+    assert replay(rows, FREE, replace(fleet, is_timed=True)).tier_of.tolist() == [2, 2, 2, 0]
+    assert replay(rows, FREE, fleet).tier_of.tolist() == [2, 0, 0, 0], "times in whole seconds cannot tell"
 
 
 def test_an_overwrite_takes_the_copies_and_keeps_the_heat() -> None:
