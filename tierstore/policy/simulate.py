@@ -4,7 +4,8 @@ Owns the model around heat.py, decide.py and memcache.py: one slow tier that hol
 promoter fills, an inline RAM cache in front of what would wait for the slow one (readers go to the fastest copy); new
 objects land as rules say and, under `auto`, get a fast copy where their bucket is read soon (rereads.py). Every tick
 the counts since the last one are merged as one heartbeat delta (the same 18-byte form) and the planner's copies take
-effect at once: the time that a copy takes is not modelled (the budgets bound it to a small part of a tick). Latency is
+effect at once: the time that a copy takes is not modelled (the budgets bound it to a small part of a tick); that of a
+slow read is where the trace's times are fine enough: who comes meanwhile waits for it (`is_timed`). Latency is
 service time alone, without queues: it compares policies, it does not predict an answer time. Pure: no I/O, no clock, no
 chance; the same trace and policy give the same result.
 
