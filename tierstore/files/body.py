@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from tierstore.errors import ConflictError, TierstoreError
-from tierstore.files.reader import Bytes, Reader
+from tierstore.files.reader import Reader
 from tierstore.files.runs import Run, cut, parts, place
+from tierstore.files.stream import Bytes
 from tierstore.sdk import Store
 from tierstore.sdk.budget import BufferBudget
 from tierstore.units import KIB, MIB
@@ -298,7 +299,7 @@ class Body:
         base = self.base_size if self.truncate_to < 0 else min(self.base_size, self.truncate_to)
         if not self.runs and end <= base:
             return await self.reader.read(first, end - first)
-        out = bytearray(end - first)
+        out = memoryview(bytearray(end - first))
         # Runs are copied before the first wait: a flush may let go of them meanwhile.
         holes = []
         for start, stop, run in parts(self.runs, first, end):
@@ -309,7 +310,7 @@ class Body:
         for start, stop in holes:
             data = await self.reader.read(start, stop - start)
             out[start - first : start - first + len(data)] = data
-        return bytes(out)
+        return out
 
     # -- the end --------------------------------------------------------------------------------------------
     async def close(self, *, abandon: bool = False) -> None:

@@ -125,11 +125,8 @@ class Compactor:
         async def find(first: int, count: int) -> FileResult:
             return await self._remote.ask(Extents(self._bucket, path, first, count))
 
-        # A budget that is used up: the window was taken above, and a stream would read further ahead.
-        nothing = BufferBudget(1)
-        nothing.try_take(1)
-        reader = Reader(
-            self._store, self._bucket, lambda: path, find, nothing, version=entry.version, size=entry.size
+        reader = Reader(     # the window's memory was taken above
+            self._store, self._bucket, lambda: path, find, None, version=entry.version, size=entry.size
         )
         try:
             return bytes(await reader.read(at, length))

@@ -20,6 +20,7 @@ from tierstore.files.behind import Behind
 from tierstore.files.body import Body, Commit
 from tierstore.files.compact import Compactor, is_fragmented
 from tierstore.files.errno import FileError
+from tierstore.files.memory import ReadMemory
 from tierstore.files.node import ROOT, Node, Nodes
 from tierstore.files.reader import Reader
 from tierstore.files.remote import FilesRemote
@@ -74,7 +75,7 @@ class Looking:
         self._cache_seconds = cache_seconds
         # Halves, so that streams that read ahead never keep a writer waiting, nor the other way round.
         self.dirty_budget = BufferBudget(budget_bytes // 2)
-        self.read_budget = BufferBudget(budget_bytes - budget_bytes // 2)
+        self.read_memory = ReadMemory(budget_bytes - budget_bytes // 2)
         self.nodes = Nodes(Attributes(ROOT, S_IFDIR | 0o755, links=2))
         self.is_watched = False
         self._own: dict[int, None] = {}
@@ -363,7 +364,7 @@ class Looking:
                     self._dirty.pop(node.ino, None)
 
             reader = Reader(
-                self.store, self.bucket, lambda: self.nodes.path(node), find, self.read_budget, version=node.version,
+                self.store, self.bucket, lambda: self.nodes.path(node), find, self.read_memory, version=node.version,
                 size=node.size,
             )  # fmt: skip
             node.body = Body(

@@ -16,7 +16,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from tierstore.errors import TierstoreError
 from tierstore.files.looking import NAME_BYTES_MAX
 from tierstore.files.node import Node
-from tierstore.files.reader import Bytes
+from tierstore.files.stream import Bytes
 from tierstore.files.tree import Tree
 from tierstore.fuse.answered import answered
 from tierstore.fuse.handles import DirectoryHandle, Handle, Handles

@@ -31,6 +31,7 @@ from tierstore.sdk.race import Race
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import FetchedChunk, ObjectClient, VerifiedStream
+from tierstore.transport.pieces import PieceBuffers
 from tierstore.wire.cluster import BadChunk
 from tierstore.wire.names import ChunkView, LookupItem, LookupResult, Renew, ReplicaView
 
@@ -156,6 +157,17 @@ class GetWalk:
         if self._ahead is None and self._chunk_end - self._at <= _OPEN_AHEAD_BYTES and self._chunk_end < self._end:
             self._look_ahead()
         return piece
+
+    def give_away(self) -> None:
+        """The piece that next_piece() has just returned stays valid for as long as its taker wants. A buffer that it
+        lies in (`piece.obj`, if that is a bytearray) goes to `buffers` in the end."""
+        if self._stream is not None:
+            self._stream.give_away()
+
+    @property
+    def buffers(self) -> PieceBuffers:
+        """Where the buffers of pieces come from."""
+        return self._parts.objects.pieces
 
     async def close(self) -> None:
         """Let go of everything; harmless to repeat."""

@@ -114,6 +114,9 @@ class VerifiedStream:
         Raises IntegrityError(code="bad-block") or UnavailableError; nothing of the bad block was released."""
         if not self._left:
             return self._buffer[:0]
+        if not self._memory:        # given away
+            self._memory = self._client.pieces.take(self._piece_bytes)
+            self._buffer = memoryview(self._memory)
         size = min(self._piece_bytes, self._data_left)
         view = self._buffer[:size]
         await self._stream.read_into(view)
@@ -123,6 +126,13 @@ class VerifiedStream:
         piece = self._given = view[begin : begin + self._left]
         self._left -= len(piece)
         return piece
+
+    def give_away(self) -> None:
+        """The last piece stays valid for as long as its taker wants, who hands its buffer (`piece.obj`) to the client's
+        `pieces` in the end: this stream goes on in another one."""
+        self._given = None
+        self._buffer = memoryview(b"")
+        self._memory = bytearray()
 
     def _verify(self, view: memoryview, size: int) -> None:
         block, sums = self._block, self._sums

@@ -21,6 +21,7 @@ class Walk:
 
     def __init__(self, first: int, length: int, ended: list[int]) -> None:
         self.at, self.end, self._ended = first, first + length, ended
+        self.whole = None
 
     async def start(self) -> None:
         return None

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from tierstore.errors import UnavailableError
-from tierstore.files.reader import AHEAD_BYTES, NEAR_BYTES, Reader
-from tierstore.sdk.budget import BufferBudget
+from tierstore.files.memory import ReadMemory
+from tierstore.files.reader import Reader
+from tierstore.files.stream import AHEAD_BYTES, NEAR_BYTES
 from tierstore.units import KIB, MIB
 from tierstore.wire.files import FileResult
 
@@ -23,6 +24,7 @@ class Walk:
 
     def __init__(self, first: int, length: int, gate: asyncio.Event, *, fails: bool) -> None:
         self.at, self.end, self._gate, self._fails = first, first + length, gate, fails
+        self.whole = None
 
     async def start(self) -> None:
         return None
@@ -62,7 +64,7 @@ def reader_of(bodies: Bodies) -> Reader:
         return FileResult()
 
     store: Any = SimpleNamespace(file_walk=bodies.file_walk)
-    return Reader(store, "b", lambda: "f", find, BufferBudget(64 * MIB), version=1, size=SIZE)
+    return Reader(store, "b", lambda: "f", find, ReadMemory(64 * MIB), version=1, size=SIZE)
 
 
 async def waiting(reader: Reader, first: int, length: int) -> asyncio.Task[bytes]:
@@ -118,5 +120,43 @@ def test_a_reader_of_a_stream_that_fails_tries_by_itself() -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert await near == PIECE[: 128 * KIB]
         await reader.close()
+
+    asyncio.run(main())
+
+
+def test_pieces_are_kept_while_the_walk_goes_on() -> None:
+    """Reads at the kernel's pace, each request over the edge of two pieces, and one behind the last."""
+
+    async def main() -> None:
+        bodies = Bodies()
+        bodies.gate.set()
+        reader = reader_of(bodies)
+        step = 128 * KIB
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for first in range(0, 24 * MIB, step):
+                offset = first % len(PIECE)
+                assert bytes(await reader.read(first, step)) == (PIECE + PIECE)[offset : offset + step]
+                if first:
+                    offset = (first - step // 2) % len(PIECE)
+                    assert bytes(await reader.read(first - step // 2, step)) == (PIECE + PIECE)[offset : offset + step]
+        assert bodies.walks == 1
+        await reader.close()
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_is_stopped_has_nothing_more() -> None:
+    """A read that finds its stream ended by another must not take that for the end of the file."""
+
+    async def main() -> None:
+        bodies = Bodies()
+        bodies.gate.set()
+        reader = reader_of(bodies)
+        await reader.read(0, 128 * KIB)
+        stream = reader._stream
+        assert stream is not None
+        await reader.close()
+        assert await stream.read(0, 128 * KIB) is None
+        assert await stream.read(128 * KIB, 256 * KIB) is None
 
     asyncio.run(main())

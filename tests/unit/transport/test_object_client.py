@@ -138,6 +138,39 @@ def test_ranges_are_widened_to_blocks_and_trimmed(kind: str, size: int) -> None:
 
 
 @kinds
+def test_pieces_that_were_given_away_stay_as_they_are(kind: str) -> None:
+    """Who reads ahead keeps pieces while the stream goes on. A buffer that came back would be written again."""
+
+    async def main() -> None:
+        server = FakeObjectServer()
+        size = 40 * BLOCK_BYTES + 7
+        data = server.chunks[b"t"] = os.urandom(size)
+        async with client_of(server, kind) as (client, url):
+            for _ in range(2):      # the second stream reads into the buffers of the first
+                stream = await client.open_chunk(
+                    url, b"t", chunk=CHUNK, chunk_bytes=size, crc32c=crc_of(data), seconds=60
+                )
+                pieces = []
+                while piece := await stream.next_piece():
+                    stream.give_away()
+                    pieces.append(piece)
+                stream.close()
+                assert len(pieces) > 1 and b"".join(pieces) == data
+                buffers = [piece.obj for piece in pieces]
+                assert len({id(buffer) for buffer in buffers}) == len(buffers)
+                for piece in pieces:
+                    piece.release()
+                del piece
+                for buffer in buffers:
+                    assert isinstance(buffer, bytearray)
+                    client.pieces.give_back(buffer)
+            assert client.pieces.kept_bytes >= size
+
+    asyncio.run(main())
+
+
+
+@kinds
 def test_no_byte_of_a_bad_block_is_released_but_good_ones_before_it_are(kind: str) -> None:
     """Promise 4: a rotten replica costs a failover, never a wrong byte."""
 
