@@ -2,7 +2,8 @@
 
 pyfuse3's own waiting (asyncio mode) registers the descriptor anew for each request and takes it out again: a dozen
 system calls of which none is needed, as much CPU as a small request itself costs. Here the registration stays, and is
-taken out only while nobody waits although a request is there (all workers are busy): the loop would turn without pause.
+taken out only when nobody has waited for some turns of the loop although a request is there (all workers are busy): the
+loop would turn without pause. A worker that answers at once waits again a turn or two later.
 
 Invariant: wait() returns only when a read would not block; at most one task waits (pyfuse3 holds a lock meanwhile).
 """
@@ -11,8 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import select
+from typing import Final
 
 import pyfuse3.asyncio
+
+#: Turns of the loop that a request may lie there before the registration is taken out.
+IDLE_TURNS_MAX: Final = 8
 
 
 class Readable:
@@ -21,6 +26,7 @@ class Readable:
     def __init__(self) -> None:
         self._fd = -1
         self._is_registered = False
+        self._idle_turns = 0
         self._waiter: asyncio.Future[None] | None = None
         self._poll = select.poll()
 
@@ -38,6 +44,7 @@ class Readable:
             self._poll.register(fd, select.POLLIN)
         while True:
             self._waiter = loop.create_future()
+            self._idle_turns = 0
             if not self._is_registered:
                 loop.add_reader(fd, self._ready)
                 self._is_registered = True
@@ -51,6 +58,9 @@ class Readable:
     def _ready(self) -> None:
         waiter = self._waiter
         if waiter is None:
+            self._idle_turns += 1
+            if self._idle_turns < IDLE_TURNS_MAX:
+                return
             asyncio.get_running_loop().remove_reader(self._fd)
             self._is_registered = False
         elif not waiter.done():
