@@ -75,8 +75,10 @@ class CatalogBook:
         """The chunk that the reverse table has on the device, its row locked; None when nothing names it any more, or
         the reverse table does not have it there."""
         place = connection.execute(_PLACE, {"device_id": device, "chunk_id": chunk}).first()
-        if place is None:
-            return None
+        return self._at(connection, place, chunk) if place is not None else None
+
+    def _at(self, connection: sa.Connection, place: sa.Row[*tuple[Any, ...]], chunk: bytes) -> Located | None:
+        """The chunk by what a row of the reverse table says of it."""
         if place.bucket_id is not None:
             for table in (schema.objects, schema.versions):
                 body, storage_class = self._body(connection, table, place.bucket_id, place.key, place.version)
@@ -88,20 +90,26 @@ class CatalogBook:
                     return Located(owner, found, bucket, sum(c.length for c in chunks), storage_class)
         return self._own_row(connection, chunk)
 
-    def forget(self, connection: sa.Connection, device: int, chunk: bytes) -> None:
-        """Delete the reverse table's row of a copy that `locate` no longer finds on that device, unless the row has
-        changed hands meanwhile. Such rows stay behind when a copy moves and its version is superseded or renamed
-        before the feed is read: the garbage then names only the copies of the end."""
+    def forget(self, connection: sa.Connection, device: int, chunk: bytes) -> bool:
+        """Delete the reverse table's row of a copy that the chunk's own row does not name; whether it was there and
+        wrong. Such a row stays behind when a copy moves and its version is renamed before the feed is read, and where
+        one transaction read a body that another changed before the first one's end (PostgreSQL)."""
         place = connection.execute(_PLACE, {"device_id": device, "chunk_id": chunk}).first()
-        if place is not None:
-            connection.execute(
-                sa.delete(schema.placements).where(
-                    _PLACEMENTS.device_id == device, _PLACEMENTS.chunk_id == chunk,
-                    _PLACEMENTS.bucket_id.is_not_distinct_from(place.bucket_id),
-                    _PLACEMENTS.key.is_not_distinct_from(place.key),
-                    _PLACEMENTS.version.is_not_distinct_from(place.version),
-                )
-            )  # fmt: skip
+        if place is None:
+            return False
+        located = self._at(connection, place, chunk)
+        if located is not None and any(replica.device == device for replica in located.chunk.replicas):
+            return False
+        # Only while it has this owner: what was judged is this row, and it may have moved along with its chunk since.
+        gone = connection.execute(
+            sa.delete(schema.placements).where(
+                _PLACEMENTS.device_id == device, _PLACEMENTS.chunk_id == chunk,
+                _PLACEMENTS.bucket_id.is_not_distinct_from(place.bucket_id),
+                _PLACEMENTS.key.is_not_distinct_from(place.key),
+                _PLACEMENTS.version.is_not_distinct_from(place.version),
+            )
+        )  # fmt: skip
+        return bool(gone.rowcount)
 
     def _body(
         self, connection: sa.Connection, table: sa.Table, bucket_id: int, key: str, version: int

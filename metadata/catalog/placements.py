@@ -31,6 +31,8 @@ GARBAGE_SETTING: Final = "placements_garbage_id"
 PIECE_CHANGES: Final = 128
 #: Up to so many devices, rows of dropped replicas are looked for on all others; beyond, they go with the chunk.
 DEVICES_SEARCHED_MAX: Final = 512
+#: Chunks in one statement: SQLite takes 32,766 variables, devices and chunks together.
+CHUNKS_PER_DELETE: Final = 256
 
 _COLUMNS: Final = ("device_id", "chunk_id", "bucket_id", "key", "version", "chunk_bytes")
 _UPSERT: Final = BulkWrite("upsert", schema.placements, _COLUMNS, by=("device_id", "chunk_id"))
@@ -129,7 +131,7 @@ def _elsewhere(connection: sa.Connection, chunks: Sequence[PackedChunk]) -> list
     """Where these chunks have no replica (any more): rows that may have to go."""
     if not chunks:
         return []
-    devices = [int(i) for i in connection.execute(sa.select(schema.devices.c.id)).scalars()]
+    devices = [int(i) for i in connection.execute(_DEVICES).scalars()]
     if len(devices) > DEVICES_SEARCHED_MAX:
         return []
     pairs = []
@@ -146,18 +148,24 @@ def _forget_garbage(session: Session) -> int:
     found = _GARBAGE_AFTER.rows(connection, seen=seen)
     if not found:
         return 0
-    session.write(_DELETE, sorted({(device, chunk) for _, body in found for device, chunk, _ in placed(body)}))
+    forget(connection, {(device, chunk) for _, body in found for device, chunk, _ in placed(body)})
     _set(connection, GARBAGE_SETTING, int(found[-1][0]))
     return len(found)
 
 
 def forget(connection: sa.Connection, pairs: Iterable[tuple[int, bytes]]) -> None:
-    """Drop the rows of these (device, chunk), also where there are none. For garbage that is collected before the
-    table has come to it: nothing would name the pair again, and a row left behind would hide the chunk from every
-    inventory."""
-    rows = [{"of_device": device, "of_chunk": chunk} for device, chunk in sorted(set(pairs))]
-    if rows:
-        connection.execute(_FORGET, rows)
+    """Drop the rows of chunks that are garbage: of these (device, chunk) and of every other device, also where there
+    are none. The garbage names the copies of the end; one that moved just before, from a device whose row was not read
+    again, left its row there, and a row that nothing names would hide the chunk from every inventory (rule 2)."""
+    wanted = set(pairs)
+    chunks = sorted({chunk for _, chunk in wanted})
+    devices = sorted({int(i) for i in connection.execute(_DEVICES).scalars()} | {device for device, _ in wanted})
+    if len(devices) > DEVICES_SEARCHED_MAX:
+        connection.execute(_FORGET, [{"of_device": device, "of_chunk": chunk} for device, chunk in sorted(wanted)])
+        return
+    for at in range(0, len(chunks), CHUNKS_PER_DELETE):
+        some = chunks[at : at + CHUNKS_PER_DELETE]
+        connection.execute(_FORGET_EVERYWHERE, {"of_devices": devices, "of_chunks": some})
 
 
 def move(session: Session, chunks: Iterable[PackedChunk], owner: Owner) -> None:
@@ -177,6 +185,11 @@ def move_bodies(session: Session, moves: Iterable[tuple[bytes, tuple[int, str, i
 _FORGET: Final = sa.delete(schema.placements).where(
     schema.placements.c.device_id == sa.bindparam("of_device"), schema.placements.c.chunk_id == sa.bindparam("of_chunk")
 )
+_FORGET_EVERYWHERE: Final = sa.delete(schema.placements).where(
+    schema.placements.c.device_id.in_(sa.bindparam("of_devices", expanding=True)),
+    schema.placements.c.chunk_id.in_(sa.bindparam("of_chunks", expanding=True)),
+)
+_DEVICES: Final = sa.select(schema.devices.c.id)
 _MOVE: Final = BulkWrite(
     "update", schema.placements, ("device_id", "chunk_id", "bucket_id", "key", "version"),
     by=("device_id", "chunk_id"), exact=False,

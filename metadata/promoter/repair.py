@@ -37,4 +37,6 @@ class AuditDuty:
     async def step(self, epoch: int) -> Step:
         done, _ = await self._audit.step(epoch)
         scan = self._audit.scan
-        return Step(done=done, detail=f"{scan.seen} copies looked at, {scan.passes} passes")
+        removed = self._audit.leftovers_removed
+        detail = f"{scan.seen} copies looked at, {scan.passes} passes, {removed} left-over placements removed"
+        return Step(done=done, detail=detail)

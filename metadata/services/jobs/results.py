@@ -1,7 +1,7 @@
 """Taking the results of jobs: what each changes in the catalog, in one transaction per message.
 
 A result counts only under the current token and only if the chunk is still referenced (rule 4), else what was copied is
-queued for collection; a failure is tried again with a growing pause and given up, visibly, after ATTEMPTS_MAX.
+queued for deletion; a failure is tried again with a growing pause and given up, visibly, after ATTEMPTS_MAX.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs, servers
+from metadata.catalog import jobs, servers
 from metadata.catalog.jobs import JobRow
 from metadata.catalog.leases import Connection
-from metadata.catalog.packed import DELETING, LIVE, PackedChunk, Replica
+from metadata.catalog.packed import DELETING, LIVE, Replica
 from metadata.services.cluster.view import ClusterView
 from metadata.services.jobs.handout import LEASE_MS
 from metadata.services.jobs.replicas import Replicas
 from metadata.services.jobs.work import CopyWork, DropWork, InventoryWork, ReplicaBook
 from tierstore.errors import TicketRefused
-from tierstore.ticket import ROLE_CACHE, Receipt, open_receipt
+from tierstore.ticket import ROLE_CACHE, open_receipt
 from tierstore.wire.cluster import Job, JobReport
 
 log = logging.getLogger(__name__)
@@ -128,9 +128,10 @@ class Results:
         located = self._replicas.locate(c, work.via, row.chunk)
         new = Replica(row.device_id, work.role, LIVE, 0, receipt.segment, receipt.offset)
         if located is None:
-            # It lost its last reference meanwhile: what was just copied goes the way of its siblings.
-            garbage.add(c, [_as_garbage(row.chunk, receipt, new)], at_ms=now_ms)
+            # It lost its last reference meanwhile, or the reverse table is late: the copy goes by a job that is judged
+            # anew. Not as garbage: that says of a chunk, not of a copy, that nothing names it any more.
             jobs.remove(c, [row.id])
+            self._replicas.queue_drop(c, row.chunk, row.device_id, via=work.via, generation=0, now_ms=now_ms)
             return
         chunk = located.chunk
         if receipt.crc32c != chunk.crc32c or receipt.chunk_bytes != chunk.chunk_bytes:
@@ -152,7 +153,3 @@ class Results:
         elif work.drop and work.drop != row.device_id:
             replicas = self._replicas.without(c, located, replicas, work.drop, via=row.device_id, now_ms=now_ms)
         self._book.rewrite(c, located, replicas, at_ms=now_ms)
-
-
-def _as_garbage(chunk: bytes, receipt: Receipt, replica: Replica) -> PackedChunk:
-    return PackedChunk(chunk, receipt.chunk_bytes, receipt.chunk_bytes, receipt.crc32c, 0, (replica,))

@@ -83,8 +83,8 @@ class ReplicaBook(Protocol):
         """The chunk that the reverse table has on the device, its row locked; None when nothing refers to it there."""
         ...
 
-    def forget(self, connection: Connection, device: int, chunk: bytes) -> None:
-        """Drop the reverse table's row of a copy that nothing names there any more."""
+    def forget(self, connection: Connection, device: int, chunk: bytes) -> bool:
+        """Drop the reverse table's row of a copy that nothing names there; False: it is right, or not there."""
         ...
 
     def rewrite(self, connection: Connection, located: Located, replicas: Iterable[Replica], *, at_ms: int) -> None:

@@ -29,6 +29,7 @@ from tierstore.errors import ConflictError, NotFound
 
 WHY: Final = "drain"
 REVERSE_TABLE: Final = "the reverse table"
+CHUNKS: Final = "chunks"
 #: Pieces of the feed that a step applies to the reverse table before it tries to finish, beside the writers.
 PIECES_AHEAD_MAX: Final = 64
 #: And while commits are locked out: about 2 ms each.
@@ -157,19 +158,20 @@ class Drains:
         def look(c: Connection) -> tuple[int, int, str]:
             chunks, size = garbage.count_on_device(c, device.id)
             if chunks:
-                return chunks, size, "chunks"
+                return chunks, size, CHUNKS
             return 0, 0, _still_open(c, device.id, kinds, since_ms=since_ms, now_ms=now_ms)
 
         chunks, size, waits_for = await self._database.read(look)
         is_drained = False
-        if not waits_for:
-            try:
+        try:
+            if waits_for in ("", CHUNKS):   # what has moved away may stand there still, and wrong rows wait for the mark
                 await self._catch_up()
+            if not waits_for:
                 waits_for, is_drained = await self._database.batch(
                     lambda session: self._close(session, device.id, epoch, kinds, since_ms=since_ms, now_ms=now_ms)
                 )
-            except StaleRows:
-                waits_for = REVERSE_TABLE       # another process wrote the same rows of it: again in a moment
+        except StaleRows:
+            waits_for = waits_for or REVERSE_TABLE  # another process wrote the same rows of it: again in a moment
         known = self.progress.get(device.id)
         if known is None:
             known = self.progress[device.id] = DrainProgress(device.id, device.server, chunks, chunks, size)
@@ -207,7 +209,7 @@ class Drains:
         else:
             return REVERSE_TABLE, False
         if garbage.placed_between(c, device, after=b"", last=None, limit=1):
-            return "chunks", False
+            return CHUNKS, False
         waits_for = _still_open(c, device, kinds, since_ms=since_ms, now_ms=now_ms)
         if waits_for:
             return waits_for, False

@@ -128,9 +128,11 @@ class Inventories:
         unnamed = [chunk for chunk in ids if chunk not in named and not is_reserved(chunk)]
         if not message.after:
             self._again_at_ms.pop(message.device, None)
-        answer = await self._judge(message.device, unnamed) if unnamed else InventoryAnswer()
+        answer, strays = await self._judge(message.device, unnamed) if unnamed else (InventoryAnswer(), 0)
         now_ms = self._cluster.now_ms()
-        if answer.later:
+        if answer.later or strays:
+            # The deletion of a stray is judged once more when it is handed out, and is given up when too few homes
+            # count just then (servers that have only just come back): no row speaks of the copy, so only this asks.
             self._again_at_ms[message.device] = now_ms + self._over_ms
         if message.is_last:
             self._listed_at_ms[message.device] = now_ms
@@ -145,7 +147,8 @@ class Inventories:
         made = [NewJob("verify", "reconcile", CLASS_CHECK, server, device, chunk, payload) for chunk, _ in missing]
         self.done.missing += await self._database.write(lambda c: jobs.add(c, made, now_ms=now_ms))
 
-    async def _judge(self, device: int, unnamed: list[bytes]) -> InventoryAnswer:
+    async def _judge(self, device: int, unnamed: list[bytes]) -> tuple[InventoryAnswer, int]:
+        """(the answer, strays whose deletion was queued)."""
         now_ms = self._cluster.now_ms()
         devices = list(self._cluster.view.devices)
         placed = await self._database.scan(lambda c: garbage.placed(c, unnamed, devices))
@@ -158,11 +161,11 @@ class Inventories:
         why_not = self._guard.why_not(device)
         if not old or why_not:
             self.done.later += later + len(old)
-            return InventoryAnswer(later=later + len(old))
+            return InventoryAnswer(later=later + len(old)), 0
         condemned, asked_at = await self._database.write(lambda c: self._condemn(c, old, now_ms))
         later += len(old) - len(condemned)
         if condemned and not await self._mark_passes(asked_at):
-            return InventoryAnswer(later=later + len(condemned))
+            return InventoryAnswer(later=later + len(condemned)), 0
         orphans, strays = await self._database.write(lambda c: self._verdict(c, device, condemned, now_ms))
         orphans = await self._guard.spare_rebuilt(orphans)
         allowed = await self._guard.spend(device, orphans)
@@ -170,7 +173,7 @@ class Inventories:
         self.done.orphans += len(allowed)
         self.done.strays += strays
         self.done.later += later
-        return InventoryAnswer(orphans=allowed, later=later)
+        return InventoryAnswer(orphans=allowed, later=later), strays
 
     def _condemn(self, c: Connection, chunks: list[bytes], now_ms: int) -> tuple[list[bytes], int]:
         """Condemn the uploads that may be; (chunks of those, the feed's sequence behind which no commit of them is)."""
@@ -210,9 +213,11 @@ class Inventories:
             if chunk in placed:
                 # The row itself decides: a copy made here since the question is in it before it is in the reverse
                 # table, and then this is no stray.
-                located = self._book.locate(c, placed[chunk][0], chunk)
+                located = self._queue.replicas.locate(c, placed[chunk][0], chunk)
                 if located is None or any(r.device == device for r in located.chunk.replicas):
                     continue
+                if not self._queue.replicas.has_enough(located, without=device):
+                    continue    # it would be refused at its hand-out, and nobody else ever asks for it: ask later
                 self._queue.replicas.queue_drop(c, chunk, device, via=placed[chunk][0], generation=0, now_ms=now_ms)
                 strays += 1
             else:

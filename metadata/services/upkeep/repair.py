@@ -12,7 +12,7 @@ the queue.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -26,6 +26,7 @@ from metadata.catalog.packed import BAD, DELETING, Replica
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.cluster.membership import Cluster
 from metadata.services.jobs.work import MendWork, ReplicaBook, can_delete
+from metadata.services.upkeep.leftovers import Leftovers
 from metadata.services.upkeep.repair_losses import Losses
 from metadata.services.upkeep.repair_plan import Planner
 from tierstore.ticket import ROLE_HOME
@@ -40,8 +41,7 @@ LATER_MS: Final = 2000
 
 @dataclass(slots=True)
 class Scan:
-    """How far one pass over a device has come. planned: jobs queued in this pass; stuck: chunks with nowhere to go;
-    stale: rows of the reverse table that no chunk's row agrees with, and the feed's sequence when that was seen."""
+    """How far one pass over a device has come. planned: jobs queued in this pass; stuck: chunks with nowhere to go."""
 
     why: str
     after: bytes = b""
@@ -49,7 +49,6 @@ class Scan:
     planned: int = 0
     stuck: int = 0
     passes: int = 0
-    stale: dict[bytes, int] = field(default_factory=dict)
 
 
 class Repair:
@@ -66,6 +65,7 @@ class Repair:
         self.planner = planner
         self.losses = losses
         self._scans: dict[int, Scan] = {}
+        self._leftovers = Leftovers(book)
 
     async def step(self, epoch: int) -> tuple[int, bool]:
         """Mend reported copies, then go on with lost devices; (jobs queued or entries dropped, is there more)."""
@@ -98,10 +98,8 @@ class Repair:
             made: list[NewJob] = []
             dropped = stuck = 0
             for (chunk, _), found in zip(page, located, strict=True):
-                if found is None or all(r.device != device for r in found.chunk.replicas):
-                    self._forget_stale(c, scan, device, chunk)
-                    continue
-                scan.stale.pop(chunk, None)
+                if self._leftovers.met(c, found, device, chunk) or found is None:
+                    continue    # else the device would never be empty
                 outcome = self._leave(c, found, device, why, busy.get(found.chunk.id, []), now_ms=now_ms)
                 if outcome is None:
                     stuck += 1
@@ -120,17 +118,6 @@ class Repair:
         scan.after = b"" if is_pass_over else last
         scan.passes += is_pass_over
         return done, not is_pass_over
-
-    def _forget_stale(self, c: Connection, scan: Scan, device: int, chunk: bytes) -> None:
-        """A row that is still wrong when the reverse table has passed the moment it was first seen to be (rule 2) goes:
-        else the device would never be empty."""
-        seen_at = scan.stale.get(chunk)
-        if seen_at is None:
-            if len(scan.stale) < PAGE:
-                scan.stale[chunk] = self._cluster.sequence
-        elif self._book.mark(c) >= seen_at:
-            self._book.forget(c, device, chunk)
-            del scan.stale[chunk]
 
     def _leave(
         self, c: Connection, located: Located, device: int, why: str, busy: list[tuple[str, int]], *, now_ms: int

@@ -1,5 +1,5 @@
 """The slow pass over everything, which catches what no event told: chunks with too few homes, with too many, bad copies
-that nothing replaces, deletions that got stuck.
+that nothing replaces, deletions that got stuck, rows of the reverse table that nothing agrees with.
 
 Cost: a page of PAGE rows of the reverse table per step, one row lock per chunk.
 """
@@ -14,6 +14,7 @@ from metadata.catalog.packed import BAD, DELETING, LIVE, Replica
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.cluster.membership import Cluster
 from metadata.services.jobs.work import ReplicaBook, counts, home_servers, is_alive
+from metadata.services.upkeep.leftovers import Leftovers
 from metadata.services.upkeep.repair import PAGE, Scan
 from metadata.services.upkeep.repair_losses import Losses
 from metadata.services.upkeep.repair_plan import Planner
@@ -34,7 +35,13 @@ class Audit:
         self._replicas = planner.queue.replicas
         self._losses = losses
         self._device = 0
+        self._leftovers = Leftovers(book)
         self.scan = Scan("repair")
+
+    @property
+    def leftovers_removed(self) -> int:
+        """Rows of the reverse table that were wrong and went, since this process started."""
+        return self._leftovers.removed
 
     async def step(self, epoch: int) -> tuple[int, bool]:
         """The next page of a slow pass over all devices: too few homes are copied, too many let go, bad ones mended."""
@@ -53,7 +60,9 @@ class Audit:
             acted = 0
             for chunk, _ in page:
                 located = self._book.locate(c, device, chunk)
-                if located is not None and not busy.get(chunk):
+                if self._leftovers.met(c, located, device, chunk) or located is None:
+                    continue
+                if not busy.get(chunk):
                     acted += self._judge(c, located, device, now_ms=now_ms)
             return acted, len(page), page[-1][0] if page else b""
 
@@ -69,9 +78,7 @@ class Audit:
 
     def _judge(self, c: Connection, located: Located, device: int, *, now_ms: int) -> int:
         replicas = located.chunk.replicas
-        mine = next((r for r in replicas if r.device == device), None)
-        if mine is None:
-            return 0
+        mine = next(r for r in replicas if r.device == device)
         if mine.state == DELETING:
             return self._planner.requeue_drop(c, located, mine, now_ms=now_ms)
         if mine.state == BAD and self._replicas.has_enough(located):

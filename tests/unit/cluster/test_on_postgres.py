@@ -1,4 +1,4 @@
-"""The same rules on PostgreSQL: every test of leases, membership and redundancy once more, on a real server.
+"""The same rules on PostgreSQL: leases, membership, redundancy and left-over rows once more, on a real server.
 
 Catalog time is the test's clock here too (in production it is the database's), so that days can pass at once.
 """
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from metadata.catalog import leases, schema
 from metadata.catalog.database import Database, open_database
 from tests.kit.postgres import PostgresServer
-from tests.unit.cluster import cluster_kit, test_duties, test_membership, test_redundancy
+from tests.unit.cluster import cluster_kit, test_duties, test_leftovers, test_membership, test_redundancy
 
 
 def _tests_of(*modules: ModuleType) -> list[Callable[[], Awaitable[None]]]:
@@ -28,7 +28,7 @@ def _tests_of(*modules: ModuleType) -> list[Callable[[], Awaitable[None]]]:
     ]  # fmt: skip
 
 
-TESTS = _tests_of(test_duties, test_membership, test_redundancy)
+TESTS = _tests_of(test_duties, test_leftovers, test_membership, test_redundancy)
 
 
 @pytest.fixture(scope="module")
