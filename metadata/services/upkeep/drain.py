@@ -164,7 +164,7 @@ class Drains:
         chunks, size, waits_for = await self._database.read(look)
         is_drained = False
         try:
-            if waits_for in ("", CHUNKS):   # what has moved away may stand there still, and wrong rows wait for the mark
+            if waits_for in ("", CHUNKS):   # what has moved away may stand there still; wrong rows wait for the mark
                 await self._catch_up()
             if not waits_for:
                 waits_for, is_drained = await self._database.batch(
