@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -228,10 +228,10 @@ def application(routes: list[Route], *, declares: bool) -> FastAPI:
 
 
 @asynccontextmanager
-async def subject(kind: str, limits: Limits | None = None) -> AsyncIterator[Subject]:
-    """A running server with the handlers, behind one adapter, and a client of it."""
+async def subject(kind: str, limits: Limits | None = None, *, more: Sequence[Route] = ()) -> AsyncIterator[Subject]:
+    """A running server with the handlers and `more` of them, behind one adapter, and a client of it."""
     handlers = Handlers()
-    routes = handlers.routes()
+    routes = [*handlers.routes(), *more]
     if kind == "in-process":
         server = InProcessServer(routes, application(routes, declares=False))
         network = Network(random.Random(7))
