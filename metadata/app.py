@@ -376,7 +376,8 @@ class MetadataServer:
         )  # fmt: skip
         self.backfills = Backfills(database, clock)
         self.comparison = Comparison(
-            database, clock, courier, keep_ms=keep_ms, devices_agree=lambda: self.guard.has_heard_all
+            database, clock, courier, keep_ms=keep_ms, devices_agree=lambda: self.guard.has_heard_all,
+            token="" if database.dialect == "sqlite" else self.around.random_bytes(8).hex(),
         )
         hot = HotBodies(
             database, clock, hottest=self._hottest, find=self.tiering.finder.find, name_of=self.tiering.finder.name_of

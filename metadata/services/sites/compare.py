@@ -12,7 +12,9 @@ until every site that it knows has sent its names; reads go on. An operator may 
 A site that has just started may have been restored a moment ago. Until it is shown that it was not, it holds writes to
 shared buckets for PROOF_SECONDS and then refuses them: another site that knows its epoch answers a hello, or all its
 object servers that live have been heard, and none has seen a later state of the catalog (rule 1). So a site that is cut
-off from all others starts too.
+off from all others starts too. Where several processes share the catalog, one that knows vouches for the others: only
+one of them talks to other sites, and an operator's word reaches only one. A voucher answers a random token that the
+asker made after it had started, so a backup that holds an old answer vouches for nobody (setting ASKED).
 
 A backup older than tombstone_keep is not enough: tombstones may have gone. Such a site stays closed; it is to be
 rebuilt (`tierstore admin sites rebuild`).
@@ -26,7 +28,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from metadata.catalog import feed, sites
+import msgspec
+
+from metadata.catalog import feed, leases, sites
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.services.sites.courier import Courier
@@ -41,6 +45,9 @@ HEARD_MS: Final = 5_000
 #: Writes wait so long for the proof that the catalog is not an old one; then they are refused until there is one.
 PROOF_SECONDS: Final = 8.0
 PROOF_LOOK_SECONDS: Final = 0.05
+#: Setting: token -> whether a process that knows the catalog's age has vouched for it; the newest ASKERS_MAX that asked.
+ASKED: Final = "catalog-age-asked"
+ASKERS_MAX: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +64,13 @@ class Standing:
 
 class Comparison:
     """One per process. devices_agree: whether its object servers show that the catalog is not an older one; None: that
-    is known."""
+    is known. token: random, of this life of the process; "": no other shares the catalog."""
 
     def __init__(
         self, database: Database, clock: Clock, courier: Courier, *, keep_ms: int,
-        devices_agree: Callable[[], bool] | None = None,
+        devices_agree: Callable[[], bool] | None = None, token: str = "",
     ) -> None:  # fmt: skip
+        self._token = token
         self._database = database
         self._clock = clock
         self._courier = courier
@@ -76,7 +84,24 @@ class Comparison:
         self._checked: set[str] = set()
 
     async def refresh(self) -> None:
-        self.waiting = await self._database.read(sites.comparing)
+        """Follow what other processes on the same catalog found out; with them, ask for the catalog's age or tell it.
+        Called every second or so by each of them."""
+        self.waiting, text = await self._database.read(lambda c: (sites.comparing(c), leases.setting(c, ASKED)))
+        if not self._token:
+            return
+        asked = _asked(text)
+        if not self.is_proven and asked.get(self._token):
+            self._is_proven = True      # behind the `waiting` that was read with it
+        elif (not all(asked.values())) if self.is_proven else (self._token not in asked):
+            await self._database.write(lambda c: leases.change_setting(c, ASKED, self._ask_or_vouch))
+
+    def _ask_or_vouch(self, text: str) -> str:
+        asked = _asked(text)
+        if self._is_proven:
+            asked = dict.fromkeys(asked, True)
+        else:
+            asked.setdefault(self._token, False)
+        return msgspec.json.encode(dict(list(asked.items())[-ASKERS_MAX:])).decode()
 
     async def standing(self) -> Standing:
         def work(c: Connection) -> Standing:
@@ -195,6 +220,10 @@ class Comparison:
         if self.is_too_old:
             return "this site's catalog is an old backup, older than tombstones are kept: rebuild it from another site"
         return f"this site's catalog went back in time and is being compared with {', '.join(self.waiting)}"
+
+
+def _asked(text: str) -> dict[str, bool]:
+    return msgspec.json.decode(text, type=dict[str, bool]) if text else {}
 
 
 def _mark(changes: Sequence[feed.Change]) -> int:
