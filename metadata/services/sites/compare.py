@@ -45,7 +45,7 @@ HEARD_MS: Final = 5_000
 #: Writes wait so long for the proof that the catalog is not an old one; then they are refused until there is one.
 PROOF_SECONDS: Final = 8.0
 PROOF_LOOK_SECONDS: Final = 0.05
-#: Setting: token -> whether a process that knows the catalog's age has vouched for it; the newest ASKERS_MAX that asked.
+#: Setting: token -> whether a process that knows the catalog's age vouched for it; the last ASKERS_MAX that asked.
 ASKED: Final = "catalog-age-asked"
 ASKERS_MAX: Final = 16
 
