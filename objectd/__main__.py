@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 from objectd.app import ObjectServer, executor_runner, open_disks, open_state
 from objectd.config import ObjectdConfig
@@ -41,6 +42,8 @@ def run(config: ObjectdConfig) -> None:
         server.advertise(advertise)
         await server.start()
         started.append(server)
+        if urlsplit(advertise).port == serving.port:
+            server.lend(advertise)      # under another port somebody stands in between on purpose
         settle()
         log.info("serving", url=advertise, devices=len(server.slots), incarnation=state.incarnation)
 

@@ -26,6 +26,7 @@ from objectd.fresh import Fresh
 from objectd.heat import HeatCounter
 from objectd.memory import Memory
 from objectd.residency import Residency
+from objectd.routes.loans import ChunkLoans, LoanDoor
 from objectd.routes.reads import ChunkReads
 from objectd.routes.receipts import ReceiptRenewals
 from objectd.routes.sets import ChunkSets
@@ -95,10 +96,16 @@ class ObjectServer:
         self.fresh: Fresh = Fresh(config.chunks.fresh_bytes)
         self.verify: VerifyWork = VerifyWork(slots=self.slots, run_blocking=run_blocking)
         self.damage: DamageChecks = DamageChecks(slots=self.slots, verify=self.verify)
+        residency = Residency()
         self.reads: ChunkReads = ChunkReads(
             standing=self.standing, slots=self.slots, heat=self.heat, memory=self.memory, fresh=self.fresh,
-            residency=Residency(), settings=config.chunks, on_damage=self.damage.look,
+            residency=residency, settings=config.chunks, on_damage=self.damage.look,
         )  # fmt: skip
+        self.loans: ChunkLoans = ChunkLoans(
+            standing=self.standing, slots=self.slots, reads=self.reads, residency=residency,
+            bytes_min=config.chunks.sendfile_bytes_min,
+        )  # fmt: skip
+        self._loan_door = LoanDoor(self.loans)
         self.uploads: ChunkUploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
         self.receipts = ReceiptRenewals(
             standing=self.standing, slots=self.slots, device_timeout=config.chunks.device_timeout
@@ -191,8 +198,14 @@ class ObjectServer:
             if self.config.upkeep.scrub:
                 self._begin("scrub", partial(self.scrub.run, slot))
 
+    def lend(self, url: str) -> None:
+        """Lend files to readers on this machine, who know the server as `url`, unless the settings say no."""
+        if self.config.chunks.lend_files:
+            self._loan_door.open(url)
+
     async def stop(self) -> None:
         """End everything. The sockets are closed already."""
+        self._loan_door.close()
         self._duties, duties = set(), self._duties
         for duty in duties:
             duty.cancel()

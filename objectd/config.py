@@ -40,6 +40,7 @@ class Chunks:
     segment_bytes: Size = setting(256 * MIB, "a segment is closed at this size")
     chunk_bytes_max: Size = setting(64 * MIB, "largest chunk")
     sendfile_bytes_min: Size = setting(64 * KIB, "answers larger than this go by sendfile")
+    lend_files: bool = setting(True, "readers on the same machine get large cached chunks as open files, not by TCP")
     direct_bytes_min: Size = setting(4 * MIB, "chunks from this size on are written around the page cache; 0: none")
     upload_bytes_max: Size = setting(256 * MIB, "bytes of uploads in memory or on their way to disk; more get 503")
     uploads_max: int = setting(1024, "uploads under way; further ones get 503")

@@ -20,6 +20,10 @@ def _per_tier(values: Iterable[tuple[str, float]]) -> Value:
 
 _SERVER: Final = Watch["ObjectServer"]()
 _SERVER.counter("tierstore_chunk_reads_total", "chunks served", lambda s: s.reads.reads_total)
+_SERVER.counter(
+    "tierstore_chunk_loans_total", "those of them that a reader on the same machine made from the lent file",
+    lambda s: s.loans.loans_total,
+)  # fmt: skip
 _SERVER.counter("tierstore_chunk_cold_reads_total", "reads that waited for a disk", lambda s: s.reads.cold_total)
 _SERVER.counter(
     "tierstore_chunk_joined_reads_total", "those of them that got what another read of the chunk brought",

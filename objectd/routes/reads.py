@@ -147,6 +147,15 @@ class ChunkReads:
                 return
         self._wait(exchange, _Wanted(slot, chunk, chunk_bytes, first, count, not flags & NO_HEAT), opened)
 
+    def count_lent(self, slot: Slot, chunk: ChunkId, chunk_bytes: int, count: int, flags: int) -> None:
+        """A read of `count` bytes that its reader makes itself (routes.loans)."""
+        self.reads_total += 1
+        self.bytes_total += count
+        if not flags & NO_HEAT:
+            self.blocks_total += block_count(count)
+            self._heat.count(chunk, 1.0 if count == chunk_bytes else count / chunk_bytes)
+            self._count_served(slot.device.tier, count)
+
     def _count_served(self, tier: str, count: int) -> None:
         reads, size = self.served.get(tier, (0, 0))
         self.served[tier] = (reads + 1, size + count)

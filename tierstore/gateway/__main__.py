@@ -13,6 +13,7 @@ from tierstore.gateway.config import GatewayConfig
 from tierstore.serving.daemon import settle, start
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, serve
+from tierstore.transport.loans import Borrower
 from tierstore.transport.pool import PooledTransport
 from tierstore.transport.tls import client_context
 
@@ -25,7 +26,7 @@ def main() -> None:
 def run(config: GatewayConfig) -> None:
     """Join, serve, leave. Blocks."""
     transport = PooledTransport(tls=client_context(config.tls.ca_file))
-    gateway = Gateway(config, clock=SystemClock(), transport=transport, rng=random.Random())
+    gateway = Gateway(config, clock=SystemClock(), transport=transport, rng=random.Random(), borrower=Borrower())
     scheme = "https" if config.tls.certificate else "http"
 
     async def on_start(serving: Serving) -> None:

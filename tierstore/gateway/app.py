@@ -35,6 +35,7 @@ from tierstore.serving.asgi import declare
 from tierstore.serving.drain import Drain
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
+from tierstore.transport.loans import Borrower
 from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
@@ -54,8 +55,9 @@ class Gateway:
 
     def __init__(
         self, config: GatewayConfig, *, clock: Clock, transport: PeerTransport, rng: random.Random,
-        membership_kept: bool = True,
+        membership_kept: bool = True, borrower: Borrower | None = None,
     ) -> None:  # fmt: skip
+        """borrower: to read from the files of object servers on this machine; None: all by the network."""
         self.config = config
         self.drain = Drain()
         self._transport = transport
@@ -66,7 +68,7 @@ class Gateway:
         self.client = MetadataClient(
             transport, config.membership.metadata, token="", clock=clock, rng=rng, limits=bounds
         )
-        self.object_client: ObjectClient = ObjectClient(transport, clock)
+        self.object_client: ObjectClient = ObjectClient(transport, clock, borrower=borrower)
         self.store: Store = Store(self.client, self.object_client, clock=clock, limits=store_limits(config))
         self.credentials = CredentialCache(self.client, clock)
         self.forwarder = Forwarder(

@@ -34,6 +34,10 @@ _GATEWAY.counter(
     "tierstore_blocks_verified_total", "blocks read from object servers whose sum was right",
     lambda g: g.object_client.blocks_verified,
 )  # fmt: skip
+_GATEWAY.counter(
+    "tierstore_borrowed_chunks_total", "chunks (or ranges) read from the file that an object server here lent",
+    lambda g: g.object_client.loans_total,
+)  # fmt: skip
 _GATEWAY.gauge("tierstore_gateway_requests", "object requests under way", lambda g: g.objects.in_flight)
 _GATEWAY.counter(
     "tierstore_gateway_answers_total", "object requests that their handlers have ended",

@@ -24,6 +24,7 @@ from tierstore.sdk.remote import GatewaySource
 from tierstore.sdk.route import nearest_gateway
 from tierstore.sdk.store import Store
 from tierstore.sdk.through import GatewayStore
+from tierstore.transport.loans import Borrower
 from tierstore.transport.metadata_client import MetadataClient, error_of
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
@@ -70,7 +71,7 @@ async def connect(
             )
         client = MetadataClient(transport, urls, token=token, clock=clock, rng=rng or random.Random())
         store = Store(
-            client, ObjectClient(transport, clock), clock=clock, limits=limits,
+            client, ObjectClient(transport, clock, borrower=Borrower() if owned else None), clock=clock, limits=limits,
             buckets=Buckets(transport, endpoint, token), owned=transport if owned else None,
         )  # fmt: skip
         store.remote = GatewaySource(transport, [endpoint], token)

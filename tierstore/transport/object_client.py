@@ -22,6 +22,7 @@ from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, TierstoreError, UnavailableError, from_answer
 from tierstore.names import ChunkId
 from tierstore.transport.chunk_lanes import ChunkLanes
+from tierstore.transport.loans import Borrower, LentBody
 from tierstore.transport.peer import Buffer, Headers, PeerReply, PeerStream, PeerTransport, PeerUpload
 from tierstore.transport.pieces import PieceBuffers
 from tierstore.wire.chunks import SmallChunk
@@ -85,13 +86,13 @@ class VerifiedStream:
     """A chunk (or a range of it) that is read piece by piece. Always close() it."""
 
     def __init__(  # noqa: PLR0917 - made in one place, below
-        self, client: ObjectClient, stream: PeerStream, blocks: _Blocks, sums: tuple[int, ...], chunk: ChunkId,
-        first: int, length: int,
+        self, client: ObjectClient, stream: PeerStream | LentBody, blocks: _Blocks, sums: tuple[int, ...],
+        chunk: ChunkId, first: int, length: int, tier: str,
     ) -> None:  # fmt: skip
         self._client = client
         self.length = length
         self.first_byte_seconds = 0.0   # from the request to the verified sums: steers hedging and load figures
-        self.tier = _text(stream.headers, _TIER)
+        self.tier = tier
         self._stream = stream
         self._sums = sums
         self._chunk = chunk
@@ -202,8 +203,10 @@ class ChunkUpload:
 class ObjectClient:
     """Chunk calls over a peer transport. Share one per process; close() it where small chunks are stored together."""
 
-    def __init__(self, transport: PeerTransport, clock: Clock) -> None:
+    def __init__(self, transport: PeerTransport, clock: Clock, *, borrower: Borrower | None = None) -> None:
+        """borrower: reads large chunks from the files that object servers on this machine lend; close() closes it."""
         self._transport = transport
+        self._borrower = borrower
         self._clock = clock
         self.pieces = PieceBuffers()
         #: Blocks whose sum was compared and right, for metrics.
@@ -212,7 +215,14 @@ class ObjectClient:
 
     async def close(self) -> None:
         """Fail what was handed to store_small() and is not done."""
+        if self._borrower is not None:
+            self._borrower.close()
         await self._lanes.close()
+
+    @property
+    def loans_total(self) -> int:
+        """Chunks (or ranges) read from lent files."""
+        return self._borrower.loans_total if self._borrower is not None else 0
 
     async def read_chunk(
         self, url: str, ticket: bytes, *, chunk: ChunkId, chunk_bytes: int, crc32c: int, first: int = 0,
@@ -260,6 +270,23 @@ class ObjectClient:
         length = chunk_bytes - first if length is None else length
         blocks = _Blocks(ticket, chunk_bytes, first, length)
         began_at = self._clock.monotonic()
+        body: PeerStream | LentBody
+        lent = await self._borrowed(url, ticket, blocks, chunk_bytes, seconds)
+        if lent is not None:
+            body, sums, tier = lent
+        else:
+            body, sums, tier = await self._opened(url, blocks, seconds)
+        try:
+            values = blocks.check_sums(sums, chunk, chunk_bytes, crc32c)
+            verified = VerifiedStream(self, body, blocks, values, chunk, first, length, tier)
+        except BaseException:
+            body.close()
+            raise
+        verified.first_byte_seconds = self._clock.monotonic() - began_at
+        return verified
+
+    async def _opened(self, url: str, blocks: _Blocks, seconds: float) -> tuple[PeerStream, Buffer, str]:
+        """The blocks by the network: their data, still to come, the chunk's sums and the tier."""
         stream = await self._transport.open(url, b"GET", blocks.target, seconds=seconds)
         try:
             if stream.status != 200:
@@ -270,13 +297,32 @@ class ObjectClient:
                 )
             sums = memoryview(bytearray(blocks.sums_bytes))
             await stream.read_into(sums)
-            values = blocks.check_sums(sums, chunk, chunk_bytes, crc32c)
-            verified = VerifiedStream(self, stream, blocks, values, chunk, first, length)
         except BaseException:
             stream.close()
             raise
-        verified.first_byte_seconds = self._clock.monotonic() - began_at
-        return verified
+        return stream, sums, _text(stream.headers, _TIER)
+
+    async def _borrowed(
+        self, url: str, ticket: bytes, blocks: _Blocks, chunk_bytes: int, seconds: float
+    ) -> tuple[LentBody, Buffer, str] | None:
+        """The same from the file of a server on this machine; None when it lends none. What the page cache loses
+        meanwhile comes by the network: its sums were checked once, and are the same."""
+        if self._borrower is None:
+            return None
+        loan = await self._borrower.borrow(
+            url, ticket, first_block=blocks.first_block, last_block=blocks.last_block, seconds=seconds
+        )
+        if loan is None:
+            return None
+        if len(loan.sums) != blocks.sums_bytes:
+            loan.close()
+            return None
+
+        async def by_network(at: int) -> PeerStream:
+            rest = _Blocks(ticket, chunk_bytes, at, blocks.begin + blocks.data_bytes - at)
+            return (await self._opened(url, rest, seconds))[0]
+
+        return LentBody(loan, blocks.begin, by_network), loan.sums, loan.tier
 
     async def put_chunk(
         self, url: str, ticket: bytes, *, index: int, name: str = "", data: Buffer, sums: bytes, seconds: float,

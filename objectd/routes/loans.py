@@ -1,0 +1,208 @@
+"""Lending the file of a chunk to a reader on the same machine (tierstore.wire.loans), which reads it itself.
+
+Owns the Unix socket and what is decided there. Lent is what a GET would send from the page cache by sendfile, if it
+lies in a file of its own; everything else is refused, and the reader asks by the network, where each error has its
+answer. Checked and counted like a GET: ticket, expiry, length; heat, tier, blocks.
+
+Invariants: a descriptor that leaves is open for reading only and its file holds one chunk, the ticket's; the loop waits
+neither for a disk nor for a reader (one whose socket is full is dropped: it has asked more than it may); connections
+are bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+from typing import Final
+
+from objectd.residency import Residency
+from objectd.routes.reads import ChunkReads
+from objectd.slots import Slot, Slots
+from objectd.standing import Standing
+from objectd.store.device import Location, OpenChunk
+from objectd.store.reading import is_memory
+from tierstore.checksum import BLOCK_BYTES, block_count
+from tierstore.errors import RequestError, TierstoreError
+from tierstore.names import ChunkId
+from tierstore.telemetry.log import get_logger
+from tierstore.ticket import read_fields
+from tierstore.wire.loans import (
+    QUESTION_BYTES_MAX,
+    QUESTIONS_MAX,
+    SUMS_BYTES_MAX,
+    Answer,
+    Question,
+    pack_answer,
+    socket_name,
+    unpack_question,
+)
+
+log = get_logger("objectd")
+
+#: Readers of this machine; further ones use the network.
+CONNECTIONS_MAX: Final = 64
+
+
+class ChunkLoans:
+    """Decides what is lent. Event loop only."""
+
+    def __init__(
+        self, *, standing: Standing, slots: Slots, reads: ChunkReads, residency: Residency, bytes_min: int
+    ) -> None:
+        """bytes_min: less than that is not worth a loan."""
+        self._standing = standing
+        self._slots = slots
+        self._reads = reads
+        self._residency = residency
+        self._bytes_min = bytes_min
+        self._in_memory: dict[int, bool] = {}
+        self.loans_total = 0
+
+    def lend(self, question: Question) -> tuple[Answer, int]:
+        """The answer and a descriptor, which the caller closes; -1 when nothing is lent. Never raises."""
+        refused = Answer(question.number, is_granted=False), -1
+        try:
+            server, device, chunk_bytes_, segment, chunk_bytes, offset, expires_at, flags = read_fields(
+                question.ticket, self._standing.keys
+            )
+            slot = self._slots.by_id.get(device)
+            first, count = _range(question, chunk_bytes)
+            if (
+                server != self._standing.server or expires_at < self._standing.now_seconds() or slot is None
+                or count < self._bytes_min
+            ):  # fmt: skip
+                return refused
+            opened = slot.device.open_chunk(ChunkId(chunk_bytes_), Location(segment, offset))
+        except TierstoreError:
+            return refused          # by the network it is told what is wrong, and noted where it must be
+        if opened is None:
+            return refused
+        try:
+            descriptor = self._descriptor(opened, chunk_bytes, first, count)
+        finally:
+            opened.close()
+        if descriptor < 0:
+            return refused
+        self.loans_total += 1
+        self._reads.count_lent(slot, ChunkId(chunk_bytes_), chunk_bytes, count, flags)
+        is_memory_ = self._is_memory(slot)
+        return Answer(question.number, True, is_memory_, opened.data_offset, slot.device.tier, opened.sums), descriptor
+
+    def _descriptor(self, opened: OpenChunk, chunk_bytes: int, first: int, count: int) -> int:
+        """A descriptor of the chunk's file for another process, or -1."""
+        # data at the very beginning: a file of its own. In a segment, whose other chunks are not the reader's business,
+        # a record's header comes first
+        if opened.fd < 0 or opened.data_offset != 0 or opened.chunk_bytes != chunk_bytes:
+            return -1
+        if len(opened.sums) > SUMS_BYTES_MAX or not self._residency.is_resident(opened.fd, first, count):
+            return -1
+        try:
+            return _read_only(opened.fd)
+        except OSError:
+            return -1               # no descriptor left, or no /proc
+
+    def _is_memory(self, slot: Slot) -> bool:
+        known = self._in_memory.get(slot.id)
+        if known is None:
+            known = self._in_memory[slot.id] = is_memory(slot.device.path)
+        return known
+
+
+def _range(question: Question, chunk_bytes: int) -> tuple[int, int]:
+    """(first byte, count) of the blocks asked for. Raises RequestError when the chunk does not have them."""
+    first = question.first_block * BLOCK_BYTES
+    if not question.first_block <= question.last_block < block_count(chunk_bytes):
+        raise RequestError("the chunk does not have these blocks", code="bad-request")
+    return first, min((question.last_block + 1) * BLOCK_BYTES, chunk_bytes) - first
+
+
+def _read_only(fd: int) -> int:
+    """A new descriptor of the file that nobody can write through. The one of a chunk just written is for writing, and
+    a duplicate would share that. Raises OSError."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return os.dup(fd)
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class LoanDoor:
+    """The socket and its connections. open() in the loop, close() at the end."""
+
+    def __init__(self, loans: ChunkLoans) -> None:
+        self._loans = loans
+        self._listener: socket.socket | None = None
+        self._connections: set[socket.socket] = set()
+
+    def open(self, url: str) -> None:
+        """Listen under the name of the server's address. Without it everything goes by the network, so a failure is
+        logged and no more."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listener.setblocking(False)
+            listener.bind(socket_name(url))
+            listener.listen(CONNECTIONS_MAX)
+        except OSError as error:
+            listener.close()
+            log.warning("chunks are not lent to readers on this machine", url=url, detail=str(error))
+            return
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    def close(self) -> None:
+        """Harmless to repeat; what was lent stays with its readers."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
+        for connection in list(self._connections):
+            self._drop(connection)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return                  # gone again, or no descriptor left
+        if len(self._connections) >= CONNECTIONS_MAX:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._connections.add(connection)
+        asyncio.get_running_loop().add_reader(connection.fileno(), self._readable, connection)
+
+    def _readable(self, connection: socket.socket) -> None:
+        """Answer what was asked, so many questions a turn as one reader may have open."""
+        for _ in range(QUESTIONS_MAX):
+            try:
+                message = connection.recv(QUESTION_BYTES_MAX)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message or not self._answered(connection, message):
+                self._drop(connection)
+                return
+
+    def _answered(self, connection: socket.socket, message: bytes) -> bool:
+        """False: the reader is gone, does not keep to the form or does not take its answers."""
+        try:
+            answer, descriptor = self._loans.lend(unpack_question(message))
+        except RequestError:
+            return False
+        try:
+            if descriptor < 0:
+                connection.send(pack_answer(answer))
+            else:
+                socket.send_fds(connection, [pack_answer(answer)], [descriptor])
+        except OSError:
+            return False
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return True
+
+    def _drop(self, connection: socket.socket) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
+            asyncio.get_running_loop().remove_reader(connection.fileno())
+            connection.close()
