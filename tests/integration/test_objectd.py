@@ -6,11 +6,13 @@ page cache, privacy of the state.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import random
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,8 @@ from objectd.residency import Residency
 from objectd.work.diskread import PIECE_BYTES, DiskReader
 from tierstore.checksum import BLOCK_BYTES, sums_of
 from tierstore.errors import IntegrityError
+from tierstore.transport.loans import Borrower, Loan
+from tierstore.wire.loans import socket_name
 
 SIZES = (1, 4096, 65_536, 65_537, 200_000, 262_145, 5 << 20)
 
@@ -83,6 +87,48 @@ def test_cold_and_warm_reads_give_the_same_bytes(server: StandaloneObjectd, tmp_
             os.close(fd)
     for receipt, data in stored * 2:
         assert get(server, receipt) == (200, sums_of(data) + data)
+
+
+def test_readers_on_the_machine_are_lent_large_chunks_and_keep_them(server: StandaloneObjectd) -> None:
+    """A kill -9 in the middle of a read costs those who hold the file nothing; small and cold chunks go by TCP."""
+    large, small = body(5 << 20), body(200_000)
+    receipt, other = put(server, large), put(server, small)
+
+    async def read(borrower: Borrower, what: bytes, *, last_block: int) -> Loan | None:
+        return await borrower.borrow(
+            server.url, server.ticket_of(what), first_block=0, last_block=last_block, seconds=120.0
+        )
+
+    async def main() -> None:
+        borrower = Borrower(answer_seconds=120.0, retry_seconds=0.0)
+        loan = None
+        async with asyncio.timeout(300):
+            while loan is None:         # the file was written around the page cache: a GET brings it in
+                assert get(server, receipt) == (200, sums_of(large) + large)
+                loan = await read(borrower, receipt, last_block=79)
+                await asyncio.sleep(0)      # so that the deadline is seen in any case
+        assert await read(borrower, other, last_block=3) is None
+        server.stop(signal.SIGKILL)
+        view = memoryview(bytearray(len(large)))
+        assert loan.read_now(view, 0) and view == large and loan.sums == sums_of(large)
+        loan.close()
+        assert await read(borrower, receipt, last_block=79) is None
+        borrower.close()
+
+    asyncio.run(main())
+
+
+def test_a_server_lends_nothing_when_its_settings_say_so(tmp_path: Path) -> None:
+    """For those who want each byte to pass the server."""
+    alone = StandaloneObjectd(tmp_path, settings={"chunks": {"lend_files": False}})
+    alone.prepare()
+    alone.start()
+    try:
+        assert get(alone, put(alone, body(262_145)))[0] == 200
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as reader, pytest.raises(ConnectionRefusedError):
+            reader.connect(socket_name(alone.url))
+    finally:
+        alone.stop()
 
 
 def test_a_sigterm_ends_it_cleanly_and_the_state_is_private(server: StandaloneObjectd, tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ class LentBody:
 class Borrower:
     """One per process that reads chunks. Event loop only; close() it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, answer_seconds: float = ANSWER_SECONDS, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._answer_seconds = answer_seconds
+        self._retry_seconds = retry_seconds
         self._lenders: dict[str, _Lender] = {}
         self._is_closed = False
         #: Chunks (or ranges) that were lent, for metrics.
@@ -122,10 +124,10 @@ class Borrower:
         and lends it; None: read it by the network. Raises nothing; counts as a read of the chunk when it is lent."""
         lender = self._lenders.get(url)
         if lender is None:
-            lender = self._lenders[url] = _Lender(url)
+            lender = self._lenders[url] = _Lender(url, self._retry_seconds)
         if self._is_closed or not lender.is_found():
             return None
-        loan = await lender.ask(ticket, first_block, last_block, min(seconds, ANSWER_SECONDS))
+        loan = await lender.ask(ticket, first_block, last_block, min(seconds, self._answer_seconds))
         if loan is not None:
             self.loans_total += 1
         return loan
@@ -140,7 +142,8 @@ class Borrower:
 class _Lender:
     """The connection to one object server, while there is one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, retry_seconds: float) -> None:
+        self._retry_seconds = retry_seconds
         self._name = socket_name(url)
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
@@ -154,7 +157,7 @@ class _Lender:
             return True
         if self._loop.time() < self._retry_at:
             return False
-        self._retry_at = self._loop.time() + RETRY_SECONDS
+        self._retry_at = self._loop.time() + self._retry_seconds
         self._socket = _connected(self._name)
         if self._socket is None:
             return False
@@ -193,7 +196,7 @@ class _Lender:
         if connection is not None:
             self._loop.remove_reader(connection.fileno())
             connection.close()
-            self._retry_at = self._loop.time() + RETRY_SECONDS
+            self._retry_at = self._loop.time() + self._retry_seconds
         for answered in self._asked.values():
             if not answered.done():
                 answered.set_result(None)
