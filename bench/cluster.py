@@ -51,9 +51,11 @@ class Running:
 
 
 @contextmanager
-def running(directory: Path, *, servers: int = 3, cpu: int | None = None) -> Iterator[Running]:
+def running(
+    directory: Path, *, servers: int = 3, cpu: int | None = None, env: dict[str, str] | None = None
+) -> Iterator[Running]:
     """Start, make the bucket, and stop at the end."""
-    cluster = Cluster(directory, ["--servers", str(servers)], {}, free_port_base())
+    cluster = Cluster(directory, ["--servers", str(servers)], env or {}, free_port_base())
     began = time.monotonic()
     with pinned(cpu):
         cluster.start()
