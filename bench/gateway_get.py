@@ -2,8 +2,8 @@
 
 `python -m bench.gateway_get [--rows 4k,lookup] [--rounds N] [--seconds S]`. Gateway, metadata and object servers share
 one core, nginx (one worker) has the same core in its windows, the load client the other. The counts at the end come
-from the metrics: every GET looked its object up, every block that was sent was verified. The bodies pass TCP, as between
-machines: lending files (docs/adr/0400) is turned off here and counts in the rows of bench.e2e.
+from the metrics: every GET looked its object up, every block that was sent was verified. The bodies pass TCP, as
+between machines: lending files (docs/adr/0400) is turned off here and counts in the rows of bench.e2e.
 """
 
 from __future__ import annotations
