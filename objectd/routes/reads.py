@@ -154,6 +154,8 @@ class ChunkReads:
         if not flags & NO_HEAT:
             self.blocks_total += block_count(count)
             self._heat.count(chunk, 1.0 if count == chunk_bytes else count / chunk_bytes)
+            if not slot.is_slowest:
+                self._memory.forget(chunk)      # as in handle()
             self._count_served(slot.device.tier, count)
 
     def _count_served(self, tier: str, count: int) -> None:

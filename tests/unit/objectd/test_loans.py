@@ -43,6 +43,8 @@ class Lender:
     loans: ChunkLoans
     reads: ChunkReads
     heat: HeatCounter
+    memory: Memory
+    slot: Slot
 
     def ask(
         self, name: ChunkId, size: int, first: int = 0, last: int = -1, *, at: Location = IN_FILE,
@@ -66,14 +68,15 @@ async def lender(root: Path) -> AsyncIterator[Lender]:
         slots.add([device])
         slots.grant([DeviceGrant(device.uuid, DEVICE)])
         heat = HeatCounter(entries_max=100, now_seconds=0)
+        memory = Memory(8 << 20)
         reads = ChunkReads(
-            standing=standing, slots=slots, heat=heat, memory=Memory(0), fresh=Fresh(0), residency=Residency(),
+            standing=standing, slots=slots, heat=heat, memory=memory, fresh=Fresh(0), residency=Residency(),
             settings=Chunks(), on_damage=_nothing,
         )  # fmt: skip
         loans = ChunkLoans(
             standing=standing, slots=slots, reads=reads, residency=Residency(), bytes_min=2 * BLOCK_BYTES
         )
-        yield Lender(device, loans, reads, heat)
+        yield Lender(device, loans, reads, heat, memory, slots.slot(DEVICE))
 
 
 def _nothing(slot: Slot, chunk: ChunkId, chunk_bytes: int) -> None:
@@ -199,5 +202,21 @@ def test_a_loan_counts_as_the_read_that_it_is(tmp_path: Path) -> None:
         reads = here.reads
         assert (reads.reads_total, reads.bytes_total, reads.blocks_total) == (3, 2 * LARGE + part, 9)
         assert reads.served == {"ssd": (2, LARGE + part)} and here.loans.loans_total == 3
+
+    play(tmp_path, test)
+
+
+def test_a_loan_from_a_fast_device_makes_room_in_ram(tmp_path: Path) -> None:
+    """As a GET does: what was promoted leaves the RAM that is for what waits for the slowest devices."""
+
+    async def test(here: Lender) -> None:
+        data, name = place.body(1, LARGE), place.chunk(1)
+        await place.put_large(here.device, name, data)
+        assert here.memory.admit(name, sums_of(data), data)
+        for here.slot.is_slowest in (True, False):
+            answer, fd = here.ask(name, LARGE)
+            assert answer.is_granted
+            os.close(fd)
+            assert (here.memory.get(name) is not None) == here.slot.is_slowest
 
     play(tmp_path, test)
