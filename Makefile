@@ -11,6 +11,9 @@ DATA ?= data
 UP ?=
 TESTS ?=
 WORKERS ?= 2
+# Compiled modules are kept also where the environment says otherwise (images of Python often do): a cluster of the tests
+# is six processes, and each would compile its 200 modules anew at every start.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Debian packages that tests and benches use; a test whose tool is missing fails. `make run` needs none.
 # command:package

@@ -111,7 +111,7 @@ from tierstore.clock import Clock, HybridClock
 from tierstore.errors import TierstoreError
 from tierstore.names import SiteId
 from tierstore.policy import parser
-from tierstore.serving import pages, problem
+from tierstore.serving import pages, problem_handlers
 from tierstore.serving.drain import Drain
 from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
@@ -465,7 +465,7 @@ class MetadataServer:
         s3_door = s3_routes.S3Routes(self.credentials, self.s3_names).routes()
         self.routes: list[Route] = [*names, *mounts, *s3_door, *members.hot]
         app = FastAPI(title="tierstore metadata", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
-        problem.install(app)
+        problem_handlers.install(app)
         pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
         declare_routes(app, names, hot.SUMMARIES)
         declare_routes(app, mounts, files.SUMMARIES, family="files_")

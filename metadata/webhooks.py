@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-
-import httpx
+from typing import TYPE_CHECKING
 
 from metadata.services.names.notify import POST_SECONDS
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,8 @@ class Webhooks:
 
     async def post(self, url: str, body: bytes) -> bool:
         """Whether the webhook took it (2xx). Redirects are not followed."""
+        import httpx  # a twentieth of the service's start, for what most clusters never do
+
         if self._client is None:
             limits = httpx.Limits(max_connections=8)
             self._client = httpx.AsyncClient(timeout=POST_SECONDS, limits=limits, trust_env=False)

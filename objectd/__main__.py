@@ -14,6 +14,7 @@ from objectd.app import ObjectServer, executor_runner, open_disks, open_state
 from objectd.config import ObjectdConfig
 from tierstore.clock import SystemClock
 from tierstore.serving.daemon import settle, start
+from tierstore.serving.lazy import LazyApplication
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, serve
 from tierstore.serving.turn import wait_for_turn
@@ -57,7 +58,7 @@ def run(config: ObjectdConfig) -> None:
         advertise=config.listen.url,
     )  # fmt: skip
     serve(
-        server.app, server.routes, host=config.listen.host, port=config.listen.port,
+        LazyApplication(lambda: server.app), server.routes, host=config.listen.host, port=config.listen.port,
         fd=config.listen.fd if config.listen.fd >= 0 else None, limits=limits_of(config.limits, config.timers),
         drain=server.drain, on_start=on_start, on_stop=on_stop,
     )  # fmt: skip

@@ -8,15 +8,12 @@ has this object as its owner and has ended when stop() returns.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Final, TypeVar
-
-from fastapi import FastAPI, Request
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from objectd import metrics
 from objectd.agent import Agent
@@ -30,7 +27,7 @@ from objectd.routes.loans import ChunkLoans, LoanDoor
 from objectd.routes.reads import ChunkReads
 from objectd.routes.receipts import ReceiptRenewals
 from objectd.routes.sets import ChunkSets
-from objectd.routes.table import declare_routes, routes
+from objectd.routes.table import routes
 from objectd.routes.uploads import ChunkUploads
 from objectd.slots import Slot, Slots
 from objectd.standing import Standing
@@ -49,15 +46,17 @@ from objectd.work.verified import RunBlocking
 from objectd.work.verify import VerifyWork
 from tierstore import statefile
 from tierstore.clock import Clock
-from tierstore.errors import ConfigError, NotAuthenticated
+from tierstore.errors import ConfigError
 from tierstore.names import ChunkId
-from tierstore.serving import pages, problem
 from tierstore.serving.drain import Drain
+from tierstore.serving.health import health_routes
 from tierstore.telemetry.log import get_logger
-from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 from tierstore.wire.cluster import HeartbeatAnswer
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = get_logger("objectd")
 T = TypeVar("T")
@@ -132,8 +131,8 @@ class ObjectServer:
         )  # fmt: skip
         self.upkeep = Upkeep(clock=clock, settings=config.upkeep)
         self._add_works()
-        self.routes = routes(self.reads, self.uploads, ChunkSets(self.uploads), self.receipts)
-        self.app = self._application()
+        self._chunk_routes = routes(self.reads, self.uploads, ChunkSets(self.uploads), self.receipts)
+        self.routes = [*self._chunk_routes, *health_routes(self.reasons_not_ready)]
         self._duties: set[asyncio.Task[None]] = set()
         self.drain.on_announce(self.agent.beat_soon)
         metrics.watch(self)
@@ -158,21 +157,15 @@ class ObjectServer:
         self.memory.forget(chunk)
         self.fresh.forget(chunk)
 
-    def _application(self) -> FastAPI:
-        app = FastAPI(title="tierstore object server", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
-        problem.install(app)
-        pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
-        declare_routes(app, self.routes)
-        return app
+    @cached_property
+    def app(self) -> FastAPI:
+        """OpenAPI, metrics and whatever is no hot route; built when it is asked for."""
+        from objectd.routes.declared import application
 
-    def _metrics_guard(self) -> pages.MetricsGuard:
-        async def own_secret(request: Request) -> None:
-            """An object server knows no users: beside the metrics token only who holds its own secret gets in."""
-            shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not self.agent.secret or not hmac.compare_digest(shown.encode("latin-1"), self.agent.secret.encode()):
-                raise NotAuthenticated("metrics need telemetry.metrics_token or this server's secret as bearer token")
-
-        return pages.metrics_guard(self.config.telemetry, own_secret)
+        return application(
+            self._chunk_routes, reasons_not_ready=self.reasons_not_ready, telemetry=self.config.telemetry,
+            own_secret=lambda: self.agent.secret,
+        )
 
     def reasons_not_ready(self) -> list[str]:
         """Why this server should get no new work, for people; empty when it should."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final, Literal, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 Row = tuple[Any, ...]
 
@@ -27,7 +27,14 @@ Row = tuple[Any, ...]
 KEYS_PER_READ: Final = (4, 16, 64, 256)
 
 _SQLITE: Final = sqlite.dialect(paramstyle="qmark")
-_POSTGRES: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+@cache
+def _postgres() -> sa.Dialect:
+    """Loaded with the first statement for PostgreSQL: the embedded catalog starts without it."""
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 class StaleRows(Exception):
@@ -142,7 +149,7 @@ def unnest(table: sa.Table, names: Sequence[str], first: int, *, with_place: boo
     """unnest($1::t[], ...) AS q(names), with the types of the table's columns, from parameter `first` on. with_place:
     a column `place` more, from 1 on."""
     arrays = ", ".join(
-        f"${first + i}::{table.c[name].type.compile(dialect=_POSTGRES).split(' COLLATE')[0]}[]"
+        f"${first + i}::{table.c[name].type.compile(dialect=_postgres()).split(' COLLATE')[0]}[]"
         for i, name in enumerate(names)
     )
     columns = ", ".join(f'"{n}"' for n in names)

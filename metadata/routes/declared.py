@@ -7,7 +7,7 @@ from typing import Final
 
 from fastapi import FastAPI
 
-from tierstore.serving.asgi import declare
+from tierstore.serving.declared import declare
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE
 

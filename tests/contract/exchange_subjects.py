@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from tests.kit.waits import give_way, never, until
 from tierstore.errors import CapacityError, NotFound
-from tierstore.serving import asgi, problem
+from tierstore.serving import asgi, problem_handlers
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.inprocess import InProcessServer
 from tierstore.serving.limits import Limits
@@ -209,7 +209,7 @@ class Subject:
 
 def application(routes: list[Route], *, declares: bool) -> FastAPI:
     app = FastAPI()
-    problem.install(app)
+    problem_handlers.install(app)
     if declares:
         for number, route in enumerate(routes):
             path = route.prefix.decode()

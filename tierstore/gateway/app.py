@@ -30,8 +30,8 @@ from tierstore.gateway.s3.sse_keys import MasterKeys, Vault
 from tierstore.gateway.sites_push import PushDoor
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
-from tierstore.serving import pages, problem
-from tierstore.serving.asgi import declare
+from tierstore.serving import pages, problem_handlers
+from tierstore.serving.declared import declare
 from tierstore.serving.drain import Drain
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
@@ -112,7 +112,7 @@ class Gateway:
             docs_url=None, redoc_url=None, description="A tiered caching object store: native REST.",
             separate_input_output_schemas=False, redirect_slashes=False,
         )  # fmt: skip
-        problem.install(app)
+        problem_handlers.install(app)
         pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
         routes.declare_hot(app, self._object_routes)
         routes.add_actions(app, self.store, self.credentials)

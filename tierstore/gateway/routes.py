@@ -40,7 +40,7 @@ from tierstore.gateway.redirect import Redirects
 from tierstore.gateway.sites import route_of
 from tierstore.names import check_bucket_name, check_key, version_text
 from tierstore.sdk.store import Store
-from tierstore.serving.asgi import declare
+from tierstore.serving.declared import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 

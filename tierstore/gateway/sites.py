@@ -29,7 +29,7 @@ from tierstore.names import parse_version
 from tierstore.sdk.frames import BODIES_PATH, FRAME_BYTES, HEAD, frame_bytes, framed_length
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
-from tierstore.serving.asgi import declare
+from tierstore.serving.declared import declare
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode

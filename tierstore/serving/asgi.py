@@ -1,8 +1,8 @@
 """The ASGI adapter: the same hot handler driven from scope, receive and send.
 
 Used when a hot route cannot be answered in the protocol class (TLS, a request that queued behind another, a test
-client), and to declare hot routes in FastAPI, so that the published OpenAPI is true. Slower by some 100 us; the
-behaviour is the same and is held by tests/contract/test_exchange.py.
+client), and by hot routes that are declared in FastAPI (serving.declared). Slower by some 100 us; the behaviour is the
+same and is held by tests/contract/test_exchange.py.
 
 Invariant: only the coroutine that runs serve_exchange() calls ASGI's send; handlers put their answer into a queue of
 one piece, which is the back-pressure.
@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final
-
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from starlette.requests import Request
 
 from tierstore.errors import RequestError, TierstoreError, TooLarge
 from tierstore.serving import problem
@@ -351,32 +347,3 @@ def hot_application(route: Route) -> Callable[[Any, Any, Any], Coroutine[Any, An
         await serve_exchange(route, scope, receive, send)
 
     return application
-
-
-class HotAPIRoute(APIRoute):
-    """A FastAPI route whose answer comes from a hot handler through the adapter."""
-
-    def serve_by(self, route: Route) -> None:
-        self.app = hot_application(route)
-
-
-def declare(
-    app: FastAPI, route: Route, path: str, *, summary: str, operation_id: str,
-    responses: Mapping[int | str, dict[str, Any]] | None = None, openapi_extra: dict[str, Any] | None = None,
-    tags: list[str] | None = None, include_in_schema: bool = True,
-) -> None:  # fmt: skip
-    """Declare a hot route in FastAPI: it appears in OpenAPI with `path`, and is served there by the adapter.
-
-    path: FastAPI's form of the route ("/v1/chunks/{ticket}"); parameters in braces are described as strings unless
-    openapi_extra describes them."""
-
-    async def never(request: Request) -> None:
-        raise AssertionError("served by the adapter")
-
-    row = HotAPIRoute(
-        path, never, methods=[route.method.decode("ascii")], summary=summary, operation_id=operation_id,
-        responses=dict(responses) if responses else None, openapi_extra=openapi_extra, tags=list(tags or ()),
-        include_in_schema=include_in_schema, response_model=None,
-    )  # fmt: skip
-    row.serve_by(route)
-    app.router.routes.append(row)

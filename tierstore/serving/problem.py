@@ -1,4 +1,5 @@
-"""Problem answers: the one place that builds application/problem+json (RFC 9457), and FastAPI's handlers onto it.
+"""Problem answers: the one place that builds application/problem+json (RFC 9457). serving.problem_handlers puts FastAPI
+onto it.
 
 Members: type, title, status, detail, code, request_id, then the error's own fields. `code` is stable; `detail` is
 for people. Invariant: what is not one of our errors becomes `internal` without a word about its insides, and is
@@ -12,10 +13,6 @@ from http import HTTPStatus
 from typing import Final
 
 import msgspec
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
 
 from tierstore.errors import NotAuthenticated, TierstoreError
 
@@ -23,7 +20,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:tierstore:error:"
 _CONTENT_TYPE: Final = b"content-type: application/problem+json\r\n"
 _RESERVED: Final = frozenset({"type", "title", "status", "detail", "instance", "code", "request_id"})
-_encoder = msgspec.json.Encoder(enc_hook=repr)
+encoder = msgspec.json.Encoder(enc_hook=repr)
 _log = logging.getLogger(__name__)
 
 TITLES: Final = {status.value: status.phrase for status in HTTPStatus}
@@ -64,7 +61,8 @@ def document(error: BaseException, request_id: str, instance: str = "") -> tuple
     return error.status, members
 
 
-def _extra_headers(error: BaseException) -> list[tuple[str, str]]:
+def extra_headers(error: BaseException) -> list[tuple[str, str]]:
+    """Headers that the answer to an error carries besides its content type."""
     extra: list[tuple[str, str]] = []
     if isinstance(error, TierstoreError) and error.retry_after_seconds is not None:
         extra.append(("retry-after", str(error.retry_after_seconds)))
@@ -79,56 +77,6 @@ def render(error: BaseException, request_id: str, instance: str = "") -> tuple[i
     if status == 304:
         return status, b"", b""
     lines = _CONTENT_TYPE
-    for name, value in _extra_headers(error):
+    for name, value in extra_headers(error):
         lines += f"{name}: {value}\r\n".encode("ascii")
-    return status, _encoder.encode(members), lines
-
-
-def response(error: BaseException, request_id: str, instance: str = "") -> Response:
-    """The same as a Starlette response, for routes and gateways that answer through FastAPI."""
-    status, members = document(error, request_id, instance)
-    if status == 304:
-        return Response(status_code=304)
-    headers = dict(_extra_headers(error))
-    return Response(_encoder.encode(members), status_code=status, headers=headers, media_type=MEDIA_TYPE)
-
-
-def request_id_of(request: Request) -> str:
-    """The id given by the protocol class (or the adapter); "-" in a bare ASGI test client."""
-    return str(getattr(request.state, "request_id", "-"))
-
-
-def _validation_detail(error: RequestValidationError) -> str:
-    parts = []
-    for item in error.errors()[:5]:
-        where = ".".join(str(step) for step in item.get("loc", ()))
-        parts.append(f"{where}: {item.get('msg', 'wrong')}")
-    return "; ".join(parts)
-
-
-def install(app: FastAPI) -> None:
-    """Make every error that leaves a FastAPI route a problem answer."""
-
-    async def on_ours(request: Request, error: Exception) -> Response:
-        return response(error, request_id_of(request))
-
-    async def on_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        edge = EdgeError(422, _validation_detail(error), code="bad-request")
-        return response(edge, request_id_of(request))
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        detail = {
-            404: f"nothing is served at {request.url.path}",
-            405: f"{request.method} is not allowed at {request.url.path}",
-        }.get(error.status_code, str(error.detail))
-        answer = response(EdgeError(error.status_code, detail), request_id_of(request))
-        for name, value in (error.headers or {}).items():
-            answer.headers[name] = value
-        return answer
-
-    app.add_exception_handler(TierstoreError, on_ours)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(Exception, on_ours)
+    return status, encoder.encode(members), lines

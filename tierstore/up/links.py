@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final
-
-import httpx
+from typing import TYPE_CHECKING, Final
 
 from tierstore.errors import UnavailableError
+
+if TYPE_CHECKING:
+    import httpx
 
 _SECONDS: Final = 15.0
 _ATTEMPTS_MAX: Final = 20
@@ -19,6 +20,8 @@ async def join_all(gateways: Mapping[str, str], token: str) -> None:
     """Each pair of sites (name -> gateway) once. Raises UnavailableError when one does not take part."""
     if len(gateways) < 2:
         return
+    import httpx  # half of what the supervisor's import costs, and one site needs none of it
+
     names = list(gateways)
     async with httpx.AsyncClient(
         timeout=_SECONDS, trust_env=False, headers={"authorization": f"Bearer {token}"}
@@ -29,6 +32,8 @@ async def join_all(gateways: Mapping[str, str], token: str) -> None:
 
 
 async def _join(client: httpx.AsyncClient, gateway: str, other: str, url: str, token: str) -> None:
+    import httpx
+
     said = ""
     for _ in range(_ATTEMPTS_MAX):
         try:

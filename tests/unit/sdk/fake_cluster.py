@@ -23,7 +23,7 @@ from tierstore.errors import CapacityError, NotFound, TierstoreError
 from tierstore.names import UploadId, chunk_id, upload_id
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
-from tierstore.serving import problem
+from tierstore.serving import problem_handlers
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.inprocess import InProcessServer
 from tierstore.serving.table import Route
@@ -175,7 +175,7 @@ class FakeMetadata:
 
     def _application(self) -> FastAPI:
         app = FastAPI()
-        problem.install(app)
+        problem_handlers.install(app)
 
         @app.get("/v1/cluster")
         async def cluster() -> Response:

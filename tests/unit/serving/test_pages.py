@@ -10,14 +10,14 @@ from prometheus_client import CollectorRegistry, Counter
 
 from tests.contract.exchange_subjects import run
 from tierstore.errors import NotAuthenticated, NotModified, UnavailableError
-from tierstore.serving import pages, problem
+from tierstore.serving import pages, problem_handlers
 from tierstore.serving.inprocess import InProcessServer
 from tierstore.transport.inprocess import Network
 
 
 def build(reasons: list[str], *, guarded: bool) -> FastAPI:
     app = FastAPI()
-    problem.install(app)
+    problem_handlers.install(app)
     registry = CollectorRegistry()
     Counter("tierstore_tests", "Tests", registry=registry).inc()
 
