@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from tests.kit.waits import give_way, never, until
 from tierstore.errors import CapacityError, NotFound
-from tierstore.serving import asgi, problem_handlers
+from tierstore.serving import declared, problem_handlers
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.inprocess import InProcessServer
 from tierstore.serving.limits import Limits
@@ -214,7 +214,7 @@ def application(routes: list[Route], *, declares: bool) -> FastAPI:
         for number, route in enumerate(routes):
             path = route.prefix.decode()
             path = path + "{rest:path}" if path.endswith("/") else path
-            asgi.declare(app, route, path, summary="test", operation_id=f"test{number}")
+            declared.declare(app, route, path, summary="test", operation_id=f"test{number}")
 
     @app.get("/cold")
     async def cold() -> dict[str, str]:
