@@ -50,10 +50,11 @@ class Lock(msgspec.Struct, frozen=True):
         return now_ms < self.until_ms and not (self.mode == GOVERNANCE and bypass)
 
     def weakened_by(self, new: Lock, now_ms: int) -> bool:
-        """Whether replacing this retention with the new one takes protection away."""
+        """Whether the new retention does anything to this one but prolong it. Another mode does, also the stricter one:
+        who may not pass governance may not make of it what nobody can take back."""
         if not self.mode or now_ms >= self.until_ms:
             return False
-        return new.until_ms < self.until_ms or not new.mode or (self.mode == COMPLIANCE and new.mode != COMPLIANCE)
+        return new.until_ms < self.until_ms or new.mode != self.mode
 
 
 def lock_of(meta: ObjectMeta | None) -> Lock:

@@ -239,3 +239,37 @@ def test_headers_come_back(s3: Any, bucket: str) -> None:
     shown = [got[name] for name in ("ContentType", "CacheControl", "ContentDisposition", "ContentEncoding")]
     assert shown == ["x/y", "no-cache", "inline", "aaa"]
     assert s3.put_object(Bucket=bucket, Key="plain", Body=b"")["ETag"] == f'"{hashlib.md5(b"").hexdigest()}"'
+
+
+def test_a_copy_may_get_another_checksum(s3: Any, bucket: str) -> None:
+    """Asked for, it is computed over the bytes, also of an upload in parts; the source's encryption stays."""
+    body = b"x" * (5 << 20)
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="k", ServerSideEncryption="AES256")["UploadId"]
+    parts = [
+        {"PartNumber": at, "ETag": s3.upload_part(
+            Bucket=bucket, Key="k", UploadId=upload, PartNumber=at, Body=piece)["ETag"]}
+        for at, piece in ((1, body), (2, b"end"))
+    ]  # fmt: skip
+    s3.complete_multipart_upload(Bucket=bucket, Key="k", UploadId=upload, MultipartUpload={"Parts": parts})
+    wanted = base64.b64encode(hashlib.sha256(body + b"end").digest()).decode()
+    copied = s3.copy_object(
+        Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "k"}, ChecksumAlgorithm="SHA256"
+    )
+    assert copied["CopyObjectResult"]["ChecksumSHA256"] == wanted
+    head = s3.head_object(Bucket=bucket, Key="copy", ChecksumMode="ENABLED")
+    assert (head["ChecksumSHA256"], head["ServerSideEncryption"]) == (wanted, "AES256")
+    assert head["ETag"] == copied["CopyObjectResult"]["ETag"]
+    assert s3.get_object(Bucket=bucket, Key="copy")["Body"].read() == body + b"end"
+
+
+def test_a_conditional_delete_of_nothing_is_no_such_key(s3: Any, bucket: str, refused: Refused) -> None:
+    """412 says that it is another one; 404 that there is none. Of many, each hears its own."""
+    etag = s3.put_object(Bucket=bucket, Key="k", Body=b"x")["ETag"]
+    assert refused(s3.delete_object, Bucket=bucket, Key="k", IfMatch='"other"') == "PreconditionFailed"
+    done = s3.delete_objects(Bucket=bucket, Delete={"Objects": [
+        {"Key": "k", "ETag": '"other"'}, {"Key": "k", "ETag": etag},
+    ]})  # fmt: skip
+    assert [(entry["Key"], entry["Code"]) for entry in done["Errors"]] == [("k", "PreconditionFailed")]
+    assert [entry["Key"] for entry in done["Deleted"]] == ["k"]
+    assert refused(s3.delete_object, Bucket=bucket, Key="k", IfMatch="*") == "NoSuchKey"
+    s3.delete_object(Bucket=bucket, Key="k")

@@ -322,3 +322,22 @@ def test_strangers_and_what_they_may_not_even_with_rights(s3: Any, bucket: str, 
     md5 = base64.b64encode(hashlib.md5(b"").digest()).decode()
     assert anonymous(running, "PUT", f"/{bucket}/new", **{"Content-MD5": md5, "Content-Length": "0"})[0] == 200
     assert anonymous(running, "DELETE", f"/{bucket}/new")[0] == 204
+
+
+def test_strangers_in_a_bucket_that_all_may_write(s3: Any, bucket: str, running: Cluster, refused: Refused) -> None:
+    """public-read-write: strangers list, write and remove; what is missing is 404 where they may list, and 403 where
+    not; uploads in parts need a name, and what they wrote they cannot read without a grant."""
+    rules = {"Rules": [{"ObjectOwnership": "ObjectWriter"}]}
+    s3.put_bucket_ownership_controls(Bucket=bucket, OwnershipControls=rules)
+    s3.put_object(Bucket=bucket, Key="open", Body=b"x", ACL="public-read")
+    assert anonymous(running, "GET", f"/{bucket}/missing")[0] == 403
+    s3.put_bucket_acl(Bucket=bucket, ACL="public-read-write")
+    assert anonymous(running, "GET", f"/{bucket}/missing")[0] == 404
+    assert anonymous(running, "GET", f"/{bucket}/open")[:2] == (200, b"x")
+    assert anonymous(running, "GET", f"/{bucket}/open?acl")[0] == 403
+    assert anonymous(running, "PUT", f"/{bucket}/theirs", **{"Content-Length": "0"})[0] == 200
+    assert b"<Key>theirs</Key>" in anonymous(running, "GET", f"/{bucket}")[1]
+    assert anonymous(running, "GET", f"/{bucket}/theirs")[0] == 403
+    assert anonymous(running, "POST", f"/{bucket}/parts?uploads")[0] == 403
+    assert anonymous(running, "DELETE", f"/{bucket}/theirs")[0] == 204
+    assert refused(s3.head_object, Bucket=bucket, Key="theirs") == "404"

@@ -1,6 +1,7 @@
 """CopyObject, and the source of it and of UploadPartCopy.
 
-Invariant: no byte moves; the conditions on the source are judged on the version that is copied.
+Invariant: no byte moves, but where another encryption or another checksum is asked for; the conditions on the source
+are judged on the version that is copied.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Copies:
         return bucket, key, version, found, data_key
 
     async def copy(self, call: Call) -> None:
-        """CopyObject: no byte moves."""
+        """CopyObject."""
         target = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", target, call.key)
         source, key, _, found, data_key = await self.copy_source(call)
@@ -69,7 +70,8 @@ class Copies:
         meta = self._copied_meta(call, target, found, is_same=(source.name, key) == (call.bucket, call.key))
         meta = await self._acls.of_write(call, target, meta)
         sealed, wish = sealed_of(found.meta), self._vault.wish(call, target)
-        if _keeps_cover(sealed, wish):
+        algorithm = _new_sum(call, found.meta)
+        if _keeps_cover(sealed, wish) and not algorithm:
             done = await self._store.copy(
                 source.name, key, call.bucket, call.key, meta=meta if sealed is None else with_sealed(meta, sealed),
                 condition=write_condition(call), from_version=found.version,
@@ -78,8 +80,9 @@ class Copies:
                 f"{line}\r\n" for line in sealed_lines(sealed)
             )
         else:
-            cover = cover_of(self._vault, wish)
-            done, etag, meta = await self._rewrite(call, (source.name, key, found, data_key), cover, meta)
+            cover = cover_of(self._vault, _same_cover(sealed) if _keeps_cover(sealed, wish) else wish)
+            reading = (source.name, key, found, data_key)
+            done, etag, meta = await self._rewrite(call, reading, cover, meta, algorithm or "crc64nvme")
             lines = version_line(done.version, target) + cover.lines
         if source.versioning:
             lines += f"x-amz-copy-source-version-id: {shown_version(found.version, found.is_null)}\r\n"
@@ -88,16 +91,16 @@ class Copies:
         call.reply(200, documents.document("CopyObjectResult", inner), XML_LINE + lines.encode())
 
     async def _rewrite(
-        self, call: Call, source: tuple[str, str, LookupResult, bytes], cover: Cover, meta: ObjectMeta
+        self, call: Call, source: tuple[str, str, LookupResult, bytes], cover: Cover, meta: ObjectMeta, algorithm: str
     ) -> tuple[CommitResult, str, ObjectMeta]:
-        """A copy whose encryption changes: every byte is read, and sealed anew (or not at all)."""
+        """A copy whose encryption or checksum changes: every byte is read, and sealed anew (or not at all)."""
         bucket, key, found, data_key = source
         extra = {name: value for name, value in meta.extra.items() if name not in (PARTS, PART_SUMS, CHECKSUM_TYPE)}
         walk = self._store.put_walk(
             call.bucket, call.key, size=cover.stored_bytes(found.size), storage_class=class_of(meta)
         )
         target, md5 = cover.target(walk, found.size), hashlib.md5(usedforsecurity=False)
-        total = checksums.new("crc64nvme")
+        total = checksums.new(algorithm)
         reading = self.reads.body_walk(bucket, key, found, data_key, first=0, length=found.size)
         try:
             async for piece in pieces_of(reading):
@@ -105,7 +108,7 @@ class Copies:
                 total.update(bytes(piece))
                 if not target.push(piece):
                     await target.has_room()
-            sums = {"crc64nvme": checksums.encode(total.digest())}
+            sums = {algorithm: checksums.encode(total.digest())}
             meta = cover.meta(msgspec.structs.replace(meta, extra=extra, checksums=sums))
             etag = cover.etag(md5.hexdigest())
             done = await walk.finish(
@@ -132,6 +135,21 @@ class Copies:
         tags = said.tags if tagging == "REPLACE" else had.tags
         base = said if directive == "REPLACE" else had
         return msgspec.structs.replace(base, checksums=had.checksums, extra=extra, tags=tags)
+
+
+def _new_sum(call: Call, meta: ObjectMeta | None) -> str:
+    """The checksum that the copy is to carry and its source does not, "" for none. Raises S3Error(InvalidRequest)."""
+    named = call.header(b"x-amz-checksum-algorithm")
+    if named is None:
+        return ""
+    algorithm = checksums.algorithm_of(named)
+    had = meta.checksums.get(algorithm) if meta is not None else None
+    return "" if had is not None and "-" not in had else algorithm
+
+
+def _same_cover(sealed: Sealed | None) -> Wish:
+    """What asks for the encryption that the source has."""
+    return Wish(sealed.kind, sealed.key_id) if sealed is not None else Wish()
 
 
 def _keeps_cover(sealed: Sealed | None, wish: Wish) -> bool:

@@ -18,6 +18,7 @@ from tierstore.gateway.object_request import parse_range
 from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line
+from tierstore.gateway.s3.auth import is_anonymous
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.completion import chosen, completed_meta, named_part
 from tierstore.gateway.s3.conditions import why_refused, write_condition
@@ -68,6 +69,8 @@ class Multipart:
 
     async def create(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
+        if is_anonymous(call.principal):
+            raise S3Error("AccessDenied", "Anonymous users cannot initiate multipart uploads. Please authenticate.")
         rights.require(call, "s3:PutObject", bucket, call.key)
         meta = await self._acls.of_write(call, bucket, meta_of(call))
         meta = locked_meta(call, bucket, meta, self._catalog.now_ms)

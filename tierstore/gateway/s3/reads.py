@@ -169,21 +169,30 @@ class Reads:
             raise S3Error("AccessDenied")
         else:
             # only an ACL of the object itself can let in: it must be read first
-            found = await self._lookup_or_none(bucket.name, key, version)
-            acl = found.meta.extra.get(ACL, b"").decode() if found is not None and found.meta else ""
-            owner = found.meta.extra.get(OWNER, b"").decode() if found is not None and found.meta else ""
+            first = await self._lookup_or_none(bucket.name, key, version)
+            if first is None:
+                raise await self._why_missing(call, bucket, key, version)
+            extra = first.meta.extra if first.meta is not None else {}
+            acl, owner = extra.get(ACL, b"").decode(), extra.get(OWNER, b"").decode()
             if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner, tags=tags):
                 raise S3Error("AccessDenied")
         try:
             return _as_shown(await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks))
         except NotFound as error:
-            if bucket.versioning:
-                await self._raise_for_marker(bucket, key, version)
-            if not rights.allowed(call, "s3:ListBucket", bucket):
-                raise S3Error("AccessDenied") from error
-            if error.code == "no-such-version" or version:
-                raise S3Error("NoSuchVersion", Key=key) from error
-            raise S3Error("NoSuchKey", Key=key) from error
+            raise await self._why_missing(call, bucket, key, version, code=error.code) from error
+
+    async def _why_missing(
+        self, call: Call, bucket: BucketView, key: str, version: int, *, code: str = ""
+    ) -> S3Error:
+        """What is heard of an object that is not there: nothing, by those who may not list."""
+        may_list = rights.allowed(call, "s3:ListBucket", bucket)
+        if bucket.versioning and (code or may_list):
+            await self._raise_for_marker(bucket, key, version)
+        if not may_list:
+            return S3Error("AccessDenied")
+        if code == "no-such-version" or version:
+            return S3Error("NoSuchVersion", Key=key)
+        return S3Error("NoSuchKey", Key=key)
 
     async def _lookup_or_none(self, bucket: str, key: str, version: int) -> LookupResult | None:
         try:
