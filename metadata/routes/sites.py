@@ -219,7 +219,7 @@ def _members(
     async def join(request: Request, wish: JoinWish) -> dict[str, Any]:
         who = await callers.admin(request)
         answer = await sites.join(
-            wish.name, wish.number, wish.gateways, wish.token, who=who, is_replacement=wish.replace
+            wish.name, wish.number, wish.gateways, wish.token, who=who, is_replacement=wish.replace, called=wish.called
         )
         await audit.note(who=who.access, action="site.join", target=wish.name)
         return answer

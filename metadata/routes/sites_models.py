@@ -41,6 +41,7 @@ class JoinWish(BaseModel):
     gateways: list[str]
     token: str
     replace: bool = Field(False, description="the site of that name was lost; its rules stay")
+    called: str = Field("", description="the name under which the asker means this site; another one is refused")
 
 
 class SpanModel(BaseModel):

@@ -280,6 +280,26 @@ def test_keys_are_rotated_and_strangers_kept_out(both: tuple[Cluster, Site, Site
     )
 
 
+def test_a_site_that_is_added_under_a_wrong_name_is_refused_before_anything_is_kept(
+    both: tuple[Cluster, Site, Site]
+) -> None:
+    """Once the other site has noted who asks, the right command is refused, too: known already."""
+    c, one, two = both
+    wish = {"name": "lyon", "gateway": two.url, "token": c.token, "own_gateways": [one.url]}
+    wrong = one.http.post(f"{one.url}/v1/admin/sites", json=wish)
+    assert (wrong.status_code, wrong.json()["code"]) == (409, "bad-site"), wrong.text
+    assert f"is called '{two.name}', not 'lyon'" in wrong.json()["detail"]
+    assert [site["name"] for site in one.admin("GET", "sites")["sites"]] == [one.name, two.name]
+    # the way it asks: the other site would take a name it does not know yet, were it not asked for another one
+    join = {"name": "paris", "number": 77, "gateways": [one.url], "token": "tst.x", "called": "lyon"}
+    answer = two.http.post(f"{two.url}/v1/admin/sites/join", json=join)
+    assert (answer.status_code, answer.json()["code"]) == (409, "bad-site"), answer.text
+    known = two.http.post(f"{two.url}/v1/admin/sites/join", json={**join, "name": one.name, "called": two.name})
+    assert (known.status_code, known.json()["code"]) == (409, "site-exists"), known.text
+    assert f"sites remove {one.name}" in known.json()["detail"]
+    assert sorted(site["name"] for site in two.admin("GET", "sites")["sites"]) == sorted([one.name, two.name])
+
+
 def test_a_revoked_key_stops_a_site_and_a_rotation_lets_it_go_on_while_data_flows(
     both: tuple[Cluster, Site, Site],
 ) -> None:

@@ -139,10 +139,8 @@ class Sites:
             answer = await self.courier.send_json(
                 gateway, "/v1/admin/sites/join", token,
                 {"name": me.name, "number": me.number, "gateways": own_gateways or me.gateways, "token": ours,
-                 "replace": is_rebuild},
+                 "replace": is_rebuild, "called": name},
             )  # fmt: skip
-            if answer["name"] != name:
-                raise ConflictError(f"the site at {gateway} is called {answer['name']!r}", code="bad-site")
             row = SiteRow(
                 int(answer["number"]), name, _unique([gateway.rstrip("/"), *answer["gateways"]]), [],
                 {"token": answer["token"], "access": access},
@@ -173,11 +171,15 @@ class Sites:
             )
 
     async def join(
-        self, name: str, number: int, gateways: list[str], token: str, *, who: Principal, is_replacement: bool = False
-    ) -> dict[str, Any]:
+        self, name: str, number: int, gateways: list[str], token: str, *, who: Principal, is_replacement: bool = False,
+        called: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
         """The other half of `add`, asked by another site's metadata with an administrator's token of this one.
-        is_replacement: the site of that name was lost; its rules and networks stay, its keys and its queue end."""
+        is_replacement: the site of that name was lost; its rules and networks stay, its keys and its queue end.
+        called: what the asker takes this site for; judged before anything is kept, so that it can ask again."""
         me = self.me()
+        if called and called != me.name:
+            raise ConflictError(f"the site at that gateway is called {me.name!r}, not {called!r}", code="bad-site")
         if number == me.number:
             raise ConflictError(
                 f"both sites have the number {number}: give each its own placement.site_number",
@@ -185,7 +187,10 @@ class Sites:
             )
         old = next((row for row in self.known.rows if row.name == name), None)
         if old is not None and not is_replacement:
-            raise ConflictError(f"site {name!r} is known already", code="site-exists")
+            raise ConflictError(
+                f"site {me.name!r} knows a site {name!r} already; to add it anew, run there: "
+                f"tierstore admin sites remove {name}", code="site-exists",
+            )  # fmt: skip
         if old is not None and old.id != number:
             raise ConflictError(f"site {name!r} has the number {old.id}, not {number}", code="site-number-taken")
         if not gateways or not all(url.startswith(("http://", "https://")) for url in gateways):
