@@ -55,6 +55,12 @@ _PAGE: Final = Statement(
     .order_by(_O.key)
     .limit(sa.literal_column(str(PAGE_ROWS)))
 )
+#: PostgreSQL may take a plan that reads and sorts all that is left of a range for each page of it. Until the end of the
+#: transaction it may only follow the key's index.
+_BY_INDEX: Final = (
+    "SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true), "
+    "set_config('enable_seqscan', 'off', true)"
+)
 SET_META: Final = BulkWrite("update", schema.objects, ("bucket_id", "key", "meta"), by=("bucket_id", "key"))
 
 
@@ -74,6 +80,8 @@ def span(connection: sa.Connection, bucket_id: int, prefix: str) -> Span:
 
 def rows(connection: sa.Connection, bucket_id: int, prefix: str) -> Iterator[list[Moved]]:
     """The rows below a prefix, page by page."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_BY_INDEX)
     low, last = prefix, ""
     while True:
         page = list(map(Moved._make, _PAGE.rows(connection, bucket_id=bucket_id, low=low, high=_high(prefix))))
