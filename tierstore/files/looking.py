@@ -167,19 +167,30 @@ class Looking:
             self._refresh(node, directory)
 
     async def _bring(self, path: str) -> None:
+        """Have the bytes of another site here as this site's own: read once through a gateway, which keeps them as
+        bytes that may be let go of, then claimed. The gateway may still be storing them when they have been read."""
+        read = 0        # the version that was
         async with asyncio.timeout(BRING_SECONDS):
-            found = await self.remote.ask(Extents(self.bucket, path, 0, 1))
-            if found.is_remote and found.entry is not None:
-                lookup = LookupResult(version=found.entry.version, size=found.entry.size, is_remote=True)
-                walk = self.store.remote_walk(self.bucket, path, lookup, first=0, length=found.entry.size)
-                try:
-                    await walk.start()
-                    while await walk.next_piece():
-                        pass
-                finally:
-                    await walk.close()
-            while (await self.remote.ask(Extents(self.bucket, path, 0, 1))).is_remote:  # noqa: ASYNC110 - a peer's state
-                await asyncio.sleep(BRING_POLL_SECONDS)
+            while (found := await self.remote.ask(Extents(self.bucket, path, 0, 1))).is_remote:
+                if found.entry is None:
+                    return      # nothing is known of it: the change itself says what is wrong
+                if found.entry.version == read:
+                    await asyncio.sleep(BRING_POLL_SECONDS)
+                else:
+                    await self._read_once(path, found.entry)
+                    read = found.entry.version
+                with contextlib.suppress(ConflictError, NotFound):      # whole already; replaced by a newer version
+                    await self.store.fill(self.bucket, path, read, 0, memoryview(b""))
+
+    async def _read_once(self, path: str, entry: Entry) -> None:
+        lookup = LookupResult(version=entry.version, size=entry.size, is_remote=True)
+        walk = self.store.remote_walk(self.bucket, path, lookup, first=0, length=entry.size)
+        try:
+            await walk.start()
+            while await walk.next_piece():
+                pass
+        finally:
+            await walk.close()
 
     # -- looking --------------------------------------------------------------------------------------------
     def node(self, ino: int) -> Node:
