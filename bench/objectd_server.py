@@ -28,7 +28,8 @@ from tierstore.wire.cluster import DeviceGrant, TicketKey
 
 SERVER = ServerId(7)
 KEY_ID = 3
-START_SECONDS = 15.0
+START_SECONDS = 120.0     # a busy machine may take long to load the code; one that is ready costs nothing
+STOP_SECONDS = 120.0
 
 
 @dataclass
@@ -108,7 +109,7 @@ class StandaloneObjectd:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(20)
+            return self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
