@@ -132,3 +132,34 @@ def test_old_uploads_are_given_up_and_locked_versions_stay(s3: Any, bucket: str)
 
     wait_until(only_the_held_one, seconds=40, what="everything but the held version gone")
     assert s3.get_object(Bucket=vault, Key="k", VersionId=held)["Body"].read() == b"x"
+
+
+def test_filters_hold_for_old_versions_and_markers_alone(s3: Any, bucket: str) -> None:
+    """Prefix, tags and both sizes of an And must all match, for noncurrent versions too; a rule for markers takes those
+    that hide nothing, and no others."""
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    made = {}
+    for key, size, tags in (
+        ("p/fits", 60, "a=1&b=2"), ("p/small", 50, "a=1&b=2"), ("p/large", 70, "a=1&b=2"), ("p/tag", 60, "a=1"),
+        ("q/prefix", 60, "a=1&b=2"),
+    ):  # fmt: skip
+        made[key] = s3.put_object(Bucket=bucket, Key=key, Body=b"x" * size, Tagging=tags)["VersionId"]
+        s3.put_object(Bucket=bucket, Key=key, Body=b"")
+    hidden = s3.put_object(Bucket=bucket, Key="p/hidden", Body=b"")["VersionId"]
+    s3.delete_object(Bucket=bucket, Key="p/hidden")
+    s3.delete_object(Bucket=bucket, Key="p/lone")
+    tagged = [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}]
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules(
+        {"Filter": {"And": {"Prefix": "p/", "Tags": tagged, "ObjectSizeGreaterThan": 50, "ObjectSizeLessThan": 70}},
+         "NoncurrentVersionExpiration": {"NoncurrentDays": 1}},
+        {"Filter": {"Prefix": "p/"}, "Expiration": {"ExpiredObjectDeleteMarker": True}},
+    ))  # fmt: skip
+
+    def left() -> tuple[set[str], set[str]]:
+        page = s3.list_object_versions(Bucket=bucket)
+        old = {v["VersionId"] for v in page["Versions"] if not v["IsLatest"]}
+        return old, {marker["Key"] for marker in page.get("DeleteMarkers", [])}
+
+    kept = {version for key, version in made.items() if key != "p/fits"} | {hidden}
+    wait_until(lambda: left() == (kept, {"p/hidden"}), seconds=40, what=lambda: f"only {kept}: {left()}")
+    assert len([v for v in s3.list_object_versions(Bucket=bucket)["Versions"] if v["IsLatest"]]) == len(made)
