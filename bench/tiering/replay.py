@@ -87,9 +87,17 @@ def body_of(key: int, size: int) -> bytes:
 
 
 class Client:
+    """One connection to the gateway; closed at the end of its `with`."""
+
     def __init__(self, c: Cluster) -> None:
         self._connection = http.client.HTTPConnection(c.gateway.removeprefix("http://"), timeout=60)
         self._headers = {"authorization": f"Bearer {c.token}", "content-type": "application/json"}
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def __call__(self, method: str, target: str, body: bytes | None = None) -> tuple[int, bytes, str]:
         self._connection.request(method, target, body, self._headers)
@@ -139,31 +147,32 @@ def replay(c: Cluster, load_: Workload) -> Run:
     began = time.monotonic()
 
     def work() -> None:
-        client = Client(c)
-        while True:
-            with lock:
-                n, at[0] = at[0], at[0] + 1
-            if n >= count:
-                return
-            wait = began + load_.due[n] - time.monotonic()
-            if wait > 0:
-                time.sleep(wait)
-            key = load_.keys[n]
-            started = time.perf_counter()
-            status, body, tier = client("GET", f"/v1/objects/bench/{key}")
-            run.seconds[n] = time.perf_counter() - started
-            run.tier_of[n] = tier
-            is_right = status == 200 and body == body_of(key, load_.sizes[key])
-            with lock:
-                run.tiers[tier] += 1
-                run.wrong += not is_right
+        with Client(c) as client:
+            while True:
+                with lock:
+                    n, at[0] = at[0], at[0] + 1
+                if n >= count:
+                    return
+                wait = began + load_.due[n] - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+                key = load_.keys[n]
+                started = time.perf_counter()
+                status, body, tier = client("GET", f"/v1/objects/bench/{key}")
+                run.seconds[n] = time.perf_counter() - started
+                run.tier_of[n] = tier
+                is_right = status == 200 and body == body_of(key, load_.sizes[key])
+                with lock:
+                    run.tiers[tier] += 1
+                    run.wrong += not is_right
 
     threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    status = Client(c).json("GET", "/v1/admin/tiering")
+    with Client(c) as client:
+        status = client.json("GET", "/v1/admin/tiering")
     run.moved_per_served = status["bytes_moved_per_byte_served"]
     run.promotions, run.failed = status["promotions"], status["failed"]
     run.load = os.getloadavg()[1]
@@ -185,16 +194,17 @@ def cpu_ms(c: Cluster) -> dict[str, float]:
 
 def _predicted(c: Cluster, seconds: float) -> float:
     """What the store itself says of the requests it recorded just now, under the policy that it has."""
-    client = Client(c)
-    policy_ = client.json("GET", "/v1/admin/policy")
-    question = {"policy": policy_, "hours": seconds / 3600, "curve": False}
-    current = client.json("POST", "/v1/admin/policy/simulate", question)["current"]
+    with Client(c) as client:
+        policy_ = client.json("GET", "/v1/admin/policy")
+        question = {"policy": policy_, "hours": seconds / 3600, "curve": False}
+        current = client.json("POST", "/v1/admin/policy/simulate", question)["current"]
     return float(sum(share for tier, share in current["hit_ratio"].items() if tier != "hdd"))
 
 
 def _counted(c: Cluster) -> dict[str, int]:
     """The gateway's own count of reads by tier; its metrics want the cluster's metrics token where that is closed."""
-    status, body, _ = Client(c)("GET", "/-/metrics")
+    with Client(c) as client:
+        status, body, _ = client("GET", "/-/metrics")
     found = {}
     for line in body.decode().splitlines() if status == 200 else []:
         if line.startswith("tierstore_object_reads_total{"):
@@ -203,18 +213,19 @@ def _counted(c: Cluster) -> dict[str, int]:
 
 
 def store(c: Cluster, load_: Workload) -> None:
-    Client(c)("PUT", "/v1/buckets/bench")
+    with Client(c) as client:
+        client("PUT", "/v1/buckets/bench")
     keys, lock = list(load_.sizes), threading.Lock()
 
     def work() -> None:
-        client = Client(c)
-        while True:
-            with lock:
-                if not keys:
-                    return
-                key = keys.pop()
-            status, body, _ = client("PUT", f"/v1/objects/bench/{key}", body_of(key, load_.sizes[key]))
-            assert status == 200, body[:300]
+        with Client(c) as client:
+            while True:
+                with lock:
+                    if not keys:
+                        return
+                    key = keys.pop()
+                status, body, _ = client("PUT", f"/v1/objects/bench/{key}", body_of(key, load_.sizes[key]))
+                assert status == 200, body[:300]
 
     threads = [threading.Thread(target=work) for _ in range(16)]
     for thread in threads:
@@ -226,7 +237,8 @@ def store(c: Cluster, load_: Workload) -> None:
 def policy(c: Cluster, load_: Workload, *, is_on: bool) -> None:
     rules = [] if is_on else [{"name": "off", "mode": "never"}]
     promoter = {"tick": f"{load_.tick_seconds:g}s", "half_life": f"{load_.half_life_seconds:g}s"}
-    Client(c).json("PUT", "/v1/admin/policy", {"version": 1, "rules": rules, "promoter": promoter})
+    with Client(c) as client:
+        client.json("PUT", "/v1/admin/policy", {"version": 1, "rules": rules, "promoter": promoter})
 
 
 NAMES: Final = ("off", "promoter", "mem")
@@ -260,7 +272,8 @@ def measure(requests: int, seconds: float, folder: Path, *, names: Sequence[str]
 
 
 def _is_cold(c: Cluster) -> bool:
-    status = Client(c).json("GET", "/v1/admin/tiering")
+    with Client(c) as client:
+        status = client.json("GET", "/v1/admin/tiering")
     return status["ticks"] > 1 and all(tier["resident_chunks"] == 0 for tier in status["tiers"])
 
 
