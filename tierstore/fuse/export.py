@@ -1,8 +1,9 @@
 """Configurations that export a mount further: NFS by nfs-ganesha (FSAL_VFS, NFSv4.1), SMB by Samba's smbd. Pure.
 
 NFSv4 only: no portmapper, one port. The recovery directory and the file system's id are explicit, because a FUSE mount
-has neither a UUID of its own nor a place in /var that is ours. smbd runs on one port of one address, its state beside
-the configuration.
+has neither a UUID of its own nor a place in /var that is ours. ganesha keeps no directory entries, and attributes for a
+second: other mounts, S3 and REST change the bucket and it is not told; the mount below is, and has caches of its own.
+smbd runs on one port of one address, its state beside the configuration.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ NFSv4 {{
     Minor_Versions = 1;
     Only_Numeric_Owners = true;
 }}
+# Entries of directories that ganesha kept would be stale when somebody else renames: then listing fails.
+MDCACHE {{ Dir_Chunk = 0; }}
 EXPORT {{
     Export_Id = {number % 65000 + 1};
     Path = "{directory}";
@@ -46,6 +49,7 @@ EXPORT {{
     Access_Type = RW;
     Squash = No_Root_Squash;
     SecType = sys;
+    Attr_Expiration_Time = 1;
     FSAL {{ Name = VFS; }}
 }}
 LOG {{ Default_Log_Level = EVENT; }}
