@@ -13,12 +13,14 @@ from typing import Any
 
 
 class LazyApplication:
-    """`build` is called in a thread with the first request, and must give the same application every time (a cached
-    property does). Lifespan events are answered here: nothing is to be done before the first request."""
+    """`build` is called in a thread with the first request; requests that come meanwhile wait for the same build, one
+    that failed is tried again with the next request. Lifespan events are answered here: nothing is to be done before
+    the first request."""
 
     def __init__(self, build: Callable[[], Any]) -> None:
         self._build = build
         self._built: Any = None
+        self._building: asyncio.Task[Any] | None = None
 
     @property
     def is_built(self) -> bool:
@@ -31,6 +33,18 @@ class LazyApplication:
             await receive()
             await send({"type": "lifespan.shutdown.complete"})
             return
-        if self._built is None:
-            self._built = await asyncio.to_thread(self._build)
-        await self._built(scope, receive, send)
+        application = self._built if self._built is not None else await self._shared_build()
+        await application(scope, receive, send)
+
+    async def _shared_build(self) -> Any:
+        """The application, built once for all who wait for it. A request that is given up leaves the build to the
+        others: a thread cannot be stopped, and its work is wanted."""
+        if self._building is None:
+            self._building = asyncio.create_task(asyncio.to_thread(self._build), name="lazy-application")
+            self._building.add_done_callback(self._end)
+        return await asyncio.shield(self._building)
+
+    def _end(self, building: asyncio.Task[Any]) -> None:
+        self._building = None
+        if not building.cancelled() and building.exception() is None:
+            self._built = building.result()

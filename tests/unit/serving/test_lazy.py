@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 import sys
+import threading
 
 from fastapi import FastAPI
 
 from tests.contract.exchange_subjects import run
+from tests.kit.waits import until
 from tierstore.serving import pages
 from tierstore.serving.health import health_routes
 from tierstore.serving.inprocess import InProcessServer
@@ -50,6 +53,52 @@ def test_the_health_pages_say_the_same_hot_and_through_fastapi() -> None:
                     said.append((reply.status, reply.header(b"content-type"), reply.body))
                 assert said[0] == said[1]
                 assert said[0][0] == (503 if found and path == b"/-/readyz" else 200)
+
+    run(main())
+
+
+def test_requests_of_one_moment_share_one_build() -> None:
+    """Each was a thread of its own that built the application anew, and the last one to end was kept: half-used objects
+    of the others stayed behind. One client that goes away must not take the build from the rest."""
+
+    async def main() -> None:
+        began, may_end = threading.Event(), threading.Event()
+        answered: list[str] = []
+        builds = 0
+
+        async def application(scope: dict[str, str], receive: object, send: object) -> None:
+            answered.append(scope["path"])
+
+        def build() -> object:
+            nonlocal builds
+            builds += 1
+            began.set()
+            assert may_end.wait(300)
+            if builds == 1:
+                raise OSError("a module could not be read")
+            return application
+
+        lazy = LazyApplication(build)
+
+        def requests() -> list[asyncio.Task[None]]:
+            return [
+                asyncio.create_task(lazy({"type": "http", "path": f"/{n}"}, None, None)) for n in range(3)
+            ]  # fmt: skip
+
+        asked = requests()
+        may_end.set()
+        failed = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(error) for error in failed] == [OSError] * 3
+        assert (builds, lazy.is_built) == (1, False)
+
+        began.clear()
+        may_end.clear()
+        asked = requests()
+        await until(began.is_set)
+        asked[0].cancel()
+        may_end.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert (builds, lazy.is_built, answered) == (2, True, ["/1", "/2"])
 
     run(main())
 
