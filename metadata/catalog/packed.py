@@ -32,6 +32,7 @@ _OF_TWO = struct.Struct("<16sIIIBBIBBHIQIBBHIQ")
 _DEVICES_OF_TWO = struct.Struct("<I16xI16x")
 CHUNK_BYTES: Final = _CHUNK.size
 REPLICA_BYTES: Final = _REPLICA.size
+CHUNK_ID_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ DEVICES_SEARCHED_MAX: Final = 512
 CHUNKS_PER_DELETE: Final = 256
 
 _COLUMNS: Final = ("device_id", "chunk_id", "bucket_id", "key", "version", "chunk_bytes")
-_UPSERT: Final = BulkWrite("upsert", schema.placements, _COLUMNS, by=("device_id", "chunk_id"))
+UPSERT: Final = BulkWrite("upsert", schema.placements, _COLUMNS, by=("device_id", "chunk_id"))
 _DELETE: Final = BulkWrite(
     "delete", schema.placements, ("device_id", "chunk_id"), by=("device_id", "chunk_id"), exact=False
 )
@@ -73,7 +73,7 @@ def index_piece(session: Session) -> Indexed:
     dropped: list[tuple[int, bytes]] = []
     _index_versions(session, changes, rows, dropped)
     _index_chunks(session, changes, rows, dropped)
-    session.write(_UPSERT, list(rows.values()))
+    session.write(UPSERT, list(rows.values()))
     session.write(_DELETE, [pair for pair in dropped if pair not in rows])
     garbage_seen = _forget_garbage(session)
     if changes:

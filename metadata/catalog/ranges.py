@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.packed import CHUNK_BYTES, CHUNK_ID_BYTES, REPLICA_BYTES
 from metadata.catalog.session import BulkWrite, Session
 from metadata.catalog.statement import Statement
 
@@ -33,7 +34,8 @@ class Span(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What moves along with a row outside of it."""
+    """What moves along with a row outside of it. body: None, too, where the engine itself finds the placements of the
+    body (`move_places`)."""
 
     key: str
     version: int
@@ -49,11 +51,37 @@ _SPAN: Final = Statement(
         sa.func.count(sa.case((_O.kind == sa.literal_column(str(schema.KIND_REMOTE)), sa.literal_column("1")))),
     ).where(*_IN_RANGE)
 )
-_PAGE: Final = Statement(
-    sa.select(*(_O[name] for name in Moved._fields))
-    .where(*_IN_RANGE, _STANDS)
-    .order_by(_O.key)
-    .limit(sa.literal_column(str(PAGE_ROWS)))
+
+
+def _page(body: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    return (
+        sa.select(_O.key, _O.version, _O.meta, body, _O.created_at_ms)
+        .where(*_IN_RANGE, _STANDS)
+        .order_by(_O.key)
+        .limit(sa.literal_column(str(PAGE_ROWS)))
+    )
+
+
+_PAGE: Final = Statement(_page(_O.body))
+#: A packed body of one chunk and no more, as nearly all are: it is as long as its own count of replicas says.
+_IS_OF_ONE: Final = (
+    f"length(objects.body) >= {CHUNK_BYTES} AND length(objects.body) = "
+    f"{CHUNK_BYTES} + {REPLICA_BYTES} * get_byte(objects.body, {CHUNK_BYTES - 1})"
+)
+_PAGE_OF_OTHERS: Final = Statement(_page(sa.literal_column(f"CASE WHEN NOT ({_IS_OF_ONE}) THEN objects.body END")))
+#: The device of the replica with the number n, u32 little-endian.
+_DEVICE: Final = " + ".join(
+    f"(get_byte(objects.body, {CHUNK_BYTES + byte} + {REPLICA_BYTES} * n)::BIGINT << {8 * byte})" for byte in range(4)
+)
+#: Parameters: target, length of source + 1, version, bucket, low, high.
+_MOVE_PLACES: Final = (
+    "UPDATE placements "
+    "SET bucket_id = $4::BIGINT, key = $1::TEXT || substr(of.key, $2::INTEGER), version = $3::BIGINT "
+    f"FROM (SELECT objects.key, substr(objects.body, 1, {CHUNK_ID_BYTES}) AS chunk, {_DEVICE} AS device FROM objects, "
+    f"generate_series(0, CASE WHEN {_IS_OF_ONE} THEN get_byte(objects.body, {CHUNK_BYTES - 1}) ELSE 0 END - 1) AS n "
+    f"WHERE objects.bucket_id = $4::BIGINT AND objects.key >= $5 AND objects.key < $6 "
+    f"AND objects.kind <> {schema.KIND_MARKER}) AS of "
+    f"WHERE placements.device_id = of.device AND placements.chunk_id = of.chunk"
 )
 #: PostgreSQL may take a plan that reads and sorts all that is left of a range for each page of it. Until the end of the
 #: transaction it may only follow the key's index.
@@ -80,17 +108,28 @@ def span(connection: sa.Connection, bucket_id: int, prefix: str) -> Span:
 
 def rows(connection: sa.Connection, bucket_id: int, prefix: str) -> Iterator[list[Moved]]:
     """The rows below a prefix, page by page."""
+    statement = _PAGE
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(_BY_INDEX)
+        statement = _PAGE_OF_OTHERS
     low, last = prefix, ""
     while True:
-        page = list(map(Moved._make, _PAGE.rows(connection, bucket_id=bucket_id, low=low, high=_high(prefix))))
+        page = list(map(Moved._make, statement.rows(connection, bucket_id=bucket_id, low=low, high=_high(prefix))))
         fresh = [row for row in page if row.key != last]     # a page begins with the last row of the one before
         if fresh:
             yield fresh
         if len(page) < PAGE_ROWS:
             return
         low = last = page[-1].key
+
+
+def move_places(connection: sa.Connection, bucket_id: int, source: str, target: str, version: int) -> None:
+    """Give the placements of what lies below source their new owner, where the engine can do it by itself: on
+    PostgreSQL, for bodies of one chunk. The others' bodies come with `rows`. Before the rows themselves move."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_BY_INDEX)
+        values = (target, len(source) + 1, version, bucket_id, source, _high(source))
+        connection.exec_driver_sql(_MOVE_PLACES, values)
 
 
 def move(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from metadata.catalog import feed, schema
+from metadata.catalog.packed import unpack
 from metadata.catalog.placements import index_piece
 from metadata.services.files import moves as files_moves
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
@@ -17,7 +18,7 @@ from tests.contract.test_catalog_files import Files, on_files
 from tests.kit.names_world import ADMIN, NamesWorld
 from tests.kit.waits import give_way
 from tierstore.wire.files import S_IFDIR, Entry, Extents, FileQuestion, Link, Remove, Rename
-from tierstore.wire.names import ObjectMeta, Put
+from tierstore.wire.names import CommitChunk, ObjectMeta, Put
 
 __all__ = ["postgres", "run", "url_of"]
 
@@ -57,6 +58,43 @@ def test_all_that_hangs_on_the_rows_moves_along(run: Run) -> None:
         owners = {key for _, _, key in await f.w.placed()}
         assert "a/by-rest" not in owners
         assert "ä/new/by-rest" in owners
+
+    on_files(run, test)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["indexed", "not-yet-indexed"])
+def test_the_reverse_table_names_the_new_keys_in_the_same_transaction(run: Run, is_known: bool) -> None:
+    """Whoever asks by it between the rename and the feed's reader would take the chunks for unreferenced, and delete
+    them. Bodies of every form: PostgreSQL takes those of one chunk apart by itself."""
+
+    async def test(f: Files) -> None:
+        def chunks(count: int, devices: tuple[int, ...] = (10, 20)) -> list[CommitChunk]:
+            upload = f.w.upload()
+            return [f.w.chunk(10, upload=upload, index=n, devices=devices) for n in range(count)]
+
+        await f.make("d", kind=S_IFDIR)
+        await f.make("d/empty")
+        for name, made in {
+            "one": chunks(1), "three-copies": chunks(1, (11, 20, 31)), "two": chunks(2), "sixteen": chunks(16),
+            "shared": chunks(20), "ünder/one": chunks(1),
+        }.items():  # fmt: skip
+            assert not (await f.w.put(f"d/{name}", chunks=made)).code
+        assert not (await f.w.put("d-outside", chunks=chunks(1))).code
+        while is_known and (await f.w.database.batch(index_piece)).more:
+            pass
+        before = await f.w.rows(schema.placements)
+        assert (await f.change(Rename("bbb", "d", "ä", 7))).code == ""
+        owners = {
+            (replica.device, chunk.id): (row.bucket_id, row.key, row.version)
+            for row in await f.w.rows(schema.objects) if row.body for chunk in unpack(row.body)
+            for replica in chunk.replicas
+        }  # fmt: skip
+        after = await f.w.rows(schema.placements)
+        assert len(after) == len(before) == ((2 + 3 + 4 + 32 + 40 + 2 + 2) if is_known else 0)
+        for row in after:
+            owner = owners.get((row.device_id, bytes(row.chunk_id)), (None, None, None))
+            assert (row.bucket_id, row.key, row.version) == owner
+        assert len([row for row in after if row.key and row.key.startswith("ä/")]) == (43 if is_known else 0)
 
     on_files(run, test)
 
@@ -182,40 +220,48 @@ def test_a_large_directory_moves_beside_the_loop(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_keys_move_in_five_seconds(tmp_path: Path) -> None:
-    """The figure of the mount's issue, with what others wait meanwhile: a read never for long."""
-    keys, at_once = 100_000, 500
-    gaps: list[float] = []
-
-    async def watch(f: Files, until: asyncio.Event) -> None:
-        last = time.perf_counter()
-        while not until.is_set():
-            await entry(f, "still")
-            await asyncio.sleep(0.001)      # its pace: how late it is tells how long others kept the loop
-            now = time.perf_counter()
-            gaps.append(now - last)
-            last = now
+def test_a_hundred_thousand_keys_move_for_a_fraction_of_what_making_them_took(
+    url_of: Callable[[], Awaitable[str]], request: pytest.FixtureRequest
+) -> None:
+    """The issue's figure is 5 s of wall clock on a quiet machine; it is printed, and bench/mount.py measures it. What
+    holds on any machine: the processor time of the rename beside that of the commits which made the names, in the same
+    run, on the engine's side too; and that reads go on all the while."""
+    keys, at_once, share_max = 100_000, 500, 0.8
 
     async def main() -> None:
-        world = await NamesWorld.open(f"sqlite:///{tmp_path}/catalog.db", threads=True)
+        url = await url_of()
+        server = request.getfixturevalue("postgres") if url.startswith("postgresql") else None
+
+        def cpu_seconds() -> float:
+            return time.process_time() + (server.cpu_seconds() if server is not None else 0.0)
+
+        world = await NamesWorld.open(url, threads=url != "sqlite://")
+        looks = 0
         try:
             await world.buckets.create("bbb", ADMIN)
             f = Files(world)
             await f.make("still")
             await f.make("a", kind=S_IFDIR)
+            began = cpu_seconds()
             for first in range(0, keys, at_once):
                 puts = [Put("bbb", f"a/{n:06}", 10, "", [world.chunk(10)]) for n in range(first, first + at_once)]
                 await world.commit(*puts)
-            is_done = asyncio.Event()
-            watching = asyncio.create_task(watch(f, is_done))
-            started = time.perf_counter()
-            assert (await f.change(Rename("bbb", "a", "b", 7))).code == ""
-            seconds = time.perf_counter() - started
-            is_done.set()
-            await watching
-            print(f"{keys} keys moved in {seconds:.2f} s; the longest wait of a read was {max(gaps) * 1000:.0f} ms")
-            assert seconds < 5
-            assert max(gaps) < 1
+            while (await world.database.batch(index_piece)).more:
+                pass
+            made, began, started = cpu_seconds() - began, cpu_seconds(), time.perf_counter()
+            moving = asyncio.create_task(f.change(Rename("bbb", "a", "b", 7)))
+            while not moving.done():
+                await entry(f, "still")
+                looks += 1
+                await asyncio.sleep(0.01)       # the pace of the reads, so that the rename is what costs
+            assert (await moving).code == ""
+            moved = cpu_seconds() - began
+            print(
+                f"{keys} keys moved in {time.perf_counter() - started:.2f} s, {moved:.2f} of processor time, beside "
+                f"{looks} reads; making them took {made:.2f}"
+            )
+            assert moved < share_max * made
+            assert looks >= 10
             await f.service.close()
         finally:
             await world.close()

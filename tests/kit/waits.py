@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 SECONDS_MAX = 300.0
 POLL_SECONDS = 0.005
@@ -13,6 +13,13 @@ async def until(condition: Callable[[], object], seconds: float = SECONDS_MAX) -
     """Wait for a fact. Raises TimeoutError; a wait that succeeds costs nothing, so the deadline is long."""
     async with asyncio.timeout(seconds):
         while not condition():
+            await asyncio.sleep(POLL_SECONDS)   # polling with a deadline is what this function is for
+
+
+async def until_told(ask: Callable[[], Awaitable[object]], seconds: float = SECONDS_MAX) -> None:
+    """The same for a fact that has to be asked for: of a database, of a server."""
+    async with asyncio.timeout(seconds):
+        while not await ask():
             await asyncio.sleep(POLL_SECONDS)   # polling with a deadline is what this function is for
 
 

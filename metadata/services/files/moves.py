@@ -163,6 +163,7 @@ class FileMoves(FileNames):
         newest = max(ranges.span(w.session.connection, bucket_id, prefix).version for prefix in (source, target))
         version = self._new_version(w.writes, newest)
         linked: dict[int, dict[str, str]] = {}
+        ranges.move_places(w.session.connection, bucket_id, source, target, version)
         for page in ranges.rows(w.session.connection, bucket_id, source):
             numbered: list[tuple[int, str, bytes]] = []
             moves: list[tuple[bytes, tuple[int, str, int]]] = []
