@@ -282,3 +282,19 @@ async def list_keys(url: str, token: str, *, bucket: str = "load", prefix: str =
             client.close()
             return keys
         after = page["next_start_after"]
+
+
+async def delete_all(url: str, token: str, *, bucket: str, clients: int = 8) -> int:
+    """Delete every object of a bucket; how many there were."""
+    keys = sorted(await list_keys(url, token, bucket=bucket))
+    queue = list(keys)
+
+    async def delete() -> None:
+        client = Client(url, token=token)
+        while queue:
+            answer = await client.request("DELETE", f"/v1/objects/{bucket}/{quote(queue.pop())}")
+            assert answer.status == 204, answer
+        client.close()
+
+    await asyncio.gather(*(delete() for _ in range(clients)))
+    return len(keys)
