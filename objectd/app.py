@@ -102,7 +102,7 @@ class ObjectServer:
         )  # fmt: skip
         self.loans: ChunkLoans = ChunkLoans(
             standing=self.standing, slots=self.slots, reads=self.reads, residency=residency,
-            bytes_min=config.chunks.sendfile_bytes_min,
+            bytes_min=config.chunks.sendfile_bytes_min, cold_reads_max=config.chunks.cold_reads_max,
         )  # fmt: skip
         self._loan_door = LoanDoor(self.loans)
         self.uploads: ChunkUploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)

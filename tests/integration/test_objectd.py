@@ -118,6 +118,35 @@ def test_readers_on_the_machine_are_lent_large_chunks_and_keep_them(server: Stan
     asyncio.run(main())
 
 
+def test_readers_that_can_wait_are_lent_cold_chunks(server: StandaloneObjectd) -> None:
+    """A chunk just written around the page cache, and one that the server has not opened in this life."""
+    large = body(5 << 20)
+    receipt = put(server, large)
+
+    async def read(borrower: Borrower) -> None:
+        loan = None
+        async with asyncio.timeout(300):
+            while loan is None:         # a disk that others keep busy for too long is left to the network
+                loan = await borrower.borrow(
+                    server.url, server.ticket_of(receipt), first_block=0, last_block=79, seconds=120.0
+                )
+                await asyncio.sleep(0)
+            view = memoryview(bytearray(len(large)))
+            is_read = loan.read_now(view, 0) or await loan.read(view, 0, ahead=0, seconds=120.0)
+            loan.close()
+        assert is_read and view == large and loan.sums == sums_of(large)
+
+    async def main() -> None:
+        borrower = Borrower(answer_seconds=120.0, retry_seconds=0.0, can_wait=True)
+        await read(borrower)
+        server.stop(signal.SIGKILL)
+        server.start()
+        await read(borrower)
+        borrower.close()
+
+    asyncio.run(main())
+
+
 def test_a_server_lends_nothing_when_its_settings_say_so(tmp_path: Path) -> None:
     """For those who want each byte to pass the server."""
     alone = StandaloneObjectd(tmp_path, settings={"chunks": {"lend_files": False}})

@@ -70,8 +70,9 @@ async def connect(
                 transport, endpoint, token, clock=clock, limits=limits, owned=transport if owned else None
             )
         client = MetadataClient(transport, urls, token=token, clock=clock, rng=rng or random.Random())
+        objects = ObjectClient(transport, clock, borrower=Borrower(can_wait=True) if owned else None)
         store = Store(
-            client, ObjectClient(transport, clock, borrower=Borrower() if owned else None), clock=clock, limits=limits,
+            client, objects, clock=clock, limits=limits,
             buckets=Buckets(transport, endpoint, token), owned=transport if owned else None,
         )  # fmt: skip
         store.remote = GatewaySource(transport, [endpoint], token)

@@ -5,8 +5,9 @@ are closed. Whether a server is on this machine is found by trying: its socket's
 
 Invariants: a ticket goes only to a process of this user or of root (SO_PEERCRED), so that nobody who takes the name
 collects tickets; a loan is a shortcut and never a condition: whatever goes wrong with it, the caller reads by the
-network; the loop waits for no disk: what is not in the page cache (any more) is not read here; each descriptor is
-closed exactly once, also when whoever asked has gone.
+network, or from another copy; the loop waits for no disk: what is not in the page cache (any more) is read by a few
+threads of the borrower, or, where it has none, by the network; each descriptor is closed exactly once, also when
+whoever asked has gone, and after the last thread that reads from it.
 
 Cost: one message each way (about 25 us for both processes together) in place of a request; then each byte is copied
 once, from the page cache, and not into a socket and out of it.
@@ -19,9 +20,11 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Final
 
-from tierstore.errors import RequestError
+from tierstore.errors import RequestError, UnavailableError
+from tierstore.transport.disk_waits import DiskWaits
 from tierstore.transport.peer import PeerStream
 from tierstore.wire.loans import (
     ANSWER_BYTES_MAX,
@@ -48,11 +51,14 @@ _CREDENTIALS: Final = struct.Struct("iII")      # struct ucred: pid, uid, gid (u
 class Loan:
     """A chunk's file, open for reading. Close it."""
 
-    __slots__ = ("_fd", "_is_memory", "data_offset", "sums", "tier")
+    __slots__ = ("_fd", "_is_memory", "_wait", "_waits", "data_offset", "sums", "tier")
 
-    def __init__(self, fd: int, answer: Answer) -> None:
+    def __init__(self, fd: int, answer: Answer, waits: DiskWaits | None = None) -> None:
+        """waits: who reads what is not in the page cache."""
         self._fd = fd
         self._is_memory = answer.is_memory
+        self._waits = waits
+        self._wait: Future[bool] | None = None
         self.data_offset = answer.data_offset
         self.sums = answer.sums
         self.tier = answer.tier
@@ -67,20 +73,45 @@ class Loan:
         except OSError:
             return False        # EAGAIN: not in the page cache; anything else is met and told on the other way
 
+    async def read(self, view: memoryview, at: int, *, ahead: int, seconds: float) -> bool:
+        """The same, waiting for the disk; False when it is not to be had this way. ahead: bytes behind the view that
+        will be wanted next. Raises UnavailableError(device-slow); the view must not be used again then."""
+        if self._waits is None or self._fd < 0:
+            return False
+        first = self._wait is None      # the disk is told once what is wanted
+        self._wait = self._waits.submit(self._fd, view, self.data_offset + at, ahead if first else 0)
+        if self._wait is None:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.wrap_future(self._wait)
+        except TimeoutError:
+            self._waits.is_slow()
+            raise UnavailableError("a lent file's disk does not answer", code="device-slow") from None
+
     def close(self) -> None:
         """Harmless to repeat."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if fd < 0:
+            return
+        if self._wait is None or self._wait.done():
             os.close(fd)
+        else:       # a thread is reading from it: another file may get the number when it is closed
+            self._wait.add_done_callback(lambda _: os.close(fd))
 
 
 class LentBody:
-    """The data of a range of blocks: from the loan, and from the network for what the page cache has lost meanwhile."""
+    """The data of a range of blocks: from the loan, and from the network for what the loan does not give."""
 
-    def __init__(self, loan: Loan, at: int, by_network: Callable[[int], Awaitable[PeerStream]]) -> None:
-        """at: where the range begins in the chunk; by_network(at): the same data from byte `at` on."""
+    def __init__(
+        self, loan: Loan, at: int, end: int, by_network: Callable[[int], Awaitable[PeerStream]], *, seconds: float
+    ) -> None:
+        """[at, end): the range in the chunk; by_network(at): the same data from byte `at` on. seconds: bounds each
+        wait for the disk."""
         self._loan = loan
         self._at = at
+        self._end = end
+        self._seconds = seconds
         self._by_network = by_network
         self._stream: PeerStream | None = None
         self._turn_bytes = 0
@@ -94,6 +125,10 @@ class LentBody:
                 if self._turn_bytes > TURN_BYTES:
                     self._turn_bytes = 0
                     await asyncio.sleep(0)
+                return
+            ahead = self._end - self._at - len(view)
+            if await self._loan.read(view, self._at, ahead=ahead, seconds=self._seconds):
+                self._at += len(view)
                 return
             self._stream = await self._by_network(self._at)
         await self._stream.read_into(view)
@@ -109,8 +144,12 @@ class LentBody:
 class Borrower:
     """One per process that reads chunks. Event loop only; close() it."""
 
-    def __init__(self, *, answer_seconds: float = ANSWER_SECONDS, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self, *, answer_seconds: float = ANSWER_SECONDS, retry_seconds: float = RETRY_SECONDS, can_wait: bool = False
+    ) -> None:
+        """can_wait: threads of this process read what is not in the page cache; else that comes by the network."""
         self._answer_seconds = answer_seconds
+        self._waits = DiskWaits() if can_wait else None
         self._retry_seconds = retry_seconds
         self._lenders: dict[str, _Lender] = {}
         self._is_closed = False
@@ -124,7 +163,7 @@ class Borrower:
         and lends it; None: read it by the network. Raises nothing; counts as a read of the chunk when it is lent."""
         lender = self._lenders.get(url)
         if lender is None:
-            lender = self._lenders[url] = _Lender(url, self._retry_seconds)
+            lender = self._lenders[url] = _Lender(url, self._retry_seconds, self._waits)
         if self._is_closed or not lender.is_found():
             return None
         loan = await lender.ask(ticket, first_block, last_block, min(seconds, self._answer_seconds))
@@ -132,18 +171,26 @@ class Borrower:
             self.loans_total += 1
         return loan
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more read may wait for a disk."""
+        return self._waits is not None and self._waits.has_room
+
     def close(self) -> None:
         """End the connections; who waits gets None. Loans that were given stay good."""
         self._is_closed = True
         for lender in self._lenders.values():
             lender.leave()
+        if self._waits is not None:
+            self._waits.close()
 
 
 class _Lender:
     """The connection to one object server, while there is one."""
 
-    def __init__(self, url: str, retry_seconds: float) -> None:
+    def __init__(self, url: str, retry_seconds: float, waits: DiskWaits | None) -> None:
         self._retry_seconds = retry_seconds
+        self._waits = waits
         self._name = socket_name(url)
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
@@ -169,7 +216,8 @@ class _Lender:
             return None
         self._number = number = (self._number + 1) % _NUMBERS
         try:
-            self._socket.send(pack_question(Question(number, first_block, last_block, ticket)))
+            can_wait = self._waits is not None and self._waits.has_room
+            self._socket.send(pack_question(Question(number, first_block, last_block, ticket, can_wait)))
         except BlockingIOError:
             return None
         except OSError:
@@ -227,7 +275,7 @@ class _Lender:
             return False
         if len(descriptors) != answer.is_granted:
             return False
-        loan = Loan(descriptors[0], answer) if descriptors else None
+        loan = Loan(descriptors[0], answer, self._waits) if descriptors else None
         answered = self._asked.get(answer.number)
         if answered is not None and not answered.done():
             answered.set_result(loan)

@@ -322,7 +322,8 @@ class ObjectClient:
             rest = _Blocks(ticket, chunk_bytes, at, blocks.begin + blocks.data_bytes - at)
             return (await self._opened(url, rest, seconds))[0]
 
-        return LentBody(loan, blocks.begin, by_network), loan.sums, loan.tier
+        end = blocks.begin + blocks.data_bytes
+        return LentBody(loan, blocks.begin, end, by_network, seconds=seconds), loan.sums, loan.tier
 
     async def put_chunk(
         self, url: str, ticket: bytes, *, index: int, name: str = "", data: Buffer, sums: bytes, seconds: float,

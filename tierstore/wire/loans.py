@@ -4,7 +4,8 @@ They pass a Unix socket that keeps message boundaries, one message a question an
 beside a granted answer. Owns their form and the socket's name, which follows from the address that the server
 advertises: whoever knows the cluster map finds the socket, and where there is none the machine is another one.
 
-Form, little-endian. Question: number u32, first block u32, last block u32, then the read ticket. Answer: the same
+Form, little-endian. Question: number u32, first block u32, last block u32, 1 if the reader can wait for the disk u8,
+then the read ticket. Answer: the same
 number u32, 1 if granted u8, 1 if the file lies in memory u8, length of the tier u8, where the data begins u64; then the
 tier and the block sums of the whole chunk (u32 each), both empty when not granted.
 """
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 
 from tierstore.errors import RequestError
 
-_QUESTION: Final = struct.Struct("<III")
+_QUESTION: Final = struct.Struct("<IIIB")
 _ANSWER: Final = struct.Struct("<IBBBQ")
 #: Longer than any ticket.
 _TICKET_BYTES_MAX: Final = 256
@@ -31,12 +32,13 @@ QUESTIONS_MAX: Final = 16
 
 
 class Question(NamedTuple):
-    """May I read blocks first..last of the ticket's chunk?"""
+    """May I read blocks first..last of the ticket's chunk? can_wait: also if they are not in the page cache."""
 
     number: int
     first_block: int
     last_block: int
     ticket: bytes
+    can_wait: bool = False
 
 
 class Answer(NamedTuple):
@@ -51,20 +53,22 @@ class Answer(NamedTuple):
 
 
 def socket_name(url: str) -> bytes:
-    """The abstract address (Linux, unix(7)) of the server that advertises `url`."""
-    return b"\0tierstore-loans-" + hashlib.blake2b(url.encode(), digest_size=16).hexdigest().encode("ascii")
+    """The abstract address (Linux, unix(7)) of the server that advertises `url`. The number is the form's: processes
+    of another form do not find each other, and use the network."""
+    return b"\0tierstore-loans2-" + hashlib.blake2b(url.encode(), digest_size=16).hexdigest().encode("ascii")
 
 
 def pack_question(question: Question) -> bytes:
-    return _QUESTION.pack(question.number, question.first_block, question.last_block) + question.ticket
+    head = _QUESTION.pack(question.number, question.first_block, question.last_block, question.can_wait)
+    return head + question.ticket
 
 
 def unpack_question(message: bytes) -> Question:
     """Raises RequestError for another form."""
     if not _QUESTION.size < len(message) < QUESTION_BYTES_MAX:
         raise RequestError(f"a question for a loan of {len(message)} bytes", code="bad-request")
-    number, first_block, last_block = _QUESTION.unpack_from(message)
-    return Question(number, first_block, last_block, message[_QUESTION.size :])
+    number, first_block, last_block, can_wait = _QUESTION.unpack_from(message)
+    return Question(number, first_block, last_block, message[_QUESTION.size :], bool(can_wait))
 
 
 def pack_answer(answer: Answer) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ from tierstore.wire.loans import Answer, Question
 SERVER, DEVICE, KEY = ServerId(1), DeviceId(4), b"k" * 32
 IN_FILE = Location(0, 0)
 LARGE = 6 * BLOCK_BYTES + 11
+COLD_READS_MAX = 3
 
 
 @dataclass
@@ -53,7 +55,16 @@ class Lender:
         expires_at = int(time.time()) + seconds
         ticket = ReadTicket(server, device, name, at.segment, at.offset, size, expires_at, flags)
         last = last if last >= 0 else -(-size // BLOCK_BYTES) - 1
-        return self.loans.lend(Question(9, first, last, mint_read(ticket, key_id=1, key=key)))
+        lent = self.loans.lend(Question(9, first, last, mint_read(ticket, key_id=1, key=key)))
+        assert isinstance(lent, tuple), "who does not say that he can wait is answered at once"
+        return lent
+
+    async def ask_cold(self, name: ChunkId, size: int, *, at: Location = IN_FILE) -> tuple[Answer, int]:
+        """By a reader that can wait for the disk."""
+        ticket = ReadTicket(SERVER, DEVICE, name, at.segment, at.offset, size, int(time.time()) + 300, 0)
+        last = -(-size // BLOCK_BYTES) - 1
+        lent = self.loans.lend(Question(9, 0, last, mint_read(ticket, key_id=1, key=KEY), can_wait=True))
+        return lent if isinstance(lent, tuple) else await lent()
 
 
 @asynccontextmanager
@@ -74,8 +85,9 @@ async def lender(root: Path) -> AsyncIterator[Lender]:
             settings=Chunks(), on_damage=_nothing,
         )  # fmt: skip
         loans = ChunkLoans(
-            standing=standing, slots=slots, reads=reads, residency=Residency(), bytes_min=2 * BLOCK_BYTES
-        )
+            standing=standing, slots=slots, reads=reads, residency=Residency(), bytes_min=2 * BLOCK_BYTES,
+            cold_reads_max=COLD_READS_MAX,
+        )  # fmt: skip
         yield Lender(device, loans, reads, heat, memory, slots.slot(DEVICE))
 
 
@@ -180,6 +192,83 @@ def test_what_is_not_in_the_page_cache_is_not_lent(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(Residency, "is_resident", is_resident)
         assert here.ask(name, LARGE, 2, 6) == (Answer(9, is_granted=False), -1)
         assert asked == [(2 * BLOCK_BYTES, LARGE - 2 * BLOCK_BYTES)]
+
+    play(tmp_path, test)
+
+
+def forget_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Residency, "is_resident", lambda self, fd, offset, count: False)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_reader_that_can_wait_is_lent_what_is_cold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_open: bool
+) -> None:
+    """Also a chunk whose file was not open. Its first block is read by the device's threads, which measures the device
+    as a GET would; it counts as one read."""
+    forget_pages(monkeypatch)
+
+    async def test(here: Lender) -> None:
+        data, name = place.body(1, LARGE), place.chunk(1)
+        await place.put_large(here.device, name, data)
+        if not is_open:
+            here.device.forget_open(name)
+        answer, fd = await here.ask_cold(name, LARGE)
+        try:
+            assert answer.is_granted and os.pread(fd, LARGE, answer.data_offset) == data
+            assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY and not os.get_inheritable(fd)
+        finally:
+            os.close(fd)
+        assert here.slot._observations == 1 and (here.slot.waiting, here.reads.cold_reads) == (0, 0)
+        assert (here.reads.reads_total, here.reads.bytes_total, here.loans.loans_total) == (1, LARGE, 1)
+
+    play(tmp_path, test)
+
+
+def test_cold_loans_have_the_bounds_of_cold_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In number and in time: a device that does not answer is left to the network, which waits with all patience."""
+    forget_pages(monkeypatch)
+    monkeypatch.setattr("objectd.routes.loans.COLD_SECONDS", 0.01)
+
+    async def test(here: Lender) -> None:
+        name, refused = place.chunk(1), (Answer(9, is_granted=False), -1)
+        await place.put_large(here.device, name, place.body(1, LARGE))
+        here.reads.cold_reads = COLD_READS_MAX
+        assert await here.ask_cold(name, LARGE) == refused
+        here.reads.cold_reads = 0
+        release = threading.Event()
+        real = here.device._read_blocking
+
+        def hang(where: object, offset: int, count: int, fd: int) -> bytes:
+            release.wait(300)
+            return real(where, offset, count, fd)
+
+        here.device._read_blocking = hang  # type: ignore[method-assign]
+        try:
+            assert await here.ask_cold(name, LARGE) == refused
+            assert here.slot._observations == 1, "that it was slow is noticed"
+            assert (here.slot.waiting, here.reads.cold_reads, here.loans.loans_total) == (0, 0, 0)
+        finally:
+            release.set()
+
+    play(tmp_path, test)
+
+
+def test_what_no_reader_may_have_is_not_lent_cold_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments, chunks that are not there, another length than the ticket's."""
+    forget_pages(monkeypatch)
+
+    async def test(here: Lender) -> None:
+        refused = (Answer(9, is_granted=False), -1)
+        small, size = place.chunk(1), place.SETTINGS.segment_chunk_bytes_max
+        here.loans._bytes_min = 1
+        at = await place.put(here.device, small, place.body(1, size))
+        for hint in (at, IN_FILE):
+            assert await here.ask_cold(small, size, at=hint) == refused
+        assert await here.ask_cold(place.chunk(2), LARGE) == refused
+        await place.put_large(here.device, place.chunk(3), place.body(3, LARGE))
+        assert await here.ask_cold(place.chunk(3), LARGE + 1) == refused
+        assert here.loans.loans_total == here.reads.reads_total == here.reads.cold_reads == 0
 
     play(tmp_path, test)
 

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import struct
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,9 +24,10 @@ from tests.contract.exchange_subjects import run, until
 from tests.unit.transport.test_object_client import FakeObjectServer
 from tierstore.checksum import BLOCK_BYTES, crc_of, sums_of
 from tierstore.clock import SystemClock
-from tierstore.errors import IntegrityError, RequestError
+from tierstore.errors import IntegrityError, RequestError, UnavailableError
 from tierstore.names import ChunkId
 from tierstore.serving.inprocess import InProcessServer
+from tierstore.transport import disk_waits
 from tierstore.transport.inprocess import Network
 from tierstore.transport.loans import Borrower, Loan
 from tierstore.transport.object_client import ObjectClient
@@ -46,19 +48,20 @@ class Files:
         self.sums = sums_of(DATA)
         self.asked: list[Question] = []
         self.refuses = False
+        self.is_memory = True
 
     def lend(self, question: Question) -> tuple[Answer, int]:
         self.asked.append(question)
         if self.refuses:
             return Answer(question.number, is_granted=False), -1
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        return Answer(question.number, True, is_memory=True, tier="ssd", sums=self.sums), fd
+        return Answer(question.number, True, is_memory=self.is_memory, tier="ssd", sums=self.sums), fd
 
 
 class Place:
     """A lender, a network, and a client that knows both."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, can_wait: bool) -> None:
         self.url = f"http://{uuid.uuid4()}:7411"        # a name that no other test has
         self.files = Files(path)
         self.door = LoanDoor(self.files)  # type: ignore[arg-type]  # all that it needs
@@ -67,7 +70,7 @@ class Place:
         self.host = InProcessServer(self.server.routes())
         self.network = Network(random.Random(1))
         self.network.register(self.url, self.host)
-        self.borrower = Borrower(answer_seconds=LONG_SECONDS, retry_seconds=0.0)
+        self.borrower = Borrower(answer_seconds=LONG_SECONDS, retry_seconds=0.0, can_wait=can_wait)
         self.client = ObjectClient(self.network.transport("http://g:1"), SystemClock(), borrower=self.borrower)
 
     async def read(self, first: int = 0, length: int = SIZE) -> bytes:
@@ -88,9 +91,9 @@ class Place:
 
 
 @asynccontextmanager
-async def place(path: Path) -> AsyncIterator[Place]:
+async def place(path: Path, *, can_wait: bool = False) -> AsyncIterator[Place]:
     path.write_bytes(DATA)
-    made = Place(path)
+    made = Place(path, can_wait=can_wait)
     made.door.open(made.url)
     try:
         yield made
@@ -156,6 +159,98 @@ def test_what_the_file_does_not_give_now_comes_by_the_network(tmp_path: Path) ->
             [target] = here.server.targets
             begin, _, end = target.partition(b"?blocks=")[2].partition(b"-")
             assert 0 < int(begin) <= 10 and int(end) == SIZE // BLOCK_BYTES
+            assert descriptors_of(path) == 0
+
+    run(main())
+
+
+def forget_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing that is lent is in the page cache."""
+    monkeypatch.setattr(Loan, "read_now", lambda self, view, at: False)
+
+
+def test_a_reader_with_threads_waits_for_the_disk_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold chunks too need not cross loopback twice. The same bytes, the same checks, no descriptor left."""
+    forget_pages(monkeypatch)
+
+    async def main() -> None:
+        path = tmp_path / "chunk"
+        async with place(path, can_wait=True) as here:
+            for first, last in ((0, SIZE), (1, BLOCK_BYTES), (5 * BLOCK_BYTES + 3, SIZE - 1)):
+                assert await here.read(first, last - first) == DATA[first:last]
+            assert here.server.targets == [] and here.client.loans_total == 3
+            assert all(question.can_wait for question in here.files.asked)
+            path.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+            with pytest.raises(IntegrityError):
+                await here.read()
+            path.write_bytes(DATA[: 10 * BLOCK_BYTES])
+            assert await here.read() == DATA and len(here.server.targets) == 1, "the file is too short"
+            assert descriptors_of(path) == 0
+
+    run(main())
+
+
+def test_a_lent_file_on_a_disk_that_hangs_is_left_at_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader hears it in time and goes elsewhere; the next ones do not wait for that disk; and what the thread
+    writes in the end is in nobody's buffer, its descriptor is closed."""
+    forget_pages(monkeypatch)
+    answered, real = threading.Event(), disk_waits._read
+
+    def hang(fd: int, view: memoryview, offset: int, ahead: int) -> bool:
+        answered.wait(LONG_SECONDS)
+        return real(fd, view, offset, ahead)
+
+    monkeypatch.setattr(disk_waits, "_read", hang)
+    patient = Loan.read
+
+    async def hasty(self: Loan, view: memoryview, at: int, *, ahead: int, seconds: float) -> bool:
+        return await patient(self, view, at, ahead=ahead, seconds=0.01)
+
+    monkeypatch.setattr(Loan, "read", hasty)
+
+    async def main() -> None:
+        path = tmp_path / "chunk"
+        async with place(path, can_wait=True) as here:
+            with pytest.raises(UnavailableError) as caught:
+                await here.read()
+            assert caught.value.code == "device-slow" and descriptors_of(path) == 1
+            path.write_bytes(bytes(SIZE))
+            assert await here.read() == DATA and len(here.server.targets) == 1
+            assert [question.can_wait for question in here.files.asked] == [True, False]
+            stream = await here.client.open_chunk(
+                here.url, b"t", chunk=CHUNK, chunk_bytes=SIZE, crc32c=crc_of(DATA), seconds=LONG_SECONDS
+            )
+            piece = await stream.next_piece()
+            answered.set()
+            await until(lambda: descriptors_of(path) == 1)      # the stream's own; the thread is done
+            assert piece == DATA[: len(piece)]
+            stream.close()
+            assert descriptors_of(path) == 0
+
+    run(main())
+
+
+def test_no_more_reads_wait_for_a_disk_than_the_bound_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hangs holds so many; all others go by the network at once."""
+    forget_pages(monkeypatch)
+    answered, real = threading.Event(), disk_waits._read
+
+    def hang(fd: int, view: memoryview, offset: int, ahead: int) -> bool:
+        answered.wait(LONG_SECONDS)
+        return real(fd, view, offset, ahead)
+
+    monkeypatch.setattr(disk_waits, "_read", hang)
+
+    async def main() -> None:
+        path = tmp_path / "chunk"
+        async with place(path, can_wait=True) as here:
+            reads = [asyncio.ensure_future(here.read()) for _ in range(disk_waits.WAITING_MAX)]
+            await until(lambda: len(here.files.asked) == len(reads) and not here.borrower.has_room)
+            assert await here.read() == DATA and len(here.server.targets) == 1
+            answered.set()
+            assert all(data == DATA for data in await asyncio.gather(*reads))
             assert descriptors_of(path) == 0
 
     run(main())
@@ -319,8 +414,8 @@ def test_who_does_not_keep_to_the_form_is_dropped_alone(tmp_path: Path, message:
 @pytest.mark.parametrize("size", [1, SIZE, 64 << 20])
 def test_messages_keep_their_content_and_their_bounds(size: int) -> None:
     """Also the answer about the largest chunk fits what the reader takes."""
-    question = Question(7, 0, 3, b"ticket")
-    assert forms.unpack_question(forms.pack_question(question)) == question
+    for question in (Question(7, 0, 3, b"ticket"), Question(7, 0, 3, b"ticket", can_wait=True)):
+        assert forms.unpack_question(forms.pack_question(question)) == question
     answer = Answer(7, True, False, 4096, "nvme", b"s" * (4 * -(-size // BLOCK_BYTES)))
     packed = forms.pack_answer(answer)
     assert forms.unpack_answer(packed) == answer and len(packed) <= forms.ANSWER_BYTES_MAX
