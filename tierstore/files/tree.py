@@ -14,8 +14,8 @@ import msgspec
 
 from tierstore.errors import NotFound, TierstoreError
 from tierstore.files.behind import Behind
+from tierstore.files.dirty import Dirty
 from tierstore.files.errno import FileError
-from tierstore.files.looking import Looking
 from tierstore.files.node import ROOT, Node
 from tierstore.wire.files import (
     S_IFDIR,
@@ -34,7 +34,7 @@ TARGET_BYTES_MAX: Final = 4095
 XATTR_BYTES_MAX: Final = 60 << 10
 
 
-class Tree(Looking):
+class Tree(Dirty):
     """One mount. Event loop only."""
 
     # -- making ---------------------------------------------------------------------------------------------
