@@ -12,35 +12,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from metadata.catalog import buckets, feed, placements, schema
 from metadata.catalog.packed import PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
+from metadata.catalog.statement import Statement
 from tierstore.wire.storage_class import packed_class
 
 _PLACEMENTS = schema.placements.c
 _CHUNKS = schema.chunks
 # Built once: building a statement costs more than running it, and the audit runs them for every copy there is.
-_PLACE = sa.select(_PLACEMENTS.bucket_id, _PLACEMENTS.key, _PLACEMENTS.version).where(
-    _PLACEMENTS.device_id == sa.bindparam("device_id"), _PLACEMENTS.chunk_id == sa.bindparam("chunk_id")
+_PLACE = Statement(
+    sa.select(_PLACEMENTS.bucket_id, _PLACEMENTS.key, _PLACEMENTS.version).where(
+        _PLACEMENTS.device_id == sa.bindparam("device"), _PLACEMENTS.chunk_id == sa.bindparam("chunk")
+    )
 )
-_CHUNK = (
+_CHUNK = Statement(
     sa.select(_CHUNKS.c.chunk_bytes, _CHUNKS.c.crc32c, _CHUNKS.c.redundancy, _CHUNKS.c.replicas)
-    .where(_CHUNKS.c.id == sa.bindparam("chunk_id")).with_for_update()
+    .where(_CHUNKS.c.id == sa.bindparam("chunk")).with_for_update()
 )  # fmt: skip
+_SET_REPLICAS = Statement(
+    sa.update(_CHUNKS).where(_CHUNKS.c.id == sa.bindparam("chunk")).values(replicas=sa.bindparam("packed"))
+)
 
 
-def _body_query(table: sa.Table) -> sa.Select[Any]:
+def _of_version(table: sa.Table) -> Any:
     t = table.c
-    return sa.select(t.body, t.meta).where(
-        t.bucket_id == sa.bindparam("bucket_id"), t.key == sa.bindparam("key"), t.version == sa.bindparam("version"),
-        t.kind == schema.KIND_INLINE,
-    ).with_for_update()  # fmt: skip
+    return sa.and_(
+        t.bucket_id == sa.bindparam("of_bucket"), t.key == sa.bindparam("of_key"),
+        t.version == sa.bindparam("of_version"),
+    )  # fmt: skip
 
 
-_BODY_OF = {table: _body_query(table) for table in (schema.objects, schema.versions)}
+_BODY_OF = {
+    table: Statement(
+        sa.select(table.c.body, table.c.meta)
+        .where(_of_version(table), table.c.kind == schema.KIND_INLINE)
+        .with_for_update()
+    )
+    for table in (schema.objects, schema.versions)
+}
+_SET_BODY = {
+    table: Statement(sa.update(table).where(_of_version(table)).values(body=sa.bindparam("packed")))
+    for table in (schema.objects, schema.versions)
+}
+
+
+class _Place(NamedTuple):
+    """A row of the reverse table: the version that has the chunk, or nothing."""
+
+    bucket_id: int | None
+    key: str | None
+    version: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +99,18 @@ class CatalogBook:
     def locate(self, connection: sa.Connection, device: int, chunk: bytes) -> Located | None:
         """The chunk that the reverse table has on the device, its row locked; None when nothing names it any more, or
         the reverse table does not have it there."""
-        place = connection.execute(_PLACE, {"device_id": device, "chunk_id": chunk}).first()
-        return self._at(connection, place, chunk) if place is not None else None
+        place = _PLACE.first(connection, device=device, chunk=chunk)
+        return self._at(connection, _Place._make(place), chunk) if place is not None else None
 
-    def _at(self, connection: sa.Connection, place: sa.Row[*tuple[Any, ...]], chunk: bytes) -> Located | None:
+    def _at(self, connection: sa.Connection, place: _Place, chunk: bytes) -> Located | None:
         """The chunk by what a row of the reverse table says of it."""
         if place.bucket_id is not None:
             for table in (schema.objects, schema.versions):
-                body, storage_class = self._body(connection, table, place.bucket_id, place.key, place.version)
+                owner = (place.bucket_id, str(place.key), int(place.version or 0))
+                body, storage_class = self._body(connection, table, *owner)
                 chunks = unpack(body) if body else []
                 found = next((c for c in chunks if c.id == chunk), None)
                 if found is not None:
-                    owner = (int(place.bucket_id), str(place.key), int(place.version))
                     bucket = self._bucket(connection, owner[0])
                     return Located(owner, found, bucket, sum(c.length for c in chunks), storage_class)
         return self._own_row(connection, chunk)
@@ -94,9 +119,10 @@ class CatalogBook:
         """Delete the reverse table's row of a copy that the chunk's own row does not name; whether it was there and
         wrong. Such a row stays behind when a copy moves and its version is renamed before the feed is read, and where
         one transaction read a body that another changed before the first one's end (PostgreSQL)."""
-        place = connection.execute(_PLACE, {"device_id": device, "chunk_id": chunk}).first()
-        if place is None:
+        found = _PLACE.first(connection, device=device, chunk=chunk)
+        if found is None:
             return False
+        place = _Place._make(found)
         located = self._at(connection, place, chunk)
         if located is not None and any(replica.device == device for replica in located.chunk.replicas):
             return False
@@ -115,15 +141,16 @@ class CatalogBook:
         self, connection: sa.Connection, table: sa.Table, bucket_id: int, key: str, version: int
     ) -> tuple[bytes, str]:  # fmt: skip
         """(packed chunks, storage class) of an inline version; nothing of one that is not there."""
-        row = connection.execute(_BODY_OF[table], {"bucket_id": bucket_id, "key": key, "version": version}).first()
-        return (b"", "") if row is None or row.body is None else (bytes(row.body), packed_class(row.meta))
+        row = _BODY_OF[table].first(connection, of_bucket=bucket_id, of_key=key, of_version=version)
+        return (b"", "") if row is None or row[0] is None else (bytes(row[0]), packed_class(row[1]))
 
     def _own_row(self, connection: sa.Connection, chunk: bytes) -> Located | None:
-        row = connection.execute(_CHUNK, {"chunk_id": chunk}).first()
+        row = _CHUNK.first(connection, chunk=chunk)
         if row is None:
             return None
-        replicas = unpack_replicas(bytes(row.replicas))
-        return Located(None, PackedChunk(chunk, row.chunk_bytes, row.chunk_bytes, row.crc32c, row.redundancy, replicas))
+        chunk_bytes, crc32c, redundancy, packed = row
+        replicas = unpack_replicas(bytes(packed))
+        return Located(None, PackedChunk(chunk, chunk_bytes, chunk_bytes, crc32c, redundancy, replicas))
 
     def rewrite(
         self, connection: sa.Connection, located: Located, replicas: Iterable[Replica], *, at_ms: int
@@ -132,9 +159,7 @@ class CatalogBook:
         wanted = tuple(replicas)
         chunk = located.chunk
         if located.owner is None:
-            connection.execute(
-                sa.update(_CHUNKS).where(_CHUNKS.c.id == chunk.id).values(replicas=pack_replicas(wanted))
-            )
+            _SET_REPLICAS.run(connection, chunk=chunk.id, packed=pack_replicas(wanted))
             change = feed.NewChange(schema.CHANGE_CHUNK, 0, chunk.id.hex(), 0)
         else:
             bucket_id, key, version = located.owner
@@ -156,11 +181,8 @@ class CatalogBook:
             if all(c.id != chunk for c in chunks):
                 continue
             changed = [c.with_replicas(replicas) if c.id == chunk else c for c in chunks]
-            t = table.c
-            connection.execute(
-                sa.update(table)
-                .where(t.bucket_id == bucket_id, t.key == key, t.version == version)
-                .values(body=pack(changed))
+            _SET_BODY[table].run(
+                connection, of_bucket=bucket_id, of_key=key, of_version=version, packed=pack(changed)
             )
             return True
         return False

@@ -63,24 +63,26 @@ def append(connection: sa.Connection, entries: Iterable[NewChange], *, at_ms: in
     entries = list(entries)
     if not entries:
         return 0
-    h = schema.feed_head.c
-    last = connection.execute(
-        sa.update(schema.feed_head)
-        .where(h.id == 1)
-        .values(sequence=h.sequence + len(entries))
-        .returning(h.sequence)
-    ).scalar_one()
-    connection.execute(
-        sa.insert(schema.changes),
+    last = int(_ADVANCE.first(connection, by=len(entries))[0])
+    _INSERT.run_many(
+        connection,
         [
             {"sequence": last - len(entries) + i, "at_ms": at_ms, "kind": e.kind, "bucket_id": e.bucket_id,
              "key": e.key, "version": e.version}
             for i, e in enumerate(entries, 1)
         ],
     )  # fmt: skip
-    return int(last)
+    return last
 
 
+_H: Final = schema.feed_head.c
+_ADVANCE: Final = Statement(
+    sa.update(schema.feed_head)
+    .where(_H.id == 1)
+    .values(sequence=_H.sequence + sa.bindparam("by", type_=sa.BigInteger))
+    .returning(_H.sequence)
+)
+_INSERT: Final = Statement(sa.insert(schema.changes), columns=INSERT_CHANGES.columns)
 _C: Final = schema.changes.c
 _HEAD: Final = Statement(sa.select(schema.feed_head.c.sequence, schema.feed_head.c.version))
 _OLDEST: Final = Statement(sa.select(sa.func.coalesce(sa.func.min(_C.sequence), sa.literal_column("0"))))

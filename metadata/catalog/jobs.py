@@ -14,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.statement import Statement
 
 _jobs = schema.jobs
 _class = _jobs.c["class"]
@@ -80,17 +81,49 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
-# Built once, as in book.py: each heartbeat asks for the first, each result for the second.
-_WAITING_SERVERS: Final = (
+# Built once, as in book.py: heartbeats and the results of jobs run them by the dozen.
+_WAITING_SERVERS: Final = Statement(
     sa.select(_jobs.c.server_id)
     .where(_jobs.c.state == WAITING, _jobs.c.not_before_ms <= sa.bindparam("now_ms"))
     .distinct()
 )  # fmt: skip
-_HELD: Final = (
+_WAITING_OF: Final = (
     sa.select(*_COLUMNS)
-    .where(_jobs.c.id == sa.bindparam("job_id"), _jobs.c.token == sa.bindparam("token"), _jobs.c.state == LEASED)
-    .with_for_update()
+    .where(
+        _jobs.c.server_id == sa.bindparam("of_server"), _jobs.c.state == WAITING,
+        _jobs.c.not_before_ms <= sa.bindparam("now_ms"),
+    )
+    .order_by(_class, _jobs.c.heat.desc(), _jobs.c.id)
+    .limit(sa.bindparam("at_most"))
+    .with_for_update(skip_locked=True)
 )  # fmt: skip
+_WAITING_OF_ALL_KINDS: Final = Statement(_WAITING_OF)
+_IS_HELD: Final = sa.and_(
+    _jobs.c.id == sa.bindparam("job_id"), _jobs.c.token == sa.bindparam("under"), _jobs.c.state == LEASED
+)
+_HELD: Final = Statement(sa.select(*_COLUMNS).where(_IS_HELD).with_for_update())
+_EXTEND: Final = Statement(
+    sa.update(_jobs).where(_IS_HELD).values(progress=sa.bindparam("done"), lease_ms=sa.bindparam("until_ms"))
+)
+_LEASE: Final = Statement(
+    sa.update(_jobs)
+    .where(_jobs.c.id == sa.bindparam("job_id"))
+    .values(
+        state=LEASED, token=_jobs.c.token + 1, lease_ms=sa.bindparam("until_ms"), attempts=_jobs.c.attempts + 1,
+        progress=0.0,
+    )
+)  # fmt: skip
+_REMOVE: Final = Statement(sa.delete(_jobs).where(_jobs.c.id == sa.bindparam("job_id")))
+_BUSY: Final = Statement(
+    sa.select(_jobs.c.device_id, _jobs.c.kind).where(
+        _jobs.c.chunk_id == sa.bindparam("of_chunk"), _jobs.c.state.in_([sa.literal(state) for state in _OPEN])
+    )
+)
+_INSERTED: Final = (
+    "kind", "why", "state", "class", "heat", "server_id", "device_id", "chunk_id", "payload", "bytes",
+    "not_before_ms", "created_at_ms",
+)  # fmt: skip
+_INSERT: Final = Statement(sa.insert(_jobs), columns=_INSERTED)
 
 
 def _row(values: Sequence[object]) -> JobRow:
@@ -106,6 +139,9 @@ def busy_chunks(
     only jobs of that kind."""
     found: set[tuple[bytes, int]] = set()
     chunks = sorted({chunk for chunk, _ in pairs})
+    if len(chunks) == 1:
+        open_ = _BUSY.rows(connection, of_chunk=chunks[0])
+        return {(chunks[0], int(device)) for device, of_kind in open_ if kind in ("", of_kind)} & set(pairs)
     for at in range(0, len(chunks), 500):
         query = sa.select(_jobs.c.chunk_id, _jobs.c.device_id).where(
             _jobs.c.chunk_id.in_(chunks[at : at + 500]), _jobs.c.state.in_(_OPEN)
@@ -153,13 +189,12 @@ def _insert(connection: sa.Connection, wanted: list[NewJob], busy: set[tuple[byt
             continue
         if job.chunk:
             busy.add((job.chunk, job.device_id))
-        rows.append({
-            "kind": job.kind, "why": job.why, "state": WAITING, "class": job.rank, "heat": job.heat,
-            "server_id": job.server_id, "device_id": job.device_id, "chunk_id": job.chunk, "payload": job.payload,
-            "bytes": job.bytes, "not_before_ms": job.not_before_ms, "created_at_ms": now_ms,
-        })  # fmt: skip
-    if rows:
-        connection.execute(sa.insert(_jobs), rows)
+        values = (
+            job.kind, job.why, WAITING, job.rank, job.heat, job.server_id, job.device_id, job.chunk, job.payload,
+            job.bytes, job.not_before_ms, now_ms,
+        )  # fmt: skip
+        rows.append(dict(zip(_INSERTED, values, strict=True)))
+    _INSERT.run_many(connection, rows)
     return len(rows)
 
 
@@ -169,29 +204,20 @@ def waiting(
 ) -> list[JobRow]:  # fmt: skip
     """The first waiting jobs of a server in the queue's order, their rows locked; without paused kinds and reasons,
     and all but checks on devices that take no writes now: they would fail, and wait ever longer when it is back."""
-    query = (
-        sa.select(*_COLUMNS)
-        .where(_jobs.c.server_id == server_id, _jobs.c.state == WAITING, _jobs.c.not_before_ms <= now_ms)
-        .order_by(_class, _jobs.c.heat.desc(), _jobs.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    asked = {"of_server": server_id, "now_ms": now_ms, "at_most": limit}
+    if not without and not only_reads_on:
+        return [_row(row) for row in _WAITING_OF_ALL_KINDS.rows(connection, **asked)]
+    query = _WAITING_OF
     if without:
         query = query.where(_jobs.c.kind.not_in(without), _jobs.c.why.not_in(without))
     if only_reads_on:
         query = query.where(sa.or_(_jobs.c.device_id.not_in(only_reads_on), _jobs.c.kind == "verify"))
-    return [_row(row) for row in connection.execute(query)]
+    return [_row(row) for row in connection.execute(query, asked)]
 
 
 def lease(connection: sa.Connection, rows: Sequence[JobRow], *, until_ms: int) -> list[JobRow]:
     """Lease waiting jobs, each under its next token. The rows as they are then."""
-    if not rows:
-        return []
-    connection.execute(
-        sa.update(_jobs)
-        .where(_jobs.c.id.in_([row.id for row in rows]))
-        .values(state=LEASED, token=_jobs.c.token + 1, lease_ms=until_ms, attempts=_jobs.c.attempts + 1, progress=0.0)
-    )
+    _LEASE.run_many(connection, [{"job_id": row.id, "until_ms": until_ms} for row in rows])
     return [
         replace(r, state=LEASED, token=r.token + 1, lease_ms=until_ms, attempts=r.attempts + 1, progress=0.0)
         for r in rows
@@ -200,24 +226,18 @@ def lease(connection: sa.Connection, rows: Sequence[JobRow], *, until_ms: int) -
 
 def held(connection: sa.Connection, job_id: int, token: int) -> JobRow | None:
     """The job if it is still leased under that token, its row locked; None when the result comes too late."""
-    row = connection.execute(_HELD, {"job_id": job_id, "token": token}).first()
+    row = _HELD.first(connection, job_id=job_id, under=token)
     return _row(row) if row else None
 
 
 def extend(connection: sa.Connection, job_id: int, token: int, *, progress: float, until_ms: int) -> bool:
     """Note progress and renew the lease; False when it is no longer held."""
-    result = connection.execute(
-        sa.update(_jobs)
-        .where(_jobs.c.id == job_id, _jobs.c.token == token, _jobs.c.state == LEASED)
-        .values(progress=progress, lease_ms=until_ms)
-    )
-    return result.rowcount > 0
+    return _EXTEND.run(connection, job_id=job_id, under=token, done=progress, until_ms=until_ms) > 0
 
 
 def remove(connection: sa.Connection, job_ids: Collection[int]) -> None:
     """Forget jobs: they succeeded, or there is no more reason for them."""
-    if job_ids:
-        connection.execute(sa.delete(_jobs).where(_jobs.c.id.in_(list(job_ids))))
+    _REMOVE.run_many(connection, [{"job_id": job_id} for job_id in job_ids])
 
 
 def put_back(connection: sa.Connection, job_id: int, *, code: str, detail: str, not_before_ms: int) -> None:
@@ -293,7 +313,7 @@ def open_on_device(connection: sa.Connection, device_id: int, kinds: Collection[
 
 def waiting_servers(connection: sa.Connection, now_ms: int) -> set[int]:
     """Servers for which something waits that may go now: so that an idle heartbeat asks nothing."""
-    return {int(row[0]) for row in connection.execute(_WAITING_SERVERS, {"now_ms": now_ms})}
+    return {int(row[0]) for row in _WAITING_SERVERS.rows(connection, now_ms=now_ms)}
 
 
 def listing(connection: sa.Connection, *, state: str = "", why: str = "", limit: int = 100) -> list[JobRow]:

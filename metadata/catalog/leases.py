@@ -12,6 +12,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.statement import Statement
 from tierstore.errors import ConflictError
 
 #: What transactions are given; services name it without importing SQLAlchemy.
@@ -24,8 +25,10 @@ PROCESSES_MAX: Final = 64
 _leases = schema.leases
 _settings = schema.settings
 # Built once: duties run these with every step.
-_SETTING = sa.select(_settings.c.value).where(_settings.c.name == sa.bindparam("setting_name"))
-_EPOCH = sa.select(_leases.c.epoch).where(_leases.c.name == sa.bindparam("lease_name")).with_for_update(read=True)
+_SETTING = Statement(sa.select(_settings.c.value).where(_settings.c.name == sa.bindparam("setting")))
+_EPOCH = Statement(
+    sa.select(_leases.c.epoch).where(_leases.c.name == sa.bindparam("lease")).with_for_update(read=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +132,15 @@ def require_epoch(connection: sa.Connection, name: str, epoch: int) -> None:
     epoch 0 stands for callers that run under no lease (operators, one-process commands)."""
     if epoch == 0:
         return
-    if connection.execute(_EPOCH, {"lease_name": name}).scalar() != epoch:
+    row = _EPOCH.first(connection, lease=name)
+    if row is None or row[0] != epoch:
         raise ConflictError(f"the lease {name!r} has another epoch than {epoch}", code="lease-lost")
 
 
 def setting(connection: sa.Connection, name: str, default: str = "") -> str:
     """The text of a setting."""
-    value = connection.execute(_SETTING, {"setting_name": name}).scalar()
-    return default if value is None else str(value)
+    row = _SETTING.first(connection, setting=name)
+    return default if row is None else str(row[0])
 
 
 def settings_like(connection: sa.Connection, prefix: str) -> dict[str, str]:

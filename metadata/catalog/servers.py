@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import schema
 from metadata.catalog.leases import upsert
+from metadata.catalog.statement import Statement
 from tierstore.wire.cluster import DeviceReport
 
 _servers = schema.servers
@@ -98,6 +99,11 @@ _DEVICE_COLUMNS = [
     _devices.c.state, _devices.c.health, _devices.c.detail, _devices.c.chunks, _devices.c.seen_sequence,
     _devices.c.reconciled_incarnation, _devices.c.read_ms, _devices.c.read_bytes_per_second,
 ]  # fmt: skip
+# Built once: each result of a copy asks for both.
+_SERVER_BY_ID = Statement(sa.select(*_SERVER_COLUMNS).where(_servers.c.id == sa.bindparam("server_id")))
+_LOCK_DEVICE = Statement(
+    sa.select(*_DEVICE_COLUMNS).where(_devices.c.id == sa.bindparam("device_id")).with_for_update()
+)
 
 
 def all_servers(connection: sa.Connection) -> list[ServerRow]:
@@ -119,7 +125,7 @@ def server_by_name(connection: sa.Connection, name: str) -> ServerRow | None:
 
 def server_by_id(connection: sa.Connection, server_id: int) -> ServerRow | None:
     """The server with that id."""
-    row = connection.execute(sa.select(*_SERVER_COLUMNS).where(_servers.c.id == server_id)).first()
+    row = _SERVER_BY_ID.first(connection, server_id=server_id)
     return ServerRow(*row) if row else None
 
 
@@ -153,7 +159,7 @@ def device_by_uuid(connection: sa.Connection, uuid: bytes) -> DeviceRow | None:
 
 def lock_device(connection: sa.Connection, device_id: int) -> DeviceRow | None:
     """The device with that id, its row locked: commits that check the device wait, or came before (rule 11)."""
-    row = connection.execute(sa.select(*_DEVICE_COLUMNS).where(_devices.c.id == device_id).with_for_update()).first()
+    row = _LOCK_DEVICE.first(connection, device_id=device_id)
     return DeviceRow(*row) if row else None
 
 
