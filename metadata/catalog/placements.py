@@ -45,6 +45,11 @@ _PLACING: Final = frozenset({schema.CHANGE_PUT, schema.CHANGE_REPLICAS, schema.C
 _VALUE_OF: Final = sa.select(schema.settings.c.value).where(schema.settings.c.name == sa.bindparam("setting"))
 _VALUE: Final = Statement(_VALUE_OF)
 _VALUE_LOCKED: Final = Statement(_VALUE_OF.with_for_update())
+_SET_VALUE: Final = Statement(
+    sa.update(schema.settings)
+    .where(schema.settings.c.name == sa.bindparam("setting"))
+    .values(value=sa.bindparam("text"))
+)
 _GARBAGE_AFTER: Final = Statement(
     sa.select(schema.garbage.c.id, schema.garbage.c.body)
     .where(schema.garbage.c.id > sa.bindparam("seen"))
@@ -131,7 +136,7 @@ def _elsewhere(connection: sa.Connection, chunks: Sequence[PackedChunk]) -> list
     """Where these chunks have no replica (any more): rows that may have to go."""
     if not chunks:
         return []
-    devices = [int(i) for i in connection.execute(_DEVICES).scalars()]
+    devices = [int(row[0]) for row in _DEVICES.rows(connection)]
     if len(devices) > DEVICES_SEARCHED_MAX:
         return []
     pairs = []
@@ -159,7 +164,7 @@ def forget(connection: sa.Connection, pairs: Iterable[tuple[int, bytes]]) -> Non
     again, left its row there, and a row that nothing names would hide the chunk from every inventory (rule 2)."""
     wanted = set(pairs)
     chunks = sorted({chunk for _, chunk in wanted})
-    devices = sorted({int(i) for i in connection.execute(_DEVICES).scalars()} | {device for device, _ in wanted})
+    devices = sorted({int(row[0]) for row in _DEVICES.rows(connection)} | {device for device, _ in wanted})
     if len(devices) > DEVICES_SEARCHED_MAX:
         connection.execute(_FORGET, [{"of_device": device, "of_chunk": chunk} for device, chunk in sorted(wanted)])
         return
@@ -189,7 +194,7 @@ _FORGET_EVERYWHERE: Final = sa.delete(schema.placements).where(
     schema.placements.c.device_id.in_(sa.bindparam("of_devices", expanding=True)),
     schema.placements.c.chunk_id.in_(sa.bindparam("of_chunks", expanding=True)),
 )
-_DEVICES: Final = sa.select(schema.devices.c.id)
+_DEVICES: Final = Statement(sa.select(schema.devices.c.id))
 _MOVE: Final = BulkWrite(
     "update", schema.placements, ("device_id", "chunk_id", "bucket_id", "key", "version"),
     by=("device_id", "chunk_id"), exact=False,
@@ -202,9 +207,8 @@ def _setting(connection: sa.Connection, name: str, *, lock: bool) -> int:
 
 
 def _set(connection: sa.Connection, name: str, value: int) -> None:
-    s = schema.settings
-    if not connection.execute(sa.update(s).where(s.c.name == name).values(value=str(value))).rowcount:
-        connection.execute(sa.insert(s).values(name=name, value=str(value)))
+    if not _SET_VALUE.run(connection, setting=name, text=str(value)):
+        connection.execute(sa.insert(schema.settings).values(name=name, value=str(value)))
 
 
 def mark(connection: sa.Connection) -> int:
