@@ -144,6 +144,7 @@ class ObjectServer:
             standing=self.standing, slots=self.slots, client=ObjectClient(self._transport, self._clock),
             verify=self.verify, fresh=self.fresh,
             segment_chunk_bytes_max=self.config.chunks.segment_chunk_bytes_max,
+            promotions_max=self.config.background.job_slots,
         ))  # fmt: skip
         jobs.add("delete", self.remove.delete)
         jobs.add("undelete", self.remove.undelete)

@@ -51,14 +51,17 @@ class CopyWork:
 
     def __init__(
         self, *, standing: Standing, slots: Slots, client: ObjectClient, verify: VerifyWork, fresh: Fresh,
-        segment_chunk_bytes_max: int,
+        segment_chunk_bytes_max: int, promotions_max: int,
     ) -> None:  # fmt: skip
+        """promotions_max: read their sources at once, whatever parts of slots they take: each may be a seek of a slow
+        device before those of clients."""
         self._standing = standing
         self._slots = slots
         self._client = client
         self._verify = verify
         self._fresh = fresh
         self._small_bytes_max = segment_chunk_bytes_max
+        self._promotions = asyncio.Semaphore(promotions_max)
 
     async def __call__(self, job: Job, lease: Lease) -> Outcome:
         """The receipt of the new copy. Raises what the last source failed with."""
@@ -135,10 +138,14 @@ class CopyWork:
 
     async def _from(self, source: CopySource, job: Job, slot: Slot, lease: Lease) -> Location:
         pieces = self._own(source, job) if self._is_own(source) else self._peer(source, job)
+        reading = self._promotions if job.why == "promote" else contextlib.nullcontext()
         async with aclosing(pieces):
-            if job.chunk_bytes <= self._small_bytes_max:
-                return await self._store_small(job, slot, lease, pieces)
-            return await self._store_large(job, slot, lease, pieces)
+            if job.chunk_bytes > self._small_bytes_max:
+                async with reading:
+                    return await self._store_large(job, slot, lease, pieces)
+            async with reading:     # waited for no longer than the lease runs
+                data = await self._read_small(job, lease, pieces)
+            return await self._store_small(job, slot, lease, data)
 
     async def _own(self, source: CopySource, job: Job) -> AsyncGenerator[bytes | memoryview, None]:
         chunk = ChunkId(job.chunk)
@@ -173,13 +180,17 @@ class CopyWork:
         finally:
             stream.close()
 
-    async def _store_small(
-        self, job: Job, slot: Slot, lease: Lease, pieces: AsyncGenerator[bytes | memoryview, None]
-    ) -> Location:
+    @staticmethod
+    async def _read_small(
+        job: Job, lease: Lease, pieces: AsyncGenerator[bytes | memoryview, None]
+    ) -> bytearray:  # fmt: skip
         data = bytearray()
         async for piece in pieces:
             data += piece
             await lease.moved(len(piece), of=job.chunk_bytes)
+        return data
+
+    async def _store_small(self, job: Job, slot: Slot, lease: Lease, data: bytearray) -> Location:
         sums = sums_of(data)
         _check(job, sums, len(data))
         lease.check()

@@ -93,6 +93,7 @@ class JobRunner:
         self._running: dict[int, tuple[Lease, asyncio.Task[None], asyncio.Timeout]] = {}
         self._tokens: OrderedDict[int, int] = OrderedDict()
         self._finished: OrderedDict[tuple[int, int], JobReport] = OrderedDict()
+        self._untold_units = 0      # of parts of slots that finished since the last heartbeat
         #: Called when a job ended, so that metadata hears of it soon.
         self.on_done = on_done
         self.done_total = 0
@@ -180,8 +181,17 @@ class JobRunner:
             self._finish(job, code="internal", detail="unexpected error, see the object server's log", lease=lease)
         finally:
             self._running.pop(job.id, None)
-            if lease.units == UNITS or 2 * self._free_units() >= self._slots * UNITS:
-                self.on_done()      # parts of slots are told of together, not one heartbeat each
+            if self._is_to_be_told(lease):
+                self.on_done()
+
+    def _is_to_be_told(self, lease: Lease) -> bool:
+        """Whether the next heartbeat should come now. Parts of slots are told of together, not one heartbeat and two
+        transactions each: when half of all slots is done, or when none of them is under way any more."""
+        if lease.units == UNITS:
+            return True
+        self._untold_units += lease.units
+        is_last = all(other.units == UNITS for other, _, _ in self._running.values())
+        return is_last or 2 * self._untold_units >= self._slots * UNITS
 
     def _extend(self, id: int, lease_ms: int) -> None:
         lease, _, timeout = self._running[id]
@@ -215,6 +225,7 @@ class JobRunner:
 
     def reports(self) -> list[JobReport]:
         """What the next heartbeat tells: finished jobs first, then the progress of those under way."""
+        self._untold_units = 0
         finished = [report for report, _ in zip(self._finished.values(), range(REPORTS_PER_HEARTBEAT), strict=False)]
         return finished + [
             JobReport(

@@ -74,7 +74,7 @@ class Results:
     def _failed(self, c: Connection, row: JobRow, code: str, detail: str, now_ms: int) -> None:
         if row.why == PROMOTE and code == "device-full" and row.attempts < ROOM_ATTEMPTS_MAX:
             jobs.put_back(c, row.id, code=code, detail=detail, not_before_ms=now_ms + ROOM_PAUSE_MS)
-        elif row.why == PROMOTE:
+        elif row.why == PROMOTE and code != "no-slot":      # an older object server gives each a whole slot
             # An extra copy that could not be made: the promoter sees it and decides anew at the chunk's next read.
             jobs.remove(c, [row.id])
         elif row.kind == "copy" and code == "chunk-exists":

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from objectd.store.device import Location
+from objectd.store.device import Location, OpenChunk
 from objectd.work.pace import Pace
 from objectd.work.runner import Lease
 from tests.kit.devices import LIVE, Buffer, Fault, FaultyDevice, SlowDevice, Wrapper
@@ -418,6 +418,20 @@ class _Queue(Wrapper):
             self.waiting -= 1
 
 
+class _Arm(Wrapper):
+    """Knows how many chunks were looked up to be read at once."""
+
+    reading = most = 0
+
+    async def find(self, chunk: ChunkId) -> OpenChunk:
+        self.reading += 1
+        self.most = max(self.most, self.reading)
+        try:
+            return await super().find(chunk)
+        finally:
+            self.reading -= 1
+
+
 @pytest.mark.parametrize(("why", "least", "most"), [("settle", 64, 64), ("repair", 1, 4)])
 def test_small_chunks_that_go_home_stand_at_the_device_together(why: str, least: int, most: int) -> None:
     """A burst of small writes drains into large sequential ones only if the disk's log gets its records at once, one
@@ -437,6 +451,30 @@ def test_small_chunks_that_go_home_stand_at_the_device_together(why: str, least:
         codes = {(await world.done(job)).code for job in jobs}
         assert codes == ({""} if why == "settle" else {"", "no-slot"})
         assert least <= home.most <= most
+
+    play(test)
+
+
+def test_promotions_are_told_of_together_and_read_slow_devices_a_few_at_a_time() -> None:
+    """A heartbeat and two transactions for each copy cost metadata more than the reads that the copy saves; but dozens
+    of seeks at once would stand before those of clients."""
+
+    async def test(world: World) -> None:
+        slow = _Arm(SlowDevice(world.device(2), clock=world.clock, seek_seconds=0.001, bytes_per_second=1e9))
+        server = await world.start("one", world.device(1), slow)
+        hot = [(await world.put(server, 2, body(SMALL, n)), crc_of(body(SMALL, n))) for n in range(64)]
+        begun = len(world.metadata.heartbeats)
+        jobs = [
+            world.job(
+                server, "copy", 1, chunk=chunk, chunk_bytes=SMALL, crc32c=crc, why="promote",
+                sources=[world.source(server, 2, chunk, SMALL)],
+            )
+            for chunk, crc in hot
+        ]  # fmt: skip
+        assert {(await world.done(job)).code for job in jobs} == {""}
+        assert 1 < slow.most <= server.config.background.job_slots
+        told = [sum(r.done for r in beat.reports) for beat in world.metadata.heartbeats[begun:]]
+        assert sum(n > 0 for n in told) <= 4, told
 
     play(test)
 
