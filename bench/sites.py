@@ -107,7 +107,8 @@ class Site:
         self.ask("POST", f"/v1/admin/sites/{target.name}/pause")
 
         def state() -> str:
-            return str(self.ask("GET", "/v1/admin/replication").json()["targets"][0]["state"])
+            targets = self.ask("GET", "/v1/admin/replication").json()["targets"]
+            return str(targets[0]["state"]) if targets else "not begun"
 
         wait_until(lambda: state() == "paused", seconds=30, what="paused", every=0.2)
 

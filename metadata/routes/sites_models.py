@@ -34,14 +34,16 @@ class SiteWish(BaseModel):
 
 
 class JoinWish(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """From another site, which may be of the next release: what it says beyond this is left alone (wire/sites)."""
+
+    model_config = ConfigDict(extra="ignore")
 
     name: str = Field(min_length=1, max_length=63)
     number: int = Field(ge=1, le=255)
     gateways: list[str]
     token: str
     replace: bool = Field(False, description="the site of that name was lost; its rules stay")
-    called: str = Field("", description="the name under which the asker means this site; another one is refused")
+    called: str = Field("", description="by askers of earlier releases: the name they take this site for")
 
 
 class SpanModel(BaseModel):

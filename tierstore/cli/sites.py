@@ -36,11 +36,19 @@ def _show_sites(answer: dict[str, Any], as_json: bool) -> None:
         if site["reachable"] is False:
             state = "unreachable"
         latency = "" if site["latency_ms"] is None else f"{site['latency_ms']:.1f} ms"
+        rate, schedule, share = ("", "", "") if site["is_local"] else _bandwidth(site)
         rows.append(
             [site["name"], str(site["number"]), state, latency, " ".join(site["gateways"]),
-             " ".join(site["networks"]), site["rate"]]
+             " ".join(site["networks"]), rate, schedule, share]
         )  # fmt: skip
-    print_table(["site", "number", "state", "latency", "gateways", "networks", "rate"], rows)
+    names = ["site", "number", "state", "latency", "gateways", "networks", "rate", "schedule (UTC)", "share"]
+    print_table(names, rows)
+
+
+def _bandwidth(site: dict[str, Any]) -> tuple[str, str, str]:
+    """What is set of the way to a site, in the words of `sites set`."""
+    spans = [f"{span['from']}-{span['to']}={span['rate'] or 'no limit'}" for span in site["schedule"]]
+    return site["rate"] or "no limit", " ".join(spans), f"{site['share']:g}"
 
 
 @sites.command("list")

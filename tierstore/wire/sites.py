@@ -11,6 +11,15 @@
 
 All bodies are MessagePack. A repeat of any message is harmless. What a number or a word may be stands in its type, so
 that `decode` refuses what no catalog could hold: another site may be broken, or of another release.
+
+Sites are upgraded one after another, so two releases that follow each other speak to each other:
+- a field is only ever added at the end, with a default that means "the sender is of the release before": that release
+  leaves it alone, this one does without it. What must not be left alone is no field but a route of its own, to which
+  the release before answers 404: whoever asks takes that for "not yet".
+- a field is never moved, taken away or given another meaning; its type is only ever widened, and what only the wider
+  type holds is sent a release later.
+- in JSON between sites (`POST /v1/admin/sites/join`) the first release refuses a member that it does not know, so none
+  is added; what one site must know of the other beforehand it asks (`GET /v1/admin/sites`).
 """
 
 from __future__ import annotations

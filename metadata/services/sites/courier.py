@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
@@ -32,15 +33,16 @@ class Courier:
         reply = await self._first(row.gateways, b"POST", path.encode(), headers, encode(message), seconds)
         return decode(reply.body, kind)
 
-    async def send_json(self, url: str, path: str, token: str, message: dict[str, Any]) -> dict[str, Any]:
-        """A call to an administration route, under an administrator's token."""
+    async def send_json(
+        self, url: str, path: str, token: str, message: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A call to an administration route, under an administrator's token. message None: it is only asked (GET)."""
         headers = [
             (b"authorization", b"Bearer " + token.encode("latin-1")), (b"content-type", b"application/json"),
         ]
-        body = json.dumps(message).encode()
-        reply = await self._first([url.rstrip("/")], b"POST", path.encode(), headers, body, SECONDS_PER_CALL)
-        answer: dict[str, Any] = json.loads(reply.body)
-        return answer
+        method, body = (b"GET", b"") if message is None else (b"POST", json.dumps(message).encode())
+        reply = await self._first([url.rstrip("/")], method, path.encode(), headers, body, SECONDS_PER_CALL)
+        return _object(url, reply.body)
 
     async def _first(  # noqa: PLR0917 - the parts of one request
         self, urls: Sequence[str], method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes,
@@ -61,3 +63,12 @@ class Courier:
             if reply.status < 500:
                 break
         raise failure
+
+
+def _object(url: str, body: bytes) -> dict[str, Any]:
+    """Raises UnavailableError for what a gateway of a site would not say: something else answers at that address."""
+    with contextlib.suppress(ValueError):
+        answer = json.loads(body)
+        if isinstance(answer, dict):
+            return answer
+    raise UnavailableError(f"what answers at {url} is no gateway of a site", code="unreachable")

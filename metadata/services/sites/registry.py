@@ -25,7 +25,7 @@ from metadata.services.sites.courier import SECONDS_PER_CALL, Courier
 from metadata.services.sites.link import checked_link
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
-from tierstore.errors import ConflictError, NotFound, RequestError, TierstoreError
+from tierstore.errors import ConflictError, NotFound, RequestError, TierstoreError, UnavailableError
 from tierstore.wire.sites import SITE_USER, NewKey, Peer, Peers
 
 SITES_MAX: Final = 32
@@ -134,12 +134,14 @@ class Sites:
             raise ConflictError(f"site {name!r} is known already", code="site-exists")
         if len(self.known.rows) >= SITES_MAX or name == me.name:
             raise RequestError(f"{name!r} is this site, or there are {SITES_MAX} already", code="bad-site")
+        await self._meet(gateway, token, name)
         access, ours = await self._new_key(name, who)
         try:
+            # a member that the release before does not know would be refused there: see wire/sites
             answer = await self.courier.send_json(
                 gateway, "/v1/admin/sites/join", token,
                 {"name": me.name, "number": me.number, "gateways": own_gateways or me.gateways, "token": ours,
-                 "replace": is_rebuild, "called": name},
+                 "replace": is_rebuild},
             )  # fmt: skip
             row = SiteRow(
                 int(answer["number"]), name, _unique([gateway.rstrip("/"), *answer["gateways"]]), [],
@@ -153,6 +155,18 @@ class Sites:
         self._names.forget()
         await self.refresh()
         return row
+
+    async def _meet(self, gateway: str, token: str, name: str) -> None:
+        """See who answers at a gateway before either side keeps anything, so that the operator can ask again.
+
+        Raises ConflictError when it is not the site of that name, UnavailableError when it is no site, and what it
+        answers."""
+        answer = await self.courier.send_json(gateway, "/v1/admin/sites", token)
+        found = next((str(site["name"]) for site in answer.get("sites", ()) if site.get("is_local")), "")
+        if not found:
+            raise UnavailableError(f"what answers at {gateway} is no gateway of a site", code="unreachable")
+        if found != name:
+            raise ConflictError(f"the site at {gateway} is called {found!r}, not {name!r}", code="bad-site")
 
     def _take_back(self, c: Connection, row: SiteRow, back: dict[str, str]) -> None:
         """The other site, and rules to it for the buckets that this site's predecessor had sent there."""
@@ -176,7 +190,7 @@ class Sites:
     ) -> dict[str, Any]:  # fmt: skip
         """The other half of `add`, asked by another site's metadata with an administrator's token of this one.
         is_replacement: the site of that name was lost; its rules and networks stay, its keys and its queue end.
-        called: what the asker takes this site for; judged before anything is kept, so that it can ask again."""
+        called: what an asker of the release before takes this site for; one of this release has asked for it first."""
         me = self.me()
         if called and called != me.name:
             raise ConflictError(f"the site at that gateway is called {me.name!r}, not {called!r}", code="bad-site")
