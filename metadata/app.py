@@ -347,7 +347,8 @@ class MetadataServer:
         self.buckets = BucketService(
             database, self.names, clock, sites=self.sites.names, me=lambda: self.settings.placement.site
         )
-        self.buckets.on_rules = self._rules_changed
+        self.buckets.in_rules = self.backfills.rules_changed
+        self.buckets.on_rules = self.sites.refresh
         self.quotas = Quotas(database, self.names, clock)
         self.s3_names = S3Names(database, self.names, clock)
         self.webhooks = Webhooks()
@@ -418,10 +419,6 @@ class MetadataServer:
 
     def _is_delivered(self, target: str, bucket_id: int, key: str, version: int) -> bool:
         return self.replication.sync.is_delivered(target, bucket_id, key, version)
-
-    async def _rules_changed(self, bucket: str, new: list[tuple[str, str]]) -> None:
-        await self.sites.refresh()
-        await self.backfills.rules_changed(bucket, new)
 
     def _hottest(self, count: int) -> list[tuple[bytes, float]]:
         """Chunks with their reads per hour, the hottest first."""

@@ -227,6 +227,12 @@ def backlog(connection: sa.Connection, target: str) -> Backlog:
     return Backlog(*(int(value) for value in row))
 
 
+def is_queue_longer(connection: sa.Connection, target: str, than: int) -> bool:
+    """Whether more rows than that wait for a target; reads no more of them."""
+    query = sa.select(_q.sequence).where(_q.target == target).order_by(_q.sequence).limit(1).offset(than)
+    return connection.execute(query).first() is not None
+
+
 def newest_queued(connection: sa.Connection, target: str) -> int:
     """The largest sequence that waits for a target; 0 without one."""
     found = connection.execute(sa.select(sa.func.max(_q.sequence)).where(_q.target == target)).scalar()
@@ -260,6 +266,14 @@ def backfill_state(connection: sa.Connection, target: str) -> dict[str, Any]:
     return state
 
 
+def lock_backfill(connection: sa.Connection, target: str, *, make: bool = False) -> dict[str, Any]:
+    """The same with its row locked to the end of the transaction; make: the row is made when there is none."""
+    if make:
+        leases.insert_new(connection, schema.settings, [{"name": _BACKFILL + target, "value": "{}"}])
+    state: dict[str, Any] = json.loads(leases.lock_setting(connection, _BACKFILL + target) or "{}")
+    return state
+
+
 def set_backfill(connection: sa.Connection, target: str, state: dict[str, Any]) -> None:
     leases.set_setting(connection, _BACKFILL + target, json.dumps(state))
 
@@ -273,10 +287,12 @@ class Page(NamedTuple):
 
 
 def queue_page(
-    session: Session, target: str, bucket_id: int, *, prefix: str, after: str, limit: int, at_ms: int
-) -> Page:
-    """Queue the latest versions behind a key, as if they were written now. Of those whose bytes are another site's only
-    the ones that readers fetched whole, if the target itself wrote them: it may have lost them."""
+    session: Session, target: str, bucket_id: int, *, prefix: str, after: str, limit: int, at_ms: int,
+    is_again: bool = False,
+) -> Page:  # fmt: skip
+    """Queue the latest versions behind a key, as if they were written now, but for those that wait already. Of those
+    whose bytes are another site's only the ones that readers fetched whole, if the target itself wrote them: it may
+    have lost them. is_again: the target has forgotten names, so what waits for its body alone is queued, too."""
     t = schema.objects.c
     query = (
         sa.select(t.key, t.version, t.kind, t.size, t.ref)
@@ -288,17 +304,35 @@ def queue_page(
         query = query.where(t.key >= prefix)
     rows = session.connection.execute(query).all()
     changes: list[feed.NewChange] = []
-    last = ""
+    last, waiting = "", 0
     number = number_of(session.connection, target)
+    known = _waiting(session, target, bucket_id, after, rows[-1].key, is_again=is_again) if rows else set()
     for key, version, kind, size, ref in rows:
         if not key.startswith(prefix):
-            return Page(_append(session, changes, at_ms), len(rows), "")
+            return Page(_append(session, changes, at_ms) + waiting, len(rows), "")
         last = key
+        if (key, version) in known:
+            waiting += 1
+            continue
         is_back = kind == schema.KIND_REMOTE and version_site(version) == number and _is_whole(session, ref, size)
         if kind != schema.KIND_REMOTE or is_back:
             what = schema.CHANGE_MARKER if kind == schema.KIND_MARKER else schema.CHANGE_PUT
             changes.append(feed.NewChange(what, bucket_id, key, version, size, (target,)))
-    return Page(_append(session, changes, at_ms), len(rows), last if len(rows) == limit else "")
+    return Page(_append(session, changes, at_ms) + waiting, len(rows), last if len(rows) == limit else "")
+
+
+def _waiting(
+    session: Session, target: str, bucket_id: int, after: str, through: str, *, is_again: bool
+) -> set[tuple[str, int]]:
+    """Keys behind `after` up to `through`, with the versions, that the target is to get. A scan of its queue, which a
+    backfill keeps short."""
+    query = sa.select(_q.key, _q.version).where(
+        _q.target == target, _q.bucket_id == bucket_id, _q.key > after, _q.key <= through,
+        _q.kind.in_((schema.CHANGE_PUT, schema.CHANGE_MARKER)),
+    )  # fmt: skip
+    if is_again:
+        query = query.where(_q.sequence > names_through(session.connection, target))
+    return {(str(key), int(version)) for key, version in session.connection.execute(query)}
 
 
 def _is_whole(session: Session, ref: int | None, size: int) -> bool:

@@ -180,3 +180,33 @@ def test_a_backfill_queues_what_exists_page_by_page(run: Run) -> None:
         assert [c.sequence for c in changes] == list(range(1, len(changes) + 1))
 
     run(check)
+
+
+def test_a_backfill_leaves_out_what_waits_already(run: Run) -> None:
+    """A rule is set and the bucket filled at once: everything would travel twice."""
+
+    async def check(w: NamesWorld) -> None:
+        await w.put("before", size=10)
+        await w.buckets.set_replication("bbb", [{"target": "site2"}], ADMIN)
+        await w.put("after", size=10)
+        bucket = (await w.rows(schema.buckets))[0].id
+
+        async def fill(*, is_again: bool) -> list[str]:
+            page = await w.database.batch(
+                lambda s: sites.queue_page(
+                    s, "site2", bucket, prefix="", after="", limit=10, at_ms=5, is_again=is_again
+                )
+            )
+            assert (page.queued, page.walked) == (2, 2)
+            return [row.key for row in await w.database.read(lambda c: sites.waiting_names(c, "site2", 10))]
+
+        assert await fill(is_again=False) == ["after", "before"]
+        assert await fill(is_again=True) == ["after", "before"]
+        # their names were sent, their bodies wait: a target that has forgotten names must hear of them again
+        queue = await w.rows(schema.replication_queue)
+        last = max(row.sequence for row in queue)
+        await w.database.write(lambda c: sites.names_sent(c, "site2", through=last, finished=[]))
+        assert await fill(is_again=False) == []
+        assert await fill(is_again=True) == ["after", "before"]
+
+    run(check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from metadata.services.sites.hot import LOOK_SECONDS, HotBodies
 from metadata.services.sites.tombstones import WALK_SECONDS, Tombstones
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
+from tierstore.errors import ConflictError
 from tierstore.names import VersionId
 from tierstore.wire import decode, encode
 from tierstore.wire.sites import (
@@ -328,5 +330,56 @@ def test_a_paused_backfill_stands_still_and_counts(run: Run, seed: int) -> None:
         await backfills.step("site2")
         progress = await backfills.progress("site2")
         assert (progress.parts, progress.walked, progress.queued) == (0, count, count)
+
+    run(check)
+
+
+def test_what_exists_is_for_a_new_rule_from_the_moment_it_holds(run: Run) -> None:
+    """Killed between the rule and its backfill, a site would never get what was there before, and nobody would see."""
+
+    async def check(w: NamesWorld) -> None:
+        await w.put("before")
+        backfills = Backfills(w.database, w.clock)
+        rules: list[dict[str, Any]] = [{"target": "site2"}, {"target": "site2", "prefix": "logs/"}]
+
+        def killed(c: Any, bucket: Any, new: Any) -> None:
+            backfills.rules_changed(c, bucket, new)
+            raise ConflictError("killed", code="lease-lost")
+
+        w.buckets.in_rules = killed
+        with pytest.raises(ConflictError, match="killed"):
+            await w.buckets.set_replication("bbb", rules, ADMIN)
+        assert not await w.buckets.replication("bbb", ADMIN)
+        assert (await backfills.progress("site2")).parts == 0
+        w.buckets.in_rules = backfills.rules_changed
+        for _ in range(2):      # set again, nothing of it is new
+            assert len(await w.buckets.set_replication("bbb", rules, ADMIN)) == 2
+            assert (await backfills.progress("site2")).parts == 2
+        while await backfills.step("site2"):
+            pass
+        assert [row.key for row in await w.database.read(lambda c: sites.waiting_names(c, "site2", 9))] == ["before"]
+
+    run(check)
+
+
+def test_a_walk_that_begins_beside_a_step_of_another_is_not_lost(run: Run) -> None:
+    """With PostgreSQL one process sets rules while another one walks: the state is one row, written by both."""
+
+    async def check(w: NamesWorld) -> None:
+        names = [f"bucket{i}" for i in range(6)]
+        for name in names:
+            await w.buckets.create(name, ADMIN)
+            await w.put("k", bucket=name)
+        backfills = Backfills(w.database, w.clock)
+
+        async def step() -> None:
+            for _ in names:
+                await backfills.step("site2")
+
+        await asyncio.gather(*(backfills.begin("site2", name) for name in names), step(), step())
+        while await backfills.step("site2"):
+            pass
+        queue = await w.database.read(lambda c: sites.waiting_names(c, "site2", 99))
+        assert len(queue) == len({row.bucket_id for row in queue}) == len(names)
 
     run(check)

@@ -6,8 +6,8 @@ it is whole it is stored on N+1 servers and committed as a fill: for a reader as
 go again (metadata/services/sites/fetched), for replication as the site's own. A break goes on at the same byte, from
 the next gateway or site that has the version.
 
-Invariants: no byte is given out whose frame was not checked; at most FLIGHTS_MAX segments are in memory (readers may
-hold the last one they read); a failed store costs the reader nothing, the bytes are fetched again next time.
+Invariants: no byte is given out whose frame was not checked; at most FLIGHT_BYTES_MAX are in memory (readers
+may hold the last one they read); a failed store costs the reader nothing, the bytes are fetched again next time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final
 from tierstore.clock import Clock, version_site
 from tierstore.errors import ConflictError, NotFound, TierstoreError, UnavailableError
 from tierstore.gateway.bodies_walk import FetchWalk, Flight, FlightKey, covers
+from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.frames import FrameReader
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
@@ -28,8 +29,10 @@ from tierstore.wire.sites import SEGMENT_BYTES, FetchItem, FetchResult, Peer, Pe
 
 _log = logging.getLogger("tierstore.gateway.bodies")
 
-#: Segments on their way or being stored; further ones wait.
-FLIGHTS_MAX: Final = 16
+#: Of segments on their way or being stored; further ones wait. A small one counts as FLIGHT_BYTES_MIN, so at most 256
+#: are under way: over a far link each takes round trips, and one site sends up to 144 small ones at a time.
+FLIGHT_BYTES_MAX: Final = 16 * SEGMENT_BYTES
+FLIGHT_BYTES_MIN: Final = 512 << 10
 WAITING_MAX: Final = 4096
 #: For the first and for each further frame of another site.
 FRAME_SECONDS: Final = 10.0
@@ -45,7 +48,7 @@ class Bodies:
         self._transport = transport
         self._clock = clock
         self._flights: dict[FlightKey, tuple[Flight, asyncio.Task[None]]] = {}
-        self._turns = asyncio.Semaphore(FLIGHTS_MAX)
+        self._turns = BufferBudget(FLIGHT_BYTES_MAX)
         self._peers = Peers("")
         self._peers_until = 0.0
         self._watch: asyncio.Task[None] | None = None
@@ -104,15 +107,13 @@ class Bodies:
         return flight
 
     async def _run(self, flight: Flight) -> None:
+        weight = max(flight.length, FLIGHT_BYTES_MIN)
         try:
-            async with self._turns:
-                if await self._is_here(flight):
-                    flight.is_here = True
-                    return
-                flight.buffer = bytearray(flight.length)
-                await self._fetch(flight)
-                self.fetches += 1
-                await self._keep(flight)
+            await self._turns.take(weight)
+            try:
+                await self._bring(flight)
+            finally:
+                self._turns.give_back(weight)
         except TierstoreError as error:
             self.failures += 1
             flight.error = error
@@ -123,6 +124,15 @@ class Bodies:
             if flight.filled < flight.length and not flight.is_here and flight.error is None:
                 flight.error = UnavailableError("the gateway is stopping", code="draining")
             flight.advance()
+
+    async def _bring(self, flight: Flight) -> None:
+        if await self._is_here(flight):
+            flight.is_here = True
+            return
+        flight.buffer = bytearray(flight.length)
+        await self._fetch(flight)
+        self.fetches += 1
+        await self._keep(flight)
 
     async def _is_here(self, flight: Flight) -> bool:
         found = await self._store.find(

@@ -39,8 +39,10 @@ class BucketService:
         self._clock = clock
         self._sites = sites
         self._me = me
-        #: Called with the bucket and the (target, prefix) of new rules after they are durable.
-        self.on_rules: Callable[[str, list[tuple[str, str]]], Awaitable[None]] | None = None
+        #: Called with the bucket and the (target, prefix) of new rules in the transaction that sets them.
+        self.in_rules: Callable[[Connection, Bucket, list[tuple[str, str]]], None] = lambda *_: None
+        #: Called after rules of any bucket are durable.
+        self.on_rules: Callable[[], Awaitable[None]] | None = None
 
     async def everything(self, who: Principal) -> list[Bucket]:
         """The buckets that the caller may list, by name."""
@@ -84,9 +86,10 @@ class BucketService:
 
     async def configure(
         self, name: str, who: Principal, *, versioning: str | None = None,
-        documents: dict[str, str | None] | None = None,
+        documents: dict[str, str | None] | None = None, also: Callable[[Connection, Bucket], None] | None = None,
     ) -> Bucket:  # fmt: skip
-        """Set versioning, set or remove (None) documents. Raises NotFound, RequestError, ConflictError."""
+        """Set versioning, set or remove (None) documents. also: what else belongs into the transaction; it gets the
+        bucket as it was, locked. Raises NotFound, RequestError, ConflictError."""
         authorize(who, "bucket", name)
         if versioning is not None and versioning not in VERSIONING:
             raise RequestError(f"versioning is enabled or suspended, not {versioning!r}", code="bad-versioning")
@@ -100,6 +103,8 @@ class BucketService:
         def work(connection: Connection) -> Bucket:
             what = ", ".join([*(["versioning"] if versioning is not None else []), *(documents or {})])
             accounts.note(connection, at_ms=at_ms, who=who.access, action="bucket.configure", target=name, detail=what)
+            if also is not None:
+                also(connection, buckets.get(connection, name, lock=True))
             return buckets.configure(connection, name, at_ms=at_ms, versioning=versioning, documents=documents)
 
         bucket = await self._database.write(work)
@@ -108,10 +113,7 @@ class BucketService:
 
     async def replication(self, name: str, who: Principal) -> list[dict[str, Any]]:
         """The rules of the bucket, in order."""
-        bucket = await self.get(name, who)
-        text = bucket.config.get("replication")
-        rules: list[dict[str, Any]] = json.loads(text)["rules"] if text else []
-        return rules
+        return _rules_of(await self.get(name, who))
 
     async def home(self, name: str, who: Principal) -> str:
         """The site that judges conditional writes to the bucket; "": each site its own."""
@@ -127,18 +129,21 @@ class BucketService:
         if len(checked) > RULES_MAX:
             raise RequestError(f"a bucket has at most {RULES_MAX} replication rules", code="bad-replication")
         text = json.dumps({"rules": checked}) if checked else None
-        before = await self.replication(name, who)
         documents: dict[str, str | None] = {"replication": text}
         if home is not None:
             known = sorted({*self._sites(), self._me()})
             if home and home not in known:
                 raise RequestError(f"home: no site {home!r} ({', '.join(known)})", code="bad-replication")
             documents[HOME] = home or None
-        await self.configure(name, who, documents=documents)
-        if self.on_rules is not None:
-            old = {(rule["target"], rule["prefix"], rule["bodies"]) for rule in before}
+
+        def fill(connection: Connection, before: Bucket) -> None:
+            old = {(rule["target"], rule["prefix"], rule["bodies"]) for rule in _rules_of(before)}
             new = [(rule["target"], rule["prefix"], rule["bodies"]) for rule in checked]
-            await self.on_rules(name, list(dict.fromkeys(rule[:2] for rule in new if rule not in old)))
+            self.in_rules(connection, before, list(dict.fromkeys(rule[:2] for rule in new if rule not in old)))
+
+        await self.configure(name, who, documents=documents, also=fill)
+        if self.on_rules is not None:
+            await self.on_rules()
         return checked
 
     def _rule(self, place: int, rule: dict[str, Any]) -> dict[str, Any]:
@@ -159,3 +164,9 @@ class BucketService:
                     code="bad-replication",
                 )
         return checked
+
+
+def _rules_of(bucket: Bucket) -> list[dict[str, Any]]:
+    text = bucket.config.get("replication")
+    rules: list[dict[str, Any]] = json.loads(text)["rules"] if text else []
+    return rules

@@ -1,13 +1,14 @@
 """Backfills: what exists is queued for a site page by page, as if it were written now, until all is walked.
 
-State (setting `site-backfill.<target>`, JSON): parts, what is still to be walked, each a bucket's prefix behind a key;
-queued and walked, objects so far; paused; compare, the epoch of a site that came back with an older catalog (see
-compare), and through, the sequence at which its answer is complete. Every step is one transaction, so a kill
-costs nothing; a step waits while the target's queue is long.
+State (setting `site-backfill.<target>`, JSON): parts, what is still to be walked, each a bucket's prefix behind a key
+(again: for a target that has forgotten names); queued and walked, objects so far; paused; compare, the epoch of a site
+that came back with an older catalog (see compare), and through, the sequence at which its answer is complete. Every
+step is one transaction, so a kill costs nothing; a step waits while the target's queue is long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,21 +55,22 @@ class Backfills:
 
         await self._database.write(work)
 
-    async def rules_changed(self, bucket: str, new: list[tuple[str, str]]) -> None:
-        """Rules of a bucket were replaced: queue what exists for those that are new, as (target, prefix)."""
+    def rules_changed(self, c: Connection, bucket: Bucket, new: Sequence[tuple[str, str]]) -> None:
+        """Rules of a bucket are being replaced, in this transaction: what exists is for those that are new, too, as
+        (target, prefix). What is written from now on is queued by its own write."""
         for target, prefix in new:
-            await self.begin(target, bucket, prefix)
+            _add(c, target, [_part(bucket, prefix)], {})
 
     async def answer_compare(self, target: str, epoch: int) -> int:
         """A site asks what it may have missed: every name of buckets that go there or came from there is sent again.
         How much is left before it has heard all, 0 when it has. To be repeated until then."""
 
         def work(c: Connection) -> int:
-            state = sites.backfill_state(c, target)
+            state = sites.lock_backfill(c, target)
             if state.get("compare") != epoch:
                 fetched.forget_site(c, sites.number_of(c, target))      # it may have lost what it wrote
                 shared = [b for b in buckets.everything(c) if _is_shared(b, target)]
-                _add(c, target, [_part(b, "") for b in shared], {"compare": epoch, "through": 0})
+                _add(c, target, [_part(b, "", again=True) for b in shared], {"compare": epoch, "through": 0})
                 return max(1, len(shared))
             if state.get("parts"):
                 return len(state["parts"])
@@ -84,7 +86,7 @@ class Backfills:
         """Durable."""
 
         def work(c: Connection) -> None:
-            sites.set_backfill(c, target, {**sites.backfill_state(c, target), "paused": paused})
+            sites.set_backfill(c, target, {**sites.lock_backfill(c, target, make=True), "paused": paused})
 
         await self._database.write(work)
 
@@ -100,14 +102,14 @@ class Backfills:
 
         def work(session: Session) -> bool:
             c = session.connection
-            state: dict[str, Any] = sites.backfill_state(c, target)
+            state: dict[str, Any] = sites.lock_backfill(c, target)
             parts = state.get("parts", [])
-            if not parts or state.get("paused") or sites.backlog(c, target).objects > BACKFILL_QUEUE_MAX:
+            if not parts or state.get("paused") or sites.is_queue_longer(c, target, BACKFILL_QUEUE_MAX):
                 return False
             part = parts[0]
             page = sites.queue_page(
                 session, target, int(part["bucket"]), prefix=part["prefix"], after=part["after"],
-                limit=BACKFILL_PAGE, at_ms=now_ms,
+                limit=BACKFILL_PAGE, at_ms=now_ms, is_again=bool(part.get("again")),
             )  # fmt: skip
             state["parts"] = [{**part, "after": page.last}, *parts[1:]] if page.last else parts[1:]
             state["queued"] = state.get("queued", 0) + page.queued
@@ -118,17 +120,23 @@ class Backfills:
         return await self._database.batch(work)
 
 
-def _part(bucket: Bucket, prefix: str) -> dict[str, Any]:
-    return {"bucket": bucket.id, "prefix": prefix, "after": ""}
+def _part(bucket: Bucket, prefix: str, *, again: bool = False) -> dict[str, Any]:
+    return {"bucket": bucket.id, "prefix": prefix, "after": "", "again": again}
 
 
 def _add(c: Connection, target: str, parts: list[dict[str, Any]], marks: dict[str, int]) -> None:
-    state = sites.backfill_state(c, target)
-    known = [(part["bucket"], part["prefix"]) for part in state.get("parts", ()) if not part["after"]]
-    fresh = [part for part in parts if (part["bucket"], part["prefix"]) not in known]
+    state = sites.lock_backfill(c, target, make=True)
     if not state.get("parts"):
         state |= {"queued": 0, "walked": 0}         # a new walk counts from zero
-    sites.set_backfill(c, target, {**state, **marks, "parts": [*state.get("parts", ()), *fresh]})
+    kept: list[dict[str, Any]] = list(state.get("parts", ()))
+    waiting = {(part["bucket"], part["prefix"]): part for part in kept if not part["after"]}
+    for part in parts:
+        known = waiting.get((part["bucket"], part["prefix"]))
+        if known is None:
+            kept.append(part)
+        elif part["again"]:
+            known["again"] = True
+    sites.set_backfill(c, target, {**state, **marks, "parts": kept})
 
 
 def _is_shared(bucket: Bucket, site: str) -> bool:
