@@ -25,7 +25,7 @@ TEST_TOOLS := openssl:openssl strace:strace mkfs.ext4:e2fsprogs losetup:mount fu
 FUSE_TOOLS := pkg-config:pkg-config fusermount3:fuse3 cc:gcc
 BENCH_TOOLS := nginx:nginx-light cc:gcc
 
-.PHONY: all run test test-slow check demo bench bench-tiering bench-mount mutants reference lock clean fuse tools-test tools-bench
+.PHONY: all run test test-unsteady test-slow check demo bench bench-tiering bench-mount mutants reference lock clean fuse tools-test tools-bench
 
 all: $(STAMP)
 
@@ -50,6 +50,12 @@ run: $(STAMP) fuse
 # by the change at hand. Files in the order of their folders: the short ones (unit) come last and even the workers out.
 test: $(STAMP) fuse tools-test
 	@PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
+
+# test-unsteady: the same tests on a machine that stands still now and then (tests/kit/unsteady.py), with another seed
+# each time: what fails there takes two things for one, and would fail once in a thousand runs of `make test`.
+test-unsteady: $(STAMP) fuse tools-test
+	@TIERSTORE_UNSTEADY=$${SEED:-$$(date +%s)} PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder -m "not slow" $(TESTS)
 
 # test-slow: the full figures of the reliability table, then the search for examples that nobody has seen.
 test-slow: $(STAMP) fuse tools-test

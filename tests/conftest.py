@@ -11,6 +11,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from tests.kit import unsteady
+
 # no deadline and no check of speed: the machine that runs the tests may stand still at any moment
 settings.register_profile(
     "steady", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow],
@@ -20,3 +22,6 @@ settings.register_profile(
     "exploring", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True, max_examples=1000
 )
 settings.load_profile("exploring" if os.environ.get("TIERSTORE_EXPLORE") else "steady")
+
+if "TIERSTORE_UNSTEADY" in os.environ:
+    unsteady.begin(int(os.environ["TIERSTORE_UNSTEADY"]))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -81,6 +81,7 @@ class DiskDevice:
         self._open_segments = OpenFiles(settings.open_files_max)
         self._open_files = OpenFiles(settings.open_files_max)
         self._writing: dict[bytes, int] = {}        # large chunks under way -> bytes set aside
+        self._going: set[asyncio.Task[None]] = set()    # files of writers that gave up, until they are unlinked
         self._changing: dict[bytes, asyncio.Future[None]] = {}
         self.ballast_is_out = False     # given back for a delete; filled again when there is room
         self._room = 0
@@ -137,6 +138,10 @@ class DiskDevice:
         self._is_closed = True
         await self._keeper.stop()
         is_settled = await self._appends.settled(self.settings.io_deadline_seconds)
+        if self._going:     # else a file without a footer stays, and a clean start does not look for any
+            _, stuck = await asyncio.wait(self._going, timeout=self.settings.io_deadline_seconds)
+            for task in stuck:
+                task.cancel()
         is_clean = is_settled and self.state in ("ok", "full") and not self._writing
         await self._loop.run_in_executor(None, self._appends.committer.close)
         await self._loop.run_in_executor(None, self._close_blocking, is_clean)
@@ -341,9 +346,17 @@ class DiskDevice:
         self._index.apply(writer.chunk, value, self._index.lookup(writer.chunk))
         self._open_files.add(bytes(writer.chunk), handle)
 
-    def given_up(self, writer: files.FileWriter) -> None:
-        """For FileWriter: it was aborted or failed."""
-        self._room += self._writing.pop(writer.chunk, 0)
+    def given_up(self, writer: files.FileWriter, gone: Coroutine[Any, Any, None]) -> None:
+        """For FileWriter: it was aborted or failed. Its room is free, and the chunk may come again, once gone ends."""
+        task = self._loop.create_task(gone)
+        self._going.add(task)
+        task.add_done_callback(lambda _: self._file_has_gone(writer, task))
+
+    def _file_has_gone(self, writer: files.FileWriter, task: asyncio.Task[None]) -> None:
+        self._going.discard(task)
+        if not task.cancelled() and task.exception() is None:   # else it counts as under way: no clean close
+            stored = self._writing.pop(writer.chunk, 0)
+            self._room += stored if self.state != "full" else 0     # a full device looks at its space anew
 
     # reading
 

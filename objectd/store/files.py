@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from objectd.store import records
@@ -51,7 +51,7 @@ class Owner(Protocol):
     def settled(self, future: asyncio.Future[Any]) -> Awaitable[Any]: ...
     def write_failed(self, error: OSError) -> Exception: ...
     def finished(self, writer: FileWriter, handle: Handle, data_crc: int) -> None: ...
-    def given_up(self, writer: FileWriter) -> None: ...
+    def given_up(self, writer: FileWriter, gone: Coroutine[Any, Any, None]) -> None: ...
 
 
 class FileWriter:
@@ -206,16 +206,18 @@ class FileWriter:
             self._drop()
 
     def _drop(self) -> None:
-        """Unlink and close once no thread uses the descriptor."""
-        self._owner.given_up(self)
+        """Have the file go; the device waits for it when it closes."""
         if self._direct is not None:
             self._behind = self._direct.abandon()
-        if self._behind is not None and not self._behind.done():
-            self._behind.add_done_callback(_look_at)
-            self._behind.add_done_callback(lambda _: self._owner.submit(self._remove))
-        else:
-            self._owner.submit(self._remove)
         self._named.add_done_callback(_look_at)
+        self._owner.given_up(self, self._gone())
+
+    async def _gone(self) -> None:
+        """Close and unlink once no thread uses the descriptor."""
+        if self._behind is not None:
+            await asyncio.wait({self._behind})      # unbounded as the thread is: the device's close bounds it
+            _look_at(self._behind)
+        await self._owner.submit(self._remove)
 
     def _remove(self) -> None:
         fd, self._fd = self._fd, -1
