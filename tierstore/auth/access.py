@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
@@ -39,19 +40,66 @@ DAEMON_TOKEN: Final = "tsd"  # noqa: S105 - the same
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a door saw of a request beside who sends it, for the conditions of policies. address: of the caller, ""
+    where the door does not know; at_ms: when it came, 0: not known; more: condition key -> values of what else there
+    was; is_judged: another door of the cluster saw all there is, and judged."""
+
+    address: str = ""
+    is_secure: bool = False
+    at_ms: int = 0
+    more: Mapping[str, list[str]] = field(default_factory=dict)
+    is_judged: bool = False
+
+    def context(self, principal: Principal) -> dict[str, list[str]]:
+        """As conditions see it."""
+        context = {"aws:username": [principal.user], "aws:userid": [principal.user], "aws:principaltype": ["User"]}
+        if self.address:
+            context["aws:sourceip"] = [self.address]
+            context["aws:securetransport"] = ["true" if self.is_secure else "false"]
+        if self.at_ms:
+            seconds = self.at_ms / 1000
+            context["aws:currenttime"] = [datetime.fromtimestamp(seconds, UTC).isoformat()]
+            context["aws:epochtime"] = [str(int(seconds))]
+        context.update(self.more)
+        return context
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Beginnings of the keys that it says nothing of."""
+        of_caller = () if self.address else ("aws:sourceip", "aws:securetransport", "aws:referer", "aws:useragent")
+        of_time = () if self.at_ms else ("aws:currenttime", "aws:epochtime")
+        return (*of_caller, *of_time, *(() if EXISTING_TAGS_SEEN in self.more else (EXISTING_TAG,)))
+
+
+#: For conditions on the tags that an object has.
+EXISTING_TAG: Final = "s3:existingobjecttag/"
+#: In Seen.more: somebody looked the object's tags up, and those that are not there, it has not.
+EXISTING_TAGS_SEEN: Final = "s3:existingobjecttags"
+NOTHING_SEEN: Final = Seen()
+#: What metadata is asked by a gateway for a user: the gateway has judged, by more than it could pass on.
+JUDGED: Final = Seen(is_judged=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Somebody who showed a valid credential. grants: bucket or "*" -> role. server: a daemon's id, else 0. policies:
-    documents attached to the user, which come before the roles."""
+    documents attached to the user, which come before the roles. seen: of the request that is judged."""
 
     access: str
     user: str
     grants: Mapping[str, str] = field(default_factory=dict)
     server: int = 0
     policies: tuple[str, ...] = ()
+    seen: Seen = NOTHING_SEEN
 
     @property
     def is_daemon(self) -> bool:
         return self.server > 0
+
+    def sending(self, seen: Seen) -> Principal:
+        """Himself, with a request. The cluster's own servers have none that policies look at."""
+        return self if self.is_daemon else replace(self, seen=seen)
 
 
 ANONYMOUS: Final = Principal(access="", user="anonymous")
@@ -68,20 +116,39 @@ def is_allowed(principal: Principal, action: Action, bucket: str = "", key: str 
 
 
 def _by_policies(principal: Principal, action: Action, bucket: str, key: str) -> str:
-    """ALLOW, DENY or "": what the user's policies say of the S3 actions that a native one stands for. Conditions see
-    who asks and nothing else of the request."""
-    resource = f"arn:aws:s3:::{bucket}"
-    if action not in _OF_BUCKET:
-        resource += f"/{key}"
-    context = {"aws:username": [principal.user]}
-    if action == "list":
-        context["s3:prefix"] = [key]
+    """ALLOW, DENY or "": what the user's policies say of the S3 actions that a native one stands for."""
     said = set()
-    for name in _S3_NAMES.get(action, ()):
-        question = Question(principal.user, principal.access, name, resource, context)
+    for question in _questions(principal, action, bucket, key):
         verdicts = {decide(Policy.of_user(text), question) for text in principal.policies}
         said.add(DENY if DENY in verdicts else ALLOW if ALLOW in verdicts else "")
     return DENY if DENY in said else ALLOW if said == {ALLOW} else ""
+
+
+def _questions(principal: Principal, action: Action, bucket: str, key: str) -> list[Question]:
+    seen = principal.seen
+    resource = f"arn:aws:s3:::{bucket}"
+    if action not in _OF_BUCKET:
+        resource += f"/{key}"
+    context = seen.context(principal)
+    if action == "list":
+        context["s3:prefix"] = [key]
+    return [
+        Question(principal.user, principal.access, name, resource, context, seen.hidden, seen.is_judged)
+        for name in _S3_NAMES.get(action, ())
+    ]
+
+
+def require_by_bucket(
+    principal: Principal, action: Action, bucket: str, key: str, *, policy: str, of_all: bool = False
+) -> None:
+    """Raises AccessDenied where the bucket's policy (its text) denies it; of_all: also where it would for another
+    object of the bucket. Servers, and those whom a gateway has judged, pass."""
+    if principal.is_daemon or not principal.access or principal.seen.is_judged:
+        return
+    judge = Policy.of(policy)
+    for question in _questions(principal, action, bucket, key):
+        if judge.could_deny(question, bucket) if of_all else decide(judge, question) == DENY:
+            raise AccessDenied(f"the policy of bucket {bucket!r} denies {principal.access} to {action}")
 
 
 def has_role(principal: Principal, action: Action, bucket: str = "") -> bool:
@@ -104,8 +171,11 @@ def is_allowed_somewhere(principal: Principal, action: Action) -> bool:
 def authorize_all(principal: Principal, action: Action, bucket: str) -> None:
     """For doors that see a bucket as a whole (mounts): also refuses somebody to whom a policy denies the action for any
     object. Raises as authorize does."""
-    names = _S3_NAMES.get(action, ())
-    if any(Policy.of_user(text).may_deny(name, bucket) for text in principal.policies for name in names):
+    if not principal.policies:
+        authorize(principal, action, bucket, "*")
+        return
+    questions = _questions(principal, action, bucket, "*")
+    if any(Policy.of_user(text).could_deny(q, bucket) for text in principal.policies for q in questions):
         raise AccessDenied(f"a policy of {principal.user!r} denies to {action} some objects: not through this door")
     authorize(principal, action, bucket, "*")
 

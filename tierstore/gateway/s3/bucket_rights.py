@@ -42,7 +42,7 @@ class BucketRights:
         arn = f"arn:aws:s3:::{call.bucket}"
         for statement in policy.statements:
             for resource in (*statement.resources, *statement.not_resources):
-                if resource not in ("*", arn) and not resource.startswith((f"{arn}/", f"{arn}*")):
+                if resource.text not in ("*", arn) and not resource.text.startswith((f"{arn}/", f"{arn}*")):
                     raise S3Error("MalformedPolicy", "Policy has invalid resource")
         if policy.is_public and rights.block_of(bucket).block_policy:
             raise S3Error("AccessDenied")

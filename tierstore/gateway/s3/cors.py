@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from tierstore.auth.policy_language import matches
+from tierstore.auth.policy_patterns import matches
 from tierstore.gateway.s3 import documents
 from tierstore.gateway.s3.documents import Node
 from tierstore.gateway.s3.errors import S3Error
