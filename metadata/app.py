@@ -441,7 +441,7 @@ class MetadataServer:
         return self.heat.heats_per_hour(chunks)
 
     def _build_routes(self) -> None:
-        callers = Callers(self.credentials)
+        callers = Callers(self.credentials, self.clock)
         self.callers = callers
         handlers = hot.HotRoutes(
             credentials=self.credentials, lookups=self.lookups, allocations=self.allocations, commits=self.commits,

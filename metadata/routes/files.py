@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from metadata.services.access.credentials import Credentials
 from metadata.services.files.service import FilesService
+from tierstore.auth.access import NOTHING_SEEN, Principal
 from tierstore.clock import Clock
 from tierstore.errors import RequestError, TierstoreError
 from tierstore.serving.exchange import Exchange
@@ -46,11 +47,11 @@ class FileRoutes:
         header = exchange.header(b"authorization")
 
         async def work(batch: FileQuestions) -> None:
-            caller = await self._credentials.caller(header)
+            caller = await self._caller(exchange, header)
             results = []
             for item in _bounded(batch.items):
                 try:
-                    who = await self._credentials.behind(caller, item.access)
+                    who = await self._behind(caller, item.access)
                     results.append(await self._files.ask(item, who))
                 except TierstoreError as error:
                     if error.status >= 500:
@@ -64,8 +65,8 @@ class FileRoutes:
         header = exchange.header(b"authorization")
 
         async def work(batch: FileChanges) -> None:
-            caller = await self._credentials.caller(header)
-            pairs = [(item, await self._credentials.behind(caller, item.access)) for item in _bounded(batch.items)]
+            caller = await self._caller(exchange, header)
+            pairs = [(item, await self._behind(caller, item.access)) for item in _bounded(batch.items)]
             # Shielded: a mount that goes away must not leave half of its message undone.
             results = await asyncio.shield(self._files.change(pairs))
             self._reply(exchange, FileResults(results, self._clock.now_ms()))
@@ -76,11 +77,19 @@ class FileRoutes:
         header = exchange.header(b"authorization")
 
         async def work(item: Watch) -> None:
-            caller = await self._credentials.caller(header)
-            who = await self._credentials.behind(caller, item.access)
+            caller = await self._caller(exchange, header)
+            who = await self._behind(caller, item.access)
             self._reply(exchange, await self._files.watch(item, who))
 
         self._with_body(exchange, Watch, work)
+
+    async def _caller(self, exchange: Exchange, header: bytes | None) -> Principal:
+        return self._credentials.sending(await self._credentials.caller(header), exchange.peer)
+
+    async def _behind(self, caller: Principal, access: str) -> Principal:
+        """Whom the caller acts for. No gateway judges what mounts ask, so nothing was seen of somebody behind one."""
+        found = await self._credentials.behind(caller, access)
+        return found if found is caller else found.sending(NOTHING_SEEN)
 
     def _with_body(self, exchange: Exchange, kind: type[T], work: Callable[[T], Any]) -> None:
         exchange.collect(BODY_BYTES_MAX, lambda body: exchange.spawn(work(decode(body, kind))))

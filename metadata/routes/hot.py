@@ -114,7 +114,7 @@ class HotRoutes:
         def then(body: bytes) -> None:
             items = _items(decode(body, LookupBatch).items)
             if caller is not None:
-                results = self._lookup_now(items, caller)
+                results = self._lookup_now(items, self._credentials.sending(caller, exchange.peer))
                 if results is not None:
                     self._reply(exchange, LookupReply(results, *self._revisions.now()))
                     return
@@ -137,7 +137,7 @@ class HotRoutes:
         return results
 
     async def _lookup(self, exchange: Exchange, items: list[LookupItem], header: bytes | None) -> None:
-        caller = await self._credentials.caller(header)
+        caller = await self._caller(exchange, header)
 
         async def one(item: LookupItem) -> LookupResult:
             who, problem = await self._behind(caller, item.access)
@@ -173,7 +173,8 @@ class HotRoutes:
 
         def then(body: bytes) -> None:
             items = _items(decode(body, CommitBatch).items)
-            if caller is None or not self._commit_now(exchange, items, caller):
+            sender = None if caller is None else self._credentials.sending(caller, exchange.peer)
+            if sender is None or not self._commit_now(exchange, items, sender):
                 exchange.spawn(self._commit(exchange, items, header))
 
         exchange.collect(BODY_BYTES_MAX, then)
@@ -210,7 +211,7 @@ class HotRoutes:
         self._reply(exchange, CommitReply(await self.sync.confirm(items, results), *self._revisions.now()))
 
     async def _commit(self, exchange: Exchange, items: list[CommitItem], header: bytes | None) -> None:
-        caller = await self._credentials.caller(header)
+        caller = await self._caller(exchange, header)
         results: list[CommitResult | None] = [None] * len(items)
         ready = []
         for place, item in enumerate(items):
@@ -232,7 +233,7 @@ class HotRoutes:
         header = exchange.header(b"authorization")
 
         async def work(item: ListItem) -> None:
-            caller = await self._credentials.caller(header)
+            caller = await self._caller(exchange, header)
             who = await self._credentials.behind(caller, item.access)
             self._reply(exchange, await self._listings.page(item, who))
 
@@ -258,6 +259,9 @@ class HotRoutes:
         self._spawn_with(exchange, _BadChunks, work)
 
     # -- shared steps ---------------------------------------------------------------------------------------
+    async def _caller(self, exchange: Exchange, header: bytes | None) -> Principal:
+        return self._credentials.sending(await self._credentials.caller(header), exchange.peer)
+
     async def _behind(self, caller: Principal, access: str) -> tuple[Principal, TierstoreError | None]:
         """For whom an item is, or why for nobody: an error of the item, not of the message."""
         try:

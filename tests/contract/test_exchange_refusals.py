@@ -35,6 +35,9 @@ class _Everybody:
     async def caller(self, header: bytes | None) -> Principal:
         return ADMIN
 
+    def sending(self, caller: Principal, address: str) -> Principal:
+        return caller
+
     def behind_now(self, caller: Principal, access: str) -> Principal:
         return caller
 

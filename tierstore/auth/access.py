@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -35,6 +35,13 @@ _S3_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "bucket": ("s3:CreateBucket", "s3:DeleteBucket", "s3:PutBucketVersioning", "s3:PutBucketPolicy"),
 }  # fmt: skip
 _OF_BUCKET: Final = frozenset({"list", "bucket"})
+#: What acting on a version by its id is, and changing what is said of an object.
+OF_VERSIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "read": ("s3:GetObjectVersion",), "delete": ("s3:DeleteObjectVersion",),
+}  # fmt: skip
+OF_FACTS: Final = (
+    "s3:PutObjectTagging", "s3:PutObjectAcl", "s3:PutObjectRetention", "s3:PutObjectLegalHold",
+)  # fmt: skip
 USER_TOKEN: Final = "tst"  # noqa: S105 - a prefix, not a secret
 DAEMON_TOKEN: Final = "tsd"  # noqa: S105 - the same
 
@@ -125,16 +132,22 @@ def _by_policies(principal: Principal, action: Action, bucket: str, key: str) ->
 
 
 def _questions(principal: Principal, action: Action, bucket: str, key: str) -> list[Question]:
+    return _questions_of(principal, _S3_NAMES.get(action, ()), bucket, key, of_bucket=action in _OF_BUCKET)
+
+
+def _questions_of(
+    principal: Principal, names: Sequence[str], bucket: str, key: str, *, of_bucket: bool = False
+) -> list[Question]:  # fmt: skip
     seen = principal.seen
     resource = f"arn:aws:s3:::{bucket}"
-    if action not in _OF_BUCKET:
+    if not of_bucket:
         resource += f"/{key}"
     context = seen.context(principal)
-    if action == "list":
+    if of_bucket:
         context["s3:prefix"] = [key]
     return [
         Question(principal.user, principal.access, name, resource, context, seen.hidden, seen.is_judged)
-        for name in _S3_NAMES.get(action, ())
+        for name in names
     ]
 
 
@@ -143,12 +156,30 @@ def require_by_bucket(
 ) -> None:
     """Raises AccessDenied where the bucket's policy (its text) denies it; of_all: also where it would for another
     object of the bucket. Servers, and those whom a gateway has judged, pass."""
-    if principal.is_daemon or not principal.access or principal.seen.is_judged:
+    if _is_served(principal):
         return
     judge = Policy.of(policy)
     for question in _questions(principal, action, bucket, key):
         if judge.could_deny(question, bucket) if of_all else decide(judge, question) == DENY:
             raise AccessDenied(f"the policy of bucket {bucket!r} denies {principal.access} to {action}")
+
+
+def require_undenied(
+    principal: Principal, names: Sequence[str], bucket: str, key: str, *, policy: str
+) -> None:
+    """names: S3 actions that a native one is beside the one that it stands for, as reading an old version. Raises
+    AccessDenied where a policy of the user or of the bucket ("": it has none) denies one. Servers pass."""
+    if _is_served(principal) or not (principal.policies or policy):
+        return
+    judges = [Policy.of_user(text) for text in principal.policies] + ([Policy.of(policy)] if policy else [])
+    for question in _questions_of(principal, names, bucket, key):
+        if any(decide(judge, question) == DENY for judge in judges):
+            raise AccessDenied(f"a policy denies {principal.access} {question.action} of this object")
+
+
+def _is_served(principal: Principal) -> bool:
+    """A server of the cluster, or somebody whom one has judged already."""
+    return principal.is_daemon or not principal.access or principal.seen.is_judged
 
 
 def has_role(principal: Principal, action: Action, bucket: str = "") -> bool:

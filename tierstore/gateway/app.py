@@ -25,6 +25,8 @@ from tierstore.gateway.membership import Membership
 from tierstore.gateway.metrics import watch
 from tierstore.gateway.objects import DoorLimits, ObjectDoor
 from tierstore.gateway.redirect import Redirects
+from tierstore.gateway.rights import NativeRights
+from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.door import S3Door
 from tierstore.gateway.s3.sse_keys import MasterKeys, Vault
 from tierstore.gateway.sites_push import PushDoor
@@ -75,21 +77,24 @@ class Gateway:
             config.membership.metadata, self.credentials, clock, hold_seconds=config.timers.metadata_restart,
             request_seconds=config.timers.request, body_bytes_max=config.limits.small_body_bytes_max,
             connections_max=config.limits.peer_connections_max, on_rights=self.client.forget_rights,
+            is_secure=bool(config.tls.certificate),
         )  # fmt: skip
+        catalog = S3Catalog(self.client, clock)
+        self.rights = NativeRights(catalog, self.store, clock, is_secure=bool(config.tls.certificate))
         self.objects: ObjectDoor = ObjectDoor(
-            self.store, self.credentials,
+            self.store, self.credentials, self.rights,
             limits=DoorLimits(config.limits.requests_in_flight_max, config.limits.object_bytes_max),
         )  # fmt: skip
-        self.listing = ListingDoor(self.store, self.credentials)
+        self.listing = ListingDoor(self.store, self.credentials, self.rights)
         self.bodies = Bodies(self.store, transport, clock)
         self.store.remote = self.bodies
-        self.body_door = sites.BodyDoor(self.store, self.bodies, self.credentials, self.objects)
+        self.body_door = sites.BodyDoor(self.store, self.bodies, self.credentials, self.rights, self.objects)
         self.redirects = Redirects(lambda: self.bodies.known)
         self._object_routes = routes.hot_routes(self.objects, self.listing, self.redirects)
         is_open = bool(config.tls.certificate) or config.s3.customer_keys_over_http
         vault = Vault(MasterKeys(config.s3.master_keys), customer_keys_over_http=is_open)
         self.s3 = S3Door(
-            self.store, clock, self.objects, domain=config.s3.domain, vault=vault,
+            self.store, catalog, clock, self.objects, domain=config.s3.domain, vault=vault,
             redirects=self.redirects if config.s3.redirect_near else None, is_secure=bool(config.tls.certificate),
         )  # fmt: skip
         self._site_routes = (
@@ -115,7 +120,7 @@ class Gateway:
         problem_handlers.install(app)
         pages.install(app, reasons_not_ready=self.reasons_not_ready, guard=self._metrics_guard(), registry=REGISTRY)
         routes.declare_hot(app, self._object_routes)
-        routes.add_actions(app, self.store, self.credentials)
+        routes.add_actions(app, self.store, self.credentials, self.rights)
         routes.add_forwarded(app, self.forwarder)
         routes.add_route_page(app, self.store, self.credentials, self.bodies)
         sites.add_routes(

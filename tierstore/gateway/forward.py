@@ -1,9 +1,9 @@
 """Passing name and admin requests on to metadata, for the user who asked.
 
-Owns one httpx client. The gateway shows its own secret and names the user in `x-tierstore-access`; whatever the client
-sent under that name is not passed on. Requests are held while metadata restarts: a connection that is refused is tried
-again for `hold_seconds`; one that broke after it was sent is repeated only when the method may be (GET, HEAD, PUT,
-DELETE: RFC 9110, 9.2.2).
+Owns one httpx client. The gateway shows its own secret and names the user in `x-tierstore-access`, and where he comes
+from in `x-tierstore-from`; whatever the client sent under these names is not passed on. Requests are held while
+metadata restarts: a connection that is refused is tried again for `hold_seconds`; one that broke after it was sent is
+repeated only when the method may be (GET, HEAD, PUT, DELETE: RFC 9110, 9.2.2).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastapi import Request, Response
 from tierstore.clock import Clock
 from tierstore.errors import NotAuthenticated, TooLarge, UnavailableError
 from tierstore.gateway.credentials import CredentialCache
+from tierstore.wire.cluster import ACCESS_HEADER, FROM_HEADER
 
-ACCESS_HEADER: Final = "x-tierstore-access"
 _REQUEST_HEADERS: Final = ("accept", "content-type", "if-match", "if-none-match")
 _ANSWER_HEADERS: Final = ("content-type", "retry-after", "www-authenticate", "etag", "location", "content-disposition")
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
@@ -34,8 +34,10 @@ class Forwarder:
     def __init__(
         self, urls: Sequence[str], credentials: CredentialCache, clock: Clock, *, hold_seconds: float = 10.0,
         request_seconds: float = 30.0, body_bytes_max: int = 4 << 20, connections_max: int = 64,
-        on_rights: Callable[[], None] = lambda: None,
+        on_rights: Callable[[], None] = lambda: None, is_secure: bool = False,
     ) -> None:  # fmt: skip
+        """is_secure: what it forwards came by TLS."""
+        self._scheme = "https" if is_secure else "http"
         self._urls = list(urls)
         self._at = 0
         self._credentials = credentials
@@ -69,6 +71,8 @@ class Forwarder:
         headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
         headers["authorization"] = f"Bearer {self._secret}"
         headers[ACCESS_HEADER] = principal.access
+        if request.client is not None and request.client.host:
+            headers[FROM_HEADER] = f"{request.client.host} {self._scheme}"
         # the raw path: a key in it must arrive with the escapes it came with
         target = bytes(request.scope.get("raw_path") or request.scope["path"].encode())
         if query := request.scope.get("query_string", b""):

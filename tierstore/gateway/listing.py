@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from tierstore.auth.access import authorize
 from tierstore.errors import RequestError
 from tierstore.gateway.credentials import CredentialCache
 from tierstore.gateway.object_answer import site_line
 from tierstore.gateway.object_request import percent_decoded
+from tierstore.gateway.rights import NativeRights
 from tierstore.names import KEY_BYTES_MAX, check_bucket_name, version_text
 from tierstore.sdk.store import Store
 from tierstore.serving.exchange import Exchange
@@ -43,9 +43,10 @@ class _Page(msgspec.Struct, frozen=True):
 class ListingDoor:
     """The handler."""
 
-    def __init__(self, store: Store, credentials: CredentialCache) -> None:
+    def __init__(self, store: Store, credentials: CredentialCache, rights: NativeRights) -> None:
         self._store = store
         self._credentials = credentials
+        self._rights = rights
         self._lines = _JSON
 
     def open(self, site: str) -> None:
@@ -59,7 +60,8 @@ class ListingDoor:
         limit = _limit_of(exchange.query(b"limit"))
         header = exchange.header(b"authorization")
         principal = self._credentials.known(header) or await self._credentials.resolve(header)
-        authorize(principal, "list", bucket, prefix)
+        asked = {"s3:max-keys": str(limit), **({"s3:delimiter": delimiter} if delimiter else {})}
+        await self._rights.require(exchange, principal, "list", bucket, prefix, asked=asked)
         page = await self._store.list_page(
             bucket, prefix=prefix, delimiter=delimiter, start_after=after, limit=limit, access=principal.access
         )

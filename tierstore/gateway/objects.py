@@ -33,6 +33,7 @@ from tierstore.gateway.object_request import (
     parse_range,
     split_object_path,
 )
+from tierstore.gateway.rights import NativeRights
 from tierstore.gateway.upload import UploadSink
 from tierstore.names import parse_version
 from tierstore.sdk.objects import PutInfo
@@ -74,10 +75,11 @@ class ObjectDoor:
     """Handlers for the exchange. One per gateway process."""
 
     def __init__(
-        self, store: Store, credentials: CredentialCache, *, limits: DoorLimits | None = None
+        self, store: Store, credentials: CredentialCache, rights: NativeRights, *, limits: DoorLimits | None = None
     ) -> None:
         self._store = store
         self._credentials = credentials
+        self._rights = rights
         self._limits = limits or DoorLimits()
         self._site_line = b""
         self.budget = store.budget
@@ -110,9 +112,12 @@ class ObjectDoor:
         check_length(length, self._limits.object_bytes_max)
         bucket, key = split_object_path(exchange.route_arg)
         principal = self._credentials.known(exchange.header(b"authorization"))
-        if principal is None or length is None or length > self._store.small_bytes(bucket, key):
+        if principal is None or length is None or length > self._store.small_bytes(bucket, key) or (
+            not self._rights.is_plain(principal, bucket)
+        ):  # fmt: skip
             self.begin(exchange, self._put_stream(exchange, bucket, key, principal, length))
             return
+        authorize(principal, "write", bucket, key)
         request = self._put_request(exchange, bucket, key, principal)
         if not self.budget.try_take(length):
             # memory is short: the streaming way waits for its share
@@ -151,7 +156,7 @@ class ObjectDoor:
         wanted = None if is_head else parse_range(header(b"range"))
         version = exchange.query(b"version")
         principal = await self._principal(exchange)
-        authorize(principal, "read", bucket, key)
+        await self._rights.require(exchange, principal, "read", bucket, key, version=_version(version))
         first, length = (0, 1) if is_head else _window(wanted)
         found = await self._store.find(
             bucket, key, version=_version(version), first=first, length=length, access=principal.access
@@ -217,7 +222,6 @@ class ObjectDoor:
 
     # -- writing --------------------------------------------------------------------------------------------
     def _put_request(self, exchange: Exchange, bucket: str, key: str, principal: Principal) -> _PutRequest:
-        authorize(principal, "write", bucket, key)
         header = exchange.header
         return _PutRequest(
             bucket, key, principal, parse_meta(exchange.headers),
@@ -238,6 +242,7 @@ class ObjectDoor:
         """A body of any size, by chunks, while it comes."""
         if principal is None:
             principal = await self._credentials.resolve(exchange.header(b"authorization"))
+        await self._rights.require(exchange, principal, "write", bucket, key)
         request = self._put_request(exchange, bucket, key, principal)
         write = self._store.write_hint(
             meta=request.meta, condition=request.condition, crc32c=request.crc32c
@@ -266,7 +271,7 @@ class ObjectDoor:
         version = _version(exchange.query(b"version"))
         condition = parse_condition(header(b"if-match"), header(b"if-none-match"))
         principal = await self._principal(exchange)
-        authorize(principal, "delete", bucket, key)
+        await self._rights.require(exchange, principal, "delete", bucket, key, version=version)
         result = await self._store.delete(
             bucket, key, version=version, condition=condition, access=principal.access
         )

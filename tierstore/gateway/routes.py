@@ -13,7 +13,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from tierstore.auth.access import authorize
+from tierstore.auth.access import Action
 from tierstore.errors import NotAuthenticated, RequestError
 from tierstore.gateway.bodies import Bodies
 from tierstore.gateway.credentials import CredentialCache
@@ -37,6 +37,7 @@ from tierstore.gateway.models import Route as RouteModel
 from tierstore.gateway.object_request import parse_condition, split_object_path
 from tierstore.gateway.objects import PREFIX, ObjectDoor
 from tierstore.gateway.redirect import Redirects
+from tierstore.gateway.rights import NativeRights
 from tierstore.gateway.sites import route_of
 from tierstore.names import check_bucket_name, check_key, version_text
 from tierstore.sdk.store import Store
@@ -159,7 +160,7 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
 
 
 # -- rename and copy --------------------------------------------------------------------------------------------
-def add_actions(app: FastAPI, store: Store, credentials: CredentialCache) -> None:
+def add_actions(app: FastAPI, store: Store, credentials: CredentialCache, rights: NativeRights) -> None:
     """POST /v1/objects/{bucket}/{key}: rename or copy, one atomic step in the catalog."""
     path = "/v1/objects/{bucket}/{key:path}"
 
@@ -168,17 +169,23 @@ def add_actions(app: FastAPI, store: Store, credentials: CredentialCache) -> Non
         bucket, key = split_object_path(raw[len(PREFIX) :])
         header = request.headers.get("authorization")
         principal = await credentials.resolve(None if header is None else header.encode("latin-1"))
-        authorize(principal, "read", bucket, key)
+        address = request.client.host if request.client is not None else ""
+
+        async def require(action: Action, bucket: str, key: str) -> None:
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            await rights.judge(principal, action, bucket, key, address=address, headers=headers)
+
+        await require("read", bucket, key)
         action = _action_of(await read_body(request, _ACTION_BYTES_MAX))
         condition = parse_condition(_raw(request, "if-match"), _raw(request, "if-none-match"))
         if action.rename_to is not None:
             to_bucket, to_key = bucket, check_key(action.rename_to)
-            authorize(principal, "delete", bucket, key)
+            await require("delete", bucket, key)
         else:
             to_bucket, _, to_key = (action.copy_to or "").partition("/")
             check_bucket_name(to_bucket)
             check_key(to_key)
-        authorize(principal, "write", to_bucket, to_key)
+        await require("write", to_bucket, to_key)
         result = await store.copy(
             bucket, key, to_bucket, to_key, condition=condition, rename=action.rename_to is not None,
             access=principal.access,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 
-from tierstore.auth.access import Principal, authorize
+from tierstore.auth.access import Principal
 from tierstore.checksum import crc_of
 from tierstore.errors import NotFound, RangeNotSatisfiable, RequestError
 from tierstore.gateway.bodies import Bodies
@@ -24,6 +24,7 @@ from tierstore.gateway.models import Route as RouteModel
 from tierstore.gateway.models import RouteSite
 from tierstore.gateway.object_request import split_object_path
 from tierstore.gateway.objects import ObjectDoor
+from tierstore.gateway.rights import NativeRights
 from tierstore.gateway.sites_push import PUSH_PATH, check_site
 from tierstore.names import parse_version
 from tierstore.sdk.frames import BODIES_PATH, FRAME_BYTES, HEAD, frame_bytes, framed_length
@@ -43,10 +44,13 @@ _WRITE_BYTES: Final = 4 * (FRAME_BYTES + HEAD.size)
 class BodyDoor:
     """GET /v1/bodies/{bucket}/{key}: frames."""
 
-    def __init__(self, store: Store, bodies: Bodies, credentials: CredentialCache, door: ObjectDoor) -> None:
+    def __init__(
+        self, store: Store, bodies: Bodies, credentials: CredentialCache, rights: NativeRights, door: ObjectDoor
+    ) -> None:  # fmt: skip
         self._store = store
         self._bodies = bodies
         self._credentials = credentials
+        self._rights = rights
         self._door = door
         self.sent_bytes = 0
 
@@ -58,7 +62,7 @@ class BodyDoor:
         version = parse_version((exchange.query(b"version") or b"").decode("latin-1"))
         first, length = _number(exchange, b"first"), _number(exchange, b"length")
         principal = await self._credentials.resolve(exchange.header(b"authorization"))
-        authorize(principal, "read", bucket, key)
+        await self._rights.require(exchange, principal, "read", bucket, key, version=version)
         found = await self._store.find(
             bucket, key, version=version, first=first, length=length, access=principal.access,
             is_own=principal.user.startswith(SITE_USER),

@@ -6,7 +6,13 @@ Times are catalog time, ms since 1970, unless a name says otherwise.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+#: A gateway that forwards a request names the user by it, and where he comes from: "<address> <http or https>".
+ACCESS_HEADER: Final = "x-tierstore-access"
+FROM_HEADER: Final = "x-tierstore-from"
 
 
 class DeviceReport(msgspec.Struct, array_like=True, frozen=True):

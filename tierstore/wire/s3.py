@@ -14,6 +14,9 @@ from tierstore.wire.names import BucketView, ObjectMeta
 
 #: No user can name it: bucket names begin with a letter or digit.
 PARTS_BUCKET = ".multipart"
+#: Document of a bucket: its policy, as JSON text; and "true" where it shuts its owner out from itself too.
+POLICY: Final = "s3.policy"
+POLICY_BINDS_OWNER: Final = "s3.policy-binds-owner"
 #: Bytes of an upload's id; clients see it in hex.
 UPLOAD_BYTES = 16
 PART_NUMBER_MAX = 10_000

@@ -19,7 +19,17 @@ from metadata.catalog.accounts import Account
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.services.access import users
-from tierstore.auth.access import ROLES, USER_TOKEN, Principal, parse_bearer, token_hash, user_token
+from tierstore.auth.access import (
+    JUDGED,
+    NOTHING_SEEN,
+    ROLES,
+    USER_TOKEN,
+    Principal,
+    Seen,
+    parse_bearer,
+    token_hash,
+    user_token,
+)
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, ConfigError, NotAuthenticated, NotFound, RequestError
 from tierstore.names import check_bucket_name
@@ -82,8 +92,14 @@ class Credentials:
             _remember(self._by_header, header, entry)
         return principal
 
+    def sending(self, caller: Principal, address: str) -> Principal:
+        """The caller with what is seen of his request, which came from `address`, by plain HTTP as all that comes to
+        metadata."""
+        return caller if caller.is_daemon else caller.sending(Seen(address, False, self._clock.now_ms()))
+
     def behind_now(self, caller: Principal, access: str) -> Principal | None:
-        """Whom the caller acts for: itself, or (daemons only) the holder of an access key; None: ask behind()."""
+        """Whom the caller acts for: itself, or (daemons only) the holder of an access key, whom the daemon has judged
+        by what it saw; None: ask behind()."""
         if not access or access == caller.access:
             return caller
         if not caller.is_daemon:
@@ -100,7 +116,7 @@ class Credentials:
         account = await self._database.read(lambda connection: accounts.by_access(connection, access))
         if account is None or not account.enabled:
             raise _unknown()
-        entry = _entry(account)
+        entry = _entry(account, JUDGED)
         principal = self._fresh(entry)
         if revision == self.revision:
             _remember(self._by_access, access, entry)
@@ -265,9 +281,9 @@ class Credentials:
         self._took(await self._database.write(work))
 
 
-def _entry(account: Account) -> tuple[Principal, int]:
+def _entry(account: Account, seen: Seen = NOTHING_SEEN) -> tuple[Principal, int]:
     policies = tuple(document for _, document in users.policies_of(account))
-    return Principal(account.access, account.user, account.grants, policies=policies), account.expires_at_ms
+    return Principal(account.access, account.user, account.grants, policies=policies, seen=seen), account.expires_at_ms
 
 
 def _remember(cache: dict[bytes, tuple[Principal, int]] | dict[str, tuple[Principal, int]], key: bytes | str,

@@ -21,7 +21,8 @@ from metadata.services.files.work import check_path, directory_key, name_of
 from metadata.services.names import posix
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.replicas import ReplicaOrder
-from tierstore.auth.access import Principal, authorize_all
+from metadata.services.names.rights import authorize_all_in
+from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, RequestError, TierstoreError
 from tierstore.wire.files import ORPHAN, Entry, Extents, FileQuestion, FileResult, Find, Look, ReadDirectory, Space
@@ -50,7 +51,7 @@ class FileAnswers:
         q = item.question
         try:
             bucket = await self._names.get(q.bucket)
-            authorize_all(who, "read", q.bucket)
+            authorize_all_in(who, "read", bucket)
             if isinstance(q, Space):
                 return self._space()
             if isinstance(q, Find):

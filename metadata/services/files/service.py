@@ -33,8 +33,9 @@ from metadata.services.names.commit import ATTEMPTS_MAX, COMMIT_SECONDS, CommitS
 from metadata.services.names.facts import Facts, check_operation
 from metadata.services.names.object_lock import check_files
 from metadata.services.names.replicas import ReplicaOrder
+from metadata.services.names.rights import authorize_all_in
 from metadata.services.names.writes import Committed, WriteSet
-from tierstore.auth.access import Principal, authorize_all
+from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import CapacityError, TierstoreError, UnavailableError
 from tierstore.wire import decode, encode
@@ -228,7 +229,7 @@ class FilesService:
         check_operation(item.operation, item.deadline_ms, facts.now_ms)
         m = item.mutation
         bucket = facts.bucket(m.bucket)
-        authorize_all(who, "write", m.bucket)
+        authorize_all_in(who, "write", bucket)
         check_files(bucket)
         now_ns = facts.now_ms * 1_000_000 if isinstance(m, Make) else m.now_ns
         if isinstance(m, Make):
@@ -245,10 +246,10 @@ class FilesService:
         if isinstance(m, SetAttributes):
             return self._rules.set_attributes(w, m)
         if isinstance(m, Rename):
-            authorize_all(who, "delete", m.bucket)
+            authorize_all_in(who, "delete", w.bucket)
             return self._rules.rename(w, m)
         if isinstance(m, Remove):
-            authorize_all(who, "delete", m.bucket)
+            authorize_all_in(who, "delete", w.bucket)
             return self._rules.remove(w, m)
         assert isinstance(m, Link), "no other change exists"
         return self._rules.link(w, m)

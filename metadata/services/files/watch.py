@@ -17,8 +17,9 @@ from metadata.catalog.session import Session
 from metadata.services.files.names import holder_of
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.commit import CommitService
+from metadata.services.names.rights import authorize_all_in
 from metadata.services.names.writes import Committed, WriteSet
-from tierstore.auth.access import Principal, authorize_all
+from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import UnavailableError
 from tierstore.wire.files import Changed, Watch, Watched
@@ -59,7 +60,7 @@ class FileWatch:
     async def watch(self, item: Watch, who: Principal) -> Watched:
         """What changed behind item.after. Raises UnavailableError when too many watch."""
         bucket = await self._names.get(item.bucket)
-        authorize_all(who, "read", item.bucket)
+        authorize_all_in(who, "read", bucket)
         if item.mount:
             await self._renew_mount(item.mount)
         if self._watchers >= WATCHERS_MAX:

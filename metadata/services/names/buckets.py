@@ -12,10 +12,12 @@ from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.quotas import DOCUMENT as QUOTA
+from metadata.services.names.rights import require_by_policy
 from tierstore.auth.access import Principal, authorize, is_allowed
 from tierstore.clock import Clock
 from tierstore.errors import RequestError
 from tierstore.names import check_bucket_name
+from tierstore.wire.s3 import POLICY, POLICY_BINDS_OWNER
 
 #: A row, by the name that routes use beside their own models.
 BucketRow = Bucket
@@ -52,7 +54,9 @@ class BucketService:
     async def get(self, name: str, who: Principal) -> Bucket:
         """Raises AccessDenied, NotFound."""
         authorize(who, "list", name)
-        return await self._names.get(name)
+        bucket = await self._names.get(name)
+        require_by_policy(who, "list", bucket)
+        return bucket
 
     async def count(self, bucket: Bucket) -> tuple[int, int]:
         """(objects, bytes): reads every row of the bucket, beside the hot path."""
@@ -75,6 +79,7 @@ class BucketService:
     async def delete(self, name: str, who: Principal) -> None:
         """Raises NotFound, ConflictError(code="bucket-not-empty")."""
         authorize(who, "bucket", name)
+        require_by_policy(who, "bucket", await self._names.get(name))
         at_ms = self._clock.now_ms()
 
         def work(connection: Connection) -> None:
@@ -89,8 +94,12 @@ class BucketService:
         documents: dict[str, str | None] | None = None, also: Callable[[Connection, Bucket], None] | None = None,
     ) -> Bucket:  # fmt: skip
         """Set versioning, set or remove (None) documents. also: what else belongs into the transaction; it gets the
-        bucket as it was, locked. Raises NotFound, RequestError, ConflictError."""
+        bucket as it was, locked. Raises NotFound, RequestError, ConflictError. A policy that denies everything to
+        everybody is for administrators of the cluster to remove."""
         authorize(who, "bucket", name)
+        is_mended = versioning is None and documents is not None and documents.keys() <= {POLICY, POLICY_BINDS_OWNER}
+        if not (is_mended and is_allowed(who, "admin")):
+            require_by_policy(who, "bucket", await self._names.get(name))
         if versioning is not None and versioning not in VERSIONING:
             raise RequestError(f"versioning is enabled or suspended, not {versioning!r}", code="bad-versioning")
         for document, text in (documents or {}).items():

@@ -12,6 +12,7 @@ from metadata.catalog import operations
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.objects import ObjectRow
 from metadata.services.names.receipts import Members, Opened
+from metadata.services.names.rights import require_by_policy
 from tierstore.auth.access import Principal, authorize
 from tierstore.errors import ConflictError, NotFound, RequestError, TierstoreError
 from tierstore.names import OPERATION_ID_BYTES
@@ -39,10 +40,12 @@ class Facts:
         return found
 
     def writable(self, who: Principal, name: str, key: str) -> Bucket:
-        """The bucket, for somebody who may write the key to it; judged once for all items of the batch by who has no
-        policies, which may tell keys apart."""
+        """The bucket, for somebody who may write the key to it; judged once for all items of the batch where no
+        policy tells keys apart."""
         if who.policies:
             authorize(who, "write", name, key)
+        if (policied := self.buckets.get(name)) is not None:
+            require_by_policy(who, "write", policied, key)
         known = self._writable.get((id(who), name))     # who outlives the batch: the same id is the same principal
         if known is None:
             known = self.bucket(name)

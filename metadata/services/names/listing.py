@@ -20,7 +20,8 @@ from metadata.catalog.packed import CHUNK_BYTES, REPLICA_BYTES, first_devices
 from metadata.catalog.queries import Connection
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.replicas import ReplicaOrder
-from tierstore.auth.access import Principal, authorize
+from metadata.services.names.rights import authorize_in
+from tierstore.auth.access import Principal
 from tierstore.errors import RequestError
 from tierstore.names import CHUNK_ID_BYTES, KEY_BYTES_MAX
 from tierstore.wire.names import ListEntry, ListItem, ListResult
@@ -51,7 +52,7 @@ class ListingService:
         for name, text in (("prefix", item.prefix), ("delimiter", item.delimiter), ("start_after", item.start_after)):
             _check_text(name, text)
         bucket = await self._names.get(item.bucket)
-        authorize(who, "list", item.bucket, item.prefix)
+        authorize_in(who, "list", bucket, item.prefix)
         return await _Scan(self, item, bucket.id).run()
 
     async def step(

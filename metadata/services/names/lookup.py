@@ -21,8 +21,9 @@ from metadata.catalog.packed import iter_packed
 from metadata.catalog.queries import Connection
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.replicas import ReplicaOrder
+from metadata.services.names.rights import authorize_in, authorize_more
 from metadata.services.names.steps import NULL_VERSION
-from tierstore.auth.access import Principal, authorize
+from tierstore.auth.access import OF_VERSIONS, Principal
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, TierstoreError
 from tierstore.names import check_key
@@ -75,7 +76,7 @@ class LookupService:
             bucket = self._names.now(item.bucket)
             if bucket is None:
                 return None
-            authorize(who, "read", item.bucket, item.key)
+            authorize_in(who, "read", bucket, item.key)
             check_key(item.key)
             if item.version:
                 return None
@@ -95,19 +96,20 @@ class LookupService:
         self.lookups += not item.is_own
         try:
             bucket = await self._names.get(item.bucket)
-            authorize(who, "read", item.bucket, item.key)
+            authorize_in(who, "read", bucket, item.key)
             check_key(item.key)
             if not item.version:
                 rows = await self._database.select(LATEST, [(bucket.id, item.key)])
                 row = ObjectRow._make(rows[0]) if rows else None
                 if row is None or row.kind not in _LONG or not item.want_chunks:
                     return self._result(item, row, is_latest=True)
-            return await self._database.read(lambda connection: self._slowly(connection, bucket, item))
+            return await self._database.read(lambda connection: self._slowly(connection, bucket, item, who))
         except TierstoreError as error:
             return LookupResult(code=error.code, detail=error.detail)
 
-    def _slowly(self, connection: Connection, bucket: Bucket, item: LookupItem) -> LookupResult:
-        """Everything in one snapshot: the row cannot lose its body between two statements."""
+    def _slowly(self, connection: Connection, bucket: Bucket, item: LookupItem, who: Principal) -> LookupResult:
+        """Everything in one snapshot: the row cannot lose its body between two statements. Raises AccessDenied for an
+        old version; whoever names the latest one may be reading on in it."""
         latest = objects.latest(connection, bucket.id, item.key)
         row = latest
         if item.version == NULL_VERSION:
@@ -115,6 +117,8 @@ class LookupService:
                 row = objects.null_version(connection, bucket.id, item.key, lock=False)
         elif item.version and (latest is None or latest.version != item.version):
             row = objects.version(connection, bucket.id, item.key, item.version)
+        if row is not latest:
+            authorize_more(who, OF_VERSIONS["read"], bucket, item.key)
         chunks: list[ChunkView] | None = None
         more = False
         if row is not None and row.kind in _LONG and row.ref is not None and item.want_chunks:

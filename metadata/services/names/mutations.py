@@ -17,9 +17,10 @@ from metadata.services.names.compose import compose
 from metadata.services.names.facts import Facts, check_operation
 from metadata.services.names.posix import of_copy
 from metadata.services.names.puts import Puts
+from metadata.services.names.rights import authorize_bypass, authorize_in, authorize_more
 from metadata.services.names.steps import check_condition, missing, new_meta, pack_meta
 from metadata.services.names.writes import WriteSet
-from tierstore.auth.access import Principal, authorize
+from tierstore.auth.access import OF_FACTS, OF_VERSIONS, Principal
 from tierstore.errors import ConflictError, RequestError
 from tierstore.names import check_key
 from tierstore.wire import names
@@ -51,7 +52,7 @@ class Mutator(Puts):
         self, session: Session, facts: Facts, writes: WriteSet, m: names.Compose, who: Principal
     ) -> CommitResult:
         bucket = facts.bucket(m.bucket)
-        authorize(who, "write", m.bucket, m.key)
+        authorize_in(who, "write", bucket, m.key)
         check_key(m.key)
         meta = new_meta(bucket, m.meta, facts)
         old = facts.latest.get((bucket.id, m.key))
@@ -70,10 +71,13 @@ class Mutator(Puts):
     # -- delete ---------------------------------------------------------------------------------------------
     def _delete(self, session: Session, facts: Facts, writes: WriteSet, m: Delete, who: Principal) -> CommitResult:
         bucket = facts.bucket(m.bucket)
-        authorize(who, "delete", m.bucket, m.key)
+        authorize_in(who, "delete", bucket, m.key)
         check_key(m.key)
         old = facts.latest.get((bucket.id, m.key))
         if m.version:
+            authorize_more(who, OF_VERSIONS["delete"], bucket, m.key)
+            if m.bypass_governance:
+                authorize_bypass(who, bucket)
             return self._delete_version(session, facts, writes, bucket, m, old)
         check_condition(m.condition, old)
         existed = old is not None and old.kind != schema.KIND_MARKER
@@ -119,13 +123,15 @@ class Mutator(Puts):
     # -- copy and rename ------------------------------------------------------------------------------------
     def _copy(self, session: Session, facts: Facts, writes: WriteSet, m: Copy, who: Principal) -> CommitResult:
         source_bucket, bucket = facts.bucket(m.from_bucket), facts.bucket(m.bucket)
-        authorize(who, "read", m.from_bucket, m.from_key)
-        authorize(who, "write", m.bucket, m.key)
+        authorize_in(who, "read", source_bucket, m.from_key)
+        authorize_in(who, "write", bucket, m.key)
         check_key(m.key)
         check_key(m.from_key)
         is_same = (source_bucket.id, m.from_key) == (bucket.id, m.key)
+        if m.from_version:
+            authorize_more(who, OF_VERSIONS["read"], source_bucket, m.from_key)
         if m.rename:
-            authorize(who, "delete", m.from_bucket, m.from_key)
+            authorize_in(who, "delete", source_bucket, m.from_key)
             if is_same or m.from_version:
                 raise RequestError("rename the latest version to another key", code="bad-rename")
         source_latest = facts.latest.get((source_bucket.id, m.from_key))
@@ -207,8 +213,11 @@ class Mutator(Puts):
     # -- metadata -------------------------------------------------------------------------------------------
     def _set_meta(self, session: Session, facts: Facts, writes: WriteSet, m: SetMeta, who: Principal) -> CommitResult:
         bucket = facts.bucket(m.bucket)
-        authorize(who, "write", m.bucket, m.key)
+        authorize_in(who, "write", bucket, m.key)
         check_key(m.key)
+        authorize_more(who, OF_FACTS, bucket, m.key)
+        if m.bypass_governance:
+            authorize_bypass(who, bucket)
         latest = facts.latest.get((bucket.id, m.key))
         row = self._find(session, bucket, m.key, m.version, latest)
         check_condition(m.condition, row)

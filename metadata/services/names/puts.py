@@ -16,9 +16,10 @@ from metadata.services.names import quotas
 from metadata.services.names.facts import Facts, check_uploads
 from metadata.services.names.fill import fill
 from metadata.services.names.receipts import Opened, pack_bodies
+from metadata.services.names.rights import authorize_in
 from metadata.services.names.steps import Steps, check_condition, missing, new_meta
 from metadata.services.names.writes import WriteSet
-from tierstore.auth.access import Principal, authorize
+from tierstore.auth.access import Principal
 from tierstore.errors import RequestError, TierstoreError
 from tierstore.names import CHUNK_ID_BYTES, UPLOAD_ID_BYTES, check_key
 from tierstore.wire.names import CommitResult, Fill, Put
@@ -78,7 +79,7 @@ class Puts(Steps):
     ) -> CommitResult:  # fmt: skip
         """Bytes of a remote version. A gateway brings them for whoever may read the object."""
         bucket = facts.bucket(m.bucket)
-        authorize(who, "read", m.bucket, m.key)
+        authorize_in(who, "read", bucket, m.key)
         if isinstance(opened, TierstoreError):
             raise opened
         latest = facts.latest.get((bucket.id, m.key))

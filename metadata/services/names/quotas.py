@@ -22,6 +22,7 @@ from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session, lock_out_commits
 from metadata.catalog.usage import Usage
 from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.rights import require_by_policy
 from tierstore.auth.access import Principal, authorize
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied
@@ -92,6 +93,7 @@ class Quotas:
         """The quota and what the bucket holds of it (None: no quota, so nothing is counted). Raises NotFound."""
         authorize(who, "list", name)
         bucket = await self._names.get(name)
+        require_by_policy(who, "list", bucket)
         quota = quota_of(bucket)
         if quota is None:
             return Quota(), None

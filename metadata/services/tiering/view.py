@@ -18,11 +18,12 @@ from metadata.catalog.database import Database
 from metadata.catalog.packed import BAD, DELETING, LIVE, PackedChunk
 from metadata.services.cluster.membership import Cluster
 from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.rights import authorize_in
 from metadata.services.tiering import fleet as tiering_fleet
 from metadata.services.tiering.recorder import Recorder
 from metadata.services.tiering.service import Tiering
 from metadata.services.tiering.walk import ShelfWalk
-from tierstore.auth.access import Principal, authorize
+from tierstore.auth.access import Principal
 from tierstore.clock import version_site
 from tierstore.errors import NotFound, RequestError, UnavailableError
 from tierstore.names import TIERS, check_key, version_text
@@ -127,7 +128,7 @@ class TieringView:
         when it is not or only in part here; else null. Ranks and decisions are those of the process that holds the
         promoter's lease; another one knows the copies and the rule."""
         bucket = await self._names.get(bucket_name)
-        authorize(who, "read", bucket_name, key)
+        authorize_in(who, "read", bucket, key)
         check_key(key)
         explained = await self._database.scan(lambda c: rows.object_named(c, bucket.id, key))
         if explained is None:

@@ -29,7 +29,7 @@ from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection
 from metadata.services.cluster.membership import Cluster
 from metadata.services.names.commit import CommitService
-from tierstore.auth.access import Principal
+from tierstore.auth.access import JUDGED, Principal
 from tierstore.checksum import combine
 from tierstore.clock import version_ms
 from tierstore.errors import RequestError
@@ -44,7 +44,7 @@ DEADLINE_MS: Final = 3_600_000
 #: For the uploads that are adopted: long enough for the whole of it.
 LEASE_MS: Final = 6 * 3_600_000
 COPIES_MAX: Final = 8
-_EVERYTHING: Final = Principal(access="rebuild", user="rebuild", grants={"*": "admin"})
+_EVERYTHING: Final = Principal(access="rebuild", user="rebuild", grants={"*": "admin"}, seen=JUDGED)
 
 
 @dataclass(slots=True)

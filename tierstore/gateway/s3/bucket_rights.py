@@ -13,6 +13,7 @@ from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.documents import document, element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.request import Call
+from tierstore.wire.s3 import POLICY, POLICY_BINDS_OWNER
 
 _JSON_LINE: Final = b"content-type: application/json\r\n"
 _SWITCHES: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
@@ -27,7 +28,7 @@ class BucketRights:
 
     async def get_policy(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:GetBucketPolicy")
-        text = bucket.config.get(rights.POLICY)
+        text = bucket.config.get(POLICY)
         if text is None:
             raise S3Error("NoSuchBucketPolicy", "The bucket policy does not exist")
         call.reply(200, text.encode(), _JSON_LINE)
@@ -48,13 +49,13 @@ class BucketRights:
             raise S3Error("AccessDenied")
         binds_owner = (call.header(b"x-amz-confirm-remove-self-bucket-access") or "").lower() == "true"
         await self._files.set_all(call, {
-            rights.POLICY: text, rights.POLICY_BINDS_OWNER: "true" if binds_owner else None,
+            POLICY: text, POLICY_BINDS_OWNER: "true" if binds_owner else None,
         })  # fmt: skip
         call.reply(204)
 
     async def delete_policy(self, call: Call) -> None:
         await self._files.bucket(call, "s3:DeleteBucketPolicy")
-        await self._files.set_all(call, {rights.POLICY: None, rights.POLICY_BINDS_OWNER: None})
+        await self._files.set_all(call, {POLICY: None, POLICY_BINDS_OWNER: None})
         call.reply(204)
 
     async def policy_status(self, call: Call) -> None:

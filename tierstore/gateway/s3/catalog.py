@@ -46,12 +46,17 @@ class S3Catalog:
     def now_ms(self) -> int:
         return self._clock.now_ms()
 
+    def known(self, name: str) -> BucketView | None:
+        """The view that is still believed, None when metadata has to be asked."""
+        held = self._buckets.get(name)
+        return held[0] if held is not None and held[1] > self._clock.monotonic() else None
+
     async def bucket(self, name: str, *, fresh: bool = False) -> BucketView:
         """Raises NotFound(no-such-bucket)."""
+        held = self.known(name)
+        if held is not None and not fresh:
+            return held
         now = self._clock.monotonic()
-        held = self._buckets.get(name)
-        if held is not None and held[1] > now and not fresh:
-            return held[0]
         answer = await self._call(BucketCall("get", name))
         while len(self._buckets) >= BUCKETS_MAX:
             del self._buckets[next(iter(self._buckets))]

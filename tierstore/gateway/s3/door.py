@@ -38,7 +38,7 @@ class S3Door:
     """One per gateway process. native: the door whose bound of requests it shares; is_secure: its port speaks TLS."""
 
     def __init__(
-        self, store: Store, clock: Clock, native: ObjectDoor, *, vault: Vault, domain: str = "",
+        self, store: Store, catalog: S3Catalog, clock: Clock, native: ObjectDoor, *, vault: Vault, domain: str = "",
         redirects: Redirects | None = None, is_secure: bool = False,
     ) -> None:  # fmt: skip
         self._native = native
@@ -46,7 +46,7 @@ class S3Door:
         self._is_secure = is_secure
         self._domain = domain.lower()
         self._redirects = redirects
-        self._catalog = S3Catalog(store.client, clock)
+        self._catalog = catalog
         self._auth = Authenticator(store.client, clock)
         self._executor = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="s3-sums")
         self._reader = BodyReader(self._executor)

@@ -20,11 +20,9 @@ from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.s3.policy_context import EXISTING_TAG, REQUEST_TAG, question_of
 from tierstore.gateway.s3.request import Call
 from tierstore.wire.names import BucketView
+from tierstore.wire.s3 import POLICY, POLICY_BINDS_OWNER
 
-#: Documents of a bucket that this door owns (buckets.config).
-POLICY: Final = "s3.policy"
-#: "true": the policy may shut out the owner from itself too, because he said so when he set it.
-POLICY_BINDS_OWNER: Final = "s3.policy-binds-owner"
+#: Documents of a bucket that this door owns (buckets.config), beside the policy.
 ACL: Final = "s3.acl"
 PUBLIC_BLOCK: Final = "s3.public-access-block"
 OWNERSHIP: Final = "s3.ownership"
