@@ -75,6 +75,38 @@ def test_conditions_on_who_asks_and_when(
         assert anonymous(running, "GET", f"/{bucket}/k", **asked)[0] == status, condition
 
 
+def test_a_home_for_each_by_variables(s3: Any, bucket: str, other: Any, refused: Refused, running: Cluster) -> None:
+    """One policy for all users: keys and lists below their own name; the older version takes the text as it is, and
+    strangers have no name."""
+    for key in ("home/configured/x", "home/ann/x", "home/${aws:username}/x", "star/*"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"")
+
+    def put(version: str) -> None:
+        arn = f"arn:aws:s3:::{bucket}"
+        s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": version, "Statement": [
+            {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject",
+             "Resource": [arn + "/home/${aws:username}/*", arn + "/star/${*}"]},
+            {"Effect": "Allow", "Principal": "*", "Action": "s3:ListBucket", "Resource": arn,
+             "Condition": {"StringLike": {"s3:prefix": "home/${aws:username}/*"}}},
+        ]}))  # fmt: skip
+
+    put("2012-10-17")
+    for key in ("home/configured/x", "star/*"):
+        other.get_object(Bucket=bucket, Key=key)
+    for key in ("home/ann/x", "home/${aws:username}/x", "star/x"):
+        assert refused(other.get_object, Bucket=bucket, Key=key) == "AccessDenied", key
+    assert other.list_objects_v2(Bucket=bucket, Prefix="home/configured/")["KeyCount"] == 1
+    assert refused(other.list_objects_v2, Bucket=bucket, Prefix="home/ann/") == "AccessDenied"
+    assert anonymous(running, "GET", f"/{bucket}/home/configured/x")[0] == 403
+    put("2008-10-17")
+    assert refused(other.get_object, Bucket=bucket, Key="home/configured/x") == "AccessDenied"
+    other.get_object(Bucket=bucket, Key="home/${aws:username}/x")
+    broken = {"Version": "2012-10-17", "Statement": [{
+        "Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/${{aws:x",
+    }]}  # fmt: skip
+    assert refused(s3.put_bucket_policy, Bucket=bucket, Policy=json.dumps(broken)) == "MalformedPolicy"
+
+
 def test_conditions_on_lists(s3: Any, bucket: str, allow: SetPolicy, other: Any, refused: Refused) -> None:
     """A home for each: only what lies below a prefix is listed, in pages of a size."""
     s3.put_object(Bucket=bucket, Key="home/ann/x", Body=b"")

@@ -40,6 +40,12 @@ def test_replication_rules_by_s3(tmp_path: Path, refused: Refused) -> None:
         put(_configuration("arn:aws:s3:::bkt"))
         rule = s3.get_bucket_replication(Bucket="bkt")["ReplicationConfiguration"]["Rules"][0]
         assert rule["Destination"]["Bucket"] == "arn:aws:s3:site2::bkt" and rule["Filter"] == {"Prefix": "logs/"}
+        assert (rule["ID"], rule["Priority"]) == ("all", 1)
+        both = _configuration("arn:aws:s3:site2::bkt")
+        both["Rules"].append({**both["Rules"][0], "ID": "first", "Priority": 8, "Filter": {"Prefix": "logs/new/"}})
+        put(both)
+        rules = s3.get_bucket_replication(Bucket="bkt")["ReplicationConfiguration"]["Rules"]
+        assert [(rule["ID"], rule["Priority"]) for rule in rules] == [("first", 8), ("all", 1)]
         put(_configuration("arn:aws:s3:site2::bkt"))
         s3.put_object(Bucket="bkt", Key="logs/a", Body=b"everywhere")
         there = client_of(running, endpoint=running.ready["sites"][1]["gateway"])

@@ -129,8 +129,12 @@ class Buckets:
         if status == "Suspended" and lock.DOCUMENT in bucket.config:
             raise S3Error("InvalidBucketState", "An Object Lock configuration is present on this bucket, so the "
                           "versioning state cannot be changed.")  # fmt: skip
-        if root.text("MfaDelete") == "Enabled":
-            raise S3Error("NotImplemented", "MFA delete is not supported.")
+        mfa = root.text("MfaDelete")
+        if mfa not in (None, "Enabled", "Disabled"):
+            raise S3Error("MalformedXML")
+        if mfa == "Enabled":
+            # AWS wants a code of the owner's device with it; users have no such devices here
+            raise S3Error("AccessDenied", "Mfa Authentication must be used for this request; users have no devices.")
         await self._catalog.configure(call.bucket, call.principal.user, versioning=status.lower())
         call.reply(200)
 
