@@ -98,6 +98,13 @@ def test_versions_markers_and_null_versions(s3: Any, bucket: str, refused: Refus
     assert "Status" not in s3.get_bucket_versioning(Bucket=bucket)
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    by_device = {"Status": "Enabled", "MFADelete": "Enabled"}
+    for more in ({}, {"MFA": "arn:aws:iam::1:mfa/x 123456"}):
+        assert refused(s3.put_bucket_versioning, Bucket=bucket, VersioningConfiguration=by_device, **more) == (
+            "AccessDenied"
+        )
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled", "MFADelete": "Disabled"})
+    assert "MFADelete" not in s3.get_bucket_versioning(Bucket=bucket)
     one = s3.put_object(Bucket=bucket, Key="k", Body=b"one")["VersionId"]
     marker = s3.delete_object(Bucket=bucket, Key="k")
     assert marker["DeleteMarker"] is True

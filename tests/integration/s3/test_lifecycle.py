@@ -134,6 +134,31 @@ def test_old_uploads_are_given_up_and_locked_versions_stay(s3: Any, bucket: str)
     assert s3.get_object(Bucket=vault, Key="k", VersionId=held)["Body"].read() == b"x"
 
 
+def test_old_versions_change_their_class(s3: Any, bucket: str) -> None:
+    """Noncurrent versions move by rules of their own, but for the newest of them that the rule keeps; the current one
+    stays as it is, whatever class it was put with, and no byte changes."""
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    made = [s3.put_object(Bucket=bucket, Key="k", Body=b"%d" % i, Tagging=f"n={i}")["VersionId"] for i in range(4)]
+    other = [s3.put_object(Bucket=bucket, Key="other", Body=b"x")["VersionId"] for _ in range(2)]
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules(
+        {"Filter": {"Prefix": "k"}, "NoncurrentVersionTransitions": [
+            {"NoncurrentDays": 1, "StorageClass": "GLACIER_IR", "NewerNoncurrentVersions": 1}]},
+    ))  # fmt: skip
+
+    def classes() -> dict[str, str]:
+        return {v["VersionId"]: v["StorageClass"] for v in s3.list_object_versions(Bucket=bucket)["Versions"]}
+
+    cold = dict.fromkeys(made[:2], "GLACIER_IR")
+    wanted = {**dict.fromkeys([*made[2:], *other], "STANDARD"), **cold}
+    wait_until(lambda: classes() == wanted, seconds=60, what=lambda: f"{wanted}, not {classes()}")
+    for place, version in enumerate(made):
+        found = s3.get_object(Bucket=bucket, Key="k", VersionId=version)
+        assert (found["Body"].read(), found.get("StorageClass")) == (b"%d" % place, cold.get(version))
+        tags = s3.get_object_tagging(Bucket=bucket, Key="k", VersionId=version)["TagSet"]
+        assert tags == [{"Key": "n", "Value": str(place)}]
+    assert s3.head_object(Bucket=bucket, Key="k")["VersionId"] == made[-1]
+
+
 def test_filters_hold_for_old_versions_and_markers_alone(s3: Any, bucket: str) -> None:
     """Prefix, tags and both sizes of an And must all match, for noncurrent versions too; a rule for markers takes those
     that hide nothing, and no others."""

@@ -164,6 +164,36 @@ def test_conditions_on_what_a_put_asks_for(
     assert [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["k"]
 
 
+def test_customers_keys_in_conditions_of_copies(
+    s3: Any, bucket: str, allow: SetPolicy, refused: Refused
+) -> None:
+    """The key of the source counts for reading it, that of what is made for writing it, in copies and in parts."""
+    named = "s3:x-amz-server-side-encryption-customer-algorithm"
+    s3.put_object(Bucket=bucket, Key="clear", Body=b"data")
+    s3.put_object(Bucket=bucket, Key="sealed", Body=b"data", **CUSTOMER)
+    of_source = {"CopySourceSSECustomerAlgorithm": "AES256", "CopySourceSSECustomerKey": KEY}
+    clear, sealed = ({"Bucket": bucket, "Key": key} for key in ("clear", "sealed"))
+
+    allow("s3:GetObject", {"Null": {named: "true"}}, "Deny")     # only what is read with a customer's key
+    s3.copy_object(Bucket=bucket, Key="x", CopySource=sealed, **of_source)
+    assert refused(s3.copy_object, Bucket=bucket, Key="x", CopySource=clear, **CUSTOMER) == "AccessDenied"
+    assert refused(s3.get_object, Bucket=bucket, Key="clear") == "AccessDenied"
+    assert s3.get_object(Bucket=bucket, Key="sealed", **CUSTOMER)["Body"].read() == b"data"
+
+    allow("s3:PutObject", {"Null": {named: "true"}}, "Deny")     # only what is written with one
+    s3.copy_object(Bucket=bucket, Key="y", CopySource=clear, **CUSTOMER)
+    s3.copy_object(Bucket=bucket, Key="y", CopySource=sealed, **of_source, **CUSTOMER)
+    assert refused(s3.copy_object, Bucket=bucket, Key="y", CopySource=sealed, **of_source) == "AccessDenied"
+    part = {"Bucket": bucket, "Key": "m", "PartNumber": 1, "CopySource": clear}
+    assert refused(s3.create_multipart_upload, Bucket=bucket, Key="m") == "AccessDenied"
+    part["UploadId"] = s3.create_multipart_upload(Bucket=bucket, Key="m", **CUSTOMER)["UploadId"]
+    assert refused(s3.upload_part_copy, **part) in ("AccessDenied", "InvalidRequest")
+    s3.upload_part_copy(**part, **CUSTOMER)
+    allow("s3:PutObject", {"StringEquals": {"s3:x-amz-copy-source": f"{bucket}/clear"}}, "Deny")
+    assert refused(s3.copy_object, Bucket=bucket, Key="z", CopySource=clear) == "AccessDenied"
+    s3.copy_object(Bucket=bucket, Key="z", CopySource=sealed, **of_source)
+
+
 def test_grants_in_conditions(s3: Any, bucket: str, allow: SetPolicy, other: Any, refused: Refused) -> None:
     """Who writes into somebody's bucket must give its owner full control; the header that says so is judged."""
     rules = {"Rules": [{"ObjectOwnership": "ObjectWriter"}]}

@@ -35,6 +35,13 @@ _HEADERS: Final = (
     )),
     (b"if-match", "s3:if-match"), (b"if-none-match", "s3:if-none-match"),
 )  # fmt: skip
+#: What a copy asks for is about what it makes; its source is read under these.
+_OF_SOURCES: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion"})
+_SOURCE_HEADERS: Final = (
+    (b"referer", "aws:referer"), (b"user-agent", "aws:useragent"),
+    (b"x-amz-copy-source-server-side-encryption-customer-algorithm",
+     "s3:x-amz-server-side-encryption-customer-algorithm"),
+)  # fmt: skip
 _QUERY: Final = (
     ("prefix", "s3:prefix"), ("delimiter", "s3:delimiter"), ("max-keys", "s3:max-keys"),
     ("versionId", "s3:versionid"),
@@ -56,14 +63,18 @@ def question_of(
         context["aws:username"] = context["aws:userid"] = [who.user]
         context["s3:signatureversion"] = ["AWS4-HMAC-SHA256"]
         context["s3:authtype"] = [_way_of_signing(call)]
-    for header, name in _HEADERS:
+    reads_source = action in _OF_SOURCES and b"x-amz-copy-source" in call.header_names
+    for header, name in _SOURCE_HEADERS if reads_source else _HEADERS:
         if header in call.header_names and (value := call.header(header)) is not None:
             context[name] = [value]
     for name, said in _QUERY:
         if name in call.query:
             context[said] = [call.query[name]]
-    _add_retention(context, now)
-    _add_tags(context, call, tags)
+    if reads_source:
+        _add_existing(context, tags)
+    else:
+        _add_retention(context, now)
+        _add_tags(context, call, tags)
     resource = f"arn:aws:s3:::{bucket.name}" + (f"/{key}" if key else "")
     return Question(who.user if who.access else "", who.access, action, resource, context)
 
@@ -96,5 +107,9 @@ def _add_tags(context: dict[str, list[str]], call: Call, existing: Mapping[str, 
         context["s3:requestobjecttagkeys"] = list(said)
         for name, value in said.items():
             context[f"s3:requestobjecttag/{name.lower()}"] = [value]
-    for name, value in (existing or {}).items():
+    _add_existing(context, existing)
+
+
+def _add_existing(context: dict[str, list[str]], tags: Mapping[str, str] | None) -> None:
+    for name, value in (tags or {}).items():
         context[EXISTING_TAG + name.lower()] = [value]
