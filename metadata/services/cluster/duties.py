@@ -67,7 +67,7 @@ class LeaseKeeper:
                 async with asyncio.timeout(RENEW_DEADLINE_SECONDS):
                     await self.renew()
             except (TierstoreError, TimeoutError) as error:
-                log.warning("lease %s was not renewed: %s", self._name, error)
+                log.warning("lease %s was not renewed: %s", self._name, str(error) or type(error).__name__)
             await self._clock.sleep(LEASE_SECONDS / 4)
 
     async def renew(self) -> int:

@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 #: Copies for tiering that may be queued at once: beyond, the next tick decides again.
 OPEN_MAX: Final = 2_000
 SETTLED_MAX: Final = 16
+#: Garbage that one tick takes notice of, at most: 3,200 deleted chunks a second at the usual pace of ticks. With one
+#: page a tick the promoter fell ever further behind whoever deletes more than 100, and kept what nobody can read.
+GARBAGE_PAGE_ROWS: Final = 1_000
+GARBAGE_PAGES_MAX: Final = 32
 
 
 class HeatSource(Protocol):
@@ -207,13 +211,17 @@ class Tiering:
 
     async def _forget_garbage(self, planner: Planner) -> None:
         """Chunks that were deleted or replaced since the last tick: their heat and their copies are no more."""
-        chunks, self._garbage_seen = await self._database.read(
-            lambda c: tiering.garbage_after(c, self._garbage_seen, 1000)
-        )
-        for chunk in chunks:
-            planner.forget(chunk.id)
-            self.decisions.forget(chunk.id)
-            self.copies.forget(chunk)
+        for _ in range(GARBAGE_PAGES_MAX):
+            before = self._garbage_seen
+            chunks, self._garbage_seen = await self._database.read(
+                lambda c, seen=before: tiering.garbage_after(c, seen, GARBAGE_PAGE_ROWS)
+            )
+            if self._garbage_seen == before:
+                return
+            for chunk in chunks:
+                planner.forget(chunk.id)
+                self.decisions.forget(chunk.id)
+                self.copies.forget(chunk)
 
     # -- what the walk over the fast devices found -------------------------------------------------------------
     def adopt(self, located: Located, device: int) -> None:

@@ -15,6 +15,7 @@ from metadata.catalog import buckets, jobs
 from metadata.catalog.jobs import JobCount
 from metadata.promoter.heat import HeatGatherer
 from metadata.services.cluster.view import DeviceInfo
+from metadata.services.tiering import service
 from metadata.services.tiering.recorder import Recorder
 from metadata.services.tiering.service import Tiering
 from metadata.services.tiering.walk import ShelfWalk
@@ -275,6 +276,26 @@ def test_a_deleted_object_is_forgotten_with_its_heat() -> None:
         await rig.tick()
         assert rig.tiering.planner is not None and rig.tiering.planner.devices_of(chunk) == ()
         assert rig.heat.heat_per_hour(chunk) == 0.0
+
+    asyncio.run(run())
+
+
+def test_a_tick_takes_notice_of_all_that_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page a tick is overtaken by a client that deletes quickly: the picture filled with chunks that are no more."""
+
+    async def run() -> None:
+        monkeypatch.setattr(service, "GARBAGE_PAGE_ROWS", 2)
+        rig = await new_rig(capacity=100 * MIB)
+        chunks = [await rig.cluster.put(f"k{n}", "a", "b", size=MIB) for n in range(7)]
+        for chunk in chunks:
+            rig.read(chunk, 5)
+        await rig.tick()
+        assert all(rig.heat.heat_per_hour(chunk) for chunk in chunks)
+        for n in range(7):
+            await rig.cluster.delete(f"k{n}")
+        await rig.tick()
+        assert [chunk for chunk in chunks if rig.heat.heat_per_hour(chunk)] == []
+        assert [chunk for chunk in chunks if rig.tiering.decisions.of(chunk)] == []
 
     asyncio.run(run())
 
