@@ -211,6 +211,28 @@ def test_receipts_must_be_genuine_of_enough_servers_and_of_this_life(run: Run) -
     run(check)
 
 
+def test_views_of_bodies_are_kept_no_longer_than_they_are_used(run: Run) -> None:
+    """A process that looks up a million small objects in an hour would keep the views of the last 20,000 for good."""
+
+    async def test(w: NamesWorld) -> None:
+        for n in range(12):
+            await w.put(f"k{n}")
+        for n in range(12):
+            await w.look(f"k{n}")
+            w.clock.advance(0.2)
+        kept = len(w.lookups._recent) + len(w.lookups._before)
+        assert 0 < kept < 12, "those of the last two seconds"
+        first = await w.look("k11")
+        assert (await w.look("k11")).chunks[0].id == first.chunks[0].id
+        w.clock.advance(10)
+        await w.look("k0")
+        w.clock.advance(10)
+        await w.look("k1")
+        assert set(map(len, (w.lookups._recent, w.lookups._before))) == {1}
+
+    run(test)
+
+
 def test_an_upload_commits_once(run: Run) -> None:
     """Two objects that both think they own a chunk would lose it with the first delete."""
 

@@ -6,7 +6,7 @@ forgets them, which costs explanations, nothing else.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,7 +20,8 @@ class Decisions:
     """One per process."""
 
     def __init__(self) -> None:
-        self._of: OrderedDict[bytes, deque[Decision]] = OrderedDict()
+        #: Lists, not deques: an empty deque takes 600 bytes, and most chunks have one or two decisions.
+        self._of: OrderedDict[bytes, list[Decision]] = OrderedDict()
 
     def of(self, chunk: bytes) -> tuple[Decision, ...]:
         """Oldest first; of equal refusals in a row only the newest."""
@@ -35,11 +36,12 @@ class Decisions:
         for decision in decisions:
             known = self._of.get(decision.chunk)
             if known is None:
-                known = self._of[decision.chunk] = deque(maxlen=DECISIONS_EACH_MAX)
+                known = self._of[decision.chunk] = []
             last = known[-1] if known else None
             if last is not None and (last.action, last.why) == (decision.action, decision.why) == ("skip", last.why):
                 known.pop()     # the same again: the newest is enough
             known.append(decision)
+            del known[:-DECISIONS_EACH_MAX]
             self._of.move_to_end(decision.chunk)
         while len(self._of) > DECIDED_CHUNKS_MAX:
             self._of.popitem(last=False)
