@@ -17,6 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, Protocol
 
 from metadata.catalog import tiering
@@ -214,7 +215,7 @@ class Tiering:
         for _ in range(GARBAGE_PAGES_MAX):
             before = self._garbage_seen
             chunks, self._garbage_seen = await self._database.read(
-                lambda c, seen=before: tiering.garbage_after(c, seen, GARBAGE_PAGE_ROWS)
+                partial(tiering.garbage_after, seen=before, limit=GARBAGE_PAGE_ROWS)
             )
             if self._garbage_seen == before:
                 return
