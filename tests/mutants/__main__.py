@@ -39,7 +39,8 @@ def run_tests(tree: Path, tests: tuple[str, ...], only: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--basetemp={tree}/tmp", *tests]
     if only:
         command += ["-k", only]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)    # compiling the tree anew for each mutant was most of the time
     try:
         done = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
@@ -55,8 +56,15 @@ def plant(tree: Path, mutant: Mutant) -> str:
     text = path.read_text()
     if text.count(mutant.old) != 1:
         raise ValueError(f"{mutant.name}: {mutant.file} has the text {text.count(mutant.old)} times: plant it anew")
-    path.write_text(text.replace(mutant.old, mutant.new))
+    _write(path, text.replace(mutant.old, mutant.new))
     return text
+
+
+def _write(path: Path, text: str) -> None:
+    """With its compiled form removed: that one is known by size and whole seconds, which two mutants may share."""
+    path.write_text(text)
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def try_one(tree: Path, mutant: Mutant) -> tuple[str, bool]:
@@ -69,7 +77,7 @@ def try_one(tree: Path, mutant: Mutant) -> tuple[str, bool]:
     try:
         code, said = run_tests(tree, mutant.tests, mutant.only)
     finally:
-        (tree / mutant.file).write_text(before)
+        _write(tree / mutant.file, before)
     seconds = time.monotonic() - began
     if code in (1, -1):
         failed = next((line for line in said.splitlines() if line.startswith("FAILED")), said.strip()[-100:])
