@@ -18,8 +18,8 @@ from tests.kit.load import Load, delete_all, judge
 ROUND_SECONDS = 60.0
 SAMPLE_SECONDS = 5.0
 SIZES = (0, 1, 100, 4096, 70_000, 300_000)
-#: Garbage, trash and feed last a minute instead of days, and no operator is asked: the level of the data, and with it of
-#: what is remembered of it, is reached in minutes.
+#: Garbage, trash and feed last a minute instead of days, and no operator is asked: the level of the data, and with it
+#: of what is remembered of it, is reached in minutes.
 COLLECTED_SOON = {
     "TIERSTORE_DUTIES__COLLECT_AFTER": "60s", "TIERSTORE_DUTIES__TRASH": "60s",
     "TIERSTORE_DUTIES__DELETED_SHARE_MAX": "1", "TIERSTORE_CATALOG__FEED_RETENTION": "60s",
