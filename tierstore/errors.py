@@ -162,10 +162,11 @@ def from_answer(status: int, code: str, detail: str = "", **fields: object) -> T
 
 
 _CODES_OF: dict[type[TierstoreError], str] = {
-    NotFound: "no-such-key no-such-bucket no-such-version no-such-upload no-such-server no-such-chunk",
+    NotFound: "no-such-key no-such-bucket no-such-version no-such-upload no-such-server no-such-chunk no-such-file "
+              "no-such-directory",
     ConflictError: "conflict bucket-exists bucket-not-empty chunk-exists upload-condemned upload-lapsed "
                    "upload-committed device-refused already-here body-not-here no-object-lock "
-                   "object-lock-needs-versioning not-home-site",
+                   "object-lock-needs-versioning not-home-site file-changed hole stale-file",
     UnavailableError: "unavailable not-enough-servers no-replica metadata-unreachable draining outcome-unknown "
                       "body-unreachable too-late deadline unreachable catalog-unavailable busy site-comparing "
                       "name-parked",

@@ -176,8 +176,11 @@ class Body:
 
     async def _learn_size(self) -> None:
         found = await self.reader.find(0, 0)
-        if found.entry is not None:
-            self.base_size = found.entry.size
+        if found.entry is None:
+            return
+        if self.size == self.base_size:     # nothing of ours made it longer than it was
+            self.size = max([found.entry.size, *(run.end for run in self.runs)])
+        self.base_size = found.entry.size
 
     async def _commit(self) -> None:
         taken, size, held = list(self.runs), self.size, self.held_bytes

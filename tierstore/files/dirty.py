@@ -12,6 +12,8 @@ import random
 import time
 from typing import Final
 
+import msgspec
+
 from tierstore.errors import NotFound, TierstoreError
 from tierstore.files.behind import Behind
 from tierstore.files.body import Body, Commit
@@ -59,7 +61,9 @@ class Dirty(Looking):
     async def page(self, node: Node, after: str) -> tuple[list[Entry], str | None]:
         """Entries of a directory behind `after`, and what to go on from."""
         await self.settle_children(node)
-        found = await self.remote.ask(ReadDirectory(self.bucket, self.nodes.path(node), after, PAGE))
+        found = await self.ask_of(
+            node, lambda path: ReadDirectory(self.bucket, path, after, PAGE), is_open=node.opens > 0
+        )
         return found.entries, found.next
 
     async def settle(self, node: Node) -> None:
@@ -131,18 +135,32 @@ class Dirty(Looking):
     def body(self, node: Node) -> Body:
         """The node's bytes; made when they are first needed."""
         if node.body is None:
+            def path() -> str:
+                """For rules and names of chunks: where the file was last, when its name has just gone."""
+                try:
+                    return self.nodes.path(node)
+                except NotFound:
+                    if node.pending:
+                        raise
+                    return self.whereabouts.hinted(node)
+
             async def find(first: int, length: int) -> FileResult:
-                return await self.remote.ask(Extents(self.bucket, self.nodes.path(node), first, length))
+                return await self.ask_of(
+                    node, lambda path: Extents(self.bucket, path, first, length), is_open=node.opens > 0
+                )
 
             async def change(write: WriteFile) -> FileResult:
-                result = await self._change(write)
+                if write.make is None:
+                    result = await self.change_of(node, lambda path: msgspec.structs.replace(write, path=path))
+                else:
+                    result = await self._change(write)
                 self._note_own(result.entry)
                 return result
 
             def about() -> Commit:
                 make = node.attributes if node.pending else None
                 return Commit(
-                    self.nodes.path(node), node.number, node.attributes.mtime_ns or self.now_ns(), make,
+                    path(), node.number, node.attributes.mtime_ns or self.now_ns(), make,
                     node.clear_setuid, node.pinned_times,
                 )  # fmt: skip
 
@@ -161,7 +179,7 @@ class Dirty(Looking):
                     self._dirty.pop(node.ino, None)
 
             reader = Reader(
-                self.store, self.bucket, lambda: self.nodes.path(node), find, self.read_memory, version=node.version,
+                self.store, self.bucket, path, find, self.read_memory, version=node.version,
                 size=node.size,
             )  # fmt: skip
             node.body = Body(

@@ -10,15 +10,17 @@ import contextlib
 import errno
 import random
 import time
+from collections.abc import Callable
 from typing import Final, Self
 
 import msgspec
 
-from tierstore.errors import ConflictError, NotFound
+from tierstore.errors import ConflictError, NotFound, TierstoreError
 from tierstore.files.errno import FileError
 from tierstore.files.memory import ReadMemory
 from tierstore.files.node import ROOT, Node, Nodes
 from tierstore.files.remote import FilesRemote
+from tierstore.files.whereabouts import Whereabouts, is_lost
 from tierstore.sdk import Store
 from tierstore.sdk.budget import BufferBudget
 from tierstore.units import MIB
@@ -30,6 +32,7 @@ from tierstore.wire.files import (
     FileMutation,
     FileResult,
     Look,
+    ReadDirectory,
     Space,
 )
 from tierstore.wire.names import LookupResult
@@ -65,6 +68,7 @@ class Looking:
         self.dirty_budget = BufferBudget(budget_bytes // 2)
         self.read_memory = ReadMemory(budget_bytes - budget_bytes // 2)
         self.nodes = Nodes(Attributes(ROOT, S_IFDIR | 0o755, links=2))
+        self.whereabouts = Whereabouts(bucket, self.nodes, self.remote, lookup=self.lookup, take_in=self.take_in)
         self.is_watched = False
         self._own: dict[int, None] = {}
         self._space: tuple[float, FileResult] | None = None
@@ -206,10 +210,8 @@ class Looking:
         entry = await self.remote.find(ino)
         if entry is None:
             raise FileError(errno.ESTALE)
-        node = self.nodes.by_ino[ROOT]
         try:
-            for name in entry.name.split("/"):
-                node = await self.lookup(node, name)
+            node = await self.whereabouts.walk(entry.name)
         except NotFound:
             raise FileError(errno.ESTALE) from None
         if node.number != ino:      # something else came to stand there meanwhile
@@ -229,11 +231,39 @@ class Looking:
             return False        # removed, and still open somewhere: nothing new will ever be known of it
         if not always and time.monotonic() - node.checked_at < self.fresh_seconds:
             return False
-        found = await self.remote.ask(Look(self.bucket, self.nodes.path(node)))
+        # An open asks about a name: a file that has gone from it is not what is meant.
+        found = await self.ask_of(node, lambda path: Look(self.bucket, path), is_open=node.opens > 0 and not always)
         assert found.entry is not None, "a look answers with an entry"
         if node.number not in (found.entry.attributes.ino, ROOT):
             raise FileError(errno.ESTALE)
         return self._refresh(node, found.entry)
+
+    async def ask_of(
+        self, node: Node, question: Callable[[str], Look | ReadDirectory | Extents], *, is_open: bool
+    ) -> FileResult:
+        """Ask about a file by its path, and again if it is open and has another one by now."""
+        try:
+            found = await self.remote.ask(question(self.nodes.path(node)))
+        except TierstoreError as error:
+            if not is_open or not is_lost(error) or not await self.whereabouts.find(node):
+                raise
+        else:
+            entry = found.entry
+            is_there = entry is None or node.ino == ROOT or entry.attributes.ino == node.number
+            # An object that REST replaced is another file too: not each of its readers is worth a search.
+            if is_there or not is_open or not await self.whereabouts.find(node, may_search=False):
+                return found
+        return await self.remote.ask(question(self.nodes.path(node)))
+
+    async def change_of(self, node: Node, change: Callable[[str], FileMutation]) -> FileResult:
+        """Change a file by its path, and again if it is open, or has bytes to commit, and has another one by now."""
+        try:
+            return await self._change(change(self.nodes.path(node)))
+        except TierstoreError as error:
+            is_held = node.opens > 0 or (node.body is not None and node.body.is_dirty)
+            if not is_held or not is_lost(error) or not await self.whereabouts.find(node):
+                raise
+        return await self._change(change(self.nodes.path(node)))
 
     async def space(self) -> FileResult:
         now = time.monotonic()

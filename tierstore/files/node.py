@@ -131,6 +131,13 @@ class Nodes:
         if parent is not None:
             parent.children -= 1
 
+    def forget_name(self, key: tuple[int, str], node: Node) -> None:
+        """The node is not at that name any more (it has another one)."""
+        self._drop_name(key, node)
+        parent = self.by_ino.get(key[0])
+        if parent is not None:
+            self.drop_if_idle(parent)
+
     def move(self, parent: Node, name: str, node: Node) -> None:
         """The node has lost that name, to another one that is bound next."""
         self._drop_name((parent.ino, name), node)

@@ -8,6 +8,7 @@ attributes commits it first. Errors: tierstore.errors for what metadata says, Fi
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -170,9 +171,8 @@ class Tree(Dirty):
             node.set(**{key: value for key, value in values.items() if value is not None})
             return
         await self.settle(node)
-        await self._change_attributes(node, SetAttributes(
-            self.bucket, self.nodes.path(node), 0 if node.ino == ROOT else node.number, now, mode, uid, gid, atime_ns,
-            mtime_ns,
+        await self._change_attributes(node, lambda path: SetAttributes(
+            self.bucket, path, 0 if node.ino == ROOT else node.number, now, mode, uid, gid, atime_ns, mtime_ns,
         ))  # fmt: skip
 
     async def set_xattr(
@@ -182,13 +182,13 @@ class Tree(Dirty):
         if value is not None and len(value) > XATTR_BYTES_MAX:
             raise FileError(errno.E2BIG)
         await self.settle(node)
-        await self._change_attributes(node, SetAttributes(
-            self.bucket, self.nodes.path(node), 0 if node.ino == ROOT else node.number, self.now_ns(),
+        await self._change_attributes(node, lambda path: SetAttributes(
+            self.bucket, path, 0 if node.ino == ROOT else node.number, self.now_ns(),
             xattrs={name: value}, create_only=create, replace_only=replace,
         ))  # fmt: skip
 
-    async def _change_attributes(self, node: Node, change: SetAttributes) -> None:
-        result = await self._change(change)
+    async def _change_attributes(self, node: Node, change: Callable[[str], SetAttributes]) -> None:
+        result = await self.change_of(node, change)
         assert result.entry is not None, "attributes are in the answer"
         self._refresh(node, result.entry)
 

@@ -140,6 +140,7 @@ class Mount:
                 await self._forget_everything()
             tree.is_watched = True
             after = seen.sequence
+            tree.whereabouts.note(seen.changes)
             for change in seen.changes:
                 self._changed(change)
 

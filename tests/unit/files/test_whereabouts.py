@@ -1,0 +1,240 @@
+"""Files that others rename while they are open here: found by another name, by what the feed told, by a search."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from tierstore.errors import ConflictError, NotFound
+from tierstore.files.errno import FileError
+from tierstore.files.node import Node
+from tierstore.files.tree import Tree
+from tierstore.wire.files import (
+    S_IFDIR,
+    Attributes,
+    Changed,
+    Entry,
+    Extents,
+    FileMutation,
+    FileResult,
+    Look,
+    SetAttributes,
+)
+
+DIRECTORY = S_IFDIR | 0o755
+
+
+class Catalog:
+    """Metadata as a table of paths. asked: paths looked at; searched: numbers searched for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Attributes] = {}
+        self.asked: list[str] = []
+        self.searched: list[int] = []
+        self.changed: list[str] = []
+
+    def add(self, path: str, number: int, mode: int = 0o100644) -> None:
+        self.files[path] = Attributes(number, mode)
+
+    def move(self, source: str, to: str) -> list[Changed]:
+        """Also what lies below; what the feed tells of it."""
+        kind = self.files[source].is_directory
+        for path in [p for p in self.files if p == source or p.startswith(f"{source}/")]:
+            self.files[to + path[len(source) :]] = self.files.pop(path)
+        return [Changed(source, 1, kind, gone=True), Changed(to, 2, kind)]
+
+    async def ask(self, question: Look | Extents) -> FileResult:
+        self.asked.append(question.path)
+        found = self.files.get(question.path)
+        if found is None and question.path:
+            raise NotFound("nothing is there", code="no-such-file")
+        return FileResult(entry=Entry(question.path.rpartition("/")[2], found or Attributes(1, DIRECTORY), version=1))
+
+    async def change(self, mutation: FileMutation) -> FileResult:
+        found = self.files.get(mutation.path)
+        if found is None:
+            raise NotFound("nothing is there", code="no-such-file")
+        assert isinstance(mutation, SetAttributes)
+        if mutation.ino != found.ino:
+            raise ConflictError("another file stands there", code="stale-file")
+        assert mutation.mode is not None
+        found = self.files[mutation.path] = msgspec.structs.replace(found, mode=mutation.mode)
+        self.changed.append(mutation.path)
+        return FileResult(entry=Entry(mutation.path.rpartition("/")[2], found, version=1))
+
+    async def find(self, number: int) -> Entry | None:
+        self.searched.append(number)
+        return next((Entry(path, a) for path, a in self.files.items() if a.ino == number), None)
+
+
+class Here:
+    """A mount that has looked at `path` and has it open."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        store: Any = SimpleNamespace(client=None)
+        self.tree = Tree(store, "b", mount="m", rng=random.Random(1), cache_seconds=0.0)
+        remote: Any = self.catalog
+        self.tree.remote = self.tree.whereabouts._remote = remote
+
+    async def opened(self, path: str) -> Node:
+        node = await self.tree.whereabouts.walk(path)
+        node.opens += 1
+        node.lookups += 1
+        return node
+
+    def path(self, node: Node) -> str:
+        return self.tree.nodes.path(node)
+
+
+def play(test: Callable[[Here], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(120):
+            await test(Here())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_an_open_file_is_found_under_its_new_name(is_told: bool) -> None:
+    """By what the feed told at the cost of a look, else by one search; and the old name is forgotten."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("a", 7)
+        node = await here.opened("a")
+        changes = here.catalog.move("a", "b")
+        if is_told:
+            here.tree.whereabouts.note(changes)
+        await here.tree.check(node)
+        assert here.path(node) == "b" and len(node.names) == 1 and here.tree.nodes.at("a") is None
+        assert here.catalog.searched == ([] if is_told else [7])
+        await here.tree.set_attributes(node, mode=0o600)
+        assert here.catalog.changed == ["b"] and len(here.catalog.searched) <= 1
+
+    play(test)
+
+
+def test_another_file_at_the_old_name_is_not_taken_for_it() -> None:
+    """A log that is rotated: renamed, and a new one made in its place."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("log", 7)
+        node = await here.opened("log")
+        here.tree.whereabouts.note(here.catalog.move("log", "log.1"))
+        here.catalog.add("log", 8)
+        await here.tree.set_attributes(node, mode=0o640)
+        assert here.catalog.changed == ["log.1"] and here.path(node) == "log.1"
+        assert (await here.tree.lookup(here.tree.node(1), "log")).ino == 8
+
+    play(test)
+
+
+def test_without_a_word_of_the_feed_only_changes_and_lost_names_are_worth_a_search() -> None:
+    """Where another file stands, the open one may have been replaced: fstat says so, and no pass over the bucket is
+    made for each of the file's readers; bytes and attributes that would be lost are worth one."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("log", 7)
+        node = await here.opened("log")
+        here.catalog.move("log", "log.1")
+        here.catalog.add("log", 8)
+        with pytest.raises(FileError):
+            await here.tree.check(node)
+        assert here.catalog.searched == []
+        await here.tree.set_attributes(node, mode=0o640)
+        assert here.catalog.changed == ["log.1"] and here.catalog.searched == [7]
+
+    play(test)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_files_below_a_renamed_directory_are_found(is_told: bool) -> None:
+    """The directory's one name is replaced, so the others below it cost nothing more."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("d", 3, DIRECTORY)
+        here.catalog.add("d/e", 4, DIRECTORY)
+        for number in range(3):
+            here.catalog.add(f"d/e/{number}", 10 + number)
+        nodes = [await here.opened(f"d/e/{number}") for number in range(3)]
+        changes = here.catalog.move("d", "other")
+        if is_told:
+            here.tree.whereabouts.note(changes)
+        for node in nodes:
+            await here.tree.check(node)
+        assert [here.path(node) for node in nodes] == [f"other/e/{number}" for number in range(3)]
+        assert here.catalog.searched == ([] if is_told else [10])
+        assert here.tree.nodes.at("d") is None
+
+    play(test)
+
+
+def test_a_file_with_another_name_is_found_there() -> None:
+    """A hard link whose last used name another mount removed."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("one", 7)
+        here.catalog.add("two", 7)
+        node = await here.opened("one")
+        assert await here.opened("two") is node
+        del here.catalog.files["two"]
+        await here.tree.check(node)
+        assert here.path(node) == "one" and len(node.names) == 1 and here.catalog.searched == []
+
+    play(test)
+
+
+def test_a_file_that_is_gone_is_searched_for_once_in_a_while() -> None:
+    """Its program may ask again and again; each search is a pass over the bucket."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("a", 7)
+        node = await here.opened("a")
+        del here.catalog.files["a"]
+        for _ in range(5):
+            with pytest.raises(NotFound):
+                await here.tree.check(node)
+        assert here.catalog.searched == [7]
+
+    play(test)
+
+
+def test_an_open_asks_for_the_name_and_not_for_the_file() -> None:
+    """Whoever opens the old name after the rename must not get the file."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("a", 7)
+        node = await here.opened("a")
+        here.tree.whereabouts.note(here.catalog.move("a", "b"))
+        with pytest.raises(NotFound):
+            await here.tree.check(node, always=True)
+        node.opens = 0
+        with pytest.raises(NotFound):
+            await here.tree.check(node)
+        assert here.catalog.searched == []
+
+    play(test)
+
+
+def test_what_the_feed_tells_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files that are known here only, and of the last ones: the others are searched for."""
+    monkeypatch.setattr("tierstore.files.whereabouts.HINTS_MAX", 2)
+
+    async def test(here: Here) -> None:
+        for number in range(4):
+            here.catalog.add(f"f{number}", 10 + number)
+        nodes = [await here.opened(f"f{number}") for number in range(3)]
+        for number in range(4):
+            here.tree.whereabouts.note(here.catalog.move(f"f{number}", f"g{number}"))
+        assert len(here.tree.whereabouts._hints) == 2
+        for node in nodes:
+            await here.tree.check(node)
+        assert [here.path(node) for node in nodes] == ["g0", "g1", "g2"] and here.catalog.searched == [10]
+
+    play(test)

@@ -1,0 +1,134 @@
+"""Where a file is now that another mount, or another door, has renamed it while it is open here.
+
+Metadata finds files by path, and a program that has one open does not care about its path. So when a path leads
+nowhere, or to another file, the others are tried in this order: names under which this mount has seen the file too;
+where the change feed said that something went at the moment the file's name went; and, for open files only, a search
+by number, which is a pass over the bucket (docs/adr/0240, 0481).
+
+Bounds: HINTS_MAX moves are remembered; a file that was not found is not searched for again for SEARCH_AGAIN_SECONDS.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from typing import Final
+
+from tierstore.errors import TierstoreError
+from tierstore.files.node import ROOT, Node, Nodes
+from tierstore.files.remote import FilesRemote
+from tierstore.wire.files import Changed, Entry, Look
+
+HINTS_MAX: Final = 1024
+SEARCH_AGAIN_SECONDS: Final = 30.0
+#: Longer than any path: names that go round in a circle end here.
+PATH_MAX: Final = 8192
+#: What metadata says when a path does not lead to the file any more.
+_LOST: Final = frozenset({"no-such-file", "no-such-directory", "not-directory", "stale-file"})
+
+
+def is_lost(error: TierstoreError) -> bool:
+    """Whether the error says that the file is not where it was."""
+    return error.code in _LOST
+
+
+class Whereabouts:
+    """One per mount. Event loop only. found: files that were found again."""
+
+    def __init__(
+        self, bucket: str, nodes: Nodes, remote: FilesRemote, *, lookup: Callable[[Node, str], Awaitable[Node]],
+        take_in: Callable[[Node, Entry], Node],
+    ) -> None:  # fmt: skip
+        """lookup: (directory, name) -> the node there; raises NotFound. take_in: what was found at a name of it."""
+        self._bucket = bucket
+        self._nodes = nodes
+        self._remote = remote
+        self._lookup = lookup
+        self._take_in = take_in
+        #: Number -> the path that came when the file's own went.
+        self._hints: dict[int, str] = {}
+        self._searched_at: dict[int, float] = {}
+        self.found = 0
+
+    def note(self, changes: list[Changed]) -> None:
+        """What the feed told, in its order: a rename is a path that goes and, next, one that comes."""
+        for gone, came in pairwise(changes):
+            if not gone.gone or came.gone or came.attributes_only or gone.directory != came.directory:
+                continue
+            node = self._nodes.at(gone.path)
+            if node is not None and node.is_busy:
+                self._hints[node.number] = came.path
+                while len(self._hints) > HINTS_MAX:
+                    del self._hints[next(iter(self._hints))]
+
+    async def walk(self, path: str) -> Node:
+        """The node at a path, with every name on the way looked up anew. Raises NotFound."""
+        node = self._nodes.by_ino[ROOT]
+        for name in path.split("/") if path else ():
+            node = await self._lookup(node, name)
+        return node
+
+    async def find(self, node: Node, *, may_search: bool = True) -> bool:
+        """Have the node's path lead to it again; False when it is not found. The caller found that it does not."""
+        if node.pending or node.orphan or node.ino == ROOT:
+            return False
+        for parent, name in list(reversed(node.names))[1:]:
+            above = self._nodes.by_ino.get(parent)
+            if above is not None and await self._is_at(node, self._nodes.path_of(above, name)):
+                return True
+        hint = self.hinted(node)
+        if hint and await self._is_at(node, hint):
+            return True
+        return may_search and await self._search(node)
+
+    def hinted(self, node: Node) -> str:
+        """Where the feed said that the node went, or one of the directories above it; "": nothing was said."""
+        rest, at = "", node
+        while len(rest) <= PATH_MAX:
+            hint = self._hints.get(at.number)
+            if hint is not None:
+                return hint + rest
+            if not at.names:
+                break
+            parent, name = at.names[-1]
+            above = self._nodes.by_ino.get(parent)
+            if above is None:
+                break
+            rest, at = f"/{name}{rest}", above
+        return ""
+
+    async def _search(self, node: Node) -> bool:
+        now = time.monotonic()
+        for number, at in list(self._searched_at.items()):
+            if now - at >= SEARCH_AGAIN_SECONDS:
+                del self._searched_at[number]
+        if node.number in self._searched_at or len(self._searched_at) >= HINTS_MAX:
+            return False
+        self._searched_at[node.number] = now
+        entry = await self._remote.find(node.number)
+        if entry is None or not await self._is_at(node, entry.name):
+            return False
+        self._searched_at.pop(node.number, None)
+        return True
+
+    async def _is_at(self, node: Node, path: str) -> bool:
+        """Whether the node is there; then that is its name from now on."""
+        try:
+            found = await self._remote.ask(Look(self._bucket, path))
+            if found.entry is None or found.entry.attributes.ino != node.number:
+                return False
+            parent = await self.walk(path.rpartition("/")[0])
+        except TierstoreError as error:
+            if not is_lost(error):
+                raise
+            return False
+        stale = node.names[-1] if node.names else None
+        self._take_in(parent, found.entry)
+        now = parent.ino, found.entry.name
+        node.names.remove(now)
+        node.names.append(now)
+        if stale is not None and stale != now:
+            self._nodes.forget_name(stale, node)
+        self.found += 1
+        return True
