@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
@@ -264,6 +265,11 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         node = self.tree.node(inode)
         changed = await self.tree.check(node, always=True)
+        if changed:
+            # The pages go with the answer, but not the size that the kernel remembers, and it reads no further than
+            # that. Attributes only: this waits for no page, so for no request that this loop has yet to answer.
+            with contextlib.suppress(OSError):      # the kernel has just forgotten the file
+                pyfuse3.invalidate_inode(inode, attr_only=True)
         node.opens += 1
         try:
             if flags & os.O_TRUNC:      # also of an empty file: its times change
