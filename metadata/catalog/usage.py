@@ -24,7 +24,15 @@ class Usage(NamedTuple):
 
 def load(connection: sa.Connection, bucket_id: int) -> Usage | None:
     """The bucket's usage, its row locked until the transaction ends; None while it was never counted."""
-    text = leases.lock_setting(connection, _NAME.format(bucket_id))
+    return _unpacked(leases.lock_setting(connection, _NAME.format(bucket_id)))
+
+
+def look(connection: sa.Connection, bucket_id: int) -> Usage | None:
+    """The same, as it is now; nothing is locked."""
+    return _unpacked(leases.setting(connection, _NAME.format(bucket_id)))
+
+
+def _unpacked(text: str) -> Usage | None:
     if not text:
         return None
     objects, held, objects_since, held_since = map(int, text.split())

@@ -27,6 +27,7 @@ OF_CODE: Final[dict[str, int]] = {
     "no-such-xattr": errno.ENODATA,
     "xattrs-full": errno.ENOSPC,
     "too-large": errno.EFBIG,
+    "quota-exceeded": errno.EDQUOT,
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from metadata.catalog import bodies, inodes, schema
+from metadata.catalog import bodies, inodes, schema, usage
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.inodes import DIRECTORY, hidden
@@ -20,6 +20,7 @@ from metadata.services.files.numbers import NUMBERS_MAX, paths_of
 from metadata.services.files.work import check_path, directory_key, name_of
 from metadata.services.names import posix
 from metadata.services.names.bucket_names import BucketNames
+from metadata.services.names.quotas import quota_of
 from metadata.services.names.replicas import ReplicaOrder
 from metadata.services.names.rights import authorize_all_in
 from tierstore.auth.access import Principal
@@ -53,7 +54,7 @@ class FileAnswers:
             bucket = await self._names.get(q.bucket)
             authorize_all_in(who, "read", bucket)
             if isinstance(q, Space):
-                return self._space()
+                return await self._space(bucket)
             if isinstance(q, Find):
                 return await self._find(bucket, q)
             check_path(q.path)
@@ -174,12 +175,19 @@ class FileAnswers:
             ))  # fmt: skip
         return views, len(found) > LOOKUP_CHUNKS_MAX
 
-    def _space(self) -> FileResult:
-        """Room for bytes of files: what the slowest tier's devices have, divided by the copies."""
+    async def _space(self, bucket: Bucket) -> FileResult:
+        """Room for bytes of files: what the slowest tier's devices have, divided by the copies; less where the bucket's
+        quota is less."""
         devices = [d for d in self._view.devices.values() if d.state == "ok" and d.health in ("ok", "full")]
         copies = max(1, self._copies())
         total = sum(d.capacity_bytes for d in devices) // copies
-        return FileResult(total_bytes=total, free_bytes=sum(d.free_bytes for d in devices) // copies)
+        free = sum(d.free_bytes for d in devices) // copies
+        quota = quota_of(bucket)
+        if quota is not None and quota.bytes:
+            held = await self._database.read(lambda connection: usage.look(connection, bucket.id))
+            left = quota.bytes - (held.bytes if held is not None else 0)
+            total, free = min(total, quota.bytes), max(0, min(free, left))
+        return FileResult(total_bytes=total, free_bytes=free)
 
 
 def _place(bucket_id: int, path: str) -> tuple[int, str]:

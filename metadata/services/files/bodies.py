@@ -87,6 +87,11 @@ class FileBodies(FileMoves):
         made = self._new_body(w, m, base, chunks, extents)
         if made.size > FILE_BYTES_MAX:
             raise TooLarge(f"a file has at most {FILE_BYTES_MAX} bytes", code="too-large")
+        if place[0] > 0:
+            if row is None or w.bucket.versioning:
+                w.grow(1, made.size)        # what was stays as a version
+            else:
+                w.grow(0, (made.size - row.size) * (1 + len(others)))
         a = _after_write(a, m)
         new = ObjectRow(
             place[0], place[1], version, made.kind, int(w.bucket.versioning != "enabled"), made.size,

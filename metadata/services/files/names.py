@@ -73,6 +73,7 @@ class FileNames(Mutator):
         return old
 
     def _new_file(self, w: FileWork, path: str, a: Attributes, old: ObjectRow | None) -> ObjectRow:
+        w.grow(1, 0)
         version = self._new_version(w.writes, old)
         row = ObjectRow(
             w.bucket.id, path, version, schema.KIND_INLINE, int(w.bucket.versioning != "enabled"), 0,
@@ -162,6 +163,8 @@ class FileNames(Mutator):
         a = posix.attributes(row)
         others = w.others(row, a)
         kept_as_version = bool(w.bucket.versioning) and row.bucket_id > 0
+        if row.bucket_id > 0 and not kept_as_version:
+            w.grow(-1, -row.size)
         if others:
             self._set_names(w, a.ino, [other.key for other in others])
             left = msgspec.structs.replace(a, links=len(others), ctime_ns=w.now_ns)
@@ -206,6 +209,7 @@ class FileNames(Mutator):
         others = w.others(row, a)
         if len(others) + 2 > LINKS_MAX:
             raise ConflictError(f"a file has at most {LINKS_MAX} names", code="too-many-links")
+        w.grow(1, row.size)
         w.touch_parent(m.to_path)
         a = msgspec.structs.replace(a, links=len(others) + 2, ctime_ns=w.now_ns)
         shared, ref = self._share(w.session, w.writes, w.bucket, row, is_latest=True)

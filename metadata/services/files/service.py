@@ -236,6 +236,7 @@ class FilesService:
             now_ns = m.attributes.ctime_ns or now_ns
         w = FileWork(session, facts, writes, bucket, now_ns)
         result = self._decide(w, m, item, who)
+        w.count()
         return msgspec.structs.replace(result, touched=w.touched) if w.touched else result
 
     def _decide(self, w: FileWork, m: FileMutation, item: FileChange, who: Principal) -> FileResult:

@@ -18,7 +18,7 @@ from metadata.catalog.feed import NewChange
 from metadata.catalog.inodes import DIRECTORY, NAMES, hidden
 from metadata.catalog.objects import LATEST_LOCKED, ObjectRow
 from metadata.catalog.session import Session
-from metadata.services.names import posix
+from metadata.services.names import posix, quotas
 from metadata.services.names.facts import Facts
 from metadata.services.names.writes import WriteSet
 from tierstore.errors import ConflictError, NotFound, RequestError
@@ -81,6 +81,22 @@ class FileWork:
     now_ns: int
     directories: dict[str, Directory] = field(default_factory=dict)
     touched: list[Entry] = field(default_factory=list)      # directories as they were written; name: the path
+    #: What the change adds to the bucket, where that has a quota.
+    grown_objects: int = 0
+    grown_bytes: int = 0
+
+    def grow(self, objects: int, held: int) -> None:
+        """The bucket holds so much more (or less). Raises AccessDenied(quota-exceeded)."""
+        if quotas.DOCUMENT in self.bucket.config:
+            quotas.check_growth(self.session, self.bucket, self.grown_objects + objects, self.grown_bytes + held)
+            self.grown_objects += objects
+            self.grown_bytes += held
+
+    def count(self) -> None:
+        """Have the transaction count what the change has added."""
+        if self.grown_objects or self.grown_bytes:
+            quotas.watch(self.writes, [self.bucket])
+            self.writes.count(self.bucket.id, self.grown_objects, self.grown_bytes)
 
     @property
     def keeps_history(self) -> bool:

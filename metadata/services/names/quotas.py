@@ -1,8 +1,9 @@
 """Quotas of buckets: how many bytes and objects one may hold, and the refusal of what would pass it.
 
 Owns the document `quota` of a bucket and the counting. The check is made in the commit, under the lock of the bucket's
-row of usage: writers side by side cannot pass a quota together. What a mount writes, and what comes from another site,
-is not refused; it is counted by the next count (RECOUNT_SECONDS). Bytes are those of the objects, not of their copies.
+row of usage: writers side by side cannot pass a quota together. What a mount makes larger is judged the same way
+(services/files/work). What comes from another site is not refused; it is counted by the next count (RECOUNT_SECONDS).
+Bytes are those of the objects, not of their copies.
 
 Invariant: a bucket without a quota costs a commit nothing but one look into its documents.
 """
@@ -61,21 +62,32 @@ def watch(writes: WriteSet, found: Iterable[Bucket]) -> None:
 def check(session: Session, writes: WriteSet, bucket: Bucket, size: int, old: ObjectRow | None) -> None:
     """Raises AccessDenied(code="quota-exceeded") when one more object of `size` bytes would pass the bucket's quota.
     old: the latest, which it replaces."""
-    quota = quota_of(bucket)
-    if quota is None:
+    if DOCUMENT not in bucket.config:
         return
-    held = usage.load(session.connection, bucket.id)
-    if held is None:
-        return          # the first count is under way
     added = writes.usage[bucket.id]
     goes = old is not None and old.kind != schema.KIND_MARKER and not bucket.versioning
-    objects = held.objects + added[0] + (0 if goes else 1)
-    total = held.bytes + added[1] + size - (old.size if goes and old is not None else 0)
-    if quota.bytes and total > quota.bytes:
+    more = size - (old.size if goes and old is not None else 0)
+    _refuse(session, bucket, added[0] + (0 if goes else 1), added[1] + more)
+
+
+def check_growth(session: Session, bucket: Bucket, objects: int, held: int) -> None:
+    """Raises AccessDenied(code="quota-exceeded") when so many more objects, or bytes, would pass the bucket's quota.
+    What does not grow is not refused: also a bucket above its quota can be tidied up."""
+    if objects > 0 or held > 0:
+        _refuse(session, bucket, objects, held, is_growth=True)
+
+
+def _refuse(session: Session, bucket: Bucket, more_objects: int, more: int, *, is_growth: bool = False) -> None:
+    """is_growth: only what grows is compared."""
+    quota, held = quota_of(bucket), usage.load(session.connection, bucket.id)
+    if quota is None or held is None:
+        return          # None held: the first count is under way
+    objects, total = held.objects + more_objects, held.bytes + more
+    if quota.bytes and total > quota.bytes and (more > 0 or not is_growth):
         raise AccessDenied(
             f"bucket {bucket.name!r} would hold {total} bytes, its quota is {quota.bytes}", code="quota-exceeded"
         )
-    if quota.objects and objects > quota.objects:
+    if quota.objects and objects > quota.objects and (more_objects > 0 or not is_growth):
         raise AccessDenied(
             f"bucket {bucket.name!r} would hold {objects} objects, its quota is {quota.objects}", code="quota-exceeded"
         )
