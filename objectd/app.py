@@ -128,6 +128,7 @@ class ObjectServer:
         self.scrub: Scrub = Scrub(
             clock=clock, verify=self.verify, run_blocking=run_blocking, rate=config.background.scrub_rate,
             file=CursorFile(os.path.join(state_file.directory, SCRUB_FILE_NAME)) if state_file else None,
+            fresh_seconds=config.upkeep.scrub_after,
         )  # fmt: skip
         self.upkeep = Upkeep(clock=clock, settings=config.upkeep)
         self._add_works()

@@ -64,6 +64,7 @@ class Upkeep:
     trash_min: Seconds = setting(900.0, "kept at least, also when space runs short")
     short_of_space: float = setting(0.05, "share of free space below which the trash is emptied early")
     scrub: bool = setting(True, "read all chunks from time to time and check them")
+    scrub_after: Seconds = setting(3600.0, "chunks written since are left to a later round of the scrub")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ class DiskReader:
         self._lock = threading.Lock()
         self._is_reading = False
         self._is_closed = False
-        self._buffer = mmap.mmap(-1, PIECE_BYTES + 2 * _ALIGN)
+        self._buffer = mmap.mmap(-1, PIECE_BYTES + 2 * _ALIGN, mmap.MAP_PRIVATE)   # shared would be a file of its own
         # descriptors of our own: the caller may close his while a read of a sick disk still hangs
         self._plain_fd = os.dup(fd)
         try:

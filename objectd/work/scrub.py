@@ -3,6 +3,9 @@
 Owns the cursor of each device, kept in a small file so that restarts go on where they were. Invariants: never faster
 than its rate (all reading counts, also of headers); one chunk at a time per device; a chunk deleted meanwhile is no
 finding; while paused, or while the device is not well, nothing is read.
+
+What was written within the last `fresh_seconds` waits for a later round: the server summed it when it came, the disk
+has had no time to rot it, and a round that ran after the writers would read each of their bytes again while they write.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from objectd.work.verified import RunBlocking
 from objectd.work.verify import VerifyWork
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, TierstoreError
+from tierstore.names import ChunkId, allocated_at_ms
 from tierstore.telemetry.log import get_logger
 
 log = get_logger("objectd.work.scrub")
@@ -67,7 +71,10 @@ class Scrub:
 
     def __init__(
         self, *, clock: Clock, verify: VerifyWork, run_blocking: RunBlocking | None, rate: int, file: CursorFile | None,
+        fresh_seconds: float,
     ) -> None:  # fmt: skip
+        """fresh_seconds: younger chunks are left to a later round (those whose ids lie further ahead, because a clock
+        was wrong, are not)."""
         self._clock = clock
         self._verify = verify
         self._run_blocking = run_blocking
@@ -75,6 +82,7 @@ class Scrub:
         self._cursors = file.load() if file is not None else {}
         self._paces: list[Pace] = []
         self.rate = rate
+        self.fresh_seconds = fresh_seconds
         self.is_paused = False
         self.chunks_total = 0
         self.bytes_total = 0
@@ -119,6 +127,9 @@ class Scrub:
         page = await chunk_page(slot.device, cursor.after, PAGE_CHUNKS, self._run_blocking)
         await pace.take(ENTRY_COST_BYTES * len(page))
         for chunk, size, _ in page:
+            if self._is_fresh(chunk):
+                cursor.after = bytes(chunk)
+                continue
             try:
                 await self._verify.check(slot, chunk, crc32c=None, on_piece=pace.take)
             except IntegrityError:
@@ -134,6 +145,9 @@ class Scrub:
                 break
         self._save()
         return len(page) < PAGE_CHUNKS and not self.is_paused
+
+    def _is_fresh(self, chunk: ChunkId) -> bool:
+        return abs(self._clock.now_ms() - allocated_at_ms(chunk)) < self.fresh_seconds * 1000
 
     def _save(self) -> None:
         if self._file is not None:

@@ -247,7 +247,8 @@ class ServerProcess:
                 ObjectdConfig(
                     membership=Membership(metadata=(METADATA_URL,), name=self.name), auth=Auth(join_token=JOIN_TOKEN),
                     chunks=Chunks(segment_chunk_bytes_max=SEGMENT_CHUNK_BYTES_MAX, device_timeout=5.0),
-                    upkeep=Upkeep(scrub=True, trash=60.0, trash_min=30.0), background=Background(scrub_rate=1 << 20),
+                    upkeep=Upkeep(scrub=True, scrub_after=0.0, trash=60.0, trash_min=30.0),
+                    background=Background(scrub_rate=1 << 20),
                 ),
                 clock=self.clock, transport=cluster.network.transport(self.url), open_devices=open_devices,
                 state=self._state, state_file=None, run_blocking=None, rng=cluster.fork(), advertise=self.url,

@@ -16,7 +16,7 @@ from tests.unit.objectd.world import World, play
 from tierstore.checksum import crc_of, sums_of
 from tierstore.clock import LoopClock
 from tierstore.errors import ConflictError
-from tierstore.names import ChunkId, chunk_id
+from tierstore.names import ChunkId, chunk_id, upload_id
 from tierstore.wire.cluster import Job
 
 SMALL, LARGE = 5000, 3 * 1024 * 1024 + 7
@@ -493,6 +493,23 @@ def test_the_scrub_finds_rot_that_nobody_reads() -> None:
         assert set(device.quarantined) == set(bad)
         await world.until(lambda: {b.chunk for b in world.metadata.bad} == set(bad))
         assert all(device.kept[chunk].state == "live" for chunk in good)
+
+    play(test)
+
+
+def test_the_scrub_leaves_what_was_just_written_to_a_later_round() -> None:
+    """A round that follows the writers would read all of their bytes again while they write, for nothing."""
+
+    async def test(world: World) -> None:
+        server = await world.start("one", world.device(1))
+        scrub, slot = server.scrub, next(iter(server.slots))
+        scrub.fresh_seconds = 3600.0
+        ages_seconds = (7200, 3601, 10, -60, -7200)     # of the last ones a clock was wrong, the last by hours
+        for number, age in enumerate(ages_seconds):
+            upload = upload_id(world.clock.now_ms() - age * 1000, number)
+            await world.put(server, 1, body(SMALL, number), upload=upload)
+        assert await scrub.step(slot, Pace(world.clock, 0))
+        assert scrub.chunks_total == 3 and scrub.cursor(slot).chunks == 3
 
     play(test)
 

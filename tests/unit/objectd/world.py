@@ -173,7 +173,8 @@ class World:
         server = ObjectServer(
             ObjectdConfig(
                 membership=Membership(metadata=(METADATA,), name=name), auth=Auth(join_token=JOIN_TOKEN),
-                chunks=chunks or Chunks(), upkeep=Upkeep(scrub=scrub), background=Background(scrub_rate=1 << 20),
+                chunks=chunks or Chunks(), upkeep=Upkeep(scrub=scrub, scrub_after=0.0),
+                background=Background(scrub_rate=1 << 20),
             ),
             clock=self.clock, transport=self.network.transport(url), open_devices=open_devices,
             state=state or AgentState(name=name, instance=name.encode().ljust(16, b"-"), incarnation=1),
