@@ -172,6 +172,8 @@ class DiskDevice:
 
     async def settled(self, future: asyncio.Future[Any]) -> Any:
         """The result of what was handed to the threads, within the deadline."""
+        if future.done():
+            return future.result()
         done, _ = await asyncio.wait({future}, timeout=self.settings.io_deadline_seconds)
         if not done:
             future.add_done_callback(_look_at)
