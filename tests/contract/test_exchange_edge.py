@@ -366,7 +366,7 @@ def test_a_client_gone_in_the_middle_of_an_answer_frees_everything(path: bytes) 
                     await asyncio.sleep(0)
             await until(lambda: s.serving.state.connection_count == 0)
             await until(lambda: not s.serving._server.server_state.tasks)
-            assert len(os.listdir("/proc/self/fd")) <= before + 1
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
             if path == b"/hot/file":
                 await until(lambda: len(s.seen.closed_files) == 20)
 
@@ -385,7 +385,7 @@ def test_a_reader_that_stops_reading_is_given_up_and_costs_no_memory() -> None:
                 sock.sendall((b"GET /hot/stream HTTP/1.1\r\nhost: x\r\n\r\n" + GET) * 8)
                 rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 await until(lambda: s.serving.state.connection_count == 1)
-                await until(lambda: s.serving.state.connection_count == 0, 15)
+                await until(lambda: s.serving.state.connection_count == 0)
                 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss < 32 * 1024
 
     run(main())
@@ -445,7 +445,7 @@ def test_two_thousand_odd_heads_never_cost_a_500_or_the_server() -> None:
             async with Raw(s) as raw:
                 assert (await raw.exchange(GET))[0] == 200
 
-    run(main(), 60)
+    run(main())
 
 
 async def _fuzz_one(s: Subject, data: bytes) -> None:

@@ -42,17 +42,17 @@ def test_every_shape_of_exchange_works_under_tls(tmp_path: Path) -> None:
         url = f"https://127.0.0.1:{serving.port}"
         whole = b"prefix" + handlers.content[1000:]
         for _ in range(2):
-            assert (await transport.call(url, b"GET", b"/hot/small", seconds=5)).body == b"small"
-            assert (await transport.call(url, b"GET", b"/cold", seconds=5)).status == 200
-            stream = await transport.open(url, b"GET", b"/hot/file", seconds=5)
+            assert (await transport.call(url, b"GET", b"/hot/small", seconds=60)).body == b"small"
+            assert (await transport.call(url, b"GET", b"/cold", seconds=60)).status == 200
+            stream = await transport.open(url, b"GET", b"/hot/file", seconds=60)
             assert await stream.read_all(len(whole)) == whole
             stream.close()
-            upload = await transport.upload(url, b"PUT", b"/hot/count/x", length=3_000_000, seconds=5)
+            upload = await transport.upload(url, b"PUT", b"/hot/count/x", length=3_000_000, seconds=60)
             for _ in range(30):
                 await upload.write(b"x" * 100_000)
             assert (await upload.finish()).body == b"3000000"
         with pytest.raises(UnavailableError):
-            await stranger.call(url, b"GET", b"/hot/small", seconds=5)
+            await stranger.call(url, b"GET", b"/hot/small", seconds=60)
         await transport.close()
         await stranger.close()
         serving.stop()

@@ -91,7 +91,7 @@ def test_an_unknown_port_is_unreachable_at_once(kind: str) -> None:
                     await step("http://127.0.0.1:9", b"GET", b"/x", seconds=SECONDS)
                 assert caught.value.code == "unreachable"
 
-    run(main(), 4)
+    run(main())
 
 
 def test_every_step_has_its_deadline(kind: str) -> None:
@@ -103,14 +103,14 @@ def test_every_step_has_its_deadline(kind: str) -> None:
                 with pytest.raises(UnavailableError) as caught:
                     await step(s.url, b"GET", b"/hot/waits", seconds=0.15)
                 assert caught.value.code == "deadline"
-            upload = await s.transport.upload(s.url, b"PUT", b"/hot/count/x", length=10, seconds=0.15)
-            await upload.write(b"12345")
-            with pytest.raises(UnavailableError):
+            with pytest.raises(UnavailableError):   # at the last of them, or before on a machine that stands still
+                upload = await s.transport.upload(s.url, b"PUT", b"/hot/count/x", length=10, seconds=0.15)
+                await upload.write(b"12345")
                 await upload.write(b"67890")
                 await (await s.transport.upload(s.url, b"GET", b"/hot/waits", length=0, seconds=0.15)).finish()
             assert await get_small(s.transport, s.url) == b"small"
 
-    run(main(), 5)
+    run(main())
 
 
 def test_a_cancelled_call_harms_no_other(kind: str) -> None:

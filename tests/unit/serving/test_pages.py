@@ -57,7 +57,7 @@ def test_pages_and_problems() -> None:
         transport = network.transport("me")
 
         async def get(path: bytes, *headers: tuple[bytes, bytes]) -> tuple[int, dict[str, object], object]:
-            reply = await transport.call("http://p:1", b"GET", path, headers=headers, seconds=5)
+            reply = await transport.call("http://p:1", b"GET", path, headers=headers, seconds=60)
             body: dict[str, object] = json.loads(reply.body) if reply.body[:1] == b"{" else {"text": reply.body}
             return reply.status, body, reply
 

@@ -181,9 +181,9 @@ def test_no_byte_of_a_bad_block_is_released_but_good_ones_before_it_are(kind: st
         server.flip_data_at = 5 * BLOCK_BYTES + 3       # in the second piece
         async with client_of(server, kind) as (client, url):
             with pytest.raises(IntegrityError) as caught:
-                await client.read_chunk(url, b"t", chunk=CHUNK, chunk_bytes=size, crc32c=crc_of(data), seconds=5)
+                await client.read_chunk(url, b"t", chunk=CHUNK, chunk_bytes=size, crc32c=crc_of(data), seconds=60)
             assert caught.value.code == "bad-block"
-            stream = await client.open_chunk(url, b"t", chunk=CHUNK, chunk_bytes=size, crc32c=crc_of(data), seconds=5)
+            stream = await client.open_chunk(url, b"t", chunk=CHUNK, chunk_bytes=size, crc32c=crc_of(data), seconds=60)
             piece = await stream.next_piece()
             assert 0 < len(piece) <= 5 * BLOCK_BYTES and piece == data[: len(piece)]
             with pytest.raises(IntegrityError):
@@ -231,7 +231,7 @@ def test_chunks_are_stored_with_their_sums_and_name(kind: str, size: int) -> Non
             )
             assert receipt == b"receipt-of-w" and server.chunks[b"w"] == data
             assert server.targets == [b"/v1/chunks/w?index=3&name=b/a%20key%26x%3D%C3%BC"]
-            upload = await client.begin_chunk(url, b"v", index=0, chunk_bytes=size, seconds=5)
+            upload = await client.begin_chunk(url, b"v", index=0, chunk_bytes=size, seconds=60)
             for at in range(0, size, 100_000):
                 await upload.write(memoryview(data)[at : at + 100_000])
             assert await upload.finish(sums_of(data)) == b"receipt-of-v" and server.chunks[b"v"] == data
@@ -250,16 +250,16 @@ def test_errors_of_the_object_server_come_back_as_themselves(kind: str) -> None:
                 server.refuse = error
                 for step in (client.read_chunk, client.open_chunk):
                     with pytest.raises(type(error)) as caught:
-                        await step(url, b"t", chunk=CHUNK, chunk_bytes=9, crc32c=0, seconds=5)
+                        await step(url, b"t", chunk=CHUNK, chunk_bytes=9, crc32c=0, seconds=60)
                     assert caught.value.code == error.code
                 for size in (9, 20_000_000):
                     data = bytes(size)
                     with pytest.raises(type(error)) as caught:
-                        await client.put_chunk(url, b"t", index=0, data=data, sums=sums_of(data), seconds=5)
+                        await client.put_chunk(url, b"t", index=0, data=data, sums=sums_of(data), seconds=60)
                     assert caught.value.code == error.code
             server.refuse = None
             with pytest.raises(ChecksumMismatch):
-                await client.put_chunk(url, b"t", index=0, data=b"abc", sums=sums_of(b"abd"), seconds=5)
+                await client.put_chunk(url, b"t", index=0, data=b"abc", sums=sums_of(b"abd"), seconds=60)
 
     run(main())
 
@@ -342,11 +342,11 @@ def test_an_aborted_upload_stores_nothing() -> None:
     async def main() -> None:
         server = FakeObjectServer()
         async with client_of(server, "protocol") as (client, url):
-            upload = await client.begin_chunk(url, b"v", index=0, chunk_bytes=1000, seconds=5)
+            upload = await client.begin_chunk(url, b"v", index=0, chunk_bytes=1000, seconds=60)
             await upload.write(b"x" * 500)
             upload.abort()
             upload.abort()
-            assert (await client.put_chunk(url, b"w", index=0, data=b"abc", sums=sums_of(b"abc"), seconds=5))
+            assert (await client.put_chunk(url, b"w", index=0, data=b"abc", sums=sums_of(b"abc"), seconds=60))
             assert b"v" not in server.chunks
 
     run(main())
