@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from tierstore.auth.policy_language import Policy, PolicyError
-from tierstore.gateway.s3 import documents, rights
+from tierstore.gateway.s3 import documents, grants, rights
 from tierstore.gateway.s3.acl import Acls, acl_document
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.documents import document, element
@@ -86,21 +86,28 @@ class BucketRights:
 
     async def get_ownership(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:GetBucketOwnershipControls")
-        rule = element("ObjectOwnership", bucket.config.get(rights.OWNERSHIP, "BucketOwnerEnforced"))
+        ownership = bucket.config.get(rights.OWNERSHIP, "BucketOwnerEnforced")
+        if ownership == rights.NO_OWNERSHIP:
+            raise S3Error("OwnershipControlsNotFoundError", "The bucket ownership controls were not found")
+        rule = element("ObjectOwnership", ownership)
         call.reply(200, document("OwnershipControls", f"<Rule>{rule}</Rule>"), XML_LINE)
 
     async def put_ownership(self, call: Call) -> None:
-        await self._files.bucket(call, "s3:PutBucketOwnershipControls")
+        bucket = await self._files.bucket(call, "s3:PutBucketOwnershipControls")
         rule = documents.parse(await self._files.body(call), "OwnershipControls").one("Rule")
         value = rule.text("ObjectOwnership") if rule is not None else None
         if value not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
             raise S3Error("MalformedXML")
+        if value == "BucketOwnerEnforced" and grants.is_shared(bucket.config.get(rights.ACL, ""), bucket.owner):
+            raise S3Error("InvalidBucketAclWithObjectOwnership",
+                          "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")  # fmt: skip
         await self._files.set(call, rights.OWNERSHIP, value)
         call.reply(200)
 
     async def delete_ownership(self, call: Call) -> None:
+        """As at AWS: what is left is not what new buckets have, but that of old ones, where each writer owns his."""
         await self._files.bucket(call, "s3:PutBucketOwnershipControls")
-        await self._files.set(call, rights.OWNERSHIP, None)
+        await self._files.set(call, rights.OWNERSHIP, rights.NO_OWNERSHIP)
         call.reply(204)
 
     async def get_acl(self, call: Call) -> None:

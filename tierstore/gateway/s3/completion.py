@@ -24,6 +24,7 @@ PART_BYTES_MIN: Final = 5 << 20
 #: Digests of parts are kept with the object up to this: every look-up reads them.
 PART_SUMS_BYTES_MAX: Final = 8192
 
+
 def named_part(node: Node) -> tuple[int, str, dict[str, str]]:
     raw, etag = node.text("PartNumber") or "", node.text("ETag")
     if not raw.isascii() or not raw.isdigit() or len(raw) > 5 or etag is None:
@@ -58,6 +59,9 @@ def completed_meta(call: Call, upload: UploadView, parts: list[PartView]) -> Obj
     algorithm = algorithm_of(upload) or "crc64nvme"
     kind = extra.setdefault(CHECKSUM_TYPE, b"FULL_OBJECT").decode()
     sums: dict[str, str] = {}
+    said = call.header(b"x-amz-checksum-type")
+    if said is not None and said.upper() != kind:
+        raise S3Error("InvalidRequest", f"The upload was created for checksums of type {kind}, not {said[:32]}.")
     if all(algorithm in part.checksums for part in parts):
         values = [part.checksums[algorithm] for part in parts]
         if algorithm_of(upload) and len(parts) * checksums.ALGORITHMS[algorithm] <= PART_SUMS_BYTES_MAX:

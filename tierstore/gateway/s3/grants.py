@@ -49,6 +49,11 @@ def is_public(text: str) -> bool:
     return any(grant.is_public for grant in listed(text, "", ""))
 
 
+def is_shared(text: str, owner: str) -> bool:
+    """Whether a bucket's list gives anything to others than its owner."""
+    return any(grant.grantee != owner for grant in listed(text, owner, owner))
+
+
 def listed(text: str, owner: str, bucket_owner: str) -> list[Grant]:
     """The grants of a list as it is kept. owner: of what it is the list of."""
     if text.startswith("["):

@@ -26,6 +26,8 @@ from tierstore.wire.s3 import POLICY, POLICY_BINDS_OWNER
 ACL: Final = "s3.acl"
 PUBLIC_BLOCK: Final = "s3.public-access-block"
 OWNERSHIP: Final = "s3.ownership"
+#: Kept there when its owner deleted the controls: lists count, and writers own what they write.
+NO_OWNERSHIP: Final = "none"
 PAYER: Final = "s3.request-payment"
 
 #: S3 action -> what a role must allow. Actions that are not here need `bucket` (admin of it) or ownership.

@@ -59,7 +59,11 @@ class UploadLists:
         most = number(query.get("max-uploads"), "max-uploads", default=1000, least=1, most=1000)
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         key_marker, id_marker = query.get("key-marker", ""), query.get("upload-id-marker", "")
-        shown = url_encoded if query.get("encoding-type") == "url" else str
+        if query.get("encoding-type") not in (None, "", "url"):
+            raise S3Error("InvalidArgument", "Invalid Encoding Method specified in Request")
+        shown = url_encoded if query.get("encoding-type") else str
+        if not key_marker:
+            id_marker = ""      # alone it means nothing, whatever it is
         start = UploadsAsk(call.bucket, prefix, key_marker, upload_bytes(id_marker) if id_marker else b"", most)
         uploads, prefixes, last = await self._page(start, delimiter)
         listed = "".join(

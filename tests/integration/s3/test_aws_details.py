@@ -1,0 +1,265 @@
+"""What AWS answers in the corners that tools and Ceph's suite look into: ownership, pages of parts, uploads and
+versions, kinds of checksums, ranges of copied parts, what strangers may not override."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.integration.s3.test_buckets import anonymous
+from tests.kit.cluster import Cluster
+
+Refused = Callable[..., str]
+PART_BYTES = 5 << 20
+OLD = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def owned(kind: str) -> dict[str, Any]:
+    return {"Rules": [{"ObjectOwnership": kind}]}
+
+
+def test_ownership_controls_come_and_go(s3: Any, bucket: str, refused: Refused) -> None:
+    """New buckets have them; without, it is as in old buckets; the owner's alone only where nobody else has a grant."""
+    shown = s3.get_bucket_ownership_controls(Bucket=bucket)["OwnershipControls"]
+    assert shown == owned("BucketOwnerEnforced")
+    for wrong in ("x", ""):
+        asked = {"Bucket": bucket, "OwnershipControls": owned(wrong)}
+        assert refused(s3.put_bucket_ownership_controls, **asked) == "MalformedXML"
+    s3.delete_bucket_ownership_controls(Bucket=bucket)
+    assert refused(s3.get_bucket_ownership_controls, Bucket=bucket) == "OwnershipControlsNotFoundError"
+    s3.put_bucket_acl(Bucket=bucket, ACL="public-read")
+    enforced = {"Bucket": bucket, "OwnershipControls": owned("BucketOwnerEnforced")}
+    assert refused(s3.put_bucket_ownership_controls, **enforced) == "InvalidBucketAclWithObjectOwnership"
+    s3.put_bucket_acl(Bucket=bucket, ACL="private")
+    s3.put_bucket_ownership_controls(**enforced)
+    assert refused(s3.put_bucket_acl, Bucket=bucket, ACL="public-read") == "AccessControlListNotSupported"
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"ACL": "public-read"}, "InvalidBucketAclWithObjectOwnership"),
+        ({"ACL": "public-read", "ObjectOwnership": "BucketOwnerEnforced"}, "InvalidBucketAclWithObjectOwnership"),
+        ({"ACL": "nonsense"}, "InvalidArgument"), ({"ObjectOwnership": "Nobody"}, "InvalidArgument"),
+        ({"GrantRead": 'uri="http://acs.amazonaws.com/groups/global/AllUsers"'}, "InvalidBucketAclWithObjectOwnership"),
+        ({"ACL": "private", "GrantRead": 'id="x"', "ObjectOwnership": "ObjectWriter"}, "InvalidRequest"),
+    ],
+)  # fmt: skip
+def test_buckets_that_cannot_be_made_so(
+    s3: Any, bucket: str, refused: Refused, more: dict[str, Any], code: str
+) -> None:
+    """Refused as a whole: no bucket is left behind."""
+    assert refused(s3.create_bucket, Bucket=f"{bucket}-new", **more) == code
+    assert refused(s3.head_bucket, Bucket=f"{bucket}-new") == "404"
+
+
+@pytest.fixture
+def upload(s3: Any, bucket: str) -> dict[str, Any]:
+    """An upload with three parts, the last one small; as arguments."""
+    named = {"Bucket": bucket, "Key": "m"}
+    named["UploadId"] = s3.create_multipart_upload(**named)["UploadId"]
+    for number, size in ((1, PART_BYTES), (2, PART_BYTES), (5, 10)):
+        s3.upload_part(PartNumber=number, Body=b"%d" % number * size, **named)
+    return named
+
+
+def parts_of(s3: Any, upload: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"PartNumber": p["PartNumber"], "ETag": p["ETag"]} for p in s3.list_parts(**upload)["Parts"]]
+
+
+def test_pages_of_parts(s3: Any, upload: dict[str, Any], refused: Refused) -> None:
+    """By number, from any number on; bounds as those of all lists."""
+    page = s3.list_parts(MaxParts=2, **upload)
+    assert ([p["PartNumber"] for p in page["Parts"]], page["IsTruncated"], page["NextPartNumberMarker"]) == (
+        [1, 2], True, 2
+    )  # fmt: skip
+    page = s3.list_parts(PartNumberMarker=3, **upload)
+    assert ([p["PartNumber"] for p in page["Parts"]], page["IsTruncated"], page["PartNumberMarker"]) == ([5], False, 3)
+    assert s3.list_parts(PartNumberMarker=5, **upload).get("Parts") is None
+    page = s3.list_parts(MaxParts=0, **upload)
+    assert (page.get("Parts"), page["IsTruncated"]) == (None, False)
+    assert s3.list_parts(MaxParts=5000, **upload)["MaxParts"] == 1000
+    assert refused(s3.list_parts, MaxParts=-1, **upload) == "InvalidArgument"
+    assert refused(s3.list_parts, **{**upload, "Key": "other"}) == "NoSuchUpload"
+    s3.abort_multipart_upload(**upload)
+    assert refused(s3.list_parts, **upload) == "NoSuchUpload"
+    assert refused(s3.abort_multipart_upload, **upload) == "NoSuchUpload"
+
+
+def test_pages_of_uploads_with_prefixes(s3: Any, bucket: str, refused: Refused) -> None:
+    """A common prefix ends a page and begins none; an upload marker without a key means nothing."""
+    for key in ("a/1", "a/2", "b/1", "c"):
+        s3.create_multipart_upload(Bucket=bucket, Key=key)
+
+    def page(**more: Any) -> tuple[list[str], list[str], bool, str]:
+        found = s3.list_multipart_uploads(Bucket=bucket, **more)
+        return (
+            [p["Prefix"] for p in found.get("CommonPrefixes", [])], [u["Key"] for u in found.get("Uploads", [])],
+            found["IsTruncated"], found.get("NextKeyMarker", ""),
+        )  # fmt: skip
+
+    assert page(Delimiter="/") == (["a/", "b/"], ["c"], False, "")
+    assert page(Delimiter="/", MaxUploads=1) == (["a/"], [], True, "a/")
+    assert page(Delimiter="/", KeyMarker="a/") == (["b/"], ["c"], False, "")
+    assert page(Prefix="a/")[:2] == page(Prefix="a/", Delimiter="/")[:2] == ([], ["a/1", "a/2"])
+    assert page(UploadIdMarker="zzz")[1] == ["a/1", "a/2", "b/1", "c"]
+    assert refused(s3.list_multipart_uploads, Bucket=bucket, KeyMarker="a", UploadIdMarker="zzz") == "NoSuchUpload"
+    assert refused(s3.list_multipart_uploads, Bucket=bucket, MaxUploads=-1) == "InvalidArgument"
+    assert refused(s3.list_multipart_uploads, Bucket=bucket, EncodingType="x") == "InvalidArgument"
+
+
+def test_pages_of_versions_with_prefixes(s3: Any, bucket: str, refused: Refused) -> None:
+    """All versions below a common prefix are one entry; markers of deletes are entries too."""
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for key in ("a/1", "a/1", "a/2", "b", "c/1"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"")
+    s3.delete_object(Bucket=bucket, Key="b")
+
+    def page(**more: Any) -> tuple[list[str], list[str], list[str], bool, str]:
+        found = s3.list_object_versions(Bucket=bucket, **more)
+        return (
+            [p["Prefix"] for p in found.get("CommonPrefixes", [])], [v["Key"] for v in found.get("Versions", [])],
+            [m["Key"] for m in found.get("DeleteMarkers", [])], found["IsTruncated"], found.get("NextKeyMarker", ""),
+        )  # fmt: skip
+
+    assert page(Delimiter="/") == (["a/", "c/"], ["b"], ["b"], False, "")
+    assert page(Delimiter="/", MaxKeys=1) == (["a/"], [], [], True, "a/")
+    assert page(Delimiter="/", KeyMarker="a/") == (["c/"], ["b"], ["b"], False, "")
+    assert page(Delimiter="/", Prefix="a/")[1] == ["a/1", "a/1", "a/2"]
+    assert page(MaxKeys=0)[1:4] == ([], [], False)
+    for wrong in ({"EncodingType": "x"}, {"VersionIdMarker": "x"}, {"MaxKeys": -1}):
+        assert refused(s3.list_object_versions, Bucket=bucket, **wrong) == "InvalidArgument", wrong
+
+
+def test_attributes_and_parts_of_what_was_completed(s3: Any, upload: dict[str, Any], refused: Refused) -> None:
+    """The parts are numbered from one, as they stand in the object; what has none is one part."""
+    named = {"Bucket": upload["Bucket"], "Key": upload["Key"]}
+    s3.complete_multipart_upload(MultipartUpload={"Parts": parts_of(s3, upload)}, **upload)
+    found = s3.get_object_attributes(ObjectAttributes=["ETag", "ObjectParts", "ObjectSize", "StorageClass"], **named)
+    assert (found["ObjectParts"]["TotalPartsCount"], found["ObjectSize"]) == (3, 2 * PART_BYTES + 10)
+    assert (found["ETag"][-2:], found["StorageClass"]) == ("-3", "STANDARD")
+    second = s3.get_object(PartNumber=2, **named)
+    assert (second["ContentLength"], second["PartsCount"], second["ContentRange"]) == (
+        PART_BYTES, 3, f"bytes {PART_BYTES}-{2 * PART_BYTES - 1}/{2 * PART_BYTES + 10}",
+    )  # fmt: skip
+    assert refused(s3.get_object, PartNumber=4, **named) == "InvalidPartNumber"
+    assert refused(s3.get_object, PartNumber=1, Range="bytes=0-1", **named) == "InvalidRequest"
+    plain = {"Bucket": upload["Bucket"], "Key": "plain"}
+    s3.put_object(Body=b"abc", **plain)
+    assert s3.get_object(PartNumber=1, **plain)["ContentLength"] == 3
+    assert refused(s3.get_object, PartNumber=2, **plain) == "InvalidPartNumber"
+    found = s3.get_object_attributes(ObjectAttributes=["ETag", "ObjectParts"], **plain)
+    assert (found["ETag"], "ObjectParts" in found) == (hashlib.md5(b"abc").hexdigest(), False)
+    assert refused(s3.get_object_attributes, ObjectAttributes=["Nope"], **plain) == "InvalidArgument"
+    missing = {**plain, "Key": "missing"}
+    assert refused(s3.get_object_attributes, ObjectAttributes=["ETag"], **missing) == "NoSuchKey"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind"),
+    [("SHA1", "FULL_OBJECT"), ("SHA256", "FULL_OBJECT"), ("CRC64NVME", "COMPOSITE"), (None, "COMPOSITE"),
+     (None, "FULL_OBJECT"), ("CRC32", "SOME"), ("CRC99", None)],
+)  # fmt: skip
+def test_kinds_of_checksums_that_cannot_be(
+    s3: Any, bucket: str, refused: Refused, algorithm: str | None, kind: str | None
+) -> None:
+    """Sums of the whole are those that can be put together from parts; a kind needs an algorithm."""
+    asked = {name: v for name, v in (("ChecksumAlgorithm", algorithm), ("ChecksumType", kind)) if v is not None}
+    assert refused(s3.create_multipart_upload, Bucket=bucket, Key="k", **asked) == "InvalidRequest"
+
+
+@pytest.mark.parametrize("kind", ["FULL_OBJECT", "COMPOSITE"])
+def test_wrong_words_of_a_completion_are_refused(s3: Any, bucket: str, refused: Refused, kind: str) -> None:
+    """Sums, kind, size: each compared; the upload stays and is completed by the right ones."""
+    begun = s3.create_multipart_upload(Bucket=bucket, Key="k", ChecksumAlgorithm="CRC32", ChecksumType=kind)
+    assert (begun["ChecksumAlgorithm"], begun["ChecksumType"]) == ("CRC32", kind)
+    named = {"Bucket": bucket, "Key": "k", "UploadId": begun["UploadId"]}
+    part = s3.upload_part(PartNumber=1, Body=b"abc", ChecksumAlgorithm="CRC32", **named)
+    assert refused(s3.upload_part, PartNumber=2, Body=b"", ChecksumAlgorithm="SHA256", **named) == "InvalidRequest"
+    right = {"PartNumber": 1, "ETag": part["ETag"], "ChecksumCRC32": part["ChecksumCRC32"]}
+    other = "COMPOSITE" if kind == "FULL_OBJECT" else "FULL_OBJECT"
+    for wrong, code in (
+        ({"MultipartUpload": {"Parts": [{**right, "ChecksumCRC32": "AAAAAA=="}]}}, "InvalidPart"),
+        ({"MultipartUpload": {"Parts": [{**right, "ETag": '"0"'}]}}, "InvalidPart"),
+        ({"MultipartUpload": {"Parts": []}}, "MalformedXML"), ({"ChecksumCRC32": "AAAAAA=="}, "BadDigest"),
+        ({"ChecksumType": other}, "InvalidRequest"), ({"MpuObjectSize": 4}, "InvalidRequest"),
+        ({"IfMatch": '"x"'}, "NoSuchKey"),
+    ):  # fmt: skip
+        asked = {"MultipartUpload": {"Parts": [right]}, **wrong}
+        assert refused(s3.complete_multipart_upload, **asked, **named) == code, wrong
+    s3.complete_multipart_upload(
+        MultipartUpload={"Parts": [right]}, ChecksumType=kind, MpuObjectSize=3, IfNoneMatch="*", **named
+    )
+    assert s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")["ChecksumType"] == kind
+
+
+def test_ranges_and_conditions_of_copied_parts(s3: Any, bucket: str, refused: Refused) -> None:
+    """Only bytes=FIRST-LAST within the source; the source's conditions as for whole copies."""
+    etag = s3.put_object(Bucket=bucket, Key="k", Body=b"abc")["ETag"]
+    asked = {"Bucket": bucket, "Key": "m", "PartNumber": 1, "CopySource": {"Bucket": bucket, "Key": "k"}}
+    asked["UploadId"] = s3.create_multipart_upload(Bucket=bucket, Key="m")["UploadId"]
+    for wrong in ("0-1", "bytes=0-", "bytes=-1", "bytes=2-1", "bytes=hello", "bytes=0-bar", "bytes=0-1,2-2"):
+        assert refused(s3.upload_part_copy, CopySourceRange=wrong, **asked) == "InvalidArgument", wrong
+    for behind in ("bytes=0-3", "bytes=3-3"):
+        assert refused(s3.upload_part_copy, CopySourceRange=behind, **asked) in ("InvalidRange", "InvalidArgument")
+    for failing in ({"CopySourceIfMatch": '"x"'}, {"CopySourceIfNoneMatch": etag},
+                    {"CopySourceIfUnmodifiedSince": OLD}):  # fmt: skip
+        assert refused(s3.upload_part_copy, **failing, **asked) == "PreconditionFailed", failing
+    for number in (0, 10_001):
+        assert refused(s3.upload_part_copy, **{**asked, "PartNumber": number}) == "InvalidArgument"
+    for holding in ({"CopySourceIfMatch": etag}, {"CopySourceIfModifiedSince": OLD}, {"CopySourceRange": "bytes=0-2"}):
+        assert s3.upload_part_copy(**holding, **asked)["CopyPartResult"]["ETag"] == etag
+
+
+@pytest.mark.parametrize(
+    "name", ["type", "language", "expires", "cache-control", "content-disposition", "content-encoding"]
+)
+def test_strangers_override_no_headers(
+    s3: Any, bucket: str, running: Cluster, name: str
+) -> None:
+    """Else anybody could make a public object a page of script under the store's address."""
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Statement": [statement]}))
+    assert anonymous(running, "GET", f"/{bucket}/k")[0] == 200
+    override = f"response-{name if '-' in name or name == 'expires' else 'content-' + name}"
+    status, body = anonymous(running, "GET", f"/{bucket}/k?{override}=text")[:2]
+    assert (status, b"InvalidRequest" in body) == (400, True)
+
+
+def test_deletes_on_conditions(s3: Any, bucket: str, refused: Refused) -> None:
+    """One by one and of many at once: what fails its condition stays, the others go."""
+    etag = s3.put_object(Bucket=bucket, Key="k", Body=b"a")["ETag"]
+    assert refused(s3.delete_object, Bucket=bucket, Key="k", IfMatch='"x"') == "PreconditionFailed"
+    s3.put_object(Bucket=bucket, Key="l", Body=b"a")
+    done = s3.delete_objects(Bucket=bucket, Delete={"Objects": [
+        {"Key": "k", "ETag": '"x"'}, {"Key": "l", "ETag": etag}, {"Key": "never"},
+    ]})  # fmt: skip
+    assert [(e["Key"], e["Code"]) for e in done["Errors"]] == [("k", "PreconditionFailed")]
+    assert {entry["Key"] for entry in done["Deleted"]} == {"l", "never"}
+    s3.delete_object(Bucket=bucket, Key="k", IfMatch="*")
+    assert refused(s3.head_object, Bucket=bucket, Key="k") == "404"
+    assert refused(s3.delete_object, Bucket=bucket, Key="k", IfMatch="*") == "NoSuchKey"
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"ContentMD5": "AAAA"}, "InvalidDigest"), ({"ContentMD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, "BadDigest"),
+        ({"Metadata": {"a": "x" * 2100}}, "MetadataTooLarge"), ({"Key": "k" * 1025}, "KeyTooLongError"),
+        ({"StorageClass": "NOPE"}, "InvalidStorageClass"), ({"ACL": "public-read"}, "AccessControlListNotSupported"),
+        ({"IfMatch": '"x"'}, "NoSuchKey"), ({"ServerSideEncryption": "rot13"}, "InvalidArgument"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)  # fmt: skip
+def test_objects_that_are_not_taken(
+    s3: Any, bucket: str, refused: Refused, more: dict[str, Any], code: str
+) -> None:
+    """Each with AWS's code; nothing is stored."""
+    assert refused(s3.put_object, **{"Bucket": bucket, "Key": "k", "Body": b"x", **more}) == code
+    assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
