@@ -45,6 +45,7 @@ from metadata.routes import sites as site_routes
 from metadata.routes import tiering as tiering_routes
 from metadata.routes.callers import Callers
 from metadata.routes.declared import declare_routes
+from metadata.routes.holder import AskHolder
 from metadata.services.access.audit import AuditService
 from metadata.services.access.credentials import Credentials
 from metadata.services.access.policies import Policies
@@ -386,7 +387,7 @@ class MetadataServer:
         parts = SendParts(
             database, clock, courier, self.sites.known, self._this_site, self.heat_of, epoch=lambda: self.lease.epoch,
             comparison=self.comparison, is_hot=hot.is_queued,
-            foreground=lambda: self.lookups.lookups + self.commits.items,
+            foreground=lambda: self.lookups.lookups + self.commits.items - self.commits.fills,
             is_delivered=self._is_delivered,
         )  # fmt: skip
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
@@ -490,6 +491,7 @@ class MetadataServer:
             site_routes.build(
                 callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock,
                 buckets=self.buckets, comparison=self.comparison, backfills=self.backfills, holdings=self.holdings,
+                holder=AskHolder(self.around.transport, lambda: self.lease.holder_elsewhere),
             )
         )
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))

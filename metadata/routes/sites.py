@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from msgspec import structs
 
 from metadata.routes.callers import Callers
+from metadata.routes.holder import AskHolder
 from metadata.routes.sites_models import (
     Backfill,
     JoinWish,
@@ -57,17 +58,20 @@ _BINARY: dict[str, Any] = {
 
 def build(
     callers: Callers, audit: AuditService, sites: Sites, *, replication: Replication, taker: NameTaker, clock: Clock,
-    buckets: BucketService, comparison: Comparison, backfills: Backfills, holdings: Holdings,
+    buckets: BucketService, comparison: Comparison, backfills: Backfills, holdings: Holdings, holder: AskHolder,
 ) -> APIRouter:  # fmt: skip
-    """The router."""
+    """The router. holder: the process that speaks to other sites, so it alone knows how far and how fast they are."""
     router = APIRouter(tags=["sites"])
+    _own(router, callers, sites, buckets, holder)
     _between(router, callers, sites, taker, clock, comparison=comparison, backfills=backfills, holdings=holdings)
-    _rules(router, callers, sites, buckets)
-    _members(router, callers, audit, sites, replication, comparison=comparison, backfills=backfills)
+    _members(router, callers, audit, sites, replication, comparison=comparison, backfills=backfills, holder=holder)
 
-    @router.get("/v1/admin/replication", operation_id="replicationStatus", summary="How far each site is behind")
-    async def status(request: Request) -> ReplicationModel:
+    @router.get("/v1/admin/replication", operation_id="replicationStatus", summary="How far each site is behind",
+                response_model=ReplicationModel)  # fmt: skip
+    async def status(request: Request) -> ReplicationModel | Response:
         await callers.admin(request)
+        if (told := await holder.answer(request)) is not None:
+            return told
         now_ms = clock.now_ms()
         targets = [_target(s, now_ms, await backfills.progress(s.site)) for s in await replication.measured()]
         return ReplicationModel(
@@ -101,18 +105,12 @@ def _between(
     router: APIRouter, callers: Callers, sites: Sites, taker: NameTaker, clock: Clock, *, comparison: Comparison,
     backfills: Backfills, holdings: Holdings,
 ) -> None:  # fmt: skip
-    """What other sites and this site's gateways ask."""
+    """What other sites ask."""
     async def site(request: Request) -> tuple[str, Principal]:
         who = await callers.who(request)
         if not who.user.startswith(SITE_USER):
             raise AccessDenied("only other sites may call this")
         return sites.caller(who), who
-
-    @router.post("/v1/internal/sites", response_class=Response, operation_id="sites_peers", openapi_extra=_BINARY,
-                 summary="The other sites, for a gateway: wire.sites.Peers", tags=["internal"])  # fmt: skip
-    async def peers(request: Request) -> Response:
-        await callers.daemon(request)
-        return _packed(sites.peers())
 
     @router.post("/v1/sites/hello", response_class=Response, operation_id="sites_hello", openapi_extra=_BINARY,
                  summary="A site lives: wire.sites.Hello -> HelloAnswer")  # fmt: skip
@@ -158,8 +156,14 @@ def _between(
         return _packed(await sites.rotated(name, decode(await _body(request), NewKey).token, who))
 
 
-def _rules(router: APIRouter, callers: Callers, sites: Sites, buckets: BucketService) -> None:
-    """What the S3 door asks of a bucket's rules, for a user."""
+def _own(router: APIRouter, callers: Callers, sites: Sites, buckets: BucketService, holder: AskHolder) -> None:
+    """What this site's gateways ask: where the other sites are; a bucket's rules, for a user at the S3 door."""
+
+    @router.post("/v1/internal/sites", response_class=Response, operation_id="sites_peers", openapi_extra=_BINARY,
+                 summary="The other sites, for a gateway: wire.sites.Peers", tags=["internal"])  # fmt: skip
+    async def peers(request: Request) -> Response:
+        await callers.daemon(request)
+        return await holder.answer(request) or _packed(sites.peers())
 
     @router.post(
         "/v1/internal/replication", response_class=Response, operation_id="bucket_rules", openapi_extra=_BINARY,
@@ -178,12 +182,18 @@ def _rules(router: APIRouter, callers: Callers, sites: Sites, buckets: BucketSer
 
 def _members(
     router: APIRouter, callers: Callers, audit: AuditService, sites: Sites, replication: Replication, *,
-    comparison: Comparison, backfills: Backfills,
+    comparison: Comparison, backfills: Backfills, holder: AskHolder,
 ) -> None:  # fmt: skip
     """What operators ask and tell."""
 
-    @router.get("/v1/admin/sites", operation_id="listSites", summary="This site and those it knows")
+    @router.get("/v1/admin/sites", operation_id="listSites", summary="This site and those it knows",
+                response_model=SitesModel)  # fmt: skip
+    async def listed(request: Request) -> SitesModel | Response:
+        await callers.who(request)
+        return await holder.answer(request) or await everyone(request)
+
     async def everyone(request: Request) -> SitesModel:
+        """Also what changes answer with: what this process has just read, though latencies may be missing."""
         await callers.who(request)
         me = sites.me()
         shown = [
@@ -230,9 +240,9 @@ def _members(
         drop_queue: bool = Query(False, description="also when it has not got everything"),
     ) -> RemovedModel:  # fmt: skip
         who = await callers.admin(request)
-        dropped = await sites.remove(name, drop_queue=drop_queue, who=who)
+        dropped, without = await sites.remove(name, drop_queue=drop_queue, who=who)
         await audit.note(who=who.access, action="site.remove", target=name, detail=f"{dropped} changes dropped")
-        return RemovedModel(dropped=dropped)
+        return RemovedModel(dropped=dropped, buckets=without)
 
     @router.patch("/v1/admin/sites/{name}", operation_id="changeSite", summary="Networks, gateways, bandwidth")
     async def change(request: Request, name: str, wish: SiteChange) -> SitesModel:
@@ -245,6 +255,7 @@ def _members(
         who = await callers.admin(request)
         sites.known.get(name)
         await sites.change(name, {"paused": paused})
+        replication.kick()
         await audit.note(who=who.access, action="site.pause" if paused else "site.resume", target=name)
         return await everyone(request)
 

@@ -75,6 +75,7 @@ class Backfill(BaseModel):
 
 class RemovedModel(BaseModel):
     dropped: int = Field(description="queued changes that went with it")
+    buckets: list[str] = Field(description="buckets whose rules to it went with it")
 
 
 class TargetModel(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
 from metadata.services.sites.holds import MARGIN_MS, Holdings
 from metadata.services.sites.hot import LOOK_SECONDS, HotBodies
+from metadata.services.sites.send import TargetWorker
 from metadata.services.sites.tombstones import WALK_SECONDS, Tombstones
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
@@ -313,7 +315,8 @@ def test_a_bucket_learns_its_home_site_with_its_names(run: Run) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_paused_backfill_stands_still_and_counts(run: Run, seed: int) -> None:
-    """An operator must see how far it is, and may stop it for the night."""
+    """An operator must see how far it is, and may stop it for the night. Meanwhile the site does not have everything:
+    tombstones that it needs would go."""
 
     async def check(w: NamesWorld) -> None:
         rng = random.Random(seed)
@@ -326,10 +329,22 @@ def test_a_paused_backfill_stands_still_and_counts(run: Run, seed: int) -> None:
         assert await backfills.step("site2") is False
         progress = await backfills.progress("site2")
         assert (progress.parts, progress.walked, progress.is_paused) == (1, 0, True)
+        parts: Any = SimpleNamespace(
+            database=w.database, clock=w.clock, heat_of=lambda chunk: 0.0, foreground=lambda: 0
+        )
+        worker = TargetWorker(parts, "site2")
+        await worker.measure()
+        assert not worker.status.backlog.objects and not worker.status.lacks_nothing
         await backfills.pause("site2", paused=False)
         await backfills.step("site2")
         progress = await backfills.progress("site2")
         assert (progress.parts, progress.walked, progress.queued) == (0, count, count)
+        await worker.measure()
+        assert worker.status.backlog.objects == count and not worker.status.lacks_nothing
+        queue = await w.rows(schema.replication_queue)
+        await w.database.write(lambda c: sites.finish(c, "site2", [row.sequence for row in queue]))
+        await worker.measure()
+        assert worker.status.lacks_nothing
 
     run(check)
 

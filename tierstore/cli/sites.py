@@ -87,6 +87,8 @@ def remove(
         print_json(answer)
     else:
         say(f"{name} is forgotten; {answer['dropped']} queued changes went with it")
+        if answer.get("buckets"):
+            say(f"nothing of these buckets goes there any more: {', '.join(answer['buckets'])}")
 
 
 def _act(name: str, action: str, find_args: tuple[Any, Any, Any], as_json: bool, body: Any = None) -> None:

@@ -60,6 +60,11 @@ class LeaseKeeper:
     def is_mine(self) -> bool:
         return self.epoch != 0
 
+    @property
+    def holder_elsewhere(self) -> str:
+        """Where another process that holds the lease is, as last read; "" when this one does, or nobody."""
+        return "" if self.is_mine or self.holder.name == self._me.name else self.holder.url
+
     async def run(self) -> None:
         """Renew, or try to take over, until cancelled."""
         while True:

@@ -117,6 +117,7 @@ class CommitService:
         self._server_of: dict[int, int] = {}
         self.batches = 0
         self.items = 0
+        self.fills = 0                  # of them, bytes of other sites, which no client waits for
 
     async def commit(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
         """Apply each item on its own; results in order, durable when they come. Raises UnavailableError when too many
@@ -190,6 +191,7 @@ class CommitService:
         while batch := self._take():
             self.batches += 1
             self.items += len(batch)
+            self.fills += sum(type(entry.item.mutation) is Fill for entry in batch)
             marks = {mark for entry in batch for mark in entry.marks}
             self._busy |= marks
             try:

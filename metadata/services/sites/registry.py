@@ -233,18 +233,19 @@ class Sites:
         )
         return account.access, token
 
-    async def remove(self, name: str, *, drop_queue: bool, who: Principal) -> int:
-        """Forget a site and end its key; how many queued changes went with it.
+    async def remove(self, name: str, *, drop_queue: bool, who: Principal) -> tuple[int, list[str]]:
+        """Forget a site and end its key; how many queued changes, and the buckets whose rules, went with it.
 
         Raises ConflictError(code="queue-not-empty") while it lacks something and nobody said to drop that."""
         row = self.known.get(name)
 
-        def work(c: Connection) -> int:
+        def work(c: Connection) -> tuple[int, list[str]]:
             if not drop_queue and sites.backlog(c, name).objects:
                 raise ConflictError(
                     f"site {name!r} has not got everything; wait, or say that its queue is to be dropped",
                     code="queue-not-empty",
                 )
+            changed = []
             for bucket in buckets.everything(c):
                 rules = rules_of(bucket)
                 kept = [rule for rule in rules if rule["target"] != name]
@@ -253,8 +254,9 @@ class Sites:
                     buckets.configure(
                         c, bucket.name, at_ms=self._clock.now_ms(), documents={"replication": text}
                     )
+                    changed.append(bucket.name)
             fetched.forget_site(c, row.id)      # it gives nothing any more
-            return sites.remove(c, name)
+            return sites.remove(c, name), changed
 
         gone = await self._database.write(work)
         self._names.forget()

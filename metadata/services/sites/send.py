@@ -27,7 +27,7 @@ from metadata.catalog.buckets import Bucket
 from metadata.catalog.leases import require_epoch
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.queries import Connection
-from metadata.catalog.sites import QueueRow
+from metadata.catalog.sites import Backlog, QueueRow
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.sites.apply import rules_of
 from metadata.services.sites.bodies import NAMES_SECONDS, RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, BodySender
@@ -95,7 +95,7 @@ class TargetWorker:
     async def _hello(self) -> None:
         parts, status = self._parts, self.status
         row, me = self._target.row, parts.me()
-        status.is_paused = bool(row.link.get("paused"))
+        status.is_paused = self._target.is_paused
         now_ms = parts.clock.now_ms()
         standing = await parts.comparison.told(self.name)
         ago = now_ms - status.confirmed_at_ms if status.confirmed_at_ms else -1
@@ -118,13 +118,16 @@ class TargetWorker:
             await parts.comparison.judge(answer, others)
             status.compare_left = await parts.comparison.go_on(row, me.name, others)
         await self.measure()
-        if status.is_reachable and not status.backlog.objects:
+        if status.is_reachable and status.lacks_nothing:
             status.confirmed_at_ms = now_ms
         await parts.clock.sleep(HELLO_SECONDS)
 
     async def measure(self) -> None:
         """Bring the figures of the status up to now."""
-        self.status.backlog = await self._parts.database.scan(lambda c: sites.backlog(c, self.name))
+        def look(c: Connection) -> tuple[Backlog, bool]:
+            return sites.backlog(c, self.name), bool(sites.backfill_state(c, self.name).get("parts"))
+
+        self.status.backlog, self.status.is_filling = await self._parts.database.scan(look)
         self.status.bytes_per_second = self._target.rate()
 
     # -- names ----------------------------------------------------------------------------------------------

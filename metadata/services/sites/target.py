@@ -20,7 +20,7 @@ from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
 from metadata.services.sites.registry import Known, Self
 from tierstore.clock import Clock
-from tierstore.errors import TierstoreError
+from tierstore.errors import NotFound, TierstoreError
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class TargetStatus:
     error: str = ""
     latency_ms: float = 0.0
     backlog: Backlog = field(default_factory=lambda: Backlog(0, 0, 0, 0))
+    is_filling: bool = False        # what exists is still being queued for it
     confirmed_at_ms: int = 0        # the target had everything then
     names_sent: int = 0
     bodies_sent: int = 0
@@ -47,6 +48,11 @@ class TargetStatus:
     failures: int = 0
     bytes_per_second: float = 0.0
     compare_left: int = 0           # it is still sending this site what that has forgotten
+
+    @property
+    def lacks_nothing(self) -> bool:
+        """Whether the target has everything, by the figures as last measured."""
+        return not self.backlog.objects and not self.is_filling
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +91,16 @@ class Target:
         return self.parts.known.get(self.name)
 
     @property
+    def is_paused(self) -> bool:
+        """By an operator, as last read; also when the site was removed."""
+        try:
+            return bool(self.row.link.get("paused"))
+        except NotFound:
+            return True
+
+    @property
     def may_send(self) -> bool:
-        return self.status.is_reachable and not self.status.is_paused and self.parts.epoch() != 0
+        return self.status.is_reachable and not self.is_paused and self.parts.epoch() != 0
 
     def answered(self) -> bool:
         """The site has answered a hello; whether it did not before."""
