@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -439,3 +439,19 @@ async def hang() -> None:
     """For before_read and before_write: never an answer."""
     await asyncio.get_running_loop().create_future()
 
+
+def run(work: Callable[[FakeCluster, Store], Awaitable[None]], *, servers: int = 3, **limits: object) -> None:
+    """Do some work on a store of a new cluster, to the end of both."""
+
+    async def main() -> None:
+        cluster = FakeCluster(servers=servers)
+        store = cluster.store(**limits)
+        async with asyncio.timeout(180):
+            await store.open()
+            try:
+                await work(cluster, store)
+            finally:
+                await store.close()
+                await cluster.close()
+
+    asyncio.run(main())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import pairwise
 
+from tests.unit.sdk import fake_cluster
 from tests.unit.sdk.fake_cluster import FakeCluster
 from tierstore.sdk.allocations import AllocationPool, PlacementClass
 from tierstore.sdk.store import Store
@@ -14,20 +15,7 @@ from tierstore.wire.names import Allocation
 CLASS = PlacementClass((), 2, 8 << 20)
 SMALL, LARGE = 4096, 1 << 20
 
-
-def run(work: Callable[[FakeCluster, Store], Awaitable[None]], **limits: object) -> None:
-    async def main() -> None:
-        cluster = FakeCluster(servers=4)
-        store = cluster.store(**limits)
-        async with asyncio.timeout(180):
-            await store.open()
-            try:
-                await work(cluster, store)
-            finally:
-                await store.close()
-                await cluster.close()
-
-    asyncio.run(main())
+run = partial(fake_cluster.run, servers=4)
 
 
 async def filled(store: Store) -> AllocationPool:

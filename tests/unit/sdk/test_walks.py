@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from tests.unit.sdk.fake_cluster import FakeCluster, FakeObjectServer, full, hang
+from tests.unit.sdk.fake_cluster import FakeCluster, FakeObjectServer, full, hang, run
 from tierstore.checksum import crc_of
 from tierstore.errors import (
     CapacityError,
@@ -24,21 +24,6 @@ from tierstore.wire.hints import parse_hint
 from tierstore.wire.names import ALLOCATIONS_PER_ITEM_MAX, AllocateItem, AllocateResult, CommitResult, Condition
 
 MIB = 1 << 20
-
-
-def run(work: Callable[[FakeCluster, Store], Awaitable[None]], *, servers: int = 3, **limits: object) -> None:
-    async def main() -> None:
-        cluster = FakeCluster(servers=servers)
-        store = cluster.store(**limits)
-        async with asyncio.timeout(180):
-            await store.open()
-            try:
-                await work(cluster, store)
-            finally:
-                await store.close()
-                await cluster.close()
-
-    asyncio.run(main())
 
 
 async def body_of(store: Store, key: str, **how: int) -> bytes:
