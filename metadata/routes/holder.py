@@ -9,9 +9,9 @@ from typing import Final
 
 from fastapi import Request, Response
 
-from metadata.routes.callers import ACCESS_HEADER
 from tierstore.errors import UnavailableError
 from tierstore.transport.peer import PeerTransport
+from tierstore.wire.cluster import ACCESS_HEADER
 
 #: Of a question that was passed on: it is answered where it arrives, whatever that process takes for the holder.
 PASSED_ON: Final = "x-tierstore-passed-on"
