@@ -220,6 +220,7 @@ def test_a_large_directory_moves_beside_the_loop(run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("url_of", ["sqlite", "postgresql"], indirect=True)     # in memory nothing runs beside the loop
 def test_a_hundred_thousand_keys_move_for_a_fraction_of_what_making_them_took(
     url_of: Callable[[], Awaitable[str]], request: pytest.FixtureRequest
 ) -> None:
