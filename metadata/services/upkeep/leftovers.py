@@ -28,6 +28,10 @@ class Leftovers:
         self._suspects: dict[tuple[int, bytes], int] = {}
         self.removed = 0
 
+    def is_suspect(self, device: int, chunk: bytes) -> bool:
+        """Whether the row was seen to be wrong and has to be looked at again."""
+        return (device, chunk) in self._suspects
+
     def met(self, c: Connection, located: Located | None, device: int, chunk: bytes) -> bool:
         """Judge the row (device, chunk) by what `locate` found there, in the same transaction. Whether it is wrong;
         then the caller has nothing to do with it."""
