@@ -126,7 +126,7 @@ def _by_policies(principal: Principal, action: Action, bucket: str, key: str) ->
     """ALLOW, DENY or "": what the user's policies say of the S3 actions that a native one stands for."""
     said = set()
     for question in _questions(principal, action, bucket, key):
-        verdicts = {decide(Policy.of_user(text), question) for text in principal.policies}
+        verdicts = {decide(Policy.kept(text, of_user=True), question) for text in principal.policies}
         said.add(DENY if DENY in verdicts else ALLOW if ALLOW in verdicts else "")
     return DENY if DENY in said else ALLOW if said == {ALLOW} else ""
 
@@ -158,7 +158,7 @@ def require_by_bucket(
     object of the bucket. Servers, and those whom a gateway has judged, pass."""
     if _is_served(principal):
         return
-    judge = Policy.of(policy)
+    judge = Policy.kept(policy)
     for question in _questions(principal, action, bucket, key):
         if judge.could_deny(question, bucket) if of_all else decide(judge, question) == DENY:
             raise AccessDenied(f"the policy of bucket {bucket!r} denies {principal.access} to {action}")
@@ -171,7 +171,9 @@ def require_undenied(
     AccessDenied where a policy of the user or of the bucket ("": it has none) denies one. Servers pass."""
     if _is_served(principal) or not (principal.policies or policy):
         return
-    judges = [Policy.of_user(text) for text in principal.policies] + ([Policy.of(policy)] if policy else [])
+    judges = [Policy.kept(text, of_user=True) for text in principal.policies]
+    if policy:
+        judges.append(Policy.kept(policy))
     for question in _questions_of(principal, names, bucket, key):
         if any(decide(judge, question) == DENY for judge in judges):
             raise AccessDenied(f"a policy denies {principal.access} {question.action} of this object")
@@ -206,7 +208,7 @@ def authorize_all(principal: Principal, action: Action, bucket: str) -> None:
         authorize(principal, action, bucket, "*")
         return
     questions = _questions(principal, action, bucket, "*")
-    if any(Policy.of_user(text).could_deny(q, bucket) for text in principal.policies for q in questions):
+    if any(Policy.kept(text, of_user=True).could_deny(q, bucket) for text in principal.policies for q in questions):
         raise AccessDenied(f"a policy of {principal.user!r} denies to {action} some objects: not through this door")
     authorize(principal, action, bucket, "*")
 

@@ -83,6 +83,15 @@ class Policy:
         """A policy attached to a user: who is meant is clear, so no statement names a principal. Raises PolicyError."""
         return _parsed(text, has_principal=False)
 
+    @staticmethod
+    def kept(text: str, *, of_user: bool = False) -> Policy:
+        """One that was taken when it was set, maybe by a release that understood less: what is not understood now
+        denies everything, for to ignore it would let in."""
+        try:
+            return _parsed(text, has_principal=not of_user)
+        except PolicyError:
+            return Policy((_AGAINST_ALL,))
+
     @property
     def is_public(self) -> bool:
         """As AWS means it by "public": one statement that lets everybody in is enough."""
@@ -100,6 +109,9 @@ class Policy:
             and _conditions_hold(statement, question)
             for statement in self.statements
         )
+
+
+_AGAINST_ALL: Final = Statement("Deny", ("*",), (), (Pattern.of("*", has_variables=False),), (), (), (), ())
 
 
 def _reaches(pattern: Pattern, bucket: str) -> bool:

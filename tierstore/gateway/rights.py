@@ -112,6 +112,6 @@ class NativeRights:
 
 
 def _asks(key: str, of_user: Iterable[str], of_bucket: str) -> bool:
-    return any(Policy.of_user(text).asks_for(key) for text in of_user) or (
-        bool(of_bucket) and Policy.of(of_bucket).asks_for(key)
+    return any(Policy.kept(text, of_user=True).asks_for(key) for text in of_user) or (
+        bool(of_bucket) and Policy.kept(of_bucket).asks_for(key)
     )

@@ -110,9 +110,13 @@ def test_a_variable_narrows_nothing_and_is_asked_for() -> None:
 
 @pytest.mark.parametrize("text", ["${", "${}", "${aws:username", "${a, b}", "${a, 'b}", "${a,}", "${a{b}", "${, 'x'}"])
 def test_broken_variables_are_refused(text: str) -> None:
-    """Taken as text they would silently match nothing."""
+    """Taken as text they would silently match nothing. One that an older release took denies everything."""
     with pytest.raises(PolicyError):
         policy(Resource=f"arn:aws:s3:::b/{text}")
     with pytest.raises(PolicyError):
         policy(Condition={"StringLike": {"s3:prefix": text}})
     policy(OLD, Resource=f"arn:aws:s3:::b/{text}")
+    statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::b/{text}"}
+    kept = json.dumps({"Version": NEW, "Statement": [statement]})
+    assert ask(Policy.kept(kept)) == ask(Policy.kept(kept), user="") == DENY
+    assert ask(Policy.kept("{}", of_user=True)) == DENY and not Policy.kept(kept).is_public

@@ -61,7 +61,7 @@ class PublicBlock:
 def policy_of(bucket: BucketView) -> Policy | None:
     """The bucket's policy. Cached by its text in policy_language."""
     text = bucket.config.get(POLICY)
-    return Policy.of(text) if text else None
+    return Policy.kept(text) if text else None
 
 
 def block_of(bucket: BucketView) -> PublicBlock:
@@ -132,7 +132,7 @@ def asks_request_tags(call: Call, bucket: BucketView) -> bool:
 def _asks(call: Call, bucket: BucketView, key: str) -> bool:
     policy = policy_of(bucket)
     return (policy is not None and policy.asks_for(key)) or any(
-        Policy.of_user(text).asks_for(key) for text in call.principal.policies
+        Policy.kept(text, of_user=True).asks_for(key) for text in call.principal.policies
     )
 
 
@@ -150,7 +150,7 @@ def _would_pay(call: Call) -> bool:
 
 def by_user(call: Call, question: Question) -> str:
     """What the policies attached to the caller say: ALLOW, DENY or ""."""
-    verdicts = {decide(Policy.of_user(text), question) for text in call.principal.policies}
+    verdicts = {decide(Policy.kept(text, of_user=True), question) for text in call.principal.policies}
     return DENY if DENY in verdicts else ALLOW if ALLOW in verdicts else ""
 
 
