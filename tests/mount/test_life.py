@@ -161,7 +161,7 @@ def test_a_mount_ends_in_time_also_without_its_cluster(tmp_path: Path) -> None:
         c.kill_everything()
     started = time.monotonic()
     assert mount.stop() == 0
-    assert time.monotonic() - started < 40
+    assert time.monotonic() - started < 150, "it ends, whatever the cluster does"
     with pytest.raises(OSError, match=r"not connected|Input/output|aborted"):
         file.close()
     wait_until(lambda: not os.path.ismount(mount.path), seconds=10, what="unmounted")
