@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 
 from tierstore.auth.access import authorize
 from tierstore.clock import Clock
-from tierstore.errors import UnavailableError
+from tierstore.errors import TierstoreError
 from tierstore.gateway import routes, sites
 from tierstore.gateway.bodies import Bodies
 from tierstore.gateway.config import GatewayConfig
@@ -166,9 +166,11 @@ class Gateway:
             try:
                 await self.store.open()
                 break
-            except UnavailableError as error:
+            except TierstoreError as error:
                 log.warning("joined, but the cluster map does not come; trying on", why=str(error))
                 await asyncio.sleep(_OPEN_RETRY_SECONDS)
+                if not error.retryable:     # metadata knows another secret by now: nothing else helps
+                    registered = await self.membership.join_whatever_comes(url)
         self.objects.open(registered.site)
         self.listing.open(registered.site)
         self.forwarder.open()

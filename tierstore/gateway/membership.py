@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from tierstore import statefile
-from tierstore.errors import ConfigError, TierstoreError
+from tierstore.errors import AccessDenied, ConfigError, NotAuthenticated, TierstoreError
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.wire.cluster import Heartbeat, Register, Registered
 
@@ -121,6 +121,14 @@ class Membership:
             )  # fmt: skip
             try:
                 registered = await self._client.register(message)
+            except (NotAuthenticated, AccessDenied):
+                if not (self._identity.secret and self._join_token):
+                    raise
+                # an attempt that was given up here was taken after the one that was answered and got another secret, or
+                # the catalog was made anew: the operator's token holds
+                self._identity = msgspec.structs.replace(self._identity, secret="")
+                self._client.set_token("")
+                continue
             except TierstoreError as error:
                 if not error.retryable and error.code != _NAME_TAKEN:
                     raise
@@ -143,20 +151,29 @@ class Membership:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
-            assert self.registered is not None
-            self._sequence += 1
-            beat = Heartbeat(
-                self.registered.server, self._identity.incarnation, self._sequence, in_flight=self._in_flight(),
-                state="stopping" if self._is_leaving() else "up",
-            )  # fmt: skip
             try:
-                answer = await self._client.heartbeat(beat)
-                if answer.reregister and not self._is_leaving():
-                    # metadata knows another life of this gateway: come back as the next one
-                    self._keep(msgspec.structs.replace(self._identity, incarnation=self._identity.incarnation + 1))
-                    await self.join()
+                await self._beat_once()
             except TierstoreError as error:
                 _log.warning("no heartbeat: %s", error)
+
+    async def _beat_once(self) -> None:
+        assert self.registered is not None
+        self._sequence += 1
+        beat = Heartbeat(
+            self.registered.server, self._identity.incarnation, self._sequence, in_flight=self._in_flight(),
+            state="stopping" if self._is_leaving() else "up",
+        )  # fmt: skip
+        try:
+            answer = await self._client.heartbeat(beat)
+        except (NotAuthenticated, AccessDenied):
+            if self._is_leaving():
+                raise
+            await self.join()       # by the join token, when the secret does not hold any more
+            return
+        if answer.reregister and not self._is_leaving():
+            # metadata knows another life of this gateway: come back as the next one
+            self._keep(msgspec.structs.replace(self._identity, incarnation=self._identity.incarnation + 1))
+            await self.join()
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -11,7 +11,7 @@ import pytest
 
 from tierstore.errors import ConflictError, NotAuthenticated
 from tierstore.gateway.membership import FILE_NAME, Membership
-from tierstore.wire.cluster import Register, Registered
+from tierstore.wire.cluster import Heartbeat, HeartbeatAnswer, Register, Registered
 
 
 class Registry:
@@ -21,15 +21,23 @@ class Registry:
         self._answers = list(answers)
         self.shown: list[tuple[str, Register]] = []
         self.token = ""
+        self.heartbeats: list[str] = []     # the credentials they came with
 
     def set_token(self, token: str) -> None:
         self.token = token
+
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatAnswer:
+        self.heartbeats.append(self.token)
+        if self.token != "tsd.7.second":
+            raise NotAuthenticated("the server's credential is not known")
+        return HeartbeatAnswer(now_ms=1, sequence=1, map_revision=1)
 
     async def register(self, message: Register) -> Registered:
         self.shown.append((self.token, message))
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
+        self.token = answer or self.token
         return Registered(
             cluster_id="c", server=7, secret=answer, site="site1", site_id=1, now_ms=1, devices=[], ticket_keys=[],
             heartbeat_seconds=1.0,
@@ -87,3 +95,22 @@ def test_a_wrong_join_token_is_told_at_once(tmp_path: Path) -> None:
     """Waiting would hide a mistake of the operator."""
     with pytest.raises(NotAuthenticated):
         asyncio.run(membership(Registry(NotAuthenticated("wrong")), tmp_path, []).join("http://g"))
+
+
+def test_a_secret_that_does_not_hold_any_more_is_replaced_by_the_join_token(tmp_path: Path) -> None:
+    """Registrations that were given up here wait in the socket of a metadata that is slow to start, and are all taken:
+    the one whose answer was heard need not be the last, and only the last one's secret holds."""
+    heard: list[str] = []
+
+    async def main() -> None:
+        registry = Registry("tsd.7.first", NotAuthenticated("the server's credential is not known"), "tsd.7.second")
+        member = membership(registry, tmp_path, heard)
+        await member.join("http://g")
+        await member._beat_once()
+        await member._beat_once()
+        assert registry.heartbeats == ["tsd.7.first", "tsd.7.second"]
+        assert [token for token, _ in registry.shown] == ["", "tsd.7.first", ""]
+
+    asyncio.run(main())
+    assert heard == ["tsd.7.first", "tsd.7.second"]
+    assert json.loads((tmp_path / FILE_NAME).read_bytes())["secret"] == "tsd.7.second"
