@@ -36,7 +36,7 @@ PAUSE_SECONDS: Final = 0.05
 
 def begin(seed: int) -> None:
     """Make this process, and those it starts from now on, unsteady until it ends."""
-    chance = random.Random(f"{seed}:{os.environ.get('PYTEST_XDIST_WORKER', '')}")  # noqa: S311: no secret
+    chance = random.Random(f"{seed}:{os.environ.get('PYTEST_XDIST_WORKER', '')}")
     _hold_up(asyncio.events.Handle, "_run", chance, CALLBACKS_EACH)
     _hold_up(concurrent.futures.thread._WorkItem, "run", chance, JOBS_EACH)
     threading.Thread(target=_stop_children, args=(chance,), name="unsteady", daemon=True).start()
