@@ -16,7 +16,7 @@ ENGINES = ("memory", "sqlite", "postgresql")
 Run = Callable[[Callable[[NamesWorld], Awaitable[None]]], None]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")     # a module that imports it has its own: 19 would run until the session ends
 def postgres() -> Iterator[PostgresServer]:
     server = PostgresServer()
     yield server
