@@ -92,7 +92,7 @@ bench-mount: $(STAMP) fuse
 mutants: $(STAMP) tools-test
 	@$(BIN)/python -m tests.mutants
 
-# reference: writes docs/reference from the code; `make check` fails when it is out of date.
+# reference: writes docs/reference and the index of docs/adr; `make check` fails when it is out of date.
 reference: $(STAMP)
 	@$(BIN)/python docs/reference/generate.py
 

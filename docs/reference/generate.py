@@ -1,4 +1,5 @@
-"""Writes the reference pages from the code: settings, commands, metrics, error codes. `make reference`.
+"""Writes the reference pages from the code (settings, commands, metrics, error codes) and the index of the decision
+records. `make reference`.
 
     python docs/reference/generate.py            write docs/reference/*.md
     python docs/reference/generate.py --check    say which pages are out of date, exit 1 if any
@@ -234,12 +235,28 @@ def s3_page() -> str:
     return _page(lines)
 
 
+def records_page() -> str:
+    """The index of the decision records: number and title of each, as its first line says."""
+    lines = [
+        f"{_HEAD}# Decision records",
+        "",
+        "What was decided, why, what else was weighed, what it costs. Newer ones may replace older ones; they say so.",
+        "The first nine are the core's; from there on a group of ten begins where a piece of work began.",
+        "",
+    ]
+    for path in sorted((ROOT / "docs/adr").glob("0*.md")):
+        number, _, title = path.read_text().partition("\n")[0].removeprefix("# ").partition(" ")
+        lines.append(f"- [{number.rstrip(':')}]({path.name}) {title}")
+    return _page(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "commands.md": commands_page,
     "metrics.md": metrics_page,
     "errors.md": errors_page,
     "s3.md": s3_page,
+    "../adr/README.md": records_page,
 }
 
 
