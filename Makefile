@@ -80,7 +80,6 @@ bench: $(STAMP) tools-bench
 	@$(BIN)/python -m bench
 
 bench-tiering: $(STAMP)
-	@test -e bench/tiering || test -e bench/tiering.py || { echo "the tiering bench comes with the tiering decisions"; exit 1; }
 	@$(BIN)/python -m bench.tiering
 	@$(BIN)/python -m bench.tiering.burst
 
