@@ -36,7 +36,8 @@ from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.store import Store
 from tierstore.serving.inprocess import InProcessCall, InProcessServer
 from tierstore.transport.inprocess import Network, PeerCall
-from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
+from tierstore.transport.metadata_calls import MetadataLimits
+from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 
 T = TypeVar("T")

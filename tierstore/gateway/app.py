@@ -38,7 +38,8 @@ from tierstore.serving.drain import Drain
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.loans import Borrower
-from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
+from tierstore.transport.metadata_calls import MetadataLimits
+from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 

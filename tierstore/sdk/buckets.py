@@ -8,7 +8,7 @@ from urllib.parse import quote
 import msgspec
 
 from tierstore.errors import TierstoreError, UnavailableError
-from tierstore.transport.metadata_client import error_of
+from tierstore.transport.metadata_calls import error_of
 from tierstore.transport.peer import PeerReply, PeerTransport
 
 

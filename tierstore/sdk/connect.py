@@ -25,7 +25,8 @@ from tierstore.sdk.route import nearest_gateway
 from tierstore.sdk.store import Store
 from tierstore.sdk.through import GatewayStore
 from tierstore.transport.loans import Borrower
-from tierstore.transport.metadata_client import MetadataClient, error_of
+from tierstore.transport.metadata_calls import error_of
+from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
 from tierstore.transport.pool import PooledTransport

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from tierstore.checksum import crc_of
 from tierstore.errors import IntegrityError, UnavailableError
 from tierstore.names import version_text
-from tierstore.transport.metadata_client import error_of
+from tierstore.transport.metadata_calls import error_of
 from tierstore.transport.peer import PeerReply, PeerStream, PeerTransport
 
 FRAME_BYTES: Final = 64 * 1024

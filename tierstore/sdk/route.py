@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from tierstore.errors import TierstoreError, UnavailableError
-from tierstore.transport.metadata_client import error_of
+from tierstore.transport.metadata_calls import error_of
 from tierstore.transport.peer import PeerTransport
 
 ROUTE_SECONDS: Final = 2.0

@@ -30,7 +30,8 @@ from tierstore.sdk.objects import ObjectInfo, ObjectReader, PutInfo, check_condi
 from tierstore.sdk.put import Buffer
 from tierstore.sdk.remote import GatewaySource
 from tierstore.sdk.store import Store
-from tierstore.transport.metadata_client import MetadataClient, error_of
+from tierstore.transport.metadata_calls import error_of
+from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import Headers, PeerReply, PeerTransport
 from tierstore.units import MIB

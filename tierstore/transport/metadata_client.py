@@ -1,11 +1,9 @@
 """Typed calls to the metadata service: lookups, allocations and commits in batches, the rest one by one.
 
-Owns the coalescing lanes, the retries while metadata restarts, the estimate of catalog time, and the cluster map with
-its revisions (refetched once, in the background, when an answer shows a newer one). Does not know what the items mean.
-
-Retries: a request that found nobody, lost its connection, ran out of its attempt's time or was answered 503 is sent
-again, to the next of `urls`, after a growing pause, for at most `hold_seconds` and never past the item's deadline.
-Lookups may be repeated freely; mutations carry operation ids, so a repeat gets the first one's result (rule 12).
+Owns the coalescing lanes, the estimate of catalog time, and the cluster map with its revisions (refetched once, in the
+background, when an answer shows a newer one). Does not know what the items mean. Requests outlast a restart of metadata
+(metadata_calls.py): lookups may be repeated freely; mutations carry operation ids, so a repeat gets the first one's
+result (rule 12).
 A commit that was sent and not answered ends as UnavailableError(code="outcome-unknown"), never as a plain failure.
 
 Cost of a lookup among others: a future, 1/n of a request (about 25 us of client CPU), no timer.
@@ -16,14 +14,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import msgspec
 
 from tierstore import wire
 from tierstore.clock import Clock
-from tierstore.errors import RequestError, TierstoreError, UnavailableError, from_answer, from_code
+from tierstore.errors import UnavailableError, from_code
 from tierstore.names import (
     OPERATION_ID_BYTES,
     UPLOAD_ID_BYTES,
@@ -33,7 +28,8 @@ from tierstore.names import (
     operation_of,
 )
 from tierstore.transport.batches import BatchLane, Waiter
-from tierstore.transport.peer import PeerReply, PeerTransport
+from tierstore.transport.metadata_calls import MetadataCalls, MetadataLimits, decoded
+from tierstore.transport.peer import PeerTransport
 from tierstore.wire.cluster import BadChunk, ClusterMap, Credential, Heartbeat, HeartbeatAnswer, Register, Registered
 from tierstore.wire.names import (
     AllocateBatch,
@@ -60,32 +56,9 @@ T = TypeVar("T")
 
 #: An upload older than this is committed under an operation of its own.
 UPLOAD_YOUNG_MS = 600_000
-#: Codes after which the same request may succeed elsewhere or a moment later.
-RETRIED_CODES = frozenset({
-    "unreachable", "broken-answer", "deadline", "unavailable", "draining", "metadata-unreachable", "metadata-busy",
-    "busy", "not-ready", "starting", "catalog-unavailable",
-})  # fmt: skip
-
 #: Results of one item after which the same operation is sent again.
 _REPEATED_RESULTS = frozenset({"outcome-unknown", "unavailable", "catalog-unavailable"})
 _COMMIT_REPEATS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class MetadataLimits:
-    """Bounds of one client. attempt_seconds: one request; hold_seconds: how long a request is held for a restart.
-    depth: batches of one kind under way; beyond the first one only when it has not come back within the patience."""
-
-    depth: int = 4
-    lookup_patience_seconds: float = 0.002
-    commit_patience_seconds: float = 0.01
-    items_max: int = 256
-    waiting_max: int = 8192
-    attempt_seconds: float = 5.0
-    hold_seconds: float = 10.0
-    pause_seconds_min: float = 0.02
-    pause_seconds_max: float = 0.25
-    bad_chunks_max: int = 1024
 
 
 class MetadataClient:
@@ -95,15 +68,10 @@ class MetadataClient:
         self, transport: PeerTransport, urls: Sequence[str], *, token: str, clock: Clock, rng: random.Random,
         limits: MetadataLimits | None = None,
     ) -> None:  # fmt: skip
-        if not urls:
-            raise ValueError("at least one metadata url is needed")
-        self._transport = transport
-        self._urls = list(urls)
-        self._at = 0
         self._clock = clock
         self._rng = rng
         self.limits = bounds = limits or MetadataLimits()
-        self.set_token(token)
+        self._calls = MetadataCalls(transport, urls, token=token, rng=rng, limits=bounds)
         self._catalog_ahead_ms = 0
         self._map: ClusterMap | None = None
         self._map_task: asyncio.Task[ClusterMap] | None = None
@@ -134,9 +102,7 @@ class MetadataClient:
 
     def set_token(self, token: str) -> None:
         """The credential of every later call (a daemon gets its secret at registration)."""
-        auth = ((b"authorization", b"Bearer " + token.encode("latin-1")),) if token else ()
-        self._headers = (*auth, (b"content-type", wire.MEDIA_TYPE.encode()))
-        self._map_headers = (*auth, (b"accept", wire.MEDIA_TYPE.encode()))
+        self._calls.set_token(token)
 
     # -- the batched three ----------------------------------------------------------------------------------
     async def lookup(self, item: LookupItem, *, seconds: float = 10.0) -> LookupResult:
@@ -225,35 +191,35 @@ class MetadataClient:
     async def _batch(self, target: bytes, body: bytes, batch: Sequence[Waiter[Any, Any]], kind: type[T]) -> T:
         """One batch, repeated until its last waiter's deadline."""
         until = max(waiter.until for waiter in batch)
-        reply = await self._held(
+        reply = await self._calls.held(
             b"POST", target, body, until, is_pointless=lambda: all(waiter.future.done() for waiter in batch)
         )
-        return _decoded(reply.body, kind)
+        return decoded(reply.body, kind)
 
     # -- one by one -----------------------------------------------------------------------------------------
     async def list(self, item: ListItem, *, seconds: float = 10.0) -> ListResult:
-        result = await self._ask(b"/v1/internal/list", item, ListResult, seconds)
+        result = await self._calls.ask(b"/v1/internal/list", item, ListResult, seconds)
         if result.code:
             raise from_code(result.code, result.detail)
         return result
 
     async def renew(self, renew: Renew, *, seconds: float = 10.0) -> Renewed:
         """Durable when it returns. Raises ConflictError(upload-lapsed)."""
-        return await self._ask(b"/v1/internal/renew", renew, Renewed, seconds)
+        return await self._calls.ask(b"/v1/internal/renew", renew, Renewed, seconds)
 
     async def bad_chunks(self, bad: Sequence[BadChunk], *, seconds: float = 10.0) -> None:
-        await self._ask(b"/v1/internal/bad-chunks", list(bad), dict[str, object], seconds)
+        await self._calls.ask(b"/v1/internal/bad-chunks", list(bad), dict[str, object], seconds)
 
     async def credential(
         self, *, access: str = "", token_sha256: bytes = b"", seconds: float = 10.0
     ) -> Credential:  # fmt: skip
         """The key with this access id or token hash. Raises NotAuthenticated or NotFound when there is none."""
         question: dict[str, object] = {"access": access} if access else {"token_sha256": token_sha256}
-        return await self._ask(b"/v1/internal/credential", question, Credential, seconds)
+        return await self._calls.ask(b"/v1/internal/credential", question, Credential, seconds)
 
     async def register(self, register: Register, *, seconds: float = 10.0) -> Registered:
         """Join, or come back. The secret becomes this client's credential."""
-        registered = await self._ask(b"/v1/internal/register", register, Registered, seconds)
+        registered = await self._calls.ask(b"/v1/internal/register", register, Registered, seconds)
         if registered.secret:       # "": who comes back keeps the secret it has
             self.set_token(registered.secret)
         self.note_catalog_ms(registered.now_ms)
@@ -261,7 +227,7 @@ class MetadataClient:
 
     async def heartbeat(self, beat: Heartbeat, *, seconds: float = 5.0) -> HeartbeatAnswer:
         """A gateway's sign of life (object servers have their own agent)."""
-        answer = await self._ask(b"/v1/internal/heartbeat", beat, HeartbeatAnswer, seconds)
+        answer = await self._calls.ask(b"/v1/internal/heartbeat", beat, HeartbeatAnswer, seconds)
         self.note_catalog_ms(answer.now_ms)
         if answer.auth_revision >= 0:
             self._note_auth(answer.auth_revision)
@@ -277,49 +243,7 @@ class MetadataClient:
     ) -> T:
         """One message of another conversation (tierstore.files has its own) under this client's retries. access: the
         user for whom a daemon asks."""
-        return await self._ask(target, question, kind, seconds, access)
-
-    async def _ask(self, target: bytes, question: object, kind: type[T], seconds: float, access: str = "") -> T:
-        until = asyncio.get_running_loop().time() + seconds
-        headers = [*self._headers, (b"x-tierstore-access", access.encode("latin-1"))] if access else None
-        reply = await self._held(b"POST", target, wire.encode(question), until, headers=headers)
-        return _decoded(reply.body, kind)
-
-    # -- retries --------------------------------------------------------------------------------------------
-    async def _held(
-        self, method: bytes, target: bytes, body: bytes, until: float, *,
-        is_pointless: Callable[[], bool] | None = None, headers: Any = None,
-    ) -> PeerReply:  # fmt: skip
-        """Send until an answer that is not "come again" is there. Raises the error answer as it came, or
-        "metadata-unreachable" when an attempt went unanswered: metadata may have received it all the same."""
-        loop = asyncio.get_running_loop()
-        hold_until = min(until, loop.time() + self.limits.hold_seconds)
-        pause = self.limits.pause_seconds_min
-        unanswered = False
-        while True:
-            left = until - loop.time()
-            if left <= 0:
-                raise UnavailableError("metadata did not answer in time", code="deadline")
-            try:
-                reply = await self._transport.call(
-                    self._urls[self._at], method, target, headers=headers or self._headers, body=body,
-                    seconds=min(left, self.limits.attempt_seconds),
-                )  # fmt: skip
-                if reply.status < 300:
-                    return reply
-                failure = error_of(reply)
-            except UnavailableError as error:
-                failure = error
-                unanswered = True
-            if failure.code not in RETRIED_CODES:
-                raise failure
-            if loop.time() + pause >= hold_until or (is_pointless is not None and is_pointless()):
-                if unanswered:
-                    raise UnavailableError(f"metadata did not answer: {failure}", code="metadata-unreachable")
-                raise failure
-            self._at = (self._at + 1) % len(self._urls)
-            await asyncio.sleep(pause * (0.5 + self._rng.random()))
-            pause = min(pause * 1.6, self.limits.pause_seconds_max)
+        return await self._calls.ask(target, question, kind, seconds, access)
 
     # -- what answers say beside their results --------------------------------------------------------------
     def catalog_ms(self) -> int:
@@ -367,8 +291,8 @@ class MetadataClient:
         until = asyncio.get_running_loop().time() + self.limits.hold_seconds
         while True:
             seen = self._revisions_seen
-            reply = await self._held(b"GET", b"/v1/cluster", b"", until, headers=self._map_headers)
-            fresh = _decoded(reply.body, ClusterMap)
+            reply = await self._calls.held(b"GET", b"/v1/cluster", b"", until, accept_packed=True)
+            fresh = decoded(reply.body, ClusterMap)
             self._map = fresh
             self._note_auth(fresh.auth_revision)
             for on_map in self.on_map_change:
@@ -397,24 +321,6 @@ class MetadataClient:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-
-
-def error_of(reply: PeerReply) -> TierstoreError:
-    """The exception for a problem+json answer of another process."""
-    try:
-        members = msgspec.json.decode(reply.body, type=dict[str, Any])
-    except (msgspec.DecodeError, ValueError):
-        members = {}
-    code = str(members.get("code") or ("unavailable" if reply.status >= 502 or reply.status == 503 else "internal"))
-    return from_answer(reply.status, code, str(members.get("detail") or f"status {reply.status}"))
-
-
-def _decoded(body: bytes, kind: type[T]) -> T:
-    """An answer of metadata. One that cannot be read is metadata's fault, not the caller's: UnavailableError."""
-    try:
-        return wire.decode(body, kind)
-    except RequestError as error:
-        raise UnavailableError(f"metadata's answer cannot be read: {error.detail}", code="broken-answer") from error
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

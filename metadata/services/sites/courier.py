@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from metadata.catalog.sites import SiteRow
 from tierstore.errors import TierstoreError, UnavailableError
-from tierstore.transport.metadata_client import error_of
+from tierstore.transport.metadata_calls import error_of
 from tierstore.transport.peer import PeerReply, PeerTransport
 from tierstore.wire import MEDIA_TYPE, decode, encode
 

@@ -28,7 +28,8 @@ from tierstore.serving.exchange import Exchange
 from tierstore.serving.inprocess import InProcessServer
 from tierstore.serving.table import Route
 from tierstore.transport.inprocess import Network
-from tierstore.transport.metadata_client import MetadataClient, MetadataLimits
+from tierstore.transport.metadata_calls import MetadataLimits
+from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 from tierstore.wire import names
 from tierstore.wire.cluster import BadChunk, ClusterMap, Credential, HeartbeatAnswer, Registered, ServerView, SiteView
