@@ -385,10 +385,10 @@ class MetadataServer:
             database, clock, hottest=self._hottest, find=self.tiering.finder.find, name_of=self.tiering.finder.name_of
         )
         parts = SendParts(
-            database, clock, courier, self.sites.known, self._this_site, self.heat_of, epoch=lambda: self.lease.epoch,
+            database, clock, courier, self.sites.known, self._this_site, self.heats_of, epoch=lambda: self.lease.epoch,
             comparison=self.comparison, is_hot=hot.is_queued,
             foreground=lambda: self.lookups.lookups + self.commits.items - self.commits.fills,
-            is_delivered=self._is_delivered,
+            is_delivered=self._is_delivered, lost_devices=self.view.lost_devices,
         )  # fmt: skip
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
         self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)

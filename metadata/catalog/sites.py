@@ -9,7 +9,7 @@ sent, one up to it only its body.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -49,15 +49,6 @@ class QueueRow(NamedTuple):
     version: int
     kind: int
     size: int
-
-
-class Backlog(NamedTuple):
-    """What a target still has to get. oldest_ms: when its oldest row was written, 0 without one."""
-
-    objects: int
-    bytes: int
-    oldest_ms: int
-    names: int
 
 
 # -- membership ---------------------------------------------------------------------------------------------------
@@ -201,30 +192,9 @@ def waiting_bodies(connection: sa.Connection, target: str, after: int, limit: in
     )
 
 
-def names_sent(connection: sa.Connection, target: str, *, through: int, finished: Sequence[int]) -> None:
-    """The names up to a sequence are at the target; `finished` rows need nothing more."""
+def set_names_through(connection: sa.Connection, target: str, through: int) -> None:
+    """The names up to a sequence are at the target."""
     leases.set_setting(connection, _NAMES + target, str(through))
-    finish(connection, target, finished)
-
-
-def finish(connection: sa.Connection, target: str, sequences: Sequence[int]) -> None:
-    for at in range(0, len(sequences), 500):
-        some = sequences[at : at + 500]
-        connection.execute(sa.delete(schema.replication_queue).where(_q.target == target, _q.sequence.in_(some)))
-
-
-def backlog(connection: sa.Connection, target: str) -> Backlog:
-    """A scan of the target's queue."""
-    through = names_through(connection, target)
-    size = sa.case((_q.kind == schema.CHANGE_PUT, _q.size), else_=0)
-    unsent = sa.case((_q.sequence > through, 1), else_=0)
-    row = connection.execute(
-        sa.select(
-            sa.func.count(), sa.func.coalesce(sa.func.sum(size), 0), sa.func.coalesce(sa.func.min(_q.at_ms), 0),
-            sa.func.coalesce(sa.func.sum(unsent), 0),
-        ).where(_q.target == target)
-    ).one()  # fmt: skip
-    return Backlog(*(int(value) for value in row))
 
 
 def is_queue_longer(connection: sa.Connection, target: str, than: int) -> bool:

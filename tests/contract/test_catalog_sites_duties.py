@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from metadata.catalog import leases, schema, sites
+from metadata.catalog import backlog, leases, schema, sites
 from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
 from metadata.services.cluster.duties import PROMOTER
@@ -227,9 +227,12 @@ def test_a_restored_catalog_hears_of_every_delete_before_it_takes_writes(run: Ru
         queued = await w.database.read(lambda c: sites.waiting_names(c, "site2", 100))
         # the delete is among them, as a marker with its own id
         assert {(q.key, q.kind) for q in queued} >= {("gone", schema.CHANGE_MARKER), ("stays", schema.CHANGE_PUT)}
-        await w.database.write(
-            lambda c: sites.names_sent(c, "site2", through=queued[-1].sequence, finished=[q.sequence for q in queued])
-        )
+
+        def sent(c: sa.Connection) -> None:
+            sites.set_names_through(c, "site2", queued[-1].sequence)
+            backlog.finish(c, "site2", [q.sequence for q in queued])
+
+        await w.database.write(sent)
         assert await here.go_on(row, "site2", ["site2"]) == 0
         assert here.waiting == [] and here.refusal() == ""
 
@@ -330,7 +333,8 @@ def test_a_paused_backfill_stands_still_and_counts(run: Run, seed: int) -> None:
         progress = await backfills.progress("site2")
         assert (progress.parts, progress.walked, progress.is_paused) == (1, 0, True)
         parts: Any = SimpleNamespace(
-            database=w.database, clock=w.clock, heat_of=lambda chunk: 0.0, foreground=lambda: 0
+            database=w.database, clock=w.clock, heats_of=lambda chunks: [0.0] * len(chunks), lost_devices=tuple,
+            foreground=lambda: 0, epoch=lambda: 1,
         )
         worker = TargetWorker(parts, "site2")
         await worker.measure()
@@ -342,7 +346,7 @@ def test_a_paused_backfill_stands_still_and_counts(run: Run, seed: int) -> None:
         await worker.measure()
         assert worker.status.backlog.objects == count and not worker.status.lacks_nothing
         queue = await w.rows(schema.replication_queue)
-        await w.database.write(lambda c: sites.finish(c, "site2", [row.sequence for row in queue]))
+        await w.database.write(lambda c: backlog.finish(c, "site2", [row.sequence for row in queue]))
         await worker.measure()
         assert worker.status.lacks_nothing
 

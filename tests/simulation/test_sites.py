@@ -124,7 +124,7 @@ async def _scenario(seed: int) -> dict[str, int]:
         comparison = Comparison(worlds[n].database, worlds[n].clock, courier, keep_ms=1 << 40)
         parts = Parts(
             worlds[n].database, worlds[n].clock, courier, known, lambda: Self(f"site{n + 1}", n + 1, []),
-            lambda chunk: float(chunk[-1]), lambda: 1, comparison, lambda *_: False,
+            lambda chunks: [float(chunk[-1]) for chunk in chunks], lambda: 1, comparison, lambda *_: False,
         )  # fmt: skip
         worker = TargetWorker(parts, other)
         return worker, asyncio.get_running_loop().create_task(worker.run())
@@ -158,7 +158,7 @@ async def _scenario(seed: int) -> dict[str, int]:
         for _ in range(HEAL_SECONDS):
             await worlds[0].clock.sleep(1.0)
             backlogs = [
-                await w.database.read(lambda c, n=n: sites.backlog(c, f"site{2 - n}").objects)  # type: ignore[misc]
+                await w.database.read(lambda c, n=n: sites.is_queue_longer(c, f"site{2 - n}", 0))  # type: ignore[misc]
                 for n, w in enumerate(worlds)
             ]
             queued = sum(backlogs)

@@ -61,7 +61,7 @@ class Pair:
         other = f"site{3 - me}"
         parts = Parts(
             world.database, world.clock, carrier, Known(rows=[sites.SiteRow(3 - me, other, [], [], {})]),
-            lambda: Self(f"site{me}", me, []), lambda chunk: 0.0, lambda: 1,
+            lambda: Self(f"site{me}", me, []), lambda chunks: [0.0] * len(chunks), lambda: 1,
             Comparison(world.database, world.clock, carrier, keep_ms=1 << 40), lambda *_: False,
         )  # fmt: skip
         worker = TargetWorker(parts, other)

@@ -95,8 +95,8 @@ async def _scenario(shape: str, seed: int) -> Counter[Any]:
         known = Known(rows=[sites.SiteRow(b, f"site{b}", [], [], {})])
         parts = Parts(
             worlds[a].database, worlds[a].clock, courier, known, lambda a=a: Self(f"site{a}", a, []),  # type: ignore[misc]
-            lambda chunk: 0.0, lambda: 1, Comparison(worlds[a].database, worlds[a].clock, courier, keep_ms=1 << 40),
-            lambda *_: False,
+            lambda chunks: [0.0] * len(chunks), lambda: 1,
+            Comparison(worlds[a].database, worlds[a].clock, courier, keep_ms=1 << 40), lambda *_: False,
         )  # fmt: skip
         worker = TargetWorker(parts, f"site{b}")
         workers.append((worker, asyncio.get_running_loop().create_task(worker.run())))
@@ -114,7 +114,7 @@ async def _scenario(shape: str, seed: int) -> Counter[Any]:
         for _ in range(SETTLE_SECONDS):
             await worlds[1].clock.sleep(1.0)
             backlogs = [
-                await worlds[a].database.read(lambda c, b=b: sites.backlog(c, f"site{b}").objects)  # type: ignore[misc]
+                await worlds[a].database.read(lambda c, b=b: sites.is_queue_longer(c, f"site{b}", 0))  # type: ignore[misc]
                 for a, b in edges
             ]
             if not any(backlogs):

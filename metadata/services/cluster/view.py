@@ -94,6 +94,14 @@ class ClusterView:
         server = self.servers.get(device.server)
         return server is not None and server.state in ("up", "suspect", "draining", "drained")
 
+    def lost_devices(self) -> frozenset[int]:
+        """Devices that failed, or whose server is dead: what stands on them has a copy fewer."""
+        return frozenset(
+            device.id for device in self.devices.values()
+            if device.health == "failed" or (server := self.servers.get(device.server)) is None
+            or server.state in ("dead", "removed")
+        )  # fmt: skip
+
     def can_place(self, device: DeviceInfo, *, or_suspect: bool = False) -> bool:
         """Whether new chunks may go to this device. or_suspect: also when its server was silent for some seconds,
         fewer than after which nothing is placed there."""

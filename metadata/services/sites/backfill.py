@@ -77,7 +77,7 @@ class Backfills:
             if not state.get("through"):
                 newest = sites.newest_queued(c, target)
                 sites.set_backfill(c, target, {**state, "through": newest or -1})
-                return max(1, sites.backlog(c, target).names)
+                return max(1, sites.names_before(c, target, newest))
             return sites.names_before(c, target, state["through"])
 
         return await self._database.write(work)

@@ -16,7 +16,7 @@ from metadata.catalog.buckets import Bucket
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow
 from metadata.services.sites.link import SHARE, bandwidth
-from metadata.services.sites.order import BodyOrder
+from metadata.services.sites.order import BodyOrder, Waiting
 from metadata.services.sites.queue import PUSH_GRACE_MS, Loaded, load_bodies, look_at, name_batch, record_of
 from metadata.services.sites.target import IDLE_SECONDS, Target, idle
 from tierstore.errors import TierstoreError, UnavailableError
@@ -55,7 +55,7 @@ class BodySender:
         parts = target.parts
         self._target = target
         self._parts = parts
-        self.order = BodyOrder(parts.heat_of)
+        self.order = BodyOrder(parts.heats_of, parts.lost_devices)
         self._loaded = 0                # rows up to here are, or were, in the window
         self._retries: dict[int, tuple[QueueRow, float, int]] = {}
         self._elsewhere: dict[int, QueueRow] = {}       # bodies of other sites, which have not come here yet
@@ -80,7 +80,8 @@ class BodySender:
                 now = self._parts.clock.monotonic()
                 if now - ranked_at >= RANK_SECONDS:
                     await self._look_elsewhere()
-                    self.order.rank()
+                    for _ in self.order.ranking():
+                        await asyncio.sleep(0)      # requests between the slices
                     ranked_at = now
                 while self._may_go(now) and len(running) < STREAMS and (parcel := self._parcel()):
                     running.add(asyncio.ensure_future(self._deliver(parcel)))
@@ -114,7 +115,7 @@ class BodySender:
 
     async def _sort_in(self, found: Sequence[Loaded]) -> None:
         """Each row to where it belongs: finished, later, elsewhere, or among those that wait for their turn."""
-        finished = []
+        finished, waiting = [], []
         now = self._parts.clock.monotonic()
         for loaded in found:
             row = loaded.row
@@ -126,7 +127,8 @@ class BodySender:
                 self._elsewhere[row.sequence] = row
             else:
                 self._elsewhere.pop(row.sequence, None)
-                self.order.add(row, loaded.chunks)
+                waiting.append(Waiting(row, loaded.chunks, loaded.homes))
+        self.order.add(waiting)
         for sequence in finished:
             self._elsewhere.pop(sequence, None)
         await self._finish(finished)
@@ -137,15 +139,12 @@ class BodySender:
     async def _take_back(self) -> None:
         """Rows whose time to be tried again has come."""
         now = self._parts.clock.monotonic()
-        finished = []
-        for sequence, (row, at, times) in list(self._retries.items()):
-            if at <= now:
-                if self._is_delivered(row):
-                    finished.append(sequence)
-                else:
-                    self._retries[sequence] = (row, math.inf, times)
-                    self.order.add(row, [])
-        await self._finish(finished)
+        due = [row for row, at, _ in self._retries.values() if at <= now][:WINDOW_PAGE]
+        if not due:
+            return
+        for row in due:
+            self._retries[row.sequence] = (row, math.inf, self._retries[row.sequence][2])
+        await self._sort_in(await self._parts.database.scan(lambda c: look_at(c, due)))
 
     async def _look_elsewhere(self) -> None:
         """Bodies that this site passes on go once it has them; after ELSEWHERE_MS the target's fetch makes it bring
@@ -161,11 +160,11 @@ class BodySender:
         rows: list[QueueRow] = []
         size = 0
         while len(rows) < PARCEL_ITEMS and (not rows or size + self.order.peek_bytes() <= PARCEL_BYTES):
-            row = self.order.take()
-            if row is None:
+            taken = self.order.take()
+            if taken is None:
                 break
-            rows.append(row)
-            size += row.size
+            rows.append(taken.row)
+            size += taken.row.size
         return rows
 
     async def _deliver(self, rows: list[QueueRow]) -> None:

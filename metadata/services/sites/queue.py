@@ -8,10 +8,11 @@ from typing import Final, NamedTuple
 from metadata.catalog import bodies, schema, sites
 from metadata.catalog.buckets import HOME, Bucket
 from metadata.catalog.objects import ObjectRow
-from metadata.catalog.packed import unpack
+from metadata.catalog.packed import PackedChunk, unpack
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow
 from metadata.services.sites.apply import rules_of
+from tierstore.ticket import ROLE_HOME
 from tierstore.wire import decode
 from tierstore.wire.names import ObjectMeta
 from tierstore.wire.sites import (
@@ -34,12 +35,13 @@ def load_names(
 
 
 class Loaded(NamedTuple):
-    """A row of a body. held None: that version is not here any more. chunks: those whose heat counts. is_pushed: see
-    is_pushed()."""
+    """A row of a body. held None: that version is not here any more. chunks: those whose heat counts. homes: devices of
+    their copies, but for those that may be dropped. is_pushed: see is_pushed()."""
 
     row: QueueRow
     held: ObjectRow | None
     chunks: list[bytes]
+    homes: tuple[int, ...] = ()
     is_pushed: bool = False
 
     @property
@@ -67,10 +69,15 @@ def look_at(c: Connection, rows: Sequence[QueueRow]) -> list[Loaded]:
     for row in rows:
         held = found.get((row.bucket_id, row.key, row.version))
         if held is not None and held.kind == schema.KIND_ROWS and held.ref in firsts:
-            out.append(Loaded(row, held, [firsts[held.ref].id]))
+            chunks = [firsts[held.ref]]
         else:
-            out.append(Loaded(row, held, chunk_ids(held) if held is not None else []))
+            chunks = unpack(held.body) if held is not None and held.body else []
+        out.append(Loaded(row, held, [chunk.id for chunk in chunks], _homes(chunks)))
     return out
+
+
+def _homes(chunks: Sequence[PackedChunk]) -> tuple[int, ...]:
+    return tuple({copy.device for chunk in chunks for copy in chunk.replicas if copy.role == ROLE_HOME})
 
 
 def chunk_ids(held: ObjectRow) -> list[bytes]:

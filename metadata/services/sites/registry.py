@@ -240,7 +240,7 @@ class Sites:
         row = self.known.get(name)
 
         def work(c: Connection) -> tuple[int, list[str]]:
-            if not drop_queue and sites.backlog(c, name).objects:
+            if not drop_queue and sites.is_queue_longer(c, name, 0):
                 raise ConflictError(
                     f"site {name!r} has not got everything; wait, or say that its queue is to be dropped",
                     code="queue-not-empty",

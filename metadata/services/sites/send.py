@@ -22,12 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from metadata.catalog import schema, sites
+from metadata.catalog import backlog, schema, sites
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.leases import require_epoch
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.queries import Connection
-from metadata.catalog.sites import Backlog, QueueRow
+from metadata.catalog.sites import QueueRow
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.sites.apply import rules_of
 from metadata.services.sites.bodies import NAMES_SECONDS, RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, BodySender
@@ -124,11 +124,7 @@ class TargetWorker:
 
     async def measure(self) -> None:
         """Bring the figures of the status up to now."""
-        def look(c: Connection) -> tuple[Backlog, bool]:
-            return sites.backlog(c, self.name), bool(sites.backfill_state(c, self.name).get("parts"))
-
-        self.status.backlog, self.status.is_filling = await self._parts.database.scan(look)
-        self.status.bytes_per_second = self._target.rate()
+        await self._target.measure()
 
     # -- names ----------------------------------------------------------------------------------------------
     async def _names(self) -> None:
@@ -211,11 +207,12 @@ class TargetWorker:
             self.status.names_sent += len(batch.records)
         finished = [row.sequence for row in batch.rows if row.sequence not in batch.keep]
 
-        def work(c: Connection) -> None:
+        def work(c: Connection) -> list[backlog.Gone]:
             require_epoch(c, PROMOTER, self._parts.epoch())
-            sites.names_sent(c, self.name, through=batch.rows[-1].sequence, finished=finished)
+            sites.set_names_through(c, self.name, batch.rows[-1].sequence)
+            return backlog.finish(c, self.name, finished)
 
-        await self._parts.database.write(work)
+        await self._target.count.change(work, named=[row.sequence for row in batch.rows])
         self._target.has_bodies.set()
 
     def _is_body_wanted(self, bucket: Bucket, row: QueueRow, held: ObjectRow | None) -> bool:
@@ -226,6 +223,6 @@ class TargetWorker:
         for rule in rules_of(bucket):
             if rule["target"] == self.name and row.key.startswith(rule["prefix"]):
                 if rule["bodies"] == "hot":
-                    return held.body is not None and self._sender.order.heat(chunk_ids(held)) >= HOT_PER_HOUR
+                    return held.body is not None and self._sender.order.heats([chunk_ids(held)])[0] >= HOT_PER_HOUR
                 return rule["bodies"] == "all"
         return True     # a backfill by hand

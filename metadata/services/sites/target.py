@@ -6,18 +6,21 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from metadata.catalog import sites
+from metadata.catalog import backlog
+from metadata.catalog.backlog import Backlog
 from metadata.catalog.database import Database
 from metadata.catalog.leases import require_epoch
 from metadata.catalog.queries import Connection
-from metadata.catalog.sites import Backlog, SiteRow
+from metadata.catalog.sites import SiteRow
 from metadata.services.cluster.duties import PROMOTER
+from metadata.services.sites.backlog import BacklogCount
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
+from metadata.services.sites.order import HeatsOf
 from metadata.services.sites.registry import Known, Self
 from tierstore.clock import Clock
 from tierstore.errors import NotFound, TierstoreError
@@ -58,20 +61,22 @@ class TargetStatus:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a worker works with. epoch: of the promoter's lease, 0 without it. foreground: requests of clients that this
-    process has had, counted up. Asked with (target, bucket, key, version): is_hot, whether a body goes because of its
-    heat, though its name went before; is_delivered, whether a push has brought that version there."""
+    process has had, counted up. lost_devices: those whose copies count no more. Asked with (target, bucket, key,
+    version): is_hot, whether a body goes because of its heat, though its name went before; is_delivered, whether a push
+    has brought that version there."""
 
     database: Database
     clock: Clock
     courier: Courier
     known: Known
     me: Callable[[], Self]
-    heat_of: Callable[[bytes], float]
+    heats_of: HeatsOf
     epoch: Callable[[], int]
     comparison: Comparison
     is_hot: Callable[[str, int, str, int], bool]
     foreground: Callable[[], int] = lambda: 0
     is_delivered: Callable[[str, int, str, int], bool] = lambda target, bucket_id, key, version: False
+    lost_devices: Callable[[], Collection[int]] = tuple
 
 
 class Target:
@@ -81,6 +86,7 @@ class Target:
         self.parts = parts
         self.name = name
         self.status = TargetStatus(name)
+        self.count = BacklogCount(parts.database, name, epoch=parts.epoch)
         self.has_bodies = asyncio.Event()
         #: When the batches of names under way began.
         self.names_since = math.inf
@@ -121,11 +127,17 @@ class Target:
         if not sequences:
             return
 
-        def work(c: Connection) -> None:
+        def work(c: Connection) -> list[backlog.Gone]:
             require_epoch(c, PROMOTER, self.parts.epoch())
-            sites.finish(c, self.name, sequences)
+            return backlog.finish(c, self.name, sequences)
 
-        await self.parts.database.write(work)
+        await self.count.change(work)
+
+    async def measure(self) -> None:
+        """Bring the figures of the status up to now."""
+        await self.count.measure()
+        self.status.backlog, self.status.is_filling = self.count.now, self.count.is_filling
+        self.status.bytes_per_second = self.rate()
 
     def moved(self, size: int) -> None:
         """Bytes of bodies that have travelled."""

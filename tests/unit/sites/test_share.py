@@ -29,8 +29,8 @@ def _deliveries(share: float, per_second: float) -> int:
         clock = LoopClock()
         row = SiteRow(2, "b", [], [], {"share": share})
         parts: Any = SimpleNamespace(
-            clock=clock, heat_of=lambda _: 0.0, known=SimpleNamespace(get=lambda _: row),
-            foreground=lambda: int(clock.monotonic() * per_second),
+            clock=clock, heats_of=lambda chunks: [0.0] * len(chunks), known=SimpleNamespace(get=lambda _: row),
+            database=None, epoch=lambda: 1, lost_devices=tuple, foreground=lambda: int(clock.monotonic() * per_second),
         )  # fmt: skip
         sender = BodySender(Target(parts, "b"))
         count = 0
