@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tierstore.errors import RequestError
 from tierstore.policy.decide import Planner
 from tierstore.policy.heat import HeatTable, pack_delta
-from tierstore.policy.history import Access, decode, encode
 from tierstore.policy.memcache import MemCache
 from tierstore.policy.parser import parse, parse_toml
 from tierstore.policy.plan import Candidate
 from tierstore.policy.rules import MODES, Match, Policy, PromoterRules, Rule, Schedule
+from tierstore.policy.segment import Access, Requests, decode, encode
 from tierstore.policy.shelf import Device
 
 keys = st.integers(0, 20)
@@ -199,4 +199,4 @@ def test_history_segments_go_round(accesses: list[Access]) -> None:
     """In order of time, everything comes back; no step is longer than 49 days."""
     ordered = sorted(accesses, key=lambda a: a.at_ms)
     near = [a._replace(at_ms=ordered[0].at_ms + n) for n, a in enumerate(ordered)]
-    assert decode(encode(near)) == near
+    assert list(decode(encode(Requests.of(near).columns()))) == near
