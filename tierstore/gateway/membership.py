@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -26,6 +26,9 @@ _RETRY_SECONDS: Final = 0.25
 #: After a refusal that only an operator can end (a wrong token, a name that is taken): often enough to come back soon
 #: after it was mended.
 _REFUSED_SECONDS: Final = 5.0
+#: A gateway that was a member and is refused (an operator removed it) asks again after a heartbeat's interval, then
+#: after twice as long each time, up to this.
+_REFUSED_SECONDS_MAX: Final = 60.0
 #: The same reason is told again this often.
 _REMIND_SECONDS: Final = 60.0
 _NAME_TAKEN: Final = "server-name-taken"
@@ -45,7 +48,7 @@ class Membership:
     def __init__(
         self, client: MetadataClient, *, directory: str, name: str, join_token: str,
         heartbeat_seconds: float, on_secret: Callable[[str], None], in_flight: Callable[[], int],
-        is_leaving: Callable[[], bool],
+        is_leaving: Callable[[], bool], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:  # fmt: skip
         self._client = client
         self._path = os.path.join(directory, FILE_NAME) if directory else ""
@@ -56,6 +59,7 @@ class Membership:
         self._on_secret = on_secret
         self._in_flight = in_flight
         self._is_leaving = is_leaving
+        self._sleep = sleep
         self._identity = self._next_life(directory)
         self._task: asyncio.Task[None] | None = None
         self._sequence = 0
@@ -149,12 +153,20 @@ class Membership:
         self._task = asyncio.get_running_loop().create_task(self._beat())
 
     async def _beat(self) -> None:
+        pause = self._heartbeat_seconds
         while True:
-            await asyncio.sleep(self._heartbeat_seconds)
+            await self._sleep(pause)
             try:
                 await self._beat_once()
+            except (NotAuthenticated, AccessDenied) as error:
+                self._tell(f"the cluster refuses this gateway: {error}")
+                pause = min(pause * 2, max(_REFUSED_SECONDS_MAX, self._heartbeat_seconds))
+                continue
             except TierstoreError as error:
                 _log.warning("no heartbeat: %s", error)
+            else:
+                self.waits_for = ""
+            pause = self._heartbeat_seconds
 
     async def _beat_once(self) -> None:
         assert self.registered is not None

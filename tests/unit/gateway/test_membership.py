@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tierstore.errors import ConflictError, NotAuthenticated
+from tierstore.errors import AccessDenied, ConflictError, NotAuthenticated
 from tierstore.gateway.membership import FILE_NAME, Membership
 from tierstore.wire.cluster import Heartbeat, HeartbeatAnswer, Register, Registered
 
@@ -44,10 +45,12 @@ class Registry:
         )  # fmt: skip
 
 
-def membership(registry: Any, directory: Path, heard: list[str]) -> Membership:
+def membership(
+    registry: Any, directory: Path, heard: list[str], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> Membership:
     return Membership(
         registry, directory=str(directory), name="gateway1", join_token="join", heartbeat_seconds=1.0,
-        on_secret=heard.append, in_flight=lambda: 0, is_leaving=lambda: False,
+        on_secret=heard.append, in_flight=lambda: 0, is_leaving=lambda: False, sleep=sleep,
     )  # fmt: skip
 
 
@@ -114,3 +117,35 @@ def test_a_secret_that_does_not_hold_any_more_is_replaced_by_the_join_token(tmp_
     asyncio.run(main())
     assert heard == ["tsd.7.first", "tsd.7.second"]
     assert json.loads((tmp_path / FILE_NAME).read_bytes())["secret"] == "tsd.7.second"
+
+
+def test_a_gateway_that_was_removed_asks_ever_more_seldom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It asked to join again with every heartbeat, a second apart, for as long as it was left running; taken back, it
+    beats as before."""
+    removed = AccessDenied("server 'gateway1' was removed from the cluster", code="server-removed")
+    # it is refused by its secret and by its join token at first, then by its token alone; at last it is taken back
+    registry = Registry("tsd.7.first", *[removed] * 10, "tsd.7.second")
+    pauses: list[float] = []
+    told: list[str] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        told.append(door.waits_for)
+        if len(pauses) > 12:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+    door = membership(registry, tmp_path, [], sleep)
+
+    async def main() -> None:
+        await door.join("http://g")
+        door.start()
+        async with asyncio.timeout(60):
+            while len(pauses) <= 12:
+                await asyncio.sleep(0)
+        await door.stop()
+
+    asyncio.run(main())
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 1, 1, 1]
+    assert ["was removed" in why for why in told] == [False] + [True] * 9 + [False] * 3
+    assert sum("was removed" in record.message for record in caplog.records) == 1
