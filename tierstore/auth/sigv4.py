@@ -111,8 +111,8 @@ def parse_query(pairs: Sequence[tuple[str, str]]) -> Claim:
         if sum(1 for key, _ in pairs if key == name) != 1:
             raise _query(f"Query-string authentication requires {name}, once")
     expires = query["X-Amz-Expires"]
-    if not expires.isascii() or not expires.isdigit() or len(expires) > 9 or int(expires) < 1:
-        raise _query("X-Amz-Expires must be a positive number")
+    if not expires.isascii() or not expires.isdigit() or len(expires) > 9:
+        raise _query("X-Amz-Expires must be non-negative")
     if int(expires) > EXPIRES_SECONDS_MAX:
         raise _query("X-Amz-Expires must be less than a week (in seconds); that is 604800")
     if not _DATE.fullmatch(query["X-Amz-Date"]):
@@ -341,8 +341,12 @@ def _header(headers: Headers, name: bytes) -> str:
 
 
 def _http_date(text: str) -> str:
-    """An RFC 9110 date in the form of x-amz-date; "" for anything else."""
+    """An RFC 9110 date, in UTC however that is written, in the form of x-amz-date; "" for anything else."""
+    moment = text
+    for zone in (" GMT", " -0000", " +0000"):  # the second is what botocore sends
+        moment = moment.removesuffix(zone)
     try:
-        return datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").strftime("%Y%m%dT%H%M%SZ")
+        at = datetime.strptime(moment, "%a, %d %b %Y %H:%M:%S") if moment != text else None
     except ValueError:
-        return text if _DATE.fullmatch(text) else ""
+        at = None
+    return at.strftime("%Y%m%dT%H%M%SZ") if at is not None else text if _DATE.fullmatch(text) else ""

@@ -59,7 +59,7 @@ def check_framing(index: dict[bytes, bytes], parser: VersionOf) -> tuple[int | N
     return int(length), False
 
 
-def check_expectation(value: bytes) -> None:
-    """Raises 417 unless it is 100-continue."""
-    if value.lower() != b"100-continue":
-        raise EdgeError(417, "only 100-continue can be expected", code="bad-expectation")
+def expects_continue(value: bytes) -> bool:
+    """Whether an Expect header asks for a 100. Any other expectation is passed over, as S3 does it (RFC 9110, 10.1.1,
+    leaves the choice)."""
+    return value.lower() == b"100-continue"

@@ -24,7 +24,7 @@ from tierstore.serving import problem
 from tierstore.serving.asgi import hot_application
 from tierstore.serving.body_receiver import BodyReceiver
 from tierstore.serving.edge import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, EdgeProtocol
-from tierstore.serving.framing import check_expectation, check_framing, check_size, first_values
+from tierstore.serving.framing import check_framing, check_size, expects_continue, first_values
 from tierstore.serving.hot_exchange import OPEN, STREAMING, HotExchange
 from tierstore.serving.known_heads import KnownRequest
 from tierstore.serving.problem import EdgeError
@@ -177,8 +177,7 @@ class HotProtocol(EdgeProtocol):
         parser = self.parser
         length, is_chunked = check_framing(index, parser)
         if b"expect" in index:
-            check_expectation(index[b"expect"])
-            self.expect_100_continue = True
+            self.expect_100_continue = expects_continue(index[b"expect"])
         keep_alive = parser.should_keep_alive()
         if parser.should_upgrade():
             if length or is_chunked or parser.get_method() == b"CONNECT":

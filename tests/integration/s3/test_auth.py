@@ -130,3 +130,10 @@ def test_unsigned_chunks_with_a_trailing_checksum(running: Cluster, bucket: str,
     headers = signed(running, f"/{bucket}/k", head, has_trailer=True)
     assert headers["X-Amz-Content-SHA256"] == "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
     assert send(running, "PUT", f"/{bucket}/k", body, headers)[0] == status
+
+
+def test_an_expectation_that_nobody_knows_is_passed_over(running: Cluster, bucket: str) -> None:
+    """As at AWS: some clients send Expect with other things than 100-continue, or with nothing."""
+    for expectation in ("200", ""):
+        headers = signed(running, f"/{bucket}/k", {"x-amz-content-sha256": "UNSIGNED-PAYLOAD"})
+        assert send(running, "PUT", f"/{bucket}/k", b"", headers | {"Expect": expectation})[0] == 200

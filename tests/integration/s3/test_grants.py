@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.integration.s3.test_buckets import anonymous
-from tests.integration.s3.test_users import new_user
+from tests.integration.s3.test_users import attach, new_user
 from tests.kit.cluster import Cluster
 
 Refused = Callable[..., str]
@@ -170,3 +170,30 @@ def test_grants_that_make_no_sense(s3: Any, running: Cluster, open_bucket: str, 
     ):
         assert refused(s3.put_object_acl, **name, **arguments) == code, arguments
     assert shown(s3.get_object_acl(**name)) == {(owner, "FULL_CONTROL")}
+
+
+def test_what_another_owns_in_ones_own_bucket(
+    running: Cluster, admin: httpx.Client, bucket: str, refused: Refused
+) -> None:
+    """Where writers own what they write, the bucket's owner removes it but reads it by a grant or a policy only."""
+    name, owns = new_user(running, admin)
+    attach(admin, name, {"Statement": [{"Effect": "Allow", "Action": "s3:CreateBucket", "Resource": "*"}]})
+    writer, theirs = new_user(running, admin)
+    shared = {"Bucket": f"{bucket}-shared"}
+    owns.create_bucket(**shared, ObjectOwnership="ObjectWriter")
+    owns.put_bucket_acl(**shared, GrantFullControl=f"id={writer},id={name}")
+    theirs.put_object(**shared, Key="kept", Body=b"data")
+    theirs.put_object(**shared, Key="given", Body=b"data", ACL="bucket-owner-full-control")
+    theirs.put_object(**shared, Key="read", Body=b"data", GrantRead=f"id={name}")
+    for call in (owns.get_object, owns.get_object_acl, owns.head_object):
+        assert refused(call, **shared, Key="kept") in ("AccessDenied", "403")
+    for key in ("given", "read"):
+        assert owns.get_object(**shared, Key=key)["Body"].read() == b"data"
+    assert owns.get_object_acl(**shared, Key="given")["Owner"]["ID"] == writer
+    assert refused(owns.get_object_acl, **shared, Key="read") == "AccessDenied"
+    assert theirs.get_object(**shared, Key="kept")["Body"].read() == b"data"
+    owns.put_bucket_acl(**shared, ACL="private")
+    rules = {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
+    owns.put_bucket_ownership_controls(**shared, OwnershipControls=rules)
+    assert owns.get_object(**shared, Key="kept")["Body"].read() == b"data"
+    owns.delete_object(**shared, Key="kept")

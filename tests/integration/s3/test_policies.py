@@ -403,3 +403,16 @@ def test_strangers_in_a_bucket_that_all_may_write(s3: Any, bucket: str, running:
     assert anonymous(running, "POST", f"/{bucket}/parts?uploads")[0] == 403
     assert anonymous(running, "DELETE", f"/{bucket}/theirs")[0] == 204
     assert refused(s3.head_object, Bucket=bucket, Key="theirs") == "404"
+
+
+def test_resources_by_wildcards(s3: Any, bucket: str, other: Any, refused: Refused) -> None:
+    """One policy put on many buckets names them by a pattern; one that cannot mean this bucket is a mistake."""
+    s3.put_object(Bucket=bucket, Key="k", Body=b"data")
+    for resource in ("arn:aws:s3:::*/*", f"arn:aws:s3:::{bucket[:2]}*/k", "*"):
+        statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": resource}
+        s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Statement": [statement]}))
+        assert other.get_object(Bucket=bucket, Key="k")["Body"].read() == b"data"
+    for resource in ("arn:aws:s3:::another/*", f"arn:aws:s3:::{bucket}x*", f"arn:aws:s3:::{bucket}?/*"):
+        statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": resource}
+        policy = json.dumps({"Statement": [statement]})
+        assert refused(s3.put_bucket_policy, Bucket=bucket, Policy=policy) == "MalformedPolicy", resource

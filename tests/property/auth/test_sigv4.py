@@ -49,7 +49,23 @@ def test_a_request_signed_by_botocore_verifies(key: str, query: dict[str, str], 
         sigv4.verify(claim, signing.of(claim, SECRET), canonical + b"x")
 
 
-@given(KEYS, st.integers(1, sigv4.EXPIRES_SECONDS_MAX))
+@given(KEYS)
+def test_a_request_dated_by_its_date_header_verifies(key: str) -> None:
+    """botocore sends no x-amz-date where its caller set Date, and writes its zone as -0000."""
+    request = AWSRequest("GET", f"http://127.0.0.1:9000/bucket/{quote(key, safe='/-._~')}", {"Date": "any"})
+    S3SigV4Auth(Credentials(ACCESS, SECRET), "s3", REGION).add_auth(request)
+    headers = [(n.lower().encode(), v.encode()) for n, v in request.headers.items()]
+    headers.append((b"host", b"127.0.0.1:9000"))
+    assert all(name != b"x-amz-date" for name, _ in headers)
+    claim = sigv4.parse_header(request.headers["Authorization"], headers)
+    assert claim.at == request.context["timestamp"]
+    canonical = sigv4.canonical_request(
+        "GET", urlsplit(request.url).path.encode(), [], headers, claim.signed_headers, sigv4.EMPTY_SHA256
+    )
+    sigv4.verify(claim, sigv4.SigningKeys().of(claim, SECRET), canonical)
+
+
+@given(KEYS, st.integers(0, sigv4.EXPIRES_SECONDS_MAX))
 def test_a_url_presigned_by_botocore_verifies_until_it_expires(key: str, expires: int) -> None:
     """A presigned URL must work for as long as it says, and no second longer."""
     request = AWSRequest("GET", f"http://127.0.0.1:9000/bucket/{quote(key, safe='/-._~')}")

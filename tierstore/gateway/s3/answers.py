@@ -33,10 +33,8 @@ def checksum_elements(meta: ObjectMeta) -> str:
 
 
 def version_line(version: int, bucket: BucketView) -> str:
-    """x-amz-version-id of a write; nothing while versioning was never on."""
-    if not bucket.versioning:
-        return ""
-    return f"x-amz-version-id: {shown_version(version, bucket.versioning != 'enabled')}\r\n"
+    """x-amz-version-id of a write; nothing of null versions, as at AWS."""
+    return f"x-amz-version-id: {shown_version(version, False)}\r\n" if bucket.versioning == "enabled" else ""
 
 
 def http_moment(at_ms: int) -> str:

@@ -80,9 +80,11 @@ def _opened(text: str) -> list[Grant]:
         return []
 
 
-def allows(text: str, user: str, action: str, *, of_object: bool, without_public: bool) -> bool:
-    """Whether a list lets a user (\"\": somebody without a key) do an action on what it is the list of.
-    without_public: grants to groups count for nothing."""
+def allows(
+    text: str, user: str, action: str, owners: tuple[str, str], *, of_object: bool, without_public: bool
+) -> bool:
+    """Whether a list lets a user (\"\": somebody without a key) do an action on what it is the list of. owners: of
+    that, and of its bucket, for canned lists name them. without_public: grants to groups count for nothing."""
     wanted = (_ON_OBJECT if of_object else _ON_BUCKET).get(action)
     if wanted is None or not text:
         return False
@@ -91,5 +93,5 @@ def allows(text: str, user: str, action: str, *, of_object: bool, without_public
         and (grant.grantee == user != "" if not grant.is_public else not without_public and (
             grant.grantee == ALL or bool(user)
         ))
-        for grant in listed(text, "", "")
+        for grant in listed(text, *owners)
     )  # fmt: skip

@@ -177,9 +177,15 @@ class Reads:
             if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner, tags=tags):
                 raise S3Error("AccessDenied")
         try:
-            return _as_shown(await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks))
+            found = _as_shown(await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks))
         except NotFound as error:
             raise await self._why_missing(call, bucket, key, version, code=error.code) from error
+        if rights.has_acls(bucket) and found.meta is not None and OWNER in found.meta.extra:
+            # somebody else's object in the caller's bucket: what let the caller in so far may be the bucket alone
+            acl, owner = found.meta.extra.get(ACL, b"").decode(), found.meta.extra[OWNER].decode()
+            if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner, tags=tags):
+                raise S3Error("AccessDenied")
+        return found
 
     async def _why_missing(
         self, call: Call, bucket: BucketView, key: str, version: int, *, code: str = ""

@@ -85,7 +85,8 @@ def allowed(
     call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "", object_owner: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> bool:  # fmt: skip
-    """object_acl, object_owner and tags: of the object, when they are known."""
+    """object_acl, object_owner and tags: of the object, when they are known. object_owner: "" where nobody but the
+    bucket's owner is one; what another owns opens to the bucket's owner as to everybody: by a policy or a list."""
     who = call.principal
     if PAYER in bucket.config and not is_owner(who, bucket) and not _would_pay(call):
         return False
@@ -99,7 +100,9 @@ def allowed(
         own = by_user(call, question_of(call, action, bucket, key, tags))
         if own:
             return own == ALLOW
-    if is_owner(who, bucket) or has_role(who, _ROLE.get(action, "bucket"), bucket.name):
+    if has_role(who, _ROLE.get(action, "bucket"), bucket.name):
+        return True
+    if is_owner(who, bucket) and not (object_owner not in ("", who.user) and action in _OF_OBJECT_OWNER):
         return True
     block = block_of(bucket)
     if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
@@ -110,8 +113,11 @@ def allowed(
         return True
     user = who.user if who.access else ""
     return any(
-        grants.allows(text, user, action, of_object=of_object, without_public=block.ignore_acls)
-        for text, of_object in ((bucket.config.get(ACL, ""), False), (object_acl, True))
+        grants.allows(text, user, action, owners, of_object=of_object, without_public=block.ignore_acls)
+        for text, of_object, owners in (
+            (bucket.config.get(ACL, ""), False, ("", "")),
+            (object_acl, True, (object_owner, bucket.owner)),
+        )
     )
 
 

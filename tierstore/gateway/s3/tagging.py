@@ -23,5 +23,6 @@ def parse_tagging(body: bytes, *, most: int = 10) -> dict[str, str]:
 
 
 def tagging_document(tags: dict[str, str]) -> bytes:
-    listed = "".join(f"<Tag>{element('Key', key)}{element('Value', value)}</Tag>" for key, value in tags.items())
+    """By name: S3 promises no order, and clients that compare lists find one."""
+    listed = "".join(f"<Tag>{element('Key', key)}{element('Value', tags[key])}</Tag>" for key in sorted(tags))
     return documents.document("Tagging", f"<TagSet>{listed}</TagSet>")

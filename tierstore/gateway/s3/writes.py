@@ -131,7 +131,8 @@ class Writes:
             if version:
                 lines = f"x-amz-version-id: {call.query['versionId']}\r\n"
             else:
-                lines = version_line(done.version, bucket)
+                # of a delete marker the null version is named too
+                lines = version_line(done.version, bucket) or "x-amz-version-id: null\r\n"
             if done.is_delete_marker:
                 lines += "x-amz-delete-marker: true\r\n"
         call.reply(204, b"", lines.encode())
