@@ -10,7 +10,7 @@ cancelled: nothing becomes visible by a cancelled put (unless its commit was alr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
 
@@ -22,20 +22,20 @@ from tierstore.errors import (
     ConfigError,
     ConflictError,
     RangeNotSatisfiable,
-    RequestError,
     UnavailableError,
 )
-from tierstore.names import check_bucket_name, check_key, check_user_meta
+from tierstore.names import check_bucket_name, check_key
 from tierstore.sdk.allocations import AllocationPool, PlacementClass
 from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.budget import BufferBudget
 from tierstore.sdk.fanout import ChunkFanout
 from tierstore.sdk.get import GetParts, GetWalk
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, SMALL_BYTES, StoreLimits
+from tierstore.sdk.names import NameCalls
 from tierstore.sdk.objects import ObjectInfo, ObjectReader, PutInfo, check_condition, info_of, make_meta
 from tierstore.sdk.placement import Placer
 from tierstore.sdk.put import STALE_RECEIPT_CODES, Buffer, PutParts, PutWalk, StaleReceipts
-from tierstore.sdk.remote import BodyWalk, RemoteSource
+from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
@@ -46,23 +46,17 @@ from tierstore.wire.names import (
     CommitChunk,
     CommitResult,
     Condition,
-    Copy,
-    Delete,
     Fill,
-    ListEntry,
-    ListItem,
-    ListResult,
     LookupItem,
     LookupResult,
     ObjectMeta,
     Put,
-    SetMeta,
 )
 from tierstore.wire.s3 import is_sealed
 from tierstore.wire.storage_class import class_of
 
 
-class Store:
+class Store(NameCalls):
     """Objects of one cluster. One per process and credential; safe for any number of tasks of one event loop."""
 
     def __init__(
@@ -82,8 +76,7 @@ class Store:
         self.budget = BufferBudget(self.limits.buffer_bytes_max)
         self._get_parts = GetParts(client, objects, self.servers, self.limits, clock)
         self._put_parts: dict[PlacementClass, PutParts] = {}
-        #: Who brings bodies that are still at another site.
-        self.remote: RemoteSource | None = None
+        self.remote = None
 
     async def open(self) -> Store:
         """Fetch the cluster map. Raises UnavailableError when metadata cannot be reached."""
@@ -351,72 +344,6 @@ class Store:
         check_key(key)
         found = await self.find(bucket, key, version=version, access=access, first=0, length=1)
         return info_of(bucket, key, found)
-
-    # -- names ----------------------------------------------------------------------------------------------
-    async def delete(
-        self, bucket: str, key: str, *, version: int = 0, condition: Condition | None = None, access: str = "",
-        bypass_governance: bool = False,
-    ) -> CommitResult:  # fmt: skip
-        """Delete an object (or one version for good). Deleting what is not there succeeds: see `existed`."""
-        check_key(key)
-        mutation = Delete(bucket, key, version, condition, bypass_governance)
-        return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
-
-    async def copy(
-        self, bucket: str, key: str, to_bucket: str, to_key: str, *, meta: ObjectMeta | None = None,
-        condition: Condition | None = None, source_condition: Condition | None = None, from_version: int = 0,
-        rename: bool = False, access: str = "",
-    ) -> CommitResult:  # fmt: skip
-        """Make to_key an object with the same bytes; no byte moves. rename: the source is gone in the same moment."""
-        check_key(key)
-        check_bucket_name(to_bucket)
-        check_key(to_key)
-        if rename and (bucket, key) == (to_bucket, to_key):
-            raise RequestError("an object cannot be renamed to its own name", code="same-name")
-        mutation = Copy(
-            to_bucket, to_key, bucket, key, from_version, meta, condition, source_condition, rename
-        )
-        try:
-            return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
-        except ConflictError as error:
-            if error.code != "body-not-here" or self.remote is None:
-                raise
-        await self.remote.bring(bucket, key, access=access)
-        return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
-
-    async def rename(self, bucket: str, key: str, to_key: str, *, access: str = "") -> CommitResult:
-        return await self.copy(bucket, key, bucket, to_key, rename=True, access=access)
-
-    async def set_meta(
-        self, bucket: str, key: str, meta: ObjectMeta, *, version: int = 0, condition: Condition | None = None,
-        access: str = "", lock: str = "", bypass_governance: bool = False,
-    ) -> CommitResult:  # fmt: skip
-        """Replace content type, user metadata and the rest; body and version stay. lock: see wire.names.SetMeta."""
-        check_key(key)
-        check_user_meta(meta.user_meta)
-        mutation = SetMeta(bucket, key, meta, version, condition, lock, bypass_governance)
-        return await self.client.commit(mutation, access=access, seconds=self.limits.request_seconds)
-
-    async def list_page(
-        self, bucket: str, *, prefix: str = "", delimiter: str = "", start_after: str = "", limit: int = 1000,
-        access: str = "", want_placement: bool = True, want_class: bool = False,
-    ) -> ListResult:  # fmt: skip
-        """One page in key order: at most `limit` (1..10000) keys and common prefixes together."""
-        item = ListItem(bucket, prefix, delimiter, start_after, limit, access, want_placement, want_class)
-        return await self.client.list(item, seconds=self.limits.request_seconds)
-
-    async def list(
-        self, bucket: str, *, prefix: str = "", start_after: str = "", access: str = "", page: int = 1000
-    ) -> AsyncIterator[ListEntry]:
-        """All objects in key order, page by page."""
-        after: str | None = start_after
-        while after is not None:
-            result = await self.list_page(
-                bucket, prefix=prefix, start_after=after, limit=page, access=access, want_placement=False
-            )
-            for entry in result.objects:
-                yield entry
-            after = result.next_start_after
 
     async def reserve(self) -> None:
         """Fetch allocations of the default class, so that the first write does not wait for them."""
