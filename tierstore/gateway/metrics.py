@@ -27,6 +27,13 @@ _GATEWAY.counter(
     lambda g: g.store.servers.hedges_total,
 )  # fmt: skip
 _GATEWAY.counter(
+    "tierstore_early_reads_total", "reads of fast copies that were begun before metadata had answered",
+    lambda g: g.store.early.begun_total,
+)  # fmt: skip
+_GATEWAY.counter(
+    "tierstore_early_reads_used_total", "those of them whose bytes were the answer", lambda g: g.store.early.used_total
+)
+_GATEWAY.counter(
     "tierstore_object_reads_total", "bodies answered, by the tier that served the first byte",
     lambda g: {(tier,): float(count) for tier, count in g.store.servers.served.items()}, labels=("tier",),
 )  # fmt: skip

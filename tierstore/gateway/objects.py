@@ -36,6 +36,7 @@ from tierstore.gateway.object_request import (
 from tierstore.gateway.rights import NativeRights
 from tierstore.gateway.upload import UploadSink
 from tierstore.names import parse_version
+from tierstore.sdk.early import EarlyRead
 from tierstore.sdk.objects import PutInfo
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
@@ -158,6 +159,8 @@ class ObjectDoor:
         principal = await self._principal(exchange)
         await self._rights.require(exchange, principal, "read", bucket, key, version=_version(version))
         first, length = (0, 1) if is_head else _window(wanted)
+        is_plain = wanted is None and not (is_head or version or header(b"if-none-match") or header(b"if-match"))
+        early = self._store.early.begin(bucket, key) if is_plain else None
         found = await self._store.find(
             bucket, key, version=_version(version), first=first, length=length, access=principal.access
         )
@@ -183,11 +186,12 @@ class ObjectDoor:
             if self.sealed is None:
                 raise AccessDenied("the object is encrypted; read it by the S3 API", code="encrypted-object")
             plain = await self.sealed(bucket, key, stored)
-        await self._send(exchange, bucket, key, found, wanted=wanted, access=principal.access, plain=plain)
+        await self._send(exchange, bucket, key, found, wanted=wanted, access=principal.access, plain=plain,
+                         early=early)  # fmt: skip
 
     async def _send(
         self, exchange: Exchange, bucket: str, key: str, found: LookupResult, *, wanted: ByteRange | None,
-        access: str, plain: OpenWalk | None = None,
+        access: str, plain: OpenWalk | None = None, early: EarlyRead | None = None,
     ) -> None:  # fmt: skip
         size = found.size
         span = (0, size) if wanted is None else wanted.within(size)
@@ -201,7 +205,9 @@ class ObjectDoor:
         if plain is not None:
             walk = plain(first, length)
         else:
-            walk = self._store.read_walk(bucket, key, found, first=first, length=length, access=access)
+            walk = self._store.read_walk(
+                bucket, key, found, first=first, length=length, access=access, early=early
+            )
         try:
             await walk.start()
             site = site_line(walk.site) if walk.site else self._site_line

@@ -21,19 +21,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
 from tierstore.clock import Clock
 from tierstore.errors import IntegrityError, NotFound, TicketRefused, TierstoreError, UnavailableError
 from tierstore.names import ChunkId
+from tierstore.sdk.early import EarlyRead
 from tierstore.sdk.limits import SMALL_BYTES, StoreLimits
+from tierstore.sdk.pins import Pins
 from tierstore.sdk.race import Race
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import FetchedChunk, ObjectClient, VerifiedStream
 from tierstore.transport.pieces import PieceBuffers
 from tierstore.wire.cluster import BadChunk
-from tierstore.wire.names import ChunkView, LookupItem, LookupResult, Renew, ReplicaView
+from tierstore.wire.names import ChunkView, LookupItem, LookupResult, ReplicaView
 
 _EMPTY: Final = memoryview(b"")
 #: How much of a chunk is left when the next one is opened.
@@ -67,9 +67,11 @@ class GetWalk:
 
     def __init__(
         self, parts: GetParts, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = "",
-        lookup: Callable[[int], Awaitable[LookupResult]] | None = None,
+        lookup: Callable[[int], Awaitable[LookupResult]] | None = None, early: EarlyRead | None = None,
     ) -> None:  # fmt: skip
-        """lookup: how to find the chunks from a byte on, when not by name and version (files of a mount)."""
+        """lookup: how to find the chunks from a byte on, when not by name and version (files of a mount). early: a read
+        of the whole object that was begun before the lookup."""
+        self._early = early
         self._parts = parts
         self._bucket = bucket
         self._key = key
@@ -86,8 +88,7 @@ class GetWalk:
         self._ready = _EMPTY
         self._ahead: asyncio.Task[tuple[ReplicaView, _Opened]] | None = None
         self._chunk_end = first
-        self._pin_timer: asyncio.TimerHandle | None = None
-        self._pinning: asyncio.Task[None] | None = None
+        self._pins: Pins | None = None
         self.tier = ""
         self.site = ""
         #: The whole range in one piece when it is small; else None.
@@ -103,22 +104,31 @@ class GetWalk:
             await self._more_chunks()
         chunk = self._chunks[0]
         if length <= SMALL_BYTES and self._end <= chunk.start + chunk.length:
-            offset = chunk.chunk_offset + self._at - chunk.start
-
-            async def read(replica: ReplicaView) -> FetchedChunk:
-                return await self._read_small(replica, chunk, offset, length)
-
-            replica, fetched = await self._any_replica(read)
-            self.whole = fetched.data
-            self._served(fetched.tier or replica.tier)
-            self._at = self._end
+            await self._start_small(chunk, length)
             return
         self._learn_soon()
         await self._open_current()
         if self._learning is not None:
             # What was answered can be read to its end, also if the object is replaced in this moment.
             await asyncio.wait([self._learning], timeout=self._parts.limits.whole_body_seconds)
-        self._pin_timer = asyncio.get_running_loop().call_later(self._parts.limits.pin_seconds, self._start_pinning)
+        self._pins = Pins(self._parts.client, self._parts.limits, lambda: self._chunks, self._renewed)
+
+    async def _start_small(self, chunk: ChunkView, length: int) -> None:
+        """The whole range in one piece."""
+        early, offset = self._early, chunk.chunk_offset + self._at - chunk.start
+
+        async def read(replica: ReplicaView) -> FetchedChunk:
+            fetched = await early.take(chunk, replica) if early is not None else None
+            return fetched or await self._read_small(replica, chunk, offset, length)
+
+        found = early.now(chunk) if early is not None else None
+        asked = early.ordered(chunk) if early is not None else chunk
+        replica, fetched = found or await self._any_replica(read, chunk=asked)
+        self.whole = fetched.data
+        self._served(fetched.tier or replica.tier)
+        self._at = self._end
+        if early is not None:
+            early.learn(chunk, self.tier)
 
     async def next_piece(self) -> memoryview:
         """The next verified bytes, in order; valid until the next call; empty at the end."""
@@ -172,12 +182,9 @@ class GetWalk:
     async def close(self) -> None:
         """Let go of everything; harmless to repeat."""
         self._close_stream()
-        if self._pin_timer is not None:
-            self._pin_timer.cancel()
-        if self._pinning is not None:
-            self._pinning.cancel()
-            await asyncio.gather(self._pinning, return_exceptions=True)
-            self._pinning = None
+        if self._pins is not None:
+            pins, self._pins = self._pins, None
+            await pins.close()
         if self._learning is not None:
             self._learning.cancel()
             await asyncio.gather(self._learning, return_exceptions=True)
@@ -242,32 +249,9 @@ class GetWalk:
             chunk = self._chunks[1]
             self._ahead = asyncio.get_running_loop().create_task(self._open_chunk(chunk, chunk.start))
 
-    def _start_pinning(self) -> None:
-        # no task before it is needed: nearly all reads end sooner
-        self._pinning = asyncio.get_running_loop().create_task(self._keep_pins())
-
-    async def _keep_pins(self) -> None:
-        """A long read must be able to finish, also when its object was replaced meanwhile and can no longer be looked
-        up: its chunks are pinned, and the tickets for them renewed (rule 14). What is not known of a body beyond
-        `lookup_chunks_ahead` chunks is lost with the name."""
-        limits = self._parts.limits
-        while True:
-            for at in range(0, len(self._chunks), limits.pins_at_once):
-                await self._pin(list(self._chunks)[at : at + limits.pins_at_once])
-            await asyncio.sleep(limits.pin_seconds)
-
-    async def _pin(self, chunks: list[ChunkView]) -> None:
-        tickets = [replica.ticket for chunk in chunks for replica in chunk.replicas]
-        try:
-            renewed = await self._parts.client.renew(
-                Renew(pins=[chunk.id for chunk in chunks], tickets=tickets), seconds=self._parts.limits.request_seconds
-            )
-        except TierstoreError:
-            return      # tried again after the interval: pins outlive three of them, a lookup gives new tickets
-        fresh = dict(zip(tickets, renewed.tickets, strict=False))
-        pinned = {chunk.start: _with_tickets(chunk, fresh) for chunk in chunks}
+    def _renewed(self, fresh: dict[int, ChunkView]) -> None:
         # by place, as some were read and others came meanwhile
-        self._chunks = deque(pinned.get(chunk.start, chunk) for chunk in self._chunks)
+        self._chunks = deque(fresh.get(chunk.start, chunk) for chunk in self._chunks)
 
     # -- replicas -------------------------------------------------------------------------------------------
     async def _open_current(self) -> None:
@@ -377,15 +361,6 @@ class GetWalk:
             self._parts.client.report_bad(BadChunk(chunk.id, replica.device, "missing"))
         elif not isinstance(error, TicketRefused):
             self._parts.servers.note_failure(replica.server)
-
-
-def _with_tickets(chunk: ChunkView, fresh: dict[bytes, bytes]) -> ChunkView:
-    """The chunk with renewed tickets; where one was refused the old one stays (whoever reads then looks up anew)."""
-    replicas = [
-        msgspec.structs.replace(replica, ticket=fresh.get(replica.ticket) or replica.ticket)
-        for replica in chunk.replicas
-    ]
-    return msgspec.structs.replace(chunk, replicas=replicas)
 
 
 def _discard(answer: Any) -> None:

@@ -28,6 +28,7 @@ from tierstore.names import check_bucket_name, check_key
 from tierstore.sdk.allocations import AllocationPool, PlacementClass
 from tierstore.sdk.buckets import Buckets
 from tierstore.sdk.budget import BufferBudget
+from tierstore.sdk.early import EarlyRead, EarlyReads
 from tierstore.sdk.fanout import ChunkFanout
 from tierstore.sdk.get import GetParts, GetWalk
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, SMALL_BYTES, StoreLimits
@@ -75,6 +76,7 @@ class Store(NameCalls):
         self._placer = Placer(client, clock)
         self.budget = BufferBudget(self.limits.buffer_bytes_max)
         self._get_parts = GetParts(client, objects, self.servers, self.limits, clock)
+        self.early = EarlyReads(objects, self.servers, clock, self.limits)
         self._put_parts: dict[PlacementClass, PutParts] = {}
         self.remote = None
 
@@ -85,6 +87,7 @@ class Store(NameCalls):
 
     async def close(self) -> None:
         await self._allocations.close()
+        await self.early.close()
         await self._objects.close()
         await self.client.close()
         if self._owned is not None:
@@ -304,12 +307,17 @@ class Store(NameCalls):
         return await self.client.lookup(item, seconds=self.limits.request_seconds)
 
     def read_walk(
-        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = ""
-    ) -> BodyWalk:
-        """Read a range of what find() found (see GetWalk); always close() it."""
+        self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = "",
+        early: EarlyRead | None = None,
+    ) -> BodyWalk:  # fmt: skip
+        """Read a range of what find() found (see GetWalk); always close() it. early: from `early.begin()`, before the
+        find() of a whole object."""
         if found.is_remote and self.remote is not None:
             return self.remote.walk(bucket, key, found, first=first, length=length, access=access)
-        return self.local_walk(bucket, key, found, first=first, length=length, access=access)
+        return GetWalk(
+            self._get_parts, bucket, key, found, first=first, length=length, access=access,
+            early=early if (first, length) == (0, found.size) else None,
+        )  # fmt: skip
 
     def local_walk(
         self, bucket: str, key: str, found: LookupResult, *, first: int, length: int, access: str = ""

@@ -132,6 +132,26 @@ def test_conditions_on_reads_and_writes() -> None:
     run(work)
 
 
+def test_only_plain_reads_of_whole_objects_are_begun_before_metadata_has_answered() -> None:
+    """Of a HEAD, a range or a conditional read the body may not be wanted at all."""
+
+    async def work(door: Door) -> None:
+        for server in door.cluster.servers:
+            server.tier = "ssd"
+        made = await door.send("PUT", "/v1/objects/bkt/k", b"x" * 5000)
+        early = door.gateway.store.early
+        for _ in range(3):
+            assert (await door.send("GET", "/v1/objects/bkt/k")).body == b"x" * 5000
+        assert early.begun_total == 2
+        await door.send("HEAD", "/v1/objects/bkt/k")
+        await door.send("GET", "/v1/objects/bkt/k", headers=[("range", "bytes=0-9")])
+        await door.send("GET", "/v1/objects/bkt/k", headers=[("if-none-match", made.headers["etag"])])
+        await door.send("GET", f"/v1/objects/bkt/k?version={made.headers['x-tierstore-version']}")
+        assert early.begun_total == 2
+
+    run(work)
+
+
 def test_if_range_with_an_old_etag_gives_the_whole() -> None:
     async def work(door: Door) -> None:
         old = (await door.send("PUT", URL + "k", b"0123456789")).headers["etag"]
