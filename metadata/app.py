@@ -491,7 +491,9 @@ class MetadataServer:
             site_routes.build(
                 callers, self.audit, self.sites, replication=self.replication, taker=self.name_taker, clock=self.clock,
                 buckets=self.buckets, comparison=self.comparison, backfills=self.backfills, holdings=self.holdings,
-                holder=AskHolder(self.around.transport, lambda: self.lease.holder_elsewhere),
+                holder=AskHolder(
+                    self.around.transport, lambda: self.lease.holder_elsewhere, others=lambda: self.lease.urls[1:]
+                ),
             )
         )
         app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))

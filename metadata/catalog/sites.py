@@ -27,6 +27,7 @@ _BACKFILL: Final = "site-backfill."
 _HEARD: Final = "site-heard."
 _EPOCH: Final = "site-epoch"
 _COMPARE: Final = "site-compare"
+_AWAY: Final = "sites-away"
 _q = schema.replication_queue.c
 _s = schema.sites.c
 
@@ -121,6 +122,15 @@ def forget_progress(connection: sa.Connection, name: str) -> None:
     s = schema.settings.c
     for prefix in (_NAMES, _BACKFILL, _HEARD):
         connection.execute(sa.delete(schema.settings).where(s.name == prefix + name))
+
+
+def away(connection: sa.Connection) -> frozenset[str]:
+    """The sites that do not answer, as the process that speaks to them last said."""
+    return frozenset(name for name in leases.setting(connection, _AWAY).split(",") if name)
+
+
+def set_away(connection: sa.Connection, names: Iterable[str]) -> None:
+    leases.set_setting(connection, _AWAY, ",".join(sorted(names)))
 
 
 # -- what sites know of each other's catalogs ----------------------------------------------------------------

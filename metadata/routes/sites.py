@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -74,15 +75,26 @@ def build(
             return told
         now_ms = clock.now_ms()
         targets = [_target(s, now_ms, await backfills.progress(s.site)) for s in await replication.measured()]
-        return ReplicationModel(
+        sync = replication.sync
+        answer = ReplicationModel(
             targets=targets, comparing=comparison.waiting, refusal=comparison.refusal(),
-            sync=SyncModel(
-                waits=replication.sync.waits, degraded=replication.sync.degraded, failed=replication.sync.failed
-            ),
+            sync=SyncModel(waits=sync.waits, degraded=sync.degraded, failed=sync.failed),
             names_applied=taker.applied, names_lost=taker.lost, names_parked=taker.parked,
         )  # fmt: skip
+        for body in await holder.of_others(request):
+            with contextlib.suppress(ValueError):       # of another release, while they are replaced one by one
+                add_counts(answer, ReplicationModel.model_validate_json(body))
+        return answer
 
     return router
+
+
+def add_counts(to: ReplicationModel, other: ReplicationModel) -> None:
+    """What another process of this site has counted of the commits and names that came to it."""
+    for name in ("waits", "degraded", "failed"):
+        setattr(to.sync, name, getattr(to.sync, name) + getattr(other.sync, name))
+    for name in ("names_applied", "names_lost", "names_parked"):
+        setattr(to, name, getattr(to, name) + getattr(other, name))
 
 
 def _target(s: TargetStatus, now_ms: int, backfill: BackfillProgress) -> TargetModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from metadata.catalog import feed, objects, operations, placements, ranges, schema
 from metadata.catalog.packed import pack_new
 from metadata.catalog.session import COMMIT_LOCK, Session
+from metadata.services.sites.backfill import Backfills
 from tests.contract.catalog_subjects import postgres
 from tests.kit.names_world import ADMIN, NamesWorld
 from tests.kit.postgres import PostgresServer
@@ -235,6 +237,54 @@ def test_a_commit_waits_for_who_locks_commits_out_and_sees_what_he_wrote(postgre
         [result] = await committing
         assert result.code, "the upload was condemned before its commit began"
         assert {found.key for found in await world.rows(schema.objects)} == {"before"}
+
+    play(postgres, test)
+
+
+ROW_WAITS = "SELECT count(*) FROM pg_locks WHERE locktype IN ('transactionid', 'tuple') AND NOT granted"
+
+
+def test_a_commit_beside_new_rules_is_queued_by_them_or_there_before_their_backfill(postgres: PostgresServer) -> None:
+    """A commit that read the bucket without the rule and ended after the backfill had passed its key would never reach
+    the other site: so it ends before the rule holds, or it waits and sees the rule."""
+
+    async def test(world: NamesWorld, url: str) -> None:
+        backfills = Backfills(world.database, world.clock)
+        world.buckets.in_rules = backfills.rules_changed
+        raw = await asyncpg.connect(url)
+
+        async def is_waiting() -> bool:
+            return bool(await raw.fetchval(ROW_WAITS))
+
+        try:
+            # as a commit that has read its bucket and is not at its end yet: the rule waits for it
+            await raw.execute("BEGIN")
+            await raw.execute("SELECT 1 FROM buckets WHERE name = 'bbb' FOR KEY SHARE")
+            ruling = asyncio.ensure_future(world.buckets.set_replication("bbb", [{"target": "site2"}], ADMIN))
+            await until_told(is_waiting)
+            assert (await backfills.progress("site2")).parts == 0 and not ruling.done()
+            await raw.execute("COMMIT")
+            await ruling
+            assert (await backfills.progress("site2")).parts == 1
+
+            # as a rule that is being set: the commit waits for it, and goes by it
+            await world.buckets.set_replication("bbb", [], ADMIN)
+            assert not (await world.put("before")).code         # what is asked ahead is known from here on
+            assert not await world.rows(schema.replication_queue)
+            await raw.execute("BEGIN")
+            await raw.execute("SELECT 1 FROM buckets WHERE name = 'bbb' FOR UPDATE")
+            rules = json.dumps({"rules": [{"target": "site2", "prefix": ""}]})
+            await raw.execute(
+                "UPDATE buckets SET config = $1 WHERE name = 'bbb'", json.dumps({"replication": rules})
+            )
+            committing = asyncio.ensure_future(world.put("beside"))
+            await until_told(is_waiting)
+            assert not committing.done()
+            await raw.execute("COMMIT")
+            assert not (await committing).code
+            assert [queued.key for queued in await world.rows(schema.replication_queue)] == ["beside"]
+        finally:
+            await raw.close()
 
     play(postgres, test)
 

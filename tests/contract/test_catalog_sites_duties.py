@@ -21,11 +21,14 @@ from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
 from metadata.services.sites.holds import MARGIN_MS, Holdings
 from metadata.services.sites.hot import LOOK_SECONDS, HotBodies
+from metadata.services.sites.registry import Self, Sites
+from metadata.services.sites.run import Replication
 from metadata.services.sites.send import TargetWorker
 from metadata.services.sites.tombstones import WALK_SECONDS, Tombstones
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
-from tierstore.errors import ConflictError
+from tests.kit.waits import until_told
+from tierstore.errors import ConflictError, UnavailableError
 from tierstore.names import VersionId
 from tierstore.wire import decode, encode
 from tierstore.wire.sites import (
@@ -34,7 +37,9 @@ from tierstore.wire.sites import (
     BodyName,
     Compare,
     CompareAnswer,
+    Hello,
     HelloAnswer,
+    NameAnswer,
     NameBatch,
     NameRecord,
 )
@@ -400,5 +405,55 @@ def test_a_walk_that_begins_beside_a_step_of_another_is_not_lost(run: Run) -> No
             pass
         queue = await w.database.read(lambda c: sites.waiting_names(c, "site2", 99))
         assert len(queue) == len({row.bucket_id for row in queue}) == len(names)
+
+    run(check)
+
+
+def test_every_process_knows_which_site_is_away_once_the_one_that_asks_does(run: Run) -> None:
+    """Else each write under `degrade` waits its ten seconds at all the others, for as long as the site is away."""
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        nobody: Any = None
+
+        def process(epoch: int) -> tuple[Replication, Sites]:
+            members = Sites(
+                w.database, w.names, w.clock, nobody, nobody, me=lambda: Self("site1", 1, []), random_hex=str
+            )
+            parts: Any = SimpleNamespace(
+                database=w.database, clock=w.clock, courier=SimpleNamespace(send=send), known=members.known,
+                me=members.me, heats_of=lambda chunks: [0.0] * len(chunks), lost_devices=tuple, epoch=lambda: epoch,
+                comparison=Comparison(w.database, w.clock, nobody, keep_ms=1), is_delivered=lambda *_: False,
+                is_hot=lambda *_: False, foreground=lambda: 0,
+            )  # fmt: skip
+            hot = HotBodies(w.database, w.clock, hottest=nobody, find=nobody, name_of=nobody)
+            return Replication(parts, members, nobody, backfills=Backfills(w.database, w.clock), hot=hot), members
+
+        is_known, is_there = asyncio.Event(), asyncio.Event()
+
+        async def send(row: Any, path: str, message: Any, kind: Any, *, seconds: float) -> Any:
+            await is_known.wait()
+            if not is_there.is_set():
+                raise UnavailableError("no answer", code="unreachable")
+            return HelloAnswer("site2", 0, "", 1, 0) if isinstance(message, Hello) else NameAnswer(0, 0, [])
+
+        await w.database.write(lambda c: sites.put(c, sites.SiteRow(2, "site2", ["http://b"], [], {})))
+        (holder, _), (other, read) = process(1), process(0)
+        try:
+            await holder.step()
+            assert not holder.is_away("site2")      # not known yet: it has not answered, nor failed to
+            is_known.set()
+
+            async def both(*, away: bool) -> bool:
+                w.clock.advance(1.0)
+                await holder.step()
+                await read.refresh()
+                return holder.is_away("site2") == other.is_away("site2") == away
+
+            await until_told(lambda: both(away=True))
+            is_there.set()
+            await until_told(lambda: both(away=False))
+        finally:
+            await holder.close()
 
     run(check)

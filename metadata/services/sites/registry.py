@@ -78,6 +78,8 @@ class Sites:
         self.shared_buckets: frozenset[str] = frozenset()
         #: bucket -> (prefix, target) of its rules with bodies = "hot".
         self.hot_rules: dict[str, list[tuple[str, str]]] = {}
+        #: Sites that do not answer, as the process that speaks to other sites says.
+        self.away: frozenset[str] = frozenset()
         #: bucket -> the site that judges its conditional writes, where that is another one.
         self.homes: dict[str, str] = {}
 
@@ -85,10 +87,10 @@ class Sites:
     async def refresh(self) -> None:
         """Read what operators, and other processes, changed."""
 
-        def work(c: Connection) -> tuple[list[SiteRow], list[str], list[buckets.Bucket]]:
-            return sites.others(c), sites.local_networks(c), buckets.everything(c)
+        def work(c: Connection) -> tuple[list[SiteRow], list[str], list[buckets.Bucket], frozenset[str]]:
+            return sites.others(c), sites.local_networks(c), buckets.everything(c), sites.away(c)
 
-        rows, networks, every = await self._database.read(work)
+        rows, networks, every, self.away = await self._database.read(work)
         self.known.rows, self.known.networks = rows, networks
         self.sync_buckets = frozenset(
             bucket.name for bucket in every if any(rule["mode"] == "sync" for rule in rules_of(bucket))

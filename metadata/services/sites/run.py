@@ -7,6 +7,10 @@ import asyncio
 import logging
 from typing import Final
 
+from metadata.catalog import sites
+from metadata.catalog.leases import require_epoch
+from metadata.catalog.queries import Connection
+from metadata.services.cluster.duties import PROMOTER
 from metadata.services.sites.backfill import Backfills
 from metadata.services.sites.hot import HotBodies
 from metadata.services.sites.read import BodyReader
@@ -57,7 +61,21 @@ class Replication:
                     worker.kick()
         if await self._hot.step(self._members.hot_rules):
             self.kick()
+        await self._tell_who_is_away()
         return len(self._workers)
+
+    async def _tell_who_is_away(self) -> None:
+        """Of several processes on a catalog this one alone speaks to other sites: the others read who is away (with
+        their refresh, each second), so that a write under `degrade` waits there no longer than here."""
+        away = {name for name in self._workers if self.is_away(name)}
+        if away == self._members.away or not self._parts.epoch():
+            return
+
+        def work(c: Connection) -> None:
+            require_epoch(c, PROMOTER, self._parts.epoch())
+            sites.set_away(c, away)
+
+        await self._parts.database.write(work)
 
     async def _end(self, name: str) -> None:
         _, task = self._workers.pop(name)
@@ -79,9 +97,13 @@ class Replication:
         return self.statuses()
 
     def is_away(self, name: str) -> bool:
-        """Whether a target is known not to answer."""
+        """Whether a target is known not to answer: by this process, if it speaks to other sites, or by the one that
+        does."""
         entry = self._workers.get(name)
-        return entry is not None and not entry[0].status.is_reachable
+        if entry is None or not self._parts.epoch():
+            return name in self._members.away
+        status = entry[0].status
+        return status.has_asked and not status.is_reachable
 
     async def close(self) -> None:
         for name in list(self._workers):

@@ -106,7 +106,7 @@ class TargetWorker:
                 row, "/v1/sites/hello", hello, HelloAnswer, seconds=HELLO_SECONDS * 2
             )
         except TierstoreError as error:
-            status.is_reachable = False
+            status.is_reachable, status.has_asked = False, True
             status.error = str(error)
         else:
             if self._target.answered():

@@ -38,6 +38,7 @@ class TargetStatus:
     site: str
     is_paused: bool = False
     is_reachable: bool = False
+    has_asked: bool = False         # a hello was answered, or was not
     reachable_since: float = math.inf       # monotonic; without a break, as far as hellos and bodies have shown
     error: str = ""
     latency_ms: float = 0.0
@@ -110,6 +111,7 @@ class Target:
 
     def answered(self) -> bool:
         """The site has answered a hello; whether it did not before."""
+        self.status.has_asked = True
         if self.status.is_reachable:
             return False
         self.status.is_reachable = True

@@ -10,6 +10,8 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from metadata.routes.holder import PASSED_ON, AskHolder
+from metadata.routes.sites import add_counts
+from metadata.routes.sites_models import ReplicationModel, SyncModel
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.transport.peer import PeerReply
 
@@ -19,6 +21,7 @@ class Peers:
 
     def __init__(self, **holders: str) -> None:
         self._apps: dict[str, FastAPI] = {}
+        self._names = list(holders)
         self.failure: TierstoreError | None = None
         self.passed_on: list[dict[str, str]] = []
         for name, holder in holders.items():
@@ -27,7 +30,7 @@ class Peers:
     def _app(self, name: str, holder: str) -> FastAPI:
         app = FastAPI()
         transport: Any = self
-        ask = AskHolder(transport, lambda: holder)
+        ask = AskHolder(transport, lambda: holder, lambda: [each for each in self._names if each != name])
 
         @app.api_route("/v1/x", methods=["GET", "POST"])
         async def answer(request: Request) -> Response:
@@ -36,6 +39,13 @@ class Peers:
             if "refuses" in name:
                 return Response("no", status_code=503)
             return await ask.answer(request) or Response(name.encode() + await request.body(), media_type="text/plain")
+
+        @app.get("/v1/counts")
+        async def counts(request: Request) -> Response:
+            if "refuses" in name:
+                return Response("no", status_code=503)
+            told = await ask.answer(request)
+            return told or Response(b" ".join(sorted([name.encode(), *await ask.of_others(request)])))
 
         return app
 
@@ -92,3 +102,30 @@ def test_the_one_that_is_asked_answers_when_the_holder_does_not(holder: str) -> 
         assert (await peers.ask("other")).text == "other"
 
     asyncio.run(main())
+
+
+def test_what_each_process_counts_for_itself_is_asked_of_all_whichever_is_asked() -> None:
+    """Writes under a sync rule that were not confirmed are an alarm: counted at one process, they must not be
+    missing from the picture of another."""
+
+    async def main() -> None:
+        peers = Peers(holder="", other="holder", third="holder", refuses="holder")
+        for name in ("holder", "other", "third"):
+            assert (await peers.ask(name, path="/v1/counts")).text == "holder other third"
+        peers.failure = UnavailableError("no answer", code="unreachable")
+        assert (await peers.ask("holder", path="/v1/counts")).text == "holder"
+
+    asyncio.run(main())
+
+
+def test_counts_of_processes_add_up() -> None:
+    def one(*numbers: int) -> ReplicationModel:
+        waits, degraded, failed, applied, lost, parked = numbers
+        return ReplicationModel(
+            targets=[], comparing=[], refusal="", sync=SyncModel(waits=waits, degraded=degraded, failed=failed),
+            names_applied=applied, names_lost=lost, names_parked=parked,
+        )  # fmt: skip
+
+    whole = one(1, 2, 3, 4, 5, 6)
+    add_counts(whole, one(10, 20, 30, 40, 50, 60))
+    assert whole == one(11, 22, 33, 44, 55, 66)
