@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from metadata.catalog.migrate import APPLICATION, HEAD
 from metadata.catalog.postgres_session import BY_KEY, PostgresSession
 from metadata.catalog.session import BulkRead, Row, Session, StaleRows
-from tierstore.errors import CapacityError, ConfigError, TierstoreError, UnavailableError
+from tierstore.errors import CapacityError, ConfigError, RequestError, TierstoreError, UnavailableError
 
 T = TypeVar("T")
 
@@ -39,6 +39,8 @@ _SERVER_SETTINGS: Final = {
 }  # fmt: skip
 #: SQLSTATEs after which the same transaction may succeed: serialization, deadlock, lock timeout.
 _AGAIN: Final = frozenset({"40001", "40P01", "55P03"})
+#: program_limit_exceeded: an index holds values of a third of a page, 2.7 KB, compressed where that helps.
+_TOO_LONG: Final = "54000"
 
 
 def _sqlstate(error: BaseException | None) -> str:
@@ -55,6 +57,8 @@ def translate(error: Exception) -> Exception:
     if isinstance(error, TierstoreError | StaleRows):
         return error
     state = _sqlstate(error)
+    if state == _TOO_LONG:
+        return RequestError("the name is too long for an index of the catalog's database", code="name-too-long")
     if state in ("53100", "53200"):
         return CapacityError("the catalog's disk or memory is full", code="catalog-full")
     if state[:2] in ("08", "57", "53") or state in _AGAIN:

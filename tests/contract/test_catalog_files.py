@@ -293,6 +293,35 @@ def test_directories(run: Run) -> None:
     on_files(run, test)
 
 
+def test_a_path_is_as_long_as_the_database_can_hold_and_no_longer(run: Run) -> None:
+    """PostgreSQL's indexes end at a third of a page. What is beyond is refused by its name, not as a failure of the
+    server, and does not take the changes beside it along."""
+    rng = random.Random(8)
+    names = [rng.randbytes(120).hex() for _ in range(34)]
+
+    async def test(f: Files) -> None:
+        postgres = f.w.database.dialect == "postgresql"
+        made = [path for n in range(1, 35) if not (await f.make(path := "/".join(names[:n]), kind=S_IFDIR)).code]
+        sizes = [len(path) for path in made]
+        if postgres:
+            assert 2400 < sizes[-1] < 8192
+        else:
+            assert len(made) == 33
+            assert sizes[-1] <= 8192 < sizes[-1] + 241
+        assert (await f.look(made[-1])).entry is not None
+        beyond, beside = f"{made[-1]}/{names[-1]}", "beside"
+        mode = S_IFREG | 0o644
+        items = [f.item(Make("bbb", path, Attributes(next(f.numbers), mode))) for path in (beyond, beside)]
+        results = await f.service.change([(item, ADMIN) for item in items])
+        assert [result.code for result in results] == ["name-too-long", ""]
+        assert (await f.look(beyond)).code == ("no-such-file" if postgres else "name-too-long")
+        assert (await f.look(beside)).entry is not None
+        assert (await f.change(Rename("bbb", "beside", beyond, 1))).code == "name-too-long"
+        assert (await f.look(beside)).entry is not None
+
+    on_files(run, test)
+
+
 def test_a_repeated_change_is_applied_once(run: Run) -> None:
     """The answer was lost and the mount asks again."""
 

@@ -23,7 +23,7 @@ from tierstore.wire.files import Changed, Entry, Look
 HINTS_MAX: Final = 1024
 SEARCH_AGAIN_SECONDS: Final = 30.0
 #: Longer than any path: names that go round in a circle end here.
-PATH_MAX: Final = 8192
+PATH_MAX: Final = 16384
 #: What metadata says when a path does not lead to the file any more.
 _LOST: Final = frozenset({"no-such-file", "no-such-directory", "not-directory", "stale-file"})
 

@@ -27,7 +27,9 @@ from tierstore.wire.files import ORPHAN, Attributes, Entry
 from tierstore.wire.names import ObjectMeta
 
 NAME_BYTES_MAX: Final = 255
-PATH_BYTES_MAX: Final = 4096
+#: Twice what a program may name in one call: whatever it can name from a directory of such a path can be made there.
+#: PostgreSQL refuses shorter ones (metadata/catalog/postgres.py).
+PATH_BYTES_MAX: Final = 8192
 LINKS_MAX: Final = 1000
 
 
