@@ -263,3 +263,52 @@ def test_objects_that_are_not_taken(
     """Each with AWS's code; nothing is stored."""
     assert refused(s3.put_object, **{"Bucket": bucket, "Key": "k", "Body": b"x", **more}) == code
     assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("SHA256", "COMPOSITE"), ("CRC64NVME", "FULL_OBJECT")])
+def test_a_read_of_one_part_brings_the_checksum_of_the_part(s3: Any, bucket: str, algorithm: str, kind: str) -> None:
+    """SDKs check what they read by part number against it; without being asked, nothing of it is said."""
+    named = {"Bucket": bucket, "Key": "m"}
+    begun = s3.create_multipart_upload(**named, ChecksumAlgorithm=algorithm, ChecksumType=kind)
+    named["UploadId"] = begun["UploadId"]
+    field = f"Checksum{algorithm}"
+    parts = []
+    for number, body in ((1, b"1" * PART_BYTES), (2, b"tail")):
+        answer = s3.upload_part(PartNumber=number, Body=body, ChecksumAlgorithm=algorithm, **named)
+        parts.append({"PartNumber": number, "ETag": answer["ETag"], field: answer[field]})
+    s3.complete_multipart_upload(MultipartUpload={"Parts": parts}, **named)
+    for part in parts:
+        asked = {"Bucket": bucket, "Key": "m", "PartNumber": part["PartNumber"]}
+        shown = s3.head_object(ChecksumMode="ENABLED", **asked)
+        assert (shown[field], shown["ChecksumType"], shown["PartsCount"]) == (part[field], kind, 2)
+        assert field not in s3.head_object(**asked)
+        s3.get_object(ChecksumMode="ENABLED", **asked)["Body"].read()
+
+
+def test_whose_an_upload_is(s3: Any, bucket: str, refused: Refused) -> None:
+    """Where the bucket's owner owns all, of uploads too; and only the list that says so may be named."""
+    owner = s3.list_buckets()["Owner"]["ID"]
+    named = {"Bucket": bucket, "Key": "m"}
+    upload = s3.create_multipart_upload(**named, ACL="bucket-owner-full-control")["UploadId"]
+    shown = s3.list_parts(**named, UploadId=upload)
+    assert (shown["Owner"]["ID"], shown["Initiator"]["ID"]) == (owner, owner)
+    assert refused(s3.create_multipart_upload, **named, ACL="private") == "AccessControlListNotSupported"
+    assert refused(s3.put_object, **named, Body=b"", ACL="private") == "AccessControlListNotSupported"
+
+
+def test_settings_that_are_not_quite_right(s3: Any, bucket: str, refused: Refused) -> None:
+    """Each with the code that AWS gives; nothing of it is kept."""
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    wrong = {"Bucket": bucket, "VersioningConfiguration": {"Status": "disabled"}}
+    assert refused(s3.put_bucket_versioning, **wrong) == "MalformedXML"
+    wrong["VersioningConfiguration"] = {}
+    assert refused(s3.put_bucket_versioning, **wrong) == "IllegalVersioningConfigurationException"
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    plain: dict[str, Any] = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    named = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256", "KMSMasterKeyID": "up"}}
+    for rules, code in (([], "MalformedXML"), ([plain, plain], "MalformedXML"), ([named], "InvalidArgument")):
+        asked = {"Bucket": bucket, "ServerSideEncryptionConfiguration": {"Rules": rules}}
+        assert refused(s3.put_bucket_encryption, **asked) == code, rules
+    s3.put_object(Bucket=bucket, Key="k", Body=b"")
+    gone = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k", "VersionId": "no-such-id"}]})
+    assert [error["Code"] for error in gone["Errors"]] == ["NoSuchVersion"]

@@ -45,7 +45,7 @@ class Acls:
             return meta
         text = await self._of_headers(call)
         if ownership_of(bucket) == "BucketOwnerEnforced":
-            if text not in ("bucket-owner-full-control", "private"):
+            if text != "bucket-owner-full-control":
                 raise S3Error("AccessControlListNotSupported")
             return meta
         _check_block(bucket, text)

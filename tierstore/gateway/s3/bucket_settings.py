@@ -67,11 +67,15 @@ class BucketSettings:
     async def put_encryption(self, call: Call) -> None:
         await self._files.bucket(call, "s3:PutEncryptionConfiguration")
         root = documents.parse(await self._files.body(call), "ServerSideEncryptionConfiguration")
-        rule = root.one("Rule")
+        rules = root.all("Rule")
+        rule = rules[0] if len(rules) == 1 else None
         default = rule.one("ApplyServerSideEncryptionByDefault") if rule is not None else None
         kind, key_id = (default.text("SSEAlgorithm"), default.text("KMSMasterKeyID")) if default else (None, None)
-        if kind not in (S3, KMS) or (key_id and kind == S3):
+        if kind not in (S3, KMS):
             raise S3Error("MalformedXML")
+        if key_id and kind == S3:
+            raise S3Error("InvalidArgument", "a KMSMasterKeyID is not applicable if the default sse algorithm is not "
+                          "aws:kms or aws:kms:dsse", ArgumentName="ApplyServerSideEncryptionByDefault")  # fmt: skip
         await self._files.set(call, DEFAULT, msgspec.json.encode((kind, key_id or "")).decode())
         call.reply(200)
 

@@ -124,7 +124,9 @@ class Buckets:
         bucket = await self._files.bucket(call, "s3:PutBucketVersioning")
         root = documents.parse(await self._files.body(call), "VersioningConfiguration")
         status = root.text("Status")
-        if status not in ("Enabled", "Suspended"):
+        if status and status not in ("Enabled", "Suspended"):
+            raise S3Error("MalformedXML")
+        if not status:
             raise S3Error("IllegalVersioningConfigurationException", "The Versioning element must be specified")
         if status == "Suspended" and lock.DOCUMENT in bucket.config:
             raise S3Error("InvalidBucketState", "An Object Lock configuration is present on this bucket, so the "

@@ -25,6 +25,7 @@ from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.object_meta import (
     ACL,
+    CHECKSUM_TYPE,
     OWNER,
     PART_SUMS,
     PARTS,
@@ -82,6 +83,7 @@ class Reads:
             first, length, count = part_span(found.meta, part, found.size)
             if found.meta is not None and PARTS in found.meta.extra:
                 lines += b"x-amz-mp-parts-count: %d\r\n" % count
+                lines += _part_sum_lines(found.meta, part) if asks_checksum else b""
             status = 206
         elif wanted is not None:
             span = wanted.within(found.size)
@@ -281,10 +283,22 @@ def _parts(call: Call, meta: ObjectMeta) -> str:
 
 
 def _part_sum(meta: ObjectMeta, at: int) -> str:
-    """The checksum of part `at`, where those of parts are kept."""
+    algorithm, value = _sum_of_part(meta, at)
+    return element(f"Checksum{algorithm.upper()}", value) if value else ""
+
+
+def _part_sum_lines(meta: ObjectMeta, at: int) -> bytes:
+    """What a read of one part says of its checksum: the part's own, and the kind that the whole has."""
+    algorithm, value = _sum_of_part(meta, at)
+    kind = meta.extra.get(CHECKSUM_TYPE, b"FULL_OBJECT").decode()
+    return f"{checksums.PREFIX}{algorithm}: {value}\r\nx-amz-checksum-type: {kind}\r\n".encode() if value else b""
+
+
+def _sum_of_part(meta: ObjectMeta, at: int) -> tuple[str, str]:
+    """Algorithm and checksum of part `at`; "" for both where those of parts are not kept."""
     held = meta.extra.get(PART_SUMS)
     algorithm = next(iter(meta.checksums), "")
     if held is None or algorithm not in checksums.ALGORITHMS:
-        return ""
+        return "", ""
     size = checksums.ALGORITHMS[algorithm]
-    return element(f"Checksum{algorithm.upper()}", checksums.encode(held[(at - 1) * size : at * size]))
+    return algorithm, checksums.encode(held[(at - 1) * size : at * size])

@@ -12,8 +12,9 @@ from tierstore.gateway.s3 import rights
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.documents import document, element, moment, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
-from tierstore.gateway.s3.object_meta import CHECKSUM_ALGORITHM
+from tierstore.gateway.s3.object_meta import CHECKSUM_ALGORITHM, OWNER
 from tierstore.gateway.s3.request import Call, number
+from tierstore.wire.names import BucketView
 from tierstore.wire.s3 import UPLOAD_BYTES, PartsAsk, UploadsAsk, UploadView
 from tierstore.wire.storage_class import STANDARD, class_of
 
@@ -36,7 +37,7 @@ class UploadLists:
         page = await self._catalog.parts(PartsAsk(upload.id, after, most or 1))
         parts = page.parts if most else []
         inner = element("Bucket", call.bucket) + element("Key", call.key) + element("UploadId", upload.id.hex())
-        inner += _owner_and_class(upload)
+        inner += _owner_and_class(upload, bucket)
         inner += element("PartNumberMarker", after)
         if page.more and parts:
             inner += element("NextPartNumberMarker", parts[-1].number)
@@ -68,7 +69,7 @@ class UploadLists:
         uploads, prefixes, last = await self._page(start, delimiter)
         listed = "".join(
             f"<Upload>{element('Key', shown(upload.key))}{element('UploadId', upload.id.hex())}"
-            f"{_owner_and_class(upload)}{element('Initiated', moment(upload.created_at_ms))}</Upload>"
+            f"{_owner_and_class(upload, bucket)}{element('Initiated', moment(upload.created_at_ms))}</Upload>"
             for upload in uploads
         )
         inner = element("Bucket", call.bucket) + element("KeyMarker", shown(key_marker))
@@ -115,10 +116,15 @@ def _common(key: str, prefix: str, delimiter: str) -> str:
     return key[: at + len(delimiter)] if at >= 0 else ""
 
 
-def _owner_and_class(upload: UploadView) -> str:
-    owner = element("ID", upload.owner) + element("DisplayName", upload.owner)
-    storage_class = element("StorageClass", class_of(upload.meta) or STANDARD)
-    return f"<Initiator>{owner}</Initiator><Owner>{owner}</Owner>{storage_class}"
+def _owner_and_class(upload: UploadView, bucket: BucketView) -> str:
+    """The owner is whose the object will be: where no lists count, the bucket's."""
+    extra = upload.meta.extra if upload.meta is not None else {}
+    owner = (extra.get(OWNER, b"").decode() or upload.owner) if rights.has_acls(bucket) else bucket.owner
+    inner = "".join(
+        f"<{role}>{element('ID', who)}{element('DisplayName', who)}</{role}>"
+        for role, who in (("Initiator", upload.owner), ("Owner", owner))
+    )
+    return inner + element("StorageClass", class_of(upload.meta) or STANDARD)
 
 
 def upload_id(call: Call) -> bytes:

@@ -161,7 +161,7 @@ class Writes:
         try:
             if not key:
                 raise S3Error("UserKeyMustBeSpecified", "The key of an object to delete is missing.")
-            version = version_of(version_text or None)
+            version = _version_among_many(version_text)
             rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, key)
             condition = Condition(if_match=etags(etag)) if etag else None
             done = await self._store.delete(
@@ -184,3 +184,11 @@ class Writes:
 def _own_sum(promise: Promise) -> str:
     """The checksum that is kept when the client sent none, as AWS does."""
     return "" if promise.algorithm else "crc64nvme"
+
+
+def _version_among_many(text: str | None) -> int:
+    """Raises S3Error(NoSuchVersion): in DeleteObjects, what cannot be a version's id is none that is there."""
+    try:
+        return version_of(text or None)
+    except S3Error:
+        raise S3Error("NoSuchVersion") from None
