@@ -45,7 +45,7 @@ class Acls:
             return meta
         text = await self._of_headers(call)
         if ownership_of(bucket) == "BucketOwnerEnforced":
-            if text != "bucket-owner-full-control":
+            if text not in ("bucket-owner-full-control", "private"):  # AWS refuses the second; rclone sends it unasked
                 raise S3Error("AccessControlListNotSupported")
             return meta
         _check_block(bucket, text)
