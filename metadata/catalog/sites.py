@@ -14,11 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from metadata.catalog import bodies, feed, leases, objects, schema
+from metadata.catalog import leases, objects, schema
 from metadata.catalog.buckets import COLUMNS, Bucket
 from metadata.catalog.objects import ObjectRow
-from metadata.catalog.session import Session
-from tierstore.clock import version_site
 from tierstore.errors import ConflictError, NotFound
 
 _LINK: Final = "site-link."
@@ -256,72 +254,6 @@ def lock_backfill(connection: sa.Connection, target: str, *, make: bool = False)
 
 def set_backfill(connection: sa.Connection, target: str, state: dict[str, Any]) -> None:
     leases.set_setting(connection, _BACKFILL + target, json.dumps(state))
-
-
-class Page(NamedTuple):
-    """Of a backfill. last: the last key, "" at the end."""
-
-    queued: int
-    walked: int
-    last: str
-
-
-def queue_page(
-    session: Session, target: str, bucket_id: int, *, prefix: str, after: str, limit: int, at_ms: int,
-    is_again: bool = False,
-) -> Page:  # fmt: skip
-    """Queue the latest versions behind a key, as if they were written now, but for those that wait already. Of those
-    whose bytes are another site's only the ones that readers fetched whole, if the target itself wrote them: it may
-    have lost them. is_again: the target has forgotten names, so what waits for its body alone is queued, too."""
-    t = schema.objects.c
-    query = (
-        sa.select(t.key, t.version, t.kind, t.size, t.ref)
-        .where(t.bucket_id == bucket_id, t.key > after)
-        .order_by(t.key)
-        .limit(limit)
-    )
-    if prefix:
-        query = query.where(t.key >= prefix)
-    rows = session.connection.execute(query).all()
-    changes: list[feed.NewChange] = []
-    last, waiting = "", 0
-    number = number_of(session.connection, target)
-    known = _waiting(session, target, bucket_id, after, rows[-1].key, is_again=is_again) if rows else set()
-    for key, version, kind, size, ref in rows:
-        if not key.startswith(prefix):
-            return Page(_append(session, changes, at_ms) + waiting, len(rows), "")
-        last = key
-        if (key, version) in known:
-            waiting += 1
-            continue
-        is_back = kind == schema.KIND_REMOTE and version_site(version) == number and _is_whole(session, ref, size)
-        if kind != schema.KIND_REMOTE or is_back:
-            what = schema.CHANGE_MARKER if kind == schema.KIND_MARKER else schema.CHANGE_PUT
-            changes.append(feed.NewChange(what, bucket_id, key, version, size, (target,)))
-    return Page(_append(session, changes, at_ms) + waiting, len(rows), last if len(rows) == limit else "")
-
-
-def _waiting(
-    session: Session, target: str, bucket_id: int, after: str, through: str, *, is_again: bool
-) -> set[tuple[str, int]]:
-    """Keys behind `after` up to `through`, with the versions, that the target is to get. A scan of its queue, which a
-    backfill keeps short."""
-    query = sa.select(_q.key, _q.version).where(
-        _q.target == target, _q.bucket_id == bucket_id, _q.key > after, _q.key <= through,
-        _q.kind.in_((schema.CHANGE_PUT, schema.CHANGE_MARKER)),
-    )  # fmt: skip
-    if is_again:
-        query = query.where(_q.sequence > names_through(session.connection, target))
-    return {(str(key), int(version)) for key, version in session.connection.execute(query)}
-
-
-def _is_whole(session: Session, ref: int | None, size: int) -> bool:
-    return ref is not None and bodies.covered(session.connection, ref, 0, size)[0] >= size
-
-
-def _append(session: Session, changes: list[feed.NewChange], at_ms: int) -> int:
-    feed.append_bulk(session, changes, at_ms=at_ms, version=0)
-    return len(changes)
 
 
 def buckets_of(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Bucket]:

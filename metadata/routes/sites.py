@@ -252,9 +252,9 @@ def _members(
         drop_queue: bool = Query(False, description="also when it has not got everything"),
     ) -> RemovedModel:  # fmt: skip
         who = await callers.admin(request)
-        dropped, without = await sites.remove(name, drop_queue=drop_queue, who=who)
+        dropped, without, homeless = await sites.remove(name, drop_queue=drop_queue, who=who)
         await audit.note(who=who.access, action="site.remove", target=name, detail=f"{dropped} changes dropped")
-        return RemovedModel(dropped=dropped, buckets=without)
+        return RemovedModel(dropped=dropped, buckets=without, homeless=homeless)
 
     @router.patch("/v1/admin/sites/{name}", operation_id="changeSite", summary="Networks, gateways, bandwidth")
     async def change(request: Request, name: str, wish: SiteChange) -> SitesModel:

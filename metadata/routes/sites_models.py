@@ -76,6 +76,7 @@ class Backfill(BaseModel):
 class RemovedModel(BaseModel):
     dropped: int = Field(description="queued changes that went with it")
     buckets: list[str] = Field(description="buckets whose rules to it went with it")
+    homeless: list[str] = Field(description="buckets whose home it was; conditional writes are local to each site now")
 
 
 class TargetModel(BaseModel):

@@ -9,9 +9,10 @@ import random
 import pytest
 import sqlalchemy as sa
 
-from metadata.catalog import backlog, feed, schema, sites
+from metadata.catalog import backfill, backlog, feed, schema, sites
 from metadata.catalog.backlog import Backlog, Gone
 from metadata.catalog.queries import Connection
+from metadata.services.sites import backfill as backfills
 from metadata.services.sites import backlog as counting
 from metadata.services.sites.backlog import BacklogCount
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
@@ -127,6 +128,27 @@ def test_versions_keep_their_order_on_both_sides(run: Run) -> None:
         await take(w, NameRecord("bbb", "k", NAME_META, v - 512, 0, "old", 1, False), versioning=on)
         await take(w, NameRecord("bbb", "k", NAME_GONE, v - 512), versioning=on)
         assert (await w.look("k")).code == "no-such-key"
+
+    run(check)
+
+
+def test_of_the_null_versions_of_a_key_the_newest_is_kept_whatever_comes_first(run: Run) -> None:
+    """What a bucket held before versioning was on is an older version since, and is to be found at the other site."""
+
+    async def check(w: NamesWorld) -> None:
+        v = version(w, 1000)
+
+        async def null(etag: str, at: int) -> int:
+            record = NameRecord("bbb", "k", NAME_PUT, at, 0, etag, 1, True)
+            return (await take(w, record, versioning="enabled")).applied
+
+        await take(w, NameRecord("bbb", "k", NAME_PUT, v, 0, "new", 2, False), versioning="enabled")
+        assert await null("null", v - 512) == 1 and await null("null", v - 512) == 0
+        assert await null("older", v - 1024) == 0
+        assert await null("newer", v - 256) == 1
+        assert [row.etag for row in await w.rows(schema.versions)] == ["newer"]
+        assert (await w.look("k")).etag == "new"
+        assert await null("last", v + 256) == 1 and await null("late", v + 128) == 0
 
     run(check)
 
@@ -249,7 +271,7 @@ def test_a_backfill_queues_what_exists_page_by_page(run: Run) -> None:
         after, pages = "", 0
         while True:
             page = await w.database.batch(
-                lambda s, a=after: sites.queue_page(  # type: ignore[misc]
+                lambda s, a=after: backfill.queue_page(  # type: ignore[misc]
                     s, "site2", bucket, prefix="logs/", after=a, limit=3, at_ms=5
                 )
             )
@@ -265,6 +287,33 @@ def test_a_backfill_queues_what_exists_page_by_page(run: Run) -> None:
     run(check)
 
 
+def test_a_backfill_brings_the_older_versions_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that is rebuilt has every version of a versioned bucket again, not only the latest."""
+    monkeypatch.setattr(backfills, "BACKFILL_PAGE", 3)
+
+    async def check(w: NamesWorld) -> None:
+        expected = {("null", (await w.put("null")).version)}
+        await w.put("other")
+        await w.buckets.configure("bbb", ADMIN, versioning="enabled")
+        for key in ("null", "k", "k", "k", "k", "k", "l", "l", "prefix"):
+            expected.add((key, (await w.put(key)).version))
+        expected.add(("k", (await w.delete("k")).version))
+        gone = (await w.put("k")).version
+        await w.delete("k", version=gone)
+        work = backfills.Backfills(w.database, w.clock)
+        for prefix in ("k", "l", "null", "pre"):
+            await work.begin("site2", "bbb", prefix)
+        steps = 1
+        while await work.step("site2"):
+            steps += 1
+        queue = await w.rows(schema.replication_queue)
+        found = [(row.key, row.version) for row in queue]
+        assert sorted(found) == sorted(expected) and len(set(found)) == len(found)
+        assert (await work.progress("site2")).queued == len(expected) and steps > 8
+
+    run(check)
+
+
 def test_a_backfill_leaves_out_what_waits_already(run: Run) -> None:
     """A rule is set and the bucket filled at once: everything would travel twice."""
 
@@ -276,7 +325,7 @@ def test_a_backfill_leaves_out_what_waits_already(run: Run) -> None:
 
         async def fill(*, is_again: bool) -> list[str]:
             page = await w.database.batch(
-                lambda s: sites.queue_page(
+                lambda s: backfill.queue_page(
                     s, "site2", bucket, prefix="", after="", limit=10, at_ms=5, is_again=is_again
                 )
             )

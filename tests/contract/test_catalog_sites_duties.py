@@ -16,6 +16,7 @@ from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.names.buckets import BucketService
+from metadata.services.sites import backfill
 from metadata.services.sites.backfill import Backfills
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
@@ -240,6 +241,36 @@ def test_a_restored_catalog_hears_of_every_delete_before_it_takes_writes(run: Ru
         await w.database.write(sent)
         assert await here.go_on(row, "site2", ["site2"]) == 0
         assert here.waiting == [] and here.refusal() == ""
+
+    run(check)
+
+
+def test_a_restored_catalog_hears_which_versions_were_removed_for_good(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They leave no tombstone: an old backup would keep them, and its readers see what somebody wanted gone."""
+    monkeypatch.setattr(backfill, "GONE_PAGE", 2)
+
+    async def check(w: NamesWorld) -> None:
+        await _shared(w)
+        await w.buckets.configure("bbb", ADMIN, versioning="enabled")
+        await w.buckets.create("elsewhere", ADMIN)
+        await w.buckets.configure("elsewhere", ADMIN, versioning="enabled")
+        first = (await w.put("k")).version
+        await w.put("k")
+        for bucket in ("bbb", "elsewhere"):
+            last = (await w.put("k", bucket=bucket)).version
+            await w.delete("k", version=last, bucket=bucket)
+        await w.delete("k", version=first)
+        before = max(row.sequence for row in await w.rows(schema.replication_queue))
+        work = Backfills(w.database, w.clock)
+        assert await work.answer_compare("site2", 2) > 0
+        while await work.step("site2"):
+            pass
+        again = await w.database.read(lambda c: sites.waiting_names(c, "site2", 99, after=before))
+        gone = {row.version for row in again if row.kind == schema.CHANGE_DELETE}
+        assert len(gone) == 2 and first in gone
+        assert (await work.progress("site2")).parts == 0
 
     run(check)
 

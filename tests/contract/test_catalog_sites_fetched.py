@@ -207,6 +207,23 @@ def test_copies_of_a_site_that_is_lost_are_kept_for_good_and_go_back_to_it(run: 
     run(check)
 
 
+def test_a_site_that_is_removed_is_no_buckets_home_any_more(run: Run) -> None:
+    """Else every conditional write is refused, with the advice to send it to a site that is gone."""
+
+    async def check(w: NamesWorld) -> None:
+        members = await _members(w)
+        await w.buckets.create("other", ADMIN)
+        await w.buckets.set_replication("bbb", [{"target": "site2"}], ADMIN, home="site2")
+        await w.buckets.set_replication("other", [], ADMIN, home="site1")
+        await members.refresh()
+        assert members.homes == {"bbb": "site2"}
+        assert await members.remove("site2", drop_queue=True, who=ADMIN) == (0, ["bbb"], ["bbb"])
+        assert not members.homes and not await w.buckets.home("bbb", ADMIN)
+        assert await w.buckets.home("other", ADMIN) == "site1"
+
+    run(check)
+
+
 async def _members(w: NamesWorld) -> Sites:
     """This site as it knows site2, which writes to "bbb"."""
     made = iter(range(100))

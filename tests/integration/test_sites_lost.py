@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from metadata.catalog import schema
 from tests.integration.test_sites import Site
 from tests.kit.cluster import Cluster, cluster, wait_until
 from tests.kit.ports import free_port_base
+from tierstore.names import version_text
 
 ARRIVAL_SECONDS = 60.0
 
@@ -55,6 +57,11 @@ def test_an_old_backup_of_a_site_brings_nothing_back_and_a_lost_site_is_rebuilt(
     with cluster(tmp_path, "--sites", "2", "--servers", "2") as c, _client(c) as http:
         a, b = _sites(c, http)
         _shared(a, b, "bbb")
+        _shared(a, b, "versioned")
+        assert a.http.patch(f"{a.url}/v1/buckets/versioned", json={"versioning": "enabled"}).status_code == 200
+        removed, *_ = [
+            a.put("k", body, "versioned").headers["x-tierstore-version"] for body in (b"removed", b"older", b"latest")
+        ]
         for key in ("kept", "deleted-here", "deleted-there"):
             assert a.put(key, key.encode()).status_code == 200
         a.drained()
@@ -63,6 +70,8 @@ def test_an_old_backup_of_a_site_brings_nothing_back_and_a_lost_site_is_rebuilt(
         # -- an old backup of a
         backup = tmp_path / "old.db"
         _dump(_catalog(c, a.name), backup)
+        for_good = b.http.delete(f"{b.url}/v1/objects/versioned/k?version={removed}")
+        assert for_good.status_code == 204
         assert a.delete("deleted-here") == 204 and b.delete("deleted-there") == 204
         assert a.put("kept", b"newer").status_code == 200 and a.put("later", b"after the backup").status_code == 200
         a.drained()
@@ -79,6 +88,11 @@ def test_an_old_backup_of_a_site_brings_nothing_back_and_a_lost_site_is_rebuilt(
         assert a.names().keys() == {"first", "kept", "later"}
         assert a.get("deleted-here").status_code == 404 and b.get("deleted-there").status_code == 404
         assert a.get("kept").content == b"newer"
+        wait_until(
+            lambda: _versions(c, a) == _versions(c, b), seconds=ARRIVAL_SECONDS, what="the same versions at both sites"
+        )
+        versions = _versions(c, a)
+        assert removed not in {version for _, version in versions} and len(versions) == 3      # with "first"
         assert a.put("again", b"writes are taken").status_code == 200
         a.drained()
         wait_until(lambda: "again" in b.names(), seconds=ARRIVAL_SECONDS, what="and go out")
@@ -97,12 +111,24 @@ def test_an_old_backup_of_a_site_brings_nothing_back_and_a_lost_site_is_rebuilt(
         assert done.returncode == 0, done.stdout + done.stderr
         assert "bodies: " in done.stdout
         assert b.names() == expected and _is_open(b)
+        wait_until(lambda: _versions(c, b) == versions, seconds=ARRIVAL_SECONDS, what="the older versions too")
         a.admin("POST", f"sites/{b.name}/pause")        # what is read now is here
         assert b.get("later").headers["x-tierstore-site"] == b.name
         assert b.get("later").content == b"after the backup"
         # its own writes go out again
         assert b.put("from-the-new-one", b"x").status_code == 200
         wait_until(lambda: "from-the-new-one" in a.names(), seconds=ARRIVAL_SECONDS, what="b's rule is back")
+
+
+def _versions(c: Cluster, site: Site) -> set[tuple[str, str]]:
+    """All versions in "versioned" with the bytes here, by key and id as clients see it."""
+    with sqlite3.connect(_catalog(c, site.name)) as catalog:
+        rows = catalog.execute(
+            "select v.key, v.version, v.kind from (select bucket_id, key, version, kind from objects union all "
+            "select bucket_id, key, version, kind from versions) v join buckets b on b.id = v.bucket_id "
+            "where b.name = 'versioned'"
+        ).fetchall()
+    return {(key, version_text(version)) for key, version, kind in rows if kind != schema.KIND_REMOTE}
 
 
 def _heard_of(c: Cluster, b: Site, a: Site) -> None:

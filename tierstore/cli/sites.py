@@ -89,6 +89,8 @@ def remove(
         say(f"{name} is forgotten; {answer['dropped']} queued changes went with it")
         if answer.get("buckets"):
             say(f"nothing of these buckets goes there any more: {', '.join(answer['buckets'])}")
+        if answer.get("homeless"):
+            say(f"conditional writes to these are judged by each site for itself now: {', '.join(answer['homeless'])}")
 
 
 def _act(name: str, action: str, find_args: tuple[Any, Any, Any], as_json: bool, body: Any = None) -> None:

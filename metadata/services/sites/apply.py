@@ -200,9 +200,11 @@ class NameTaker:
             _pack(record.meta), None,
         )  # fmt: skip
         if old is not None and old.version >= record.version:
-            if old.version == record.version or not bucket.versioning or record.is_null:
+            if old.version == record.version or not bucket.versioning or (record.is_null and old.is_null):
                 return False
             if session.fetch(objects.VERSION_LOCKED, [(bucket.id, record.key, record.version)]):
+                return False
+            if record.is_null and not _is_newest_null(session, writes, row):
                 return False
             writes.versions.append(row)
         else:
@@ -228,6 +230,18 @@ def _fits_headers(meta: ObjectMeta | None) -> bool:
         return True
     texts = [meta.content_type, *meta.user_meta, *meta.user_meta.values(), *meta.headers, *meta.headers.values()]
     return not any(c in text for text in texts for c in "\r\n\x00")
+
+
+def _is_newest_null(session: Session, writes: WriteSet, row: ObjectRow) -> bool:
+    """Of S3's "null" versions of a key there is one, the newest: whether it is this one; then an older one goes."""
+    null = objects.null_version(session.connection, row.bucket_id, row.key)
+    if null is None:
+        return True
+    if null.version > row.version:
+        return False
+    session.write(objects.DELETE_VERSION, [(row.bucket_id, row.key, null.version)])
+    writes.discard(session, null)
+    return True
 
 
 def _is_empty(record: NameRecord) -> bool:

@@ -1,9 +1,11 @@
 """Backfills: what exists is queued for a site page by page, as if it were written now, until all is walked.
 
-State (setting `site-backfill.<target>`, JSON): parts, what is still to be walked, each a bucket's prefix behind a key
-(again: for a target that has forgotten names); queued and walked, objects so far; paused; compare, the epoch of a site
-that came back with an older catalog (see compare), and through, the sequence at which its answer is complete. Every
-step is one transaction, so a kill costs nothing; a step waits while the target's queue is long.
+State (setting `site-backfill.<target>`, JSON): parts, what is still to be walked; queued and walked, objects so far;
+paused; compare, the epoch of a site that came back with an older catalog (see compare), and through, the sequence at
+which its answer is complete. A part is a bucket's prefix behind a key (again: for a target that has forgotten names);
+once its latest versions are walked the older ones follow, behind a version of that key. Or it is the feed behind a
+sequence, up to another one (gone, through), for the versions that were removed for good. Every step is one
+transaction, so a kill costs nothing; a step waits while the target's queue is long.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from metadata.catalog import buckets, fetched, sites
+from metadata.catalog import backfill, buckets, feed, fetched, sites
 from metadata.catalog.buckets import REPLICATED_FROM, Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
@@ -23,6 +25,8 @@ from tierstore.clock import Clock
 BACKFILL_PAGE: Final = 500
 #: A backfill waits while the queue of its target is longer.
 BACKFILL_QUEUE_MAX: Final = 20_000
+#: Changes of the feed looked through for deletes in one step.
+GONE_PAGE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,11 @@ class Backfills:
             if state.get("compare") != epoch:
                 fetched.forget_site(c, sites.number_of(c, target))      # it may have lost what it wrote
                 shared = [b for b in buckets.everything(c) if _is_shared(b, target)]
-                _add(c, target, [_part(b, "", again=True) for b in shared], {"compare": epoch, "through": 0})
-                return max(1, len(shared))
+                parts = [_part(b, "", again=True) for b in shared]
+                if any(b.versioning for b in shared):       # elsewhere a delete leaves a tombstone
+                    parts.append(_gone_part(feed.oldest(c), feed.head(c)[0]))
+                _add(c, target, parts, {"compare": epoch, "through": 0})
+                return max(1, len(parts))
             if state.get("parts"):
                 return len(state["parts"])
             if not state.get("through"):
@@ -106,18 +113,52 @@ class Backfills:
             parts = state.get("parts", [])
             if not parts or state.get("paused") or sites.is_queue_longer(c, target, BACKFILL_QUEUE_MAX):
                 return False
-            part = parts[0]
-            page = sites.queue_page(
-                session, target, int(part["bucket"]), prefix=part["prefix"], after=part["after"],
-                limit=BACKFILL_PAGE, at_ms=now_ms, is_again=bool(part.get("again")),
-            )  # fmt: skip
-            state["parts"] = [{**part, "after": page.last}, *parts[1:]] if page.last else parts[1:]
-            state["queued"] = state.get("queued", 0) + page.queued
-            state["walked"] = state.get("walked", 0) + page.walked
+            walk = _step_gone if "gone" in parts[0] else _step_names
+            queued, walked, left = walk(session, target, parts[0], now_ms)
+            state["parts"] = [*left, *parts[1:]]
+            state["queued"] = state.get("queued", 0) + queued
+            state["walked"] = state.get("walked", 0) + walked
             sites.set_backfill(c, target, state)
             return bool(state["parts"])
 
         return await self._database.batch(work)
+
+
+_Part = dict[str, Any]
+
+
+def _step_names(session: Session, target: str, part: _Part, now_ms: int) -> tuple[int, int, list[_Part]]:
+    """A page of names; (queued, walked, what is left of the part)."""
+    after_version = part.get("version")
+    page = backfill.queue_page(
+        session, target, int(part["bucket"]), prefix=part["prefix"], after=part["after"], limit=BACKFILL_PAGE,
+        at_ms=now_ms, is_again=bool(part.get("again")), after_version=after_version,
+    )  # fmt: skip
+    left: list[_Part] = []
+    if page.last:
+        left = [{**part, "after": page.last, **({} if after_version is None else {"version": page.version})}]
+    elif after_version is None and _is_versioned(session.connection, int(part["bucket"])):
+        left = [{**part, "after": "", "version": 0}]        # the older versions
+    return page.queued, page.walked, left
+
+
+def _step_gone(session: Session, target: str, part: _Part, now_ms: int) -> tuple[int, int, list[_Part]]:
+    """A page of the feed; what versions are gone is nobody's object: none is walked."""
+    c = session.connection
+    through = min(part["gone"] + GONE_PAGE, part["through"])
+    ids = [b.id for b in buckets.everything(c) if b.versioning and _is_shared(b, target)]
+    queued = backfill.queue_gone(session, target, ids, after=part["gone"], through=through, at_ms=now_ms)
+    return queued, 0, [{**part, "gone": through}] if through < part["through"] else []
+
+
+def _is_versioned(c: Connection, bucket_id: int) -> bool:
+    found = sites.buckets_of(c, [bucket_id])
+    return bool(found) and bool(found[bucket_id].versioning)
+
+
+def _gone_part(oldest: int, newest: int) -> _Part:
+    """All changes that the feed still has now; those that the walk itself adds are behind them."""
+    return {"bucket": 0, "prefix": "", "after": "", "gone": max(0, oldest - 1), "through": newest}
 
 
 def _part(bucket: Bucket, prefix: str, *, again: bool = False) -> dict[str, Any]:
@@ -129,14 +170,18 @@ def _add(c: Connection, target: str, parts: list[dict[str, Any]], marks: dict[st
     if not state.get("parts"):
         state |= {"queued": 0, "walked": 0}         # a new walk counts from zero
     kept: list[dict[str, Any]] = list(state.get("parts", ()))
-    waiting = {(part["bucket"], part["prefix"]): part for part in kept if not part["after"]}
+    waiting = {(part["bucket"], part["prefix"]): part for part in kept if _is_unbegun(part)}
     for part in parts:
-        known = waiting.get((part["bucket"], part["prefix"]))
+        known = waiting.get((part["bucket"], part["prefix"])) if "gone" not in part else None
         if known is None:
             kept.append(part)
         elif part["again"]:
             known["again"] = True
     sites.set_backfill(c, target, {**state, **marks, "parts": kept})
+
+
+def _is_unbegun(part: _Part) -> bool:
+    return not part["after"] and "version" not in part and "gone" not in part
 
 
 def _is_shared(bucket: Bucket, site: str) -> bool:

@@ -235,30 +235,34 @@ class Sites:
         )
         return account.access, token
 
-    async def remove(self, name: str, *, drop_queue: bool, who: Principal) -> tuple[int, list[str]]:
-        """Forget a site and end its key; how many queued changes, and the buckets whose rules, went with it.
+    async def remove(self, name: str, *, drop_queue: bool, who: Principal) -> tuple[int, list[str], list[str]]:
+        """Forget a site and end its key; how many queued changes went with it, the buckets whose rules, and those whose
+        home it was: each site judges their conditional writes by itself now, until a home is named.
 
         Raises ConflictError(code="queue-not-empty") while it lacks something and nobody said to drop that."""
         row = self.known.get(name)
 
-        def work(c: Connection) -> tuple[int, list[str]]:
+        def work(c: Connection) -> tuple[int, list[str], list[str]]:
             if not drop_queue and sites.is_queue_longer(c, name, 0):
                 raise ConflictError(
                     f"site {name!r} has not got everything; wait, or say that its queue is to be dropped",
                     code="queue-not-empty",
                 )
-            changed = []
+            changed, homeless = [], []
             for bucket in buckets.everything(c):
+                documents: dict[str, str | None] = {}
                 rules = rules_of(bucket)
                 kept = [rule for rule in rules if rule["target"] != name]
                 if len(kept) < len(rules):
-                    text = json.dumps({"rules": kept}) if kept else None
-                    buckets.configure(
-                        c, bucket.name, at_ms=self._clock.now_ms(), documents={"replication": text}
-                    )
+                    documents["replication"] = json.dumps({"rules": kept}) if kept else None
                     changed.append(bucket.name)
+                if bucket.config.get(HOME) == name:
+                    documents[HOME] = None
+                    homeless.append(bucket.name)
+                if documents:
+                    buckets.configure(c, bucket.name, at_ms=self._clock.now_ms(), documents=documents)
             fetched.forget_site(c, row.id)      # it gives nothing any more
-            return sites.remove(c, name), changed
+            return sites.remove(c, name), changed, homeless
 
         gone = await self._database.write(work)
         self._names.forget()
