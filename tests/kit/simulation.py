@@ -25,7 +25,7 @@ from objectd.agent_state import AgentState
 from objectd.app import ObjectServer
 from objectd.config import Chunks, ObjectdConfig, Upkeep
 from objectd.store.device import Device
-from tests.kit.devices import LIVE, MemoryDevice
+from tests.kit.devices import LIVE, MemoryDevice, Stored
 from tests.kit.virtual_time import VirtualLoop
 from tierstore.clock import Clock, LoopClock
 from tierstore.config.sections import Auth, Background, Membership, Timers
@@ -167,7 +167,8 @@ class SimDevice(MemoryDevice):
         self._awake = asyncio.Event()
         self._awake.set()
         self._is_locked = False
-        self.rotten: set[bytes] = set()
+        #: The copies whose bytes rotted: the very ones, for a chunk whose rotten copy went may be stored here anew.
+        self._rotten: dict[bytes, Stored] = {}
         self.before_trash: Callable[[SimDevice, bytes], None] = lambda device, chunk: None
 
     async def _sync(self) -> None:
@@ -206,16 +207,15 @@ class SimDevice(MemoryDevice):
 
     def rot(self, chunk: bytes) -> None:
         self.flip(chunk, self._rng.randrange(len(self.kept[chunk].data)))
-        self.rotten.add(chunk)
+        self._rotten[chunk] = self.kept[chunk]
+
+    def is_rotten(self, chunk: bytes) -> bool:
+        stored = self.kept.get(chunk)
+        return stored is not None and self._rotten.get(chunk) is stored
 
     def is_good(self, chunk: bytes) -> bool:
         stored = self.kept.get(chunk)
-        return stored is not None and stored.state == LIVE and chunk not in self.rotten
-
-    async def quarantine(self, chunk: ChunkId, why: str) -> bool:
-        found = await super().quarantine(chunk, why)
-        self.rotten.discard(chunk)
-        return found
+        return stored is not None and stored.state == LIVE and not self.is_rotten(chunk)
 
 
 class ServerProcess:
@@ -275,7 +275,6 @@ class ServerProcess:
             device.power_cut(self.cluster.rng)
             if wipe:
                 device.kept.clear()
-                device.rotten.clear()
 
 
 class MetadataProcess:

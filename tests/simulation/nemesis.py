@@ -129,7 +129,7 @@ class Nemesis:
             (chunk, device)
             for chunk, found in sorted(references(self.cluster).items())
             for device in [r.device for r in found if r.state == 0]
-            if not any(d.rotten and chunk in d.rotten for d in devices.values())
+            if not any(d.is_rotten(chunk) for d in devices.values())
             and devices[device].is_good(chunk)
             and sum(devices[r.device].is_good(chunk) for r in found if r.state == 0) >= 2
         ]
