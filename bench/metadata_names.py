@@ -33,7 +33,7 @@ from metadata.catalog.objects import INSERT_LATEST
 from metadata.catalog.operations import INSERT_RESULTS
 from metadata.catalog.packed import pack_new
 from metadata.catalog.session import Row, Session
-from metadata.catalog.sqlite import SqliteDatabase
+from metadata.catalog.sqlite import WRITER_CACHE_KIB, SqliteDatabase
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.clock import SystemClock
 from tierstore.wire import encode
@@ -52,8 +52,8 @@ class Plain:
     def __init__(self, directory: Path, *, with_all: bool) -> None:
         self.raw = sqlite3.connect(directory / f"plain-{with_all}.db", isolation_level=None)
         # The service copies its log beside the writers beyond 32 MiB; here it is copied by the writer at the same size.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -131072", "mmap_size = 4294967296",
-                       "wal_autocheckpoint = 8192"):  # fmt: skip
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", f"cache_size = -{WRITER_CACHE_KIB}",
+                       "mmap_size = 4294967296", "wal_autocheckpoint = 8192"):  # fmt: skip
             self.raw.execute("PRAGMA " + pragma)
         engine = sa.create_engine("sqlite://", creator=lambda: self.raw)
         for table in (schema.objects, schema.operations, schema.changes, schema.feed_head):

@@ -32,7 +32,10 @@ from tierstore.failpoints import hit
 
 T = TypeVar("T")
 
-CACHE_KIB: Final = 128 << 10
+#: Pages that a connection keeps for itself. Few: what is not in the log is read from the mapped file, without a copy; a
+#: reader drops its pages whenever somebody has written; the writer needs those that it changes in one turn.
+WRITER_CACHE_KIB: Final = 16 << 10
+READER_CACHE_KIB: Final = 4 << 10
 MMAP_BYTES: Final = 4 << 30
 BUSY_MS: Final = 5000
 #: Beyond this the log is copied into the database by a thread of its own; beyond the second, in the writer's turn.
@@ -402,8 +405,9 @@ def _connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     raw = sqlite3.connect(
         path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=512, timeout=BUSY_MS / 1000
     )
+    cache_kib = READER_CACHE_KIB if read_only else WRITER_CACHE_KIB
     pragmas = [
-        f"busy_timeout = {BUSY_MS}", "journal_mode = WAL", "synchronous = FULL", f"cache_size = -{CACHE_KIB}",
+        f"busy_timeout = {BUSY_MS}", "journal_mode = WAL", "synchronous = FULL", f"cache_size = -{cache_kib}",
         f"mmap_size = {MMAP_BYTES}", f"journal_size_limit = {LOG_KEPT_BYTES}", "temp_store = MEMORY",
         "wal_autocheckpoint = 0", "foreign_keys = OFF",
     ]  # fmt: skip
