@@ -13,12 +13,15 @@ import pytest
 
 from metadata.catalog import buckets, jobs
 from metadata.catalog.jobs import JobCount
+from metadata.catalog.schema import CHANGE_PUT
 from metadata.promoter.heat import HeatGatherer
 from metadata.services.cluster.view import DeviceInfo
+from metadata.services.names.writes import Committed
 from metadata.services.tiering import service
 from metadata.services.tiering.recorder import Recorder
 from metadata.services.tiering.service import Tiering
 from metadata.services.tiering.walk import ShelfWalk
+from metadata.services.tiering.whatif import WhatIf
 from tests.unit.cluster.cluster_kit import MiniCluster, follow_feed, new_cluster
 from tierstore.clock import ManualClock
 from tierstore.errors import ConflictError
@@ -355,6 +358,44 @@ def test_heat_and_history_survive_a_restart(tmp_path: Path) -> None:
         damaged = Recorder(clock, tmp_path)
         await damaged.load()
         assert await damaged.segments() == kept
+
+    asyncio.run(run())
+
+
+def test_an_export_goes_over_segments_and_ends_the_asked_hours_before_the_last_request() -> None:
+    """Operators replay it elsewhere: a request missing at the seam of two segments, or one of an hour that was not
+    asked for, is another workload."""
+
+    async def run() -> None:
+        clock = ManualClock()
+        recorder = Recorder(clock, None)
+        whatif = WhatIf(recorder, policy=Policy, fleet=lambda: Fleet({}))
+        assert await whatif.history_csv(1.0) == "time,key,size,op\n"
+        for name in ("long ago", "kept", "with, comma"):
+            recorder.read("bkt", name, 10)
+            clock.advance(1800)
+        await recorder.flush(close=True)
+        recorder.committed([Committed(CHANGE_PUT, "bkt", "new\nline", 1, 20)])
+        assert len(await recorder.segments()) == 2
+        assert (await whatif.history_csv(1.0)).splitlines() == [
+            "time,key,size,op", "0.000,bkt/kept,10,GET", "3600.000,bkt/new line,20,PUT",
+        ]  # fmt: skip
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_recorded_any_more_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nothing takes what waits (a disk that hangs), it must not fill the memory, nor be lost unseen."""
+    monkeypatch.setattr("metadata.services.tiering.recorder.PENDING_NAME_BYTES_MAX", 1000)
+
+    async def run() -> None:
+        recorder = Recorder(ManualClock(), None)
+        for _ in range(30):
+            recorder.read("bkt", "k" * 96, 1)
+        assert (recorder.requests, recorder.dropped) == (10, 20)
+        assert await recorder.flush() == 10
+        recorder.read("bkt", "k", 1)
+        assert (recorder.requests, recorder.dropped) == (11, 20)
 
     asyncio.run(run())
 
