@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import http.client
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -14,7 +17,9 @@ from botocore.credentials import Credentials
 from tests.kit.cluster import Cluster
 from tierstore.gateway.s3.operations import OPERATIONS
 
-REQUESTS = 500
+QUICK, MANY = 500, 100_000
+#: Connections of the long form, each with a seed of its own.
+CONNECTIONS = 4
 #: Answered 501 on purpose: known and not supported.
 _FINE = 501
 _VALUES = ("", "0", "-1", "99999999999999999999", "null", "%00", "é", "a" * 300, "1,2", "<x/>", "true", "*", "/..//")
@@ -37,17 +42,29 @@ _BODIES = (
 )  # fmt: skip
 
 
-def test_nonsense_is_never_a_server_error(running: Cluster, s3: Any, bucket: str) -> None:
-    """S1 for this door, from one seed; the failing request is in the message."""
-    chance = random.Random(7)
+@pytest.mark.parametrize("count", [QUICK, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_nonsense_is_never_a_server_error(running: Cluster, s3: Any, bucket: str, count: int) -> None:
+    """S1 for this door, from seeds; the failing request is in the message."""
     s3.put_object(Bucket=bucket, Key="k", Body=b"kept")
+    lanes = 1 if count == QUICK else CONNECTIONS
+    with ThreadPoolExecutor(lanes) as pool:
+        found = list(pool.map(lambda seed: nonsense(running, bucket, seed, count // lanes), range(7, 7 + lanes)))
+    sent, refused = sum(one[0] for one in found), sum(one[1] for one in found)
+    print(f"{sent} requests, {refused} refused, the longest {max(one[2] for one in found):.2f} s")
+    assert sent == count
+    assert refused > count / 3, "nonsense was mostly taken: the test asks nothing"
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"kept"
+
+
+def nonsense(running: Cluster, bucket: str, seed: int, count: int) -> tuple[int, int, float]:
+    """Requests sent, those refused, the longest in seconds. Raises AssertionError for a 5xx."""
+    chance = random.Random(seed)
     signer = S3SigV4Auth(Credentials(running.ready["access_key"], running.ready["secret_key"]), "s3", "us-east-1")
     connection = http.client.HTTPConnection(urlsplit(running.gateway).netloc, timeout=180)
-    refused = 0
-    for number in range(REQUESTS):
-        row = OPERATIONS[number % len(OPERATIONS)]
-        if row.name in ("DeleteBucket", "CreateBucket"):
-            continue
+    rows = [row for row in OPERATIONS if row.name not in ("DeleteBucket", "CreateBucket")]
+    refused, longest = 0, 0.0
+    for number in range(count):
+        row = rows[number % len(rows)]
         path = {"service": "/", "bucket": f"/{bucket}", "object": f"/{bucket}/fuzz"}[row.scope]
         names = [row.query] if row.query else []
         names += chance.sample(_QUERIES, chance.randrange(3))
@@ -59,10 +76,12 @@ def test_nonsense_is_never_a_server_error(running: Cluster, s3: Any, bucket: str
         request = AWSRequest(method=row.method, url=url, data=body, headers=headers)
         if chance.random() < 0.9:
             signer.add_auth(request)
+        began = time.monotonic()
         connection.request(row.method, url.removeprefix(running.gateway), body=body, headers=dict(request.headers))
         answer = connection.getresponse()
         text = answer.read()
-        assert answer.status < 500 or answer.status == _FINE, (row.name, url, headers, body, text)
+        longest = max(longest, time.monotonic() - began)
+        assert answer.status < 500 or answer.status == _FINE, (seed, number, row.name, url, headers, body, text)
         refused += answer.status >= 400
-    assert refused > REQUESTS / 3, "nonsense was mostly taken: the test asks nothing"
-    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"kept"
+    connection.close()
+    return count, refused, longest

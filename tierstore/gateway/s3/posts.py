@@ -249,7 +249,9 @@ def _answer(call: Call, fields: dict[str, str], etag: str, lines: str) -> None:
     lines += f"location: {location}\r\n"
     if status == "201":
         inner = element("Location", location) + element("Bucket", call.bucket) + element("Key", call.key)
-        body = documents.document("PostResponse", inner + element("ETag", f'"{etag}"'))
+        inner += element("ETag", f'"{etag}"')
+        # the one answer that AWS gives without a namespace
+        body = f"{documents.HEAD}<PostResponse>{inner}</PostResponse>".encode("utf-8", "surrogatepass")
         call.reply(201, body, XML_LINE + lines.encode())
         return
     call.reply(200 if status == "200" else 204, b"", lines.encode())
