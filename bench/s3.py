@@ -5,7 +5,7 @@ so that one load client serves both sides; every one is verified. Bodies of PUTs
 CRC64NVME of S3 are in the figure, SHA-256 of the payload, which few clients of plain HTTP send, is not.
 
 The row put1m is judged by the processor: that of all servers (two copies, in memory where `--directory` is a tmpfs, as
-/dev/shm) for one PUT, over that of hashlib.md5 alone for the same bytes, taken between the windows on the servers' core.
+/dev/shm) for one PUT, over that of hashlib.md5 alone for the same bytes, taken around the windows on the same core.
 """
 
 from __future__ import annotations

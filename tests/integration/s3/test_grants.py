@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -197,3 +198,25 @@ def test_what_another_owns_in_ones_own_bucket(
     owns.put_bucket_ownership_controls(**shared, OwnershipControls=rules)
     assert owns.get_object(**shared, Key="kept")["Body"].read() == b"data"
     owns.delete_object(**shared, Key="kept")
+
+
+def test_who_began_an_upload_may_end_it(
+    running: Cluster, admin: httpx.Client, s3: Any, bucket: str, refused: Refused
+) -> None:
+    """Let in to write alone: he lists the parts of his own uploads and aborts them; those of others are not his."""
+    _, theirs = new_user(running, admin)
+    _, strangers = new_user(running, admin)
+    statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Statement": [statement]}))
+    named = {"Bucket": bucket, "Key": "m"}
+    mine = {**named, "UploadId": theirs.create_multipart_upload(**named)["UploadId"]}
+    other = {**named, "UploadId": s3.create_multipart_upload(**named)["UploadId"]}
+    theirs.upload_part(**mine, PartNumber=1, Body=b"part")
+    assert len(theirs.list_parts(**mine)["Parts"]) == 1
+    gone = {**named, "UploadId": "0" * 32}
+    for client, upload in ((theirs, other), (strangers, mine), (theirs, gone)):
+        assert refused(client.list_parts, **upload) == "AccessDenied"
+        assert refused(client.abort_multipart_upload, **upload) == "AccessDenied"
+    theirs.abort_multipart_upload(**mine)
+    assert refused(s3.list_parts, **mine) == refused(s3.list_parts, **gone) == "NoSuchUpload"
+    s3.abort_multipart_upload(**other)

@@ -37,7 +37,7 @@ from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.sse import Cover, part_cover
 from tierstore.gateway.s3.sse_format import pieces_of
 from tierstore.gateway.s3.sse_keys import Vault, sealed_lines, sealed_of, with_sealed
-from tierstore.gateway.s3.upload_lists import algorithm_of, upload_id
+from tierstore.gateway.s3.upload_lists import algorithm_of, permitted_upload, upload_id
 from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, BodyReader, promise_of
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, Compose, LookupResult, ObjectMeta
@@ -251,8 +251,8 @@ class Multipart:
 
     async def abort(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
-        rights.require(call, "s3:AbortMultipartUpload", bucket, call.key)
-        await self._catalog.abort(call.bucket, call.key, upload_id(call))
+        upload = await permitted_upload(self._catalog, call, bucket, "s3:AbortMultipartUpload")
+        await self._catalog.abort(call.bucket, call.key, upload.id)
         call.reply(204)
 
 

@@ -46,6 +46,8 @@ _ROLE: Final[dict[str, Action]] = {
 _OF_POLICY: Final = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
 #: Who wrote an object may do so much with it, where ownership is the writer's.
 _OF_OBJECT_OWNER: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectAcl", "s3:PutObjectAcl"})
+#: Who began an upload may do so much with it, whoever owns the bucket.
+_OF_INITIATOR: Final = frozenset({"s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ def allowed(
     tags: Mapping[str, str] | None = None,
 ) -> bool:  # fmt: skip
     """object_acl, object_owner and tags: of the object, when they are known. object_owner: "" where nobody but the
-    bucket's owner is one; what another owns opens to the bucket's owner as to everybody: by a policy or a list."""
+    bucket's owner is one; what another owns opens to the bucket's owner as to everybody: by a policy or a list. Of
+    uploads: who began them."""
     who = call.principal
     if PAYER in bucket.config and not is_owner(who, bucket) and not _would_pay(call):
         return False
@@ -106,6 +109,8 @@ def allowed(
         return True
     block = block_of(bucket)
     if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
+        return True
+    if who.access and object_owner == who.user and action in _OF_INITIATOR:
         return True
     if not has_acls(bucket):
         return False

@@ -30,8 +30,7 @@ class UploadLists:
 
     async def list_parts(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
-        rights.require(call, "s3:ListMultipartUploadParts", bucket, call.key)
-        upload = await self._catalog.upload(call.bucket, call.key, upload_id(call))
+        upload = await permitted_upload(self._catalog, call, bucket, "s3:ListMultipartUploadParts")
         most = number(call.query.get("max-parts"), "max-parts", default=1000, least=0, most=1000)
         after = number(call.query.get("part-number-marker"), "part-number-marker", default=0, least=0, most=99_998)
         page = await self._catalog.parts(PartsAsk(upload.id, after, most or 1))
@@ -125,6 +124,19 @@ def _owner_and_class(upload: UploadView, bucket: BucketView) -> str:
         for role, who in (("Initiator", upload.owner), ("Owner", owner))
     )
     return inner + element("StorageClass", class_of(upload.meta) or STANDARD)
+
+
+async def permitted_upload(catalog: S3Catalog, call: Call, bucket: BucketView, action: str) -> UploadView:
+    """The upload that a request names, for callers with rights in the bucket and for who began it. Raises
+    S3Error(AccessDenied, NoSuchUpload); of uploads that are not there only the first hear."""
+    may = rights.allowed(call, action, bucket, call.key)
+    try:
+        upload = await catalog.upload(call.bucket, call.key, upload_id(call))
+    except S3Error as error:
+        raise error if may else S3Error("AccessDenied") from None
+    if not may and not rights.allowed(call, action, bucket, call.key, object_owner=upload.owner):
+        raise S3Error("AccessDenied")
+    return upload
 
 
 def upload_id(call: Call) -> bytes:
