@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 #: Pages that a connection keeps for itself. Few: what is not in the log is read from the mapped file, without a copy; a
 #: reader drops its pages whenever somebody has written; the writer needs those that it changes in one turn.
-WRITER_CACHE_KIB: Final = 16 << 10
-READER_CACHE_KIB: Final = 4 << 10
+WRITER_CACHE_KIB: Final = 8 << 10
+READER_CACHE_KIB: Final = 2 << 10
 MMAP_BYTES: Final = 4 << 30
 BUSY_MS: Final = 5000
 #: Beyond this the log is copied into the database by a thread of its own; beyond the second, in the writer's turn.

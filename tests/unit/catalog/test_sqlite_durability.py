@@ -36,7 +36,7 @@ def test_every_connection_syncs_fully_and_writes_ahead(tmp_path: Path, monkeypat
             assert raw.execute("PRAGMA synchronous").fetchone() == (FULL,)
             assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         kept_kib = -sum(raw.execute("PRAGMA cache_size").fetchone()[0] for raw in made)
-        assert kept_kib <= 32 << 10, "each kept 128 MiB of pages that the mapped file holds anyway"
+        assert kept_kib <= 16 << 10, "each kept 128 MiB of pages that the mapped file holds anyway"
         await database.close()
 
     asyncio.run(walk())
