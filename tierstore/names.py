@@ -27,6 +27,9 @@ UPLOAD_ID_BYTES: Final = 12
 CHUNK_ID_BYTES: Final = 16
 OPERATION_ID_BYTES: Final = 16
 KEY_BYTES_MAX: Final = 1024              # as in S3, counted in UTF-8
+#: Of a key that a mount made: twice what a program may name in one call, so that whatever it can name from a directory
+#: can be made there. PostgreSQL refuses shorter ones (metadata/catalog/postgres.py).
+PATH_BYTES_MAX: Final = 8192
 USER_META_BYTES_MAX: Final = 2048        # as in S3, sum of names and values
 RESERVED_BUCKETS: Final = frozenset({"v1", "-"})
 

@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 NAME = "n" * 240
@@ -56,3 +58,22 @@ def test_a_path_that_is_too_long_is_refused_by_its_name(place: Path) -> None:
     with pytest.raises(OSError) as refused, descended(place, TOO_DEEP, make=True):
         pass
     assert refused.value.errno == errno.ENAMETOOLONG
+
+
+def test_rest_lists_past_keys_that_are_longer_than_its_own(place: Path, rest: httpx.Client) -> None:
+    """Page by page: where a page ended at such a key, the next one begins there."""
+    with descended(place, DEEP, make=True) as at:
+        for name in ("one", "two"):
+            os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=at))
+    found: list[str] = []
+    page: dict[str, Any] = {"next_start_after": ""}
+    while page["next_start_after"] is not None:
+        query: dict[str, str | int] = {
+            "prefix": f"{place.name}/", "limit": 1, "start_after": page["next_start_after"],
+        }  # fmt: skip
+        answer = rest.get("/v1/objects/files", params=query)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        found += [item["key"] for item in page["objects"]]
+    start = f"{place.name}/{f'{NAME}/' * DEEP}"
+    assert found == [f"{start}one", f"{start}two"]

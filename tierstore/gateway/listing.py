@@ -13,7 +13,7 @@ from tierstore.gateway.credentials import CredentialCache
 from tierstore.gateway.object_answer import site_line
 from tierstore.gateway.object_request import percent_decoded
 from tierstore.gateway.rights import NativeRights
-from tierstore.names import KEY_BYTES_MAX, check_bucket_name, version_text
+from tierstore.names import KEY_BYTES_MAX, PATH_BYTES_MAX, check_bucket_name, version_text
 from tierstore.sdk.store import Store
 from tierstore.serving.exchange import Exchange
 from tierstore.wire.names import ListResult
@@ -56,7 +56,8 @@ class ListingDoor:
     async def list(self, exchange: Exchange) -> None:
         """Answer one page."""
         bucket = check_bucket_name(percent_decoded(exchange.route_arg, "bucket"))
-        prefix, delimiter, after = (_text_of(exchange, name) for name in (b"prefix", b"delimiter", b"start_after"))
+        prefix, delimiter = (_text_of(exchange, name, KEY_BYTES_MAX) for name in (b"prefix", b"delimiter"))
+        after = _text_of(exchange, b"start_after", PATH_BYTES_MAX)      # where a page ended, maybe at a mount's key
         limit = _limit_of(exchange.query(b"limit"))
         header = exchange.header(b"authorization")
         principal = self._credentials.known(header) or await self._credentials.resolve(header)
@@ -90,7 +91,7 @@ def _rfc3339_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _text_of(exchange: Exchange, name: bytes) -> str:
+def _text_of(exchange: Exchange, name: bytes, bytes_max: int) -> str:
     raw = exchange.query(name)
     if not raw:
         return ""
@@ -98,8 +99,8 @@ def _text_of(exchange: Exchange, name: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         raise RequestError(f"{name.decode()} is not percent-encoded UTF-8", code="bad-query") from None
-    if len(raw) > KEY_BYTES_MAX or "\x00" in text:
-        raise RequestError(f"{name.decode()} has at most {KEY_BYTES_MAX} bytes, without NUL", code="bad-query")
+    if len(raw) > bytes_max or "\x00" in text:
+        raise RequestError(f"{name.decode()} has at most {bytes_max} bytes, without NUL", code="bad-query")
     return text
 
 

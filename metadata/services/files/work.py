@@ -22,14 +22,12 @@ from metadata.services.names import posix, quotas
 from metadata.services.names.facts import Facts
 from metadata.services.names.writes import WriteSet
 from tierstore.errors import ConflictError, NotFound, RequestError
+from tierstore.names import PATH_BYTES_MAX
 from tierstore.wire import decode, encode
 from tierstore.wire.files import ORPHAN, Attributes, Entry
 from tierstore.wire.names import ObjectMeta
 
 NAME_BYTES_MAX: Final = 255
-#: Twice what a program may name in one call: whatever it can name from a directory of such a path can be made there.
-#: PostgreSQL refuses shorter ones (metadata/catalog/postgres.py).
-PATH_BYTES_MAX: Final = 8192
 LINKS_MAX: Final = 1000
 
 

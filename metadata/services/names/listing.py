@@ -23,7 +23,7 @@ from metadata.services.names.replicas import ReplicaOrder
 from metadata.services.names.rights import authorize_in
 from tierstore.auth.access import Principal
 from tierstore.errors import RequestError
-from tierstore.names import CHUNK_ID_BYTES, KEY_BYTES_MAX
+from tierstore.names import CHUNK_ID_BYTES, KEY_BYTES_MAX, PATH_BYTES_MAX
 from tierstore.wire.names import ListEntry, ListItem, ListResult
 from tierstore.wire.storage_class import packed_class
 
@@ -239,5 +239,6 @@ def _check_text(name: str, text: str) -> None:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise RequestError(f"{name} is not valid UTF-8", code="bad-listing") from None
-    if size > KEY_BYTES_MAX or "\x00" in text:
-        raise RequestError(f"{name} has at most {KEY_BYTES_MAX} bytes and no NUL", code="bad-listing")
+    most = PATH_BYTES_MAX if name == "start_after" else KEY_BYTES_MAX       # a page may end at a key that a mount made
+    if size > most or "\x00" in text:
+        raise RequestError(f"{name} has at most {most} bytes and no NUL", code="bad-listing")
