@@ -32,6 +32,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from bench.tiering.reader import Reader, header
 from bench.tiering.workloads import load
 from tests.kit.cluster import Cluster, wait_until
 from tests.kit.ports import free_port_base
@@ -147,7 +148,7 @@ def replay(c: Cluster, load_: Workload) -> Run:
     began = time.monotonic()
 
     def work() -> None:
-        with Client(c) as client:
+        with Reader(c.gateway, c.token) as reader:
             while True:
                 with lock:
                     n, at[0] = at[0], at[0] + 1
@@ -158,10 +159,10 @@ def replay(c: Cluster, load_: Workload) -> Run:
                     time.sleep(wait)
                 key = load_.keys[n]
                 started = time.perf_counter()
-                status, body, tier = client("GET", f"/v1/objects/bench/{key}")
+                head, body = reader.get(f"/v1/objects/bench/{key}")
                 run.seconds[n] = time.perf_counter() - started
-                run.tier_of[n] = tier
-                is_right = status == 200 and body == body_of(key, load_.sizes[key])
+                run.tier_of[n] = tier = header(head, b"x-tierstore-tier").decode()
+                is_right = head.startswith(b"HTTP/1.1 200 ") and body == body_of(key, load_.sizes[key])
                 with lock:
                     run.tiers[tier] += 1
                     run.wrong += not is_right

@@ -240,13 +240,18 @@ def remove(connection: sa.Connection, job_ids: Collection[int]) -> None:
     _REMOVE.run_many(connection, [{"job_id": job_id} for job_id in job_ids])
 
 
-def put_back(connection: sa.Connection, job_id: int, *, code: str, detail: str, not_before_ms: int) -> None:
-    """Let a failed job wait again until not_before_ms."""
+def put_back(
+    connection: sa.Connection, job_id: int, *, code: str, detail: str, not_before_ms: int, is_begun: bool = True
+) -> None:
+    """Let a failed job wait again until not_before_ms. is_begun False: nobody tried it, so it was no attempt."""
     connection.execute(
         sa.update(_jobs)
         .where(_jobs.c.id == job_id)
-        .values(state=WAITING, code=code, detail=detail[:500], not_before_ms=not_before_ms, lease_ms=0)
-    )
+        .values(
+            state=WAITING, code=code, detail=detail[:500], not_before_ms=not_before_ms, lease_ms=0,
+            attempts=_jobs.c.attempts - int(not is_begun),
+        )
+    )  # fmt: skip
 
 
 def give_up(connection: sa.Connection, job_id: int, *, code: str, detail: str, now_ms: int) -> None:

@@ -45,6 +45,11 @@ LEASE_MS: Final = 60_000
 NO_SOURCE_MS: Final = 10_000
 
 
+#: A server that sent jobs back for want of a slot is taken for one that gives each a whole slot, for so long; then it
+#: is asked again: it may be of a newer release by now, or have been late with a heartbeat.
+WHOLE_SLOTS_MS: Final = 10_000
+
+
 class HandOut:
     """One per job queue."""
 
@@ -63,6 +68,11 @@ class HandOut:
         self._reporter = reporter
         self._allowance = 0.0
         self._allowance_at_ms = 0
+        self._whole_slots_until: dict[int, int] = {}      # server -> catalog time; as many as the cluster has
+
+    def note_no_slot(self, server: int) -> None:
+        """It sent back what does not fit its slots as it counts them."""
+        self._whole_slots_until[server] = self._cluster.now_ms() + WHOLE_SLOTS_MS
 
     async def hand_out(self, server: int, slots: int) -> list[Job]:
         """Jobs that fill up to `slots` slots of a server, leased to it."""
@@ -91,7 +101,9 @@ class HandOut:
             c, server, limit=min(slots * UNITS, HAND_OUT_MAX), now_ms=now_ms, without=paused,
             only_reads_on=unwritable(self._view),
         )  # fmt: skip
-        rows = jobs.lease(c, _that_fit(waiting, slots), until_ms=now_ms + LEASE_MS)
+        is_counting_parts = self._whole_slots_until.get(server, 0) <= now_ms
+        rows = _that_fit(waiting, slots) if is_counting_parts else waiting[:slots]
+        rows = jobs.lease(c, rows, until_ms=now_ms + LEASE_MS)
         made: list[Job] = []
         for row in rows:
             job = self._wire(c, row, now_ms)

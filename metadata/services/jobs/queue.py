@@ -30,7 +30,7 @@ from metadata.services.cluster.membership import Cluster
 from metadata.services.jobs.handout import HandOut
 from metadata.services.jobs.rates import JobRates, Tally
 from metadata.services.jobs.replicas import Replicas
-from metadata.services.jobs.results import ATTEMPTS_MAX, FOUND_BAD, Results
+from metadata.services.jobs.results import ATTEMPTS_MAX, FOUND_BAD, NO_SLOT, Results
 from metadata.services.jobs.work import (
     CLASS_CHECK,
     CLASS_COLLECT,
@@ -99,6 +99,9 @@ class JobQueue:
             lambda c: self._results.take(c, server, reports, now_ms)
         )
         for row, report in ended:
+            if report.code == NO_SLOT:
+                self._handing.note_no_slot(server)
+                continue
             tally = self.tallies[row.why]
             if report.code and not (row.kind == "verify" and report.code in FOUND_BAD):
                 tally.failed += 1

@@ -34,6 +34,10 @@ PROMOTE: Final = "promote"
 #: What a copy displaced is deleted and compacted within seconds; until then its device is full.
 ROOM_ATTEMPTS_MAX: Final = 8
 ROOM_PAUSE_MS: Final = 1000
+#: An object server sends back, untouched, what it has no slot for: one of a release before wire/slots gives each job a
+#: whole one.
+NO_SLOT: Final = "no-slot"
+NO_SLOT_PAUSE_MS: Final = 1000
 #: Verify jobs fail with these when the copy is bad; the bad copy itself is reported beside.
 FOUND_BAD: Final = frozenset({"bad-block", "bad-footer", "bad-sums", "no-such-chunk", "integrity"})
 
@@ -72,9 +76,13 @@ class Results:
         return renewed, cancelled, ended
 
     def _failed(self, c: Connection, row: JobRow, code: str, detail: str, now_ms: int) -> None:
-        if row.why == PROMOTE and code == "device-full" and row.attempts < ROOM_ATTEMPTS_MAX:
+        if code == NO_SLOT:
+            jobs.put_back(
+                c, row.id, code=code, detail=detail, not_before_ms=now_ms + NO_SLOT_PAUSE_MS, is_begun=False
+            )
+        elif row.why == PROMOTE and code == "device-full" and row.attempts < ROOM_ATTEMPTS_MAX:
             jobs.put_back(c, row.id, code=code, detail=detail, not_before_ms=now_ms + ROOM_PAUSE_MS)
-        elif row.why == PROMOTE and code != "no-slot":      # an older object server gives each a whole slot
+        elif row.why == PROMOTE:
             # An extra copy that could not be made: the promoter sees it and decides anew at the chunk's next read.
             jobs.remove(c, [row.id])
         elif row.kind == "copy" and code == "chunk-exists":
@@ -84,7 +92,7 @@ class Results:
             log.warning("job %d (%s, %s) is given up: %s %s", row.id, row.kind, row.why, code, detail)
             jobs.give_up(c, row.id, code=code, detail=detail, now_ms=now_ms)
         else:
-            pause_ms = min(1000 * 2**row.attempts, BACKOFF_MS_MAX) if code != "no-slot" else 1000
+            pause_ms = min(1000 * 2**row.attempts, BACKOFF_MS_MAX)
             jobs.put_back(c, row.id, code=code, detail=detail, not_before_ms=now_ms + pause_ms)
 
     def _succeeded(self, c: Connection, row: JobRow, report: JobReport, now_ms: int) -> None:

@@ -166,13 +166,16 @@ class Store:
     refuse: str = ""                                              # every job fails with this code
     jobs_seen: list[Job] = field(default_factory=list)
     slots: int = 8
+    is_of_before_parts: bool = False                              # a release that gives each job a whole slot
 
     async def turn(self, cluster: MiniCluster) -> int:
         """A heartbeat, the jobs of its answer, and the heartbeat that brings their results; how many jobs."""
         found, self.found_bad = self.found_bad, []
         answer = await self.server.beat(slots=self.slots, bad_chunks=found)
         self.jobs_seen += answer.jobs
-        reports = [await self._do(cluster, job) for job in answer.jobs]
+        fits = self.slots if self.is_of_before_parts else len(answer.jobs)
+        reports = [await self._do(cluster, job) for job in answer.jobs[:fits]]
+        reports += [JobReport(job.id, job.token, True, code="no-slot") for job in answer.jobs[fits:]]
         if reports:
             await self.server.beat(reports=reports)
         return len(reports) + len(found)
