@@ -83,7 +83,7 @@ class PolicyHistory(BaseModel):
 class Rollback(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    revision: int = Field(ge=1)
+    revision: int = Field(ge=0, description="Of the history; 0: the built-in policy.")
 
 
 class AuditEntry(BaseModel):

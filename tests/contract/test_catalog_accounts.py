@@ -181,7 +181,10 @@ def test_policies_are_checked_kept_and_rolled_back(run: Run) -> None:
         assert other.current.revision == 3 and seen == [1, 2, 3]
         with pytest.raises(NotFound):
             await policies.rollback(99, who="ADMIN")
-        assert [r.action for r in await w.rows(schema.audit)] == ["bucket.create", *["policy.set"] * 3]
+        await policies.rollback(0, who="ADMIN")         # whoever set the first one can undo that, too
+        assert policies.current.revision == 4
+        assert policies.current.policy == parser.parse({"version": 1})
+        assert [r.action for r in await w.rows(schema.audit)] == ["bucket.create", *["policy.set"] * 4]
 
     run(check)
 

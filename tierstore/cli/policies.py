@@ -116,7 +116,7 @@ def policy_history(
 
 @policy.command("rollback")
 def policy_rollback(
-    revision: Annotated[int, typer.Argument(help="The revision to put in force again.")],
+    revision: Annotated[int, typer.Argument(help="The revision to put in force again; 0: the built-in policy.")],
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Put an older revision in force again, as a new one."""

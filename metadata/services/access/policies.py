@@ -91,6 +91,9 @@ class Policies(Generic[P]):
         return await self._database.read(lambda connection: accounts.policy_history(connection, count))
 
     async def rollback(self, revision: int, *, who: str) -> Current[P]:
-        """Make an old revision's document the newest. Raises NotFound(code="no-such-revision")."""
+        """Make an old revision's document the newest; 0: what held before anybody set one. Raises
+        NotFound(code="no-such-revision")."""
+        if revision == 0:
+            return await self.set({"version": 1}, who=who, note="rollback to the built-in policy")
         old = await self._database.read(lambda connection: accounts.policy(connection, revision))
         return await self.set(json.loads(old.document), who=who, note=f"rollback to revision {revision}")
