@@ -21,6 +21,7 @@ from tests.unit.cluster.tiering_rig import new_rig
 from tierstore.clock import ManualClock
 from tierstore.errors import ConflictError
 from tierstore.policy.heat import pack_delta
+from tierstore.policy.rules import Policy
 from tierstore.policy.simulate import Fleet, replay
 from tierstore.policy.trace import parse_csv
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
