@@ -6,7 +6,8 @@ footer is nobody's chunk; a failed sync is never repeated on the descriptor.
 
 Cost of a chunk below direct_bytes_min: one copy into the page cache in the loop (about 60 us per 256 KiB piece); the
 disk is kept busy behind it by sync_file_range in a thread every write_behind_bytes, so that the last fdatasync finds
-little to do. Larger ones go around the page cache (store.direct).
+little to do. Larger ones go around the page cache: up to 4 MiB written, synced and named by one job of a thread
+(store.gathered), beyond that in buffers while more comes (store.direct).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final, Protocol
 from objectd.store import records
 from objectd.store.device import Location
 from objectd.store.direct import DirectBytes, open_direct
+from objectd.store.gathered import GATHERED_BYTES_MAX, Gathered
 from objectd.store.layout import Layout, sync_directory
 from objectd.store.openfiles import Handle
 from objectd.store.reading import read_fully
@@ -81,21 +83,31 @@ class FileWriter:
         self._is_over = False
         hit("store.file.before_create")
         self._direct: DirectBytes | None = None
+        self._gathered: Gathered | None = None
+        self._named: asyncio.Future[Any] | None = None
+        self._directory = layout.file_directory(chunk)
         self._fd = -1
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        is_direct = False
         if 0 < direct_bytes_min <= chunk_bytes:
             self._fd = open_direct(self._path, flags)
-            if self._fd >= 0:
-                self._direct = DirectBytes(owner, self._fd, spindle=spindle, where=chunk)
+            is_direct = self._fd >= 0
         if self._fd < 0:
             self._fd = os.open(self._path, flags, 0o644)
+        if is_direct and chunk_bytes <= GATHERED_BYTES_MAX:
+            self._gathered = Gathered(chunk_bytes)
+            return
+        if is_direct:
+            self._direct = DirectBytes(owner, self._fd, spindle=spindle, where=chunk)
         # the name is made durable while the data comes in
-        self._named = owner.submit(sync_directory, layout.file_directory(chunk))
+        self._named = owner.submit(sync_directory, self._directory)
 
     @property
     def pending_bytes(self) -> int:
         if self._direct is not None:
             return self._direct.pending_bytes
+        if self._gathered is not None:
+            return 0        # the disk is asked for nothing before the end
         self._look_behind()
         return self._written - self._taken
 
@@ -107,6 +119,10 @@ class FileWriter:
         try:
             hit("store.file.before_write")
             view = memoryview(piece)
+            if self._gathered is not None:
+                self._gathered.write(view)
+                self._written += len(view)
+                return
             if self._direct is not None:
                 self._direct.write(view)
                 self._written += len(view)
@@ -177,7 +193,8 @@ class FileWriter:
             if self._behind is not None:
                 await self._owner.settled(self._behind)
             await self._owner.run(self._complete, tail)
-            await self._owner.settled(self._named)
+            if self._named is not None:
+                await self._owner.settled(self._named)
         except BaseException as error:  # cancelled or failed alike: the file must not stay
             self._drop()
             if isinstance(error, OSError):
@@ -194,11 +211,15 @@ class FileWriter:
             tail = rest + tail
         elif self._spindle is not None:
             self._spindle.transfer(self.chunk, self._asked, self._written - self._asked + len(tail))
-        if os.pwrite(self._fd, tail, at) != len(tail):
+        if self._gathered is not None:
+            self._gathered.put_blocking(self._fd, tail)
+        elif os.pwrite(self._fd, tail, at) != len(tail):
             raise OSError(28, os.strerror(28))
         hit("store.file.before_sync")
         os.fdatasync(self._fd)
         hit("store.file.after_sync")
+        if self._named is None:
+            sync_directory(self._directory)
 
     def abort(self) -> None:
         if not self._is_over:
@@ -209,7 +230,8 @@ class FileWriter:
         """Have the file go; the device waits for it when it closes."""
         if self._direct is not None:
             self._behind = self._direct.abandon()
-        self._named.add_done_callback(_look_at)
+        if self._named is not None:
+            self._named.add_done_callback(_look_at)
         self._owner.given_up(self, self._gone())
 
     async def _gone(self) -> None:
@@ -231,10 +253,6 @@ class FileWriter:
     def _check_open(self) -> None:
         if self._is_over:
             raise UnavailableError("this chunk's writer has ended", code="writer-ended")
-
-
-def _nothing() -> None:
-    """One turn through the device's threads."""
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:

@@ -13,7 +13,7 @@ Cost of a small GET: parser callbacks and the head about 6 us, one read, one wri
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -30,6 +30,9 @@ from tierstore.serving.known_heads import KnownRequest
 from tierstore.serving.problem import EdgeError
 from tierstore.serving.state import ServingState
 from tierstore.serving.table import Route
+
+#: What came of a body together with its head is not copied out of that read when it is more than this.
+VIEW_BYTES_MIN: Final = 32 << 10
 
 
 class _AfterClose(Exception):
@@ -137,7 +140,9 @@ class HotProtocol(EdgeProtocol):
             return True
         self._phase = BODY
         self._invoke(exchange)
-        if came:
+        if came > VIEW_BYTES_MIN and exchange.wants_body:
+            exchange.take_view(memoryview(data)[at:])
+        elif came:
             exchange.take(data[at:])
         if self._phase in (LINGER, CLOSED):
             return True

@@ -150,7 +150,7 @@ def test_a_device_closes_after_the_file_of_a_writer_that_gave_up_has_gone(
     async def walk() -> None:
         monkeypatch.setattr(direct.DirectBytes, "_put", late)
         async with place.open() as device:
-            writer = device.begin(chunk(1), BUFFER_BYTES)
+            writer = device.begin(chunk(1), 2 * BUFFER_BYTES)
             writer.write(body(1, BUFFER_BYTES))
             writer.abort()
             closing = asyncio.create_task(device.close())
