@@ -41,7 +41,7 @@ class Chunks:
     chunk_bytes_max: Size = setting(64 * MIB, "largest chunk")
     sendfile_bytes_min: Size = setting(64 * KIB, "answers larger than this go by sendfile")
     lend_files: bool = setting(True, "readers on the same machine get large cached chunks as open files, not by TCP")
-    direct_bytes_min: Size = setting(1 * MIB, "chunks from this size on are written around the page cache; 0: none")
+    direct_bytes_min: Size = setting(4 * MIB, "chunks from this size on are written around the page cache; 0: none")
     upload_bytes_max: Size = setting(256 * MIB, "bytes of uploads in memory or on their way to disk; more get 503")
     uploads_max: int = setting(1024, "uploads under way; further ones get 503")
     cold_reads_max: int = setting(256, "reads waiting for the disk; further ones get 503")
