@@ -1,7 +1,7 @@
 """Bytes of a chunk file that is small enough to be written by one call: collected in memory until it is whole.
 
 Owns the buffer of one file and the buffers that are kept for the next ones. One job of a thread writes the file around
-the page cache and syncs it; a second hand-over to a thread would cost as much as copying a quarter of a megabyte. Buffers
+the page cache and syncs it; a second hand-over to a thread costs as much as copying a quarter of a megabyte. Buffers
 are used again and again, because memory that was given back must be found, zeroed and mapped anew.
 
 Invariants: a buffer belongs to one file from its first byte until put_blocking() has ended; who gives up meanwhile does
