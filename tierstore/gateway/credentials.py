@@ -25,7 +25,6 @@ class CredentialLimits:
     entries_max: int = 10_000
     fresh_seconds: float = 60.0
     negative_seconds: float = 2.0
-    lookup_seconds: float = 10.0
     lookups_max: int = 64              # credential look-ups under way; more strangers wait their turn
 
 #: Headers whose hash is remembered; a table that is full is emptied.
@@ -102,7 +101,7 @@ class CredentialCache:
         generation = self._generation
         async with self._turns:
             try:
-                credential = await self._client.credential(token_sha256=digest, seconds=self._limits.lookup_seconds)
+                credential = await self._client.credential(token_sha256=digest)
                 principal = self._principal(credential)
             except (NotAuthenticated, NotFound):
                 principal = None

@@ -66,8 +66,13 @@ class MetadataCalls:
         self._headers = (*auth, (b"content-type", wire.MEDIA_TYPE.encode()))
         self._map_headers = (*auth, (b"accept", wire.MEDIA_TYPE.encode()))
 
-    async def ask(self, target: bytes, question: object, kind: type[T], seconds: float, access: str = "") -> T:
-        """One message and its answer. access: the user for whom a daemon asks."""
+    async def ask(
+        self, target: bytes, question: object, kind: type[T], seconds: float | None = None, access: str = ""
+    ) -> T:
+        """One message and its answer, within `seconds`; None: as long as a request is held, and an attempt more.
+        access: the user for whom a daemon asks."""
+        limits = self._limits
+        seconds = limits.hold_seconds + limits.attempt_seconds if seconds is None else seconds
         until = asyncio.get_running_loop().time() + seconds
         headers = [*self._headers, (b"x-tierstore-access", access.encode("latin-1"))] if access else None
         reply = await self.held(b"POST", target, wire.encode(question), until, headers=headers)

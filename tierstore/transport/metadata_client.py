@@ -196,22 +196,22 @@ class MetadataClient:
         )
         return decoded(reply.body, kind)
 
-    # -- one by one -----------------------------------------------------------------------------------------
-    async def list(self, item: ListItem, *, seconds: float = 10.0) -> ListResult:
+    # -- one by one; seconds None: as long as a request is held for a restart, and an attempt more ------------
+    async def list(self, item: ListItem, *, seconds: float | None = None) -> ListResult:
         result = await self._calls.ask(b"/v1/internal/list", item, ListResult, seconds)
         if result.code:
             raise from_code(result.code, result.detail)
         return result
 
-    async def renew(self, renew: Renew, *, seconds: float = 10.0) -> Renewed:
+    async def renew(self, renew: Renew, *, seconds: float | None = None) -> Renewed:
         """Durable when it returns. Raises ConflictError(upload-lapsed)."""
         return await self._calls.ask(b"/v1/internal/renew", renew, Renewed, seconds)
 
-    async def bad_chunks(self, bad: Sequence[BadChunk], *, seconds: float = 10.0) -> None:
+    async def bad_chunks(self, bad: Sequence[BadChunk], *, seconds: float | None = None) -> None:
         await self._calls.ask(b"/v1/internal/bad-chunks", list(bad), dict[str, object], seconds)
 
     async def credential(
-        self, *, access: str = "", token_sha256: bytes = b"", seconds: float = 10.0
+        self, *, access: str = "", token_sha256: bytes = b"", seconds: float | None = None
     ) -> Credential:  # fmt: skip
         """The key with this access id or token hash. Raises NotAuthenticated or NotFound when there is none."""
         question: dict[str, object] = {"access": access} if access else {"token_sha256": token_sha256}
@@ -239,7 +239,7 @@ class MetadataClient:
             on_auth()
 
     async def ask(
-        self, target: bytes, question: object, kind: type[T], *, seconds: float = 10.0, access: str = ""
+        self, target: bytes, question: object, kind: type[T], *, seconds: float | None = None, access: str = ""
     ) -> T:
         """One message of another conversation (tierstore.files has its own) under this client's retries. access: the
         user for whom a daemon asks."""
