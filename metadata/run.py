@@ -97,6 +97,7 @@ def rebuild(settings: Settings) -> list[str]:
                 transport=server.around.transport, clock=server.around.clock,
             )  # fmt: skip
             server.take_inventory = work.page
+            await work.begin()
             edge = asyncio.create_task(serving.run(), name="metadata edge")
             walk = asyncio.create_task(work.run(server.heartbeats.flush), name="metadata rebuild")
             # A signal ends the edge, and with it the rebuild: the catalog is changed by its last step only.

@@ -44,8 +44,9 @@ class Registrar:
         self._cluster = cluster
         self._view = cluster.view
         self._random_bytes = random_bytes
-        #: A rebuild: the catalog is empty and takes the cluster id that stands on the devices.
-        self.adopts_cluster_id = False
+        #: A rebuild of an empty catalog: the id it gave itself, in whose place the first device's cluster id goes;
+        #: "": none.
+        self.replaceable_cluster_id = ""
 
     async def register(self, message: Register, *, server: int = 0) -> Registered:
         """Join or come back. server: who its secret says it is, 0 when it showed none.
@@ -145,13 +146,15 @@ class Registrar:
         return secret
 
     def _grant(self, c: Connection, server_id: int, incarnation: int, report: DeviceReport) -> DeviceGrant:
-        if report.cluster_id and report.cluster_id != self._view.cluster_id and self.adopts_cluster_id:
+        # Asked of the catalog, not of the view: the view changes while this transaction runs, and must not change when
+        # it is rolled back.
+        ours = leases.setting(c, "cluster_id")
+        if report.cluster_id and ours == self.replaceable_cluster_id:
             leases.set_setting(c, "cluster_id", report.cluster_id)
-            self._view.cluster_id = report.cluster_id
-            self.adopts_cluster_id = False      # the first one decides; devices of yet others are refused
-        if report.cluster_id and report.cluster_id != self._view.cluster_id:
+            ours = report.cluster_id    # the first one decides; devices of yet others are refused
+        if report.cluster_id and report.cluster_id != ours:
             raise ConflictError(
-                f"the device at {report.path} belongs to cluster {report.cluster_id}, this is {self._view.cluster_id}: "
+                f"the device at {report.path} belongs to cluster {report.cluster_id}, this is {ours}: "
                 "take it out of the configuration, or, if this catalog was lost, run `tierstore metadata rebuild`",
                 code="device-of-another-cluster",
             )

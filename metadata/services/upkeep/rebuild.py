@@ -81,7 +81,8 @@ class Found:
 
 
 class Rebuild:
-    """One rebuild; `run` does it all while the process serves registrations, heartbeats and inventories."""
+    """One rebuild; `begin` looks at the catalog that is here, `run` does the rest while the process serves
+    registrations, heartbeats and inventories."""
 
     def __init__(
         self, database: Database, cluster: Cluster, guard: DeletionGuard, *, registrar: Registrar,
@@ -101,6 +102,7 @@ class Rebuild:
         #: What services.adopt goes on with.
         self.findings = Findings()
         self._changed_at = clock.monotonic()
+        self._own = Own(is_empty=False, is_refused=True)    # what `begin` found
 
     # -- inventories ------------------------------------------------------------------------------------------
     async def page(self, message: Inventory) -> InventoryAnswer:
@@ -135,9 +137,9 @@ class Rebuild:
         found.parts[entry.part][device] = size
 
     # -- the walk ---------------------------------------------------------------------------------------------
-    async def run(self, judge: Callable[[], Awaitable[None]]) -> list[str]:
-        """The report, line by line. judge: keeps the view current meanwhile. Raises ConflictError, UnavailableError
-        (no server came, no whole snapshot is left)."""
+    async def begin(self) -> None:
+        """Before anybody is served: whoever joined a catalog that does not yet take over the cluster's id would be
+        refused, and come again a minute later. Raises ConflictError when the catalog may not be replaced."""
         own = await self._database.read(own_state)
         if own.is_refused:
             raise ConflictError(
@@ -145,7 +147,14 @@ class Rebuild:
                 "just restored and has taken no write since",
                 code="catalog-not-empty",
             )
-        self._registrar.adopts_cluster_id = own.is_empty
+        if own.is_empty:
+            self._registrar.replaceable_cluster_id = self._cluster.view.cluster_id
+        self._own = own
+
+    async def run(self, judge: Callable[[], Awaitable[None]]) -> list[str]:
+        """The report, line by line. judge: keeps the view current meanwhile. Raises UnavailableError (no server came,
+        no whole snapshot is left)."""
+        own = self._own
         await self._gather(judge)
         await self._read_manifests()
         base, chain = self._choose(own)

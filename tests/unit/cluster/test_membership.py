@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -80,6 +81,25 @@ async def test_a_device_of_another_cluster_is_refused() -> None:
     with pytest.raises(ConflictError) as caught:
         await world.registrar.register(registration("a", devices=[report(1, cluster_id="feed", chunks=3)]))
     assert caught.value.code == "device-of-another-cluster"
+
+
+async def test_a_rebuild_takes_the_cluster_id_of_the_first_server_that_is_taken() -> None:
+    """A refused registration must leave nothing behind: every server that came later was refused for good, and the
+    rebuild waited for them."""
+    world = await new_world()
+    world.registrar.replaceable_cluster_id = world.cluster.view.cluster_id
+    mixed = [report(1, cluster_id="feed"), report(2, cluster_id="beef")]
+    with pytest.raises(ConflictError, match="belongs to cluster beef, this is feed"):
+        await world.registrar.register(registration("a", devices=mixed))
+    assert world.cluster.view.cluster_id == world.registrar.replaceable_cluster_id
+    servers = [
+        registration(name, devices=[report(number, cluster_id="feed", chunks=3), report(number + 1, cluster_id="feed")])
+        for number, name in ((3, "b"), (5, "c"), (7, "d"))
+    ]
+    answers = await asyncio.gather(*(world.registrar.register(server) for server in servers))
+    assert {answer.cluster_id for answer in answers} == {"feed"} == {world.cluster.view.cluster_id}
+    with pytest.raises(ConflictError, match="belongs to cluster beef, this is feed"):
+        await world.registrar.register(registration("e", devices=[report(9, cluster_id="beef")]))
 
 
 async def test_a_device_moves_with_its_id_when_its_server_is_dead() -> None:
