@@ -215,18 +215,12 @@ def count_extents(connection: sa.Connection, body_id: int) -> int:
     return int(connection.execute(sa.select(sa.func.count()).where(t.body_id == body_id)).scalar_one())
 
 
-def orphans(connection: sa.Connection, *, limit: int) -> list[ObjectRow]:
-    """Open files without a name, of all buckets."""
-    found: list[ObjectRow] = []
-    for bucket_id in connection.execute(sa.select(_O.bucket_id).where(_O.bucket_id < 0).distinct()).scalars().all():
-        found += rows_between(connection, bucket_id, ORPHAN, "o0", limit - len(found), inclusive=True)
-        if len(found) >= limit:
-            break
-    return found
+def orphans(connection: sa.Connection, bucket_id: int, after: str, *, limit: int) -> list[ObjectRow]:
+    """Open files without a name, of one bucket, behind a key."""
+    return rows_between(connection, hidden(bucket_id), after or ORPHAN, "o0", limit, inclusive=False)
 
 
-def live_leases(connection: sa.Connection, prefix: str, *, now_ms: int) -> set[str]:
-    """Names, without the prefix, of the leases that run."""
-    t = schema.leases.c
-    query = sa.select(t.name).where(t.name.startswith(prefix, autoescape=True), t.until_ms > now_ms)
-    return {name[len(prefix) :] for name in connection.execute(query).scalars()}
+def orphan_buckets(connection: sa.Connection) -> list[int]:
+    """Buckets with hidden rows: of directories, open files without a name, lists of names."""
+    found = connection.execute(sa.select(_O.bucket_id).where(_O.bucket_id < 0).distinct()).scalars()
+    return [-bucket_id for bucket_id in found]

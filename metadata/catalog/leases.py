@@ -21,6 +21,8 @@ Connection = sa.Connection
 #: Rows of this table that say which metadata processes live: this and their address.
 PROCESS: Final = "metadata "
 PROCESSES_MAX: Final = 64
+#: Rows that say which mounts live: this, the bucket's id and the mount's name.
+MOUNT: Final = "mount:"
 
 _leases = schema.leases
 _settings = schema.settings
@@ -28,6 +30,11 @@ _settings = schema.settings
 _SETTING = Statement(sa.select(_settings.c.value).where(_settings.c.name == sa.bindparam("setting")))
 _EPOCH = Statement(
     sa.select(_leases.c.epoch).where(_leases.c.name == sa.bindparam("lease")).with_for_update(read=True)
+)
+_MOUNTS = Statement(
+    sa.select(_leases.c.name).where(
+        _leases.c.name.startswith(sa.bindparam("prefix")), _leases.c.until_ms > sa.bindparam("now_ms")
+    )
 )
 
 
@@ -124,6 +131,23 @@ def note_process(connection: sa.Connection, *, holder: str, url: str, clock_ms: 
 def forget_process(connection: sa.Connection, *, holder: str, url: str) -> None:
     """This process stops; its successor at the same address may have noted itself already."""
     connection.execute(sa.delete(_leases).where(_leases.c.name == PROCESS + url, _leases.c.holder == holder))
+
+
+def mount_lease(bucket_id: int, mount: str) -> str:
+    """The name of a mount's lease."""
+    return f"{MOUNT}{bucket_id}:{mount}"
+
+
+def live_mounts(connection: sa.Connection, bucket_id: int, *, now_ms: int) -> frozenset[str]:
+    """The mounts whose leases run; bucket_id 0: of all buckets."""
+    prefix = mount_lease(bucket_id, "") if bucket_id else MOUNT
+    return frozenset(row[0].rpartition(":")[2] for row in _MOUNTS.rows(connection, prefix=prefix, now_ms=now_ms))
+
+
+def forget_mounts(connection: sa.Connection, *, before_ms: int) -> None:
+    """Drop the rows of mounts whose leases ended before that time."""
+    is_mount = _leases.c.name.startswith(MOUNT, autoescape=True)
+    connection.execute(sa.delete(_leases).where(is_mount, _leases.c.until_ms < before_ms))
 
 
 def require_epoch(connection: sa.Connection, name: str, epoch: int) -> None:

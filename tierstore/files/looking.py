@@ -27,6 +27,7 @@ from tierstore.units import MIB
 from tierstore.wire.files import (
     S_IFDIR,
     Attributes,
+    Changed,
     Entry,
     Extents,
     FileMutation,
@@ -34,6 +35,7 @@ from tierstore.wire.files import (
     Look,
     ReadDirectory,
     Space,
+    Watch,
 )
 from tierstore.wire.names import LookupResult
 
@@ -48,6 +50,10 @@ SPACE_SECONDS: Final = 5.0
 BRING_SECONDS: Final = 120.0
 BRING_POLL_SECONDS: Final = 0.1
 OWN_VERSIONS_MAX: Final = 50_000
+#: Open files that are looked at side by side when others changed their names.
+LOOKS_AT_ONCE: Final = 64
+#: How a look at a file may end that went away, or whose metadata is away: whoever uses it next is told.
+_LOOK_FAILURES: Final = (TierstoreError, FileError, TimeoutError)
 
 
 class Looking:
@@ -68,7 +74,9 @@ class Looking:
         self.dirty_budget = BufferBudget(budget_bytes // 2)
         self.read_memory = ReadMemory(budget_bytes - budget_bytes // 2)
         self.nodes = Nodes(Attributes(ROOT, S_IFDIR | 0o755, links=2))
-        self.whereabouts = Whereabouts(bucket, self.nodes, self.remote, lookup=self.lookup, take_in=self.take_in)
+        self.whereabouts = Whereabouts(
+            bucket, self.nodes, self.remote, mount=mount, lookup=self.lookup, take_in=self.take_in
+        )
         self.is_watched = False
         self._own: dict[int, None] = {}
         self._space: tuple[float, FileResult] | None = None
@@ -78,6 +86,9 @@ class Looking:
         found = await self.remote.ask(Look(self.bucket, ""))
         assert found.entry is not None, "the root is always there"
         self._refresh(self.nodes.by_ino[ROOT], found.entry)
+        with contextlib.suppress(TierstoreError, TimeoutError):     # who follows the feed says it again
+            # Others know that this mount lives before it opens a file that they may remove.
+            await self.remote.watch(Watch(self.bucket, -1, self.mount))
         return self
 
     # -- time and freshness ---------------------------------------------------------------------------------
@@ -237,6 +248,21 @@ class Looking:
         if node.number not in (found.entry.attributes.ino, ROOT):
             raise FileError(errno.ESTALE)
         return self._refresh(node, found.entry)
+
+    async def look_after(self, changes: list[Changed] | None) -> None:
+        """Look at open files at whose names others did something (None: at all that are open): one that has lost its
+        last name stays if this mount says in time that it has it open."""
+        if changes is None:
+            nodes = list(self.nodes.by_ino.values())
+        else:
+            told = [c for c in changes if c.gone or not (c.attributes_only or self.is_own(c.version))]
+            nodes = [node for change in told if (node := self.nodes.at(change.path)) is not None]
+        opened = [node for node in nodes if node.opens and not node.orphan and not node.attributes.is_directory]
+        for first in range(0, len(opened), LOOKS_AT_ONCE):
+            looks = (self.check(node) for node in opened[first : first + LOOKS_AT_ONCE])
+            for failure in await asyncio.gather(*looks, return_exceptions=True):
+                if isinstance(failure, BaseException) and not isinstance(failure, _LOOK_FAILURES):
+                    raise failure
 
     async def ask_of(
         self, node: Node, question: Callable[[str], Look | ReadDirectory | Extents], *, is_open: bool

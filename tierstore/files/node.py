@@ -13,7 +13,7 @@ import msgspec
 
 from tierstore.errors import NotFound
 from tierstore.files.body import Body
-from tierstore.wire.files import ORPHAN, Attributes, Entry
+from tierstore.wire.files import Attributes, Entry, orphan_path
 
 ROOT: Final = 1
 
@@ -76,7 +76,7 @@ class Nodes:
         names: list[str] = []
         while node.ino != ROOT:
             if node.orphan:
-                return f"{ORPHAN}{node.number:016x}"
+                return orphan_path(node.number)
             if not node.names or len(names) > 4096:
                 raise NotFound("the file's name is gone", code="stale-file")
             parent, name = node.names[-1]
@@ -137,6 +137,12 @@ class Nodes:
         parent = self.by_ino.get(key[0])
         if parent is not None:
             self.drop_if_idle(parent)
+
+    def unname(self, node: Node) -> None:
+        """The node has lost its last name."""
+        node.orphan = True
+        for key in list(node.names):
+            self.forget_name(key, node)
 
     def move(self, parent: Node, name: str, node: Node) -> None:
         """The node has lost that name, to another one that is bound next."""

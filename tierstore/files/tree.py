@@ -92,7 +92,7 @@ class Tree(Dirty):
         node = self.nodes.child(parent.ino, name)
         holder = self.mount if node is not None and node.opens else ""
         path = self.nodes.path_of(parent, name)
-        result = await self._change(Remove(self.bucket, path, self.now_ns(), holder=holder))
+        result = await self._change(Remove(self.bucket, path, self.now_ns(), holder=holder, mount=self.mount))
         return self._lost(parent, name, result.entry)
 
     def _lost(self, parent: Node, name: str, entry: Entry | None) -> Node | None:
@@ -126,7 +126,7 @@ class Tree(Dirty):
         holder = self.mount if target is not None and target.opens else ""
         change = Rename(
             self.bucket, self.nodes.path_of(parent, name), self.nodes.path_of(to, to_name), self.now_ns(), no_replace,
-            holder, is_file=not source.attributes.is_directory,
+            holder, is_file=not source.attributes.is_directory, mount=self.mount,
         )  # fmt: skip
         result = await self._change(change)
         self._note_own(result.entry)
@@ -242,7 +242,7 @@ class Tree(Dirty):
                 await node.body.close(abandon=True)
                 node.body = None
             self._dirty.pop(node.ino, None)
-            change = Remove(self.bucket, self.nodes.path(node), self.now_ns())
+            change = Remove(self.bucket, self.nodes.path(node), self.now_ns(), mount=self.mount)
             try:
                 await self._change(change)
             except NotFound:

@@ -1,15 +1,17 @@
-"""Where a file is now that another mount, or another door, has renamed it while it is open here.
+"""Where a file is now that another mount, or another door, has renamed or unlinked it while it is open here.
 
 Metadata finds files by path, and a program that has one open does not care about its path. So when a path leads
 nowhere, or to another file, the others are tried in this order: names under which this mount has seen the file too;
-where the change feed said that something went at the moment the file's name went; and, for open files only, a search
-by number, which is a pass over the bucket (docs/adr/0240, 0481).
+where the change feed said that something went at the moment the file's name went; among the files without a name, which
+metadata keeps for those who say that they have them open (docs/adr/0550); and, for open files only, a search by number,
+which is a pass over the bucket (docs/adr/0240, 0481).
 
 Bounds: HINTS_MAX moves are remembered; a file that was not found is not searched for again for SEARCH_AGAIN_SECONDS.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
@@ -18,7 +20,7 @@ from typing import Final
 from tierstore.errors import TierstoreError
 from tierstore.files.node import ROOT, Node, Nodes
 from tierstore.files.remote import FilesRemote
-from tierstore.wire.files import Changed, Entry, Look
+from tierstore.wire.files import Changed, Entry, Hold, Look, orphan_path
 
 HINTS_MAX: Final = 1024
 SEARCH_AGAIN_SECONDS: Final = 30.0
@@ -37,11 +39,12 @@ class Whereabouts:
     """One per mount. Event loop only. found: files that were found again."""
 
     def __init__(
-        self, bucket: str, nodes: Nodes, remote: FilesRemote, *, lookup: Callable[[Node, str], Awaitable[Node]],
-        take_in: Callable[[Node, Entry], Node],
+        self, bucket: str, nodes: Nodes, remote: FilesRemote, *, mount: str,
+        lookup: Callable[[Node, str], Awaitable[Node]], take_in: Callable[[Node, Entry], Node],
     ) -> None:  # fmt: skip
         """lookup: (directory, name) -> the node there; raises NotFound. take_in: what was found at a name of it."""
         self._bucket = bucket
+        self._mount = mount
         self._nodes = nodes
         self._remote = remote
         self._lookup = lookup
@@ -49,6 +52,7 @@ class Whereabouts:
         #: Number -> the path that came when the file's own went.
         self._hints: dict[int, str] = {}
         self._searched_at: dict[int, float] = {}
+        self._named_at: dict[int, float] = {}       # files that were looked for among those without a name in vain
         self.found = 0
 
     def note(self, changes: list[Changed]) -> None:
@@ -71,7 +75,9 @@ class Whereabouts:
 
     async def find(self, node: Node, *, may_search: bool = True) -> bool:
         """Have the node's path lead to it again; False when it is not found. The caller found that it does not."""
-        if node.pending or node.orphan or node.ino == ROOT:
+        if node.orphan:
+            return True         # since the caller asked under its name
+        if node.pending or node.ino == ROOT:
             return False
         for parent, name in list(reversed(node.names))[1:]:
             above = self._nodes.by_ino.get(parent)
@@ -80,7 +86,7 @@ class Whereabouts:
         hint = self.hinted(node)
         if hint and await self._is_at(node, hint):
             return True
-        return may_search and await self._search(node)
+        return await self._is_unlinked(node) or (may_search and await self._search(node))
 
     def hinted(self, node: Node) -> str:
         """Where the feed said that the node went, or one of the directories above it; "": nothing was said."""
@@ -98,14 +104,30 @@ class Whereabouts:
             rest, at = f"/{name}{rest}", above
         return ""
 
-    async def _search(self, node: Node) -> bool:
-        now = time.monotonic()
-        for number, at in list(self._searched_at.items()):
-            if now - at >= SEARCH_AGAIN_SECONDS:
-                del self._searched_at[number]
-        if node.number in self._searched_at or len(self._searched_at) >= HINTS_MAX:
+    async def _is_unlinked(self, node: Node) -> bool:
+        """Whether it has lost its last name, and stays for those who have it open; then it is held from now on."""
+        if not node.opens or node.attributes.is_directory or not _is_due(self._named_at, node.number):
             return False
-        self._searched_at[node.number] = now
+        path = orphan_path(node.number)
+        try:
+            found = await self._remote.ask(Look(self._bucket, path))
+        except TierstoreError as error:
+            if not is_lost(error):
+                raise
+            self._named_at[node.number] = time.monotonic()
+            return False
+        assert found.entry is not None, "a look answers with an entry"
+        with contextlib.suppress(TierstoreError):      # who may not write reads on, until the time to hold it is over
+            await self._remote.change(Hold(self._bucket, path, time.time_ns(), self._mount))
+        node.set(links=0, ctime_ns=found.entry.attributes.ctime_ns)     # nobody asks for them before they are told
+        self._nodes.unname(node)
+        self.found += 1
+        return True
+
+    async def _search(self, node: Node) -> bool:
+        if not _is_due(self._searched_at, node.number):
+            return False
+        self._searched_at[node.number] = time.monotonic()
         entry = await self._remote.find(node.number)
         if entry is None or not await self._is_at(node, entry.name):
             return False
@@ -132,3 +154,12 @@ class Whereabouts:
             self._nodes.forget_name(stale, node)
         self.found += 1
         return True
+
+
+def _is_due(tried_at: dict[int, float], number: int) -> bool:
+    """Whether a file may be looked for: HINTS_MAX files, each once in SEARCH_AGAIN_SECONDS."""
+    now = time.monotonic()
+    for tried, at in list(tried_at.items()):
+        if now - at >= SEARCH_AGAIN_SECONDS:
+            del tried_at[tried]
+    return number not in tried_at and len(tried_at) < HINTS_MAX

@@ -136,13 +136,15 @@ class Mount:
                     await self._forget_everything()
                 await asyncio.sleep(WATCH_PAUSE_SECONDS)
                 continue
-            if seen.resync or (not tree.is_watched and after >= 0):
+            is_cut = seen.resync or (not tree.is_watched and after >= 0)
+            if is_cut:
                 await self._forget_everything()
             tree.is_watched = True
             after = seen.sequence
             tree.whereabouts.note(seen.changes)
             for change in seen.changes:
                 self._changed(change)
+            await tree.look_after(None if is_cut else seen.changes)
 
     def _changed(self, change: Changed) -> None:
         """Somebody changed a name: what the kernel and the tree keep of it is old."""

@@ -23,6 +23,11 @@ S_IFREG: Final = 0o100000
 S_IFLNK: Final = 0o120000
 
 
+def orphan_path(number: int) -> str:
+    """Where an open file is that has lost its last name."""
+    return f"{ORPHAN}{number:016x}"
+
+
 class Attributes(msgspec.Struct, array_like=True, frozen=True):
     """What POSIX keeps of a file beside its bytes. mode holds the type too. subdirs: directories only (link count)."""
 
@@ -106,18 +111,20 @@ class Make(msgspec.Struct, array_like=True, frozen=True, tag="make"):
 
 
 class Remove(msgspec.Struct, array_like=True, frozen=True, tag="remove"):
-    """Unlink, or rmdir. holder: the mount that still has the file open: then its body stays as an orphan."""
+    """Unlink, or rmdir. holder: the mount that still has the file open: then its body stays as an orphan. mount: who
+    removes, or lets go of an orphan: while others live it stays for them, too ("": for nobody)."""
 
     bucket: str
     path: str
     now_ns: int
     directory: bool = False
     holder: str = ""
+    mount: str = ""
 
 
 class Rename(msgspec.Struct, array_like=True, frozen=True, tag="rename"):
-    """holder: the mount has the file that is replaced open. is_file: what the mount holds for true; then metadata need
-    not look first whether a whole directory moves (if it does all the same, others wait for it a little longer)."""
+    """holder, mount: as in Remove, of the file that is replaced. is_file: what the mount holds for true; then metadata
+    need not look first whether a whole directory moves (others wait a little longer if it does all the same)."""
 
     bucket: str
     path: str
@@ -126,6 +133,16 @@ class Rename(msgspec.Struct, array_like=True, frozen=True, tag="rename"):
     no_replace: bool = False
     holder: str = ""
     is_file: bool = False
+    mount: str = ""
+
+
+class Hold(msgspec.Struct, array_like=True, frozen=True, tag="hold"):
+    """The mount has the file open that lost its last name by another's hand; path: of an orphan."""
+
+    bucket: str
+    path: str
+    now_ns: int
+    mount: str
 
 
 class Link(msgspec.Struct, array_like=True, frozen=True, tag="link"):
@@ -184,7 +201,7 @@ class WriteFile(msgspec.Struct, array_like=True, frozen=True, tag="write"):
     keep_times: bool = False
 
 
-FileMutation = Make | Remove | Rename | Link | SetAttributes | WriteFile
+FileMutation = Make | Remove | Rename | Link | SetAttributes | WriteFile | Hold
 
 
 class FileChange(msgspec.Struct, array_like=True, frozen=True):

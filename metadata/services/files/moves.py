@@ -55,7 +55,7 @@ class FileMoves(FileNames):
         w.touch_parent(m.to_path)
         replaced = None
         if there is not None:
-            there, left = self._let_go(w, there, m.holder)
+            there, left = self._let_go(w, there, m.holder, m.mount)
             gone = msgspec.structs.replace(posix.attributes(there), links=left, ctime_ns=w.now_ns)
             replaced = Entry(name_of(m.to_path), gone, there.size, there.version)
             old = there

@@ -7,30 +7,18 @@ refusal changes nothing. A file is its object's row (docs/adr/0090); its number 
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
-from metadata.catalog import objects, placements, schema
-from metadata.catalog.inodes import NAMES, ORPHAN, hidden
+from metadata.catalog import objects, schema
+from metadata.catalog.inodes import NAMES
 from metadata.catalog.objects import ObjectRow
-from metadata.catalog.packed import unpack
+from metadata.services.files.unlinked import Unlinked
 from metadata.services.files.work import LINKS_MAX, Directory, FileWork, check_path, directory_key, name_of
 from metadata.services.names import posix
-from metadata.services.names.mutations import Mutator
 from metadata.services.names.steps import META_BYTES_MAX
 from tierstore.errors import AccessDenied, ConflictError, NotFound, TooLarge
-from tierstore.wire import decode, encode
 from tierstore.wire.files import Attributes, Entry, FileResult, Link, Make, Remove, SetAttributes
-from tierstore.wire.names import ObjectMeta
 from tierstore.wire.s3 import is_sealed
-
-_HOLDER: Final = "holder"
-
-
-def holder_of(row: ObjectRow) -> str:
-    """The mount that has an orphan open."""
-    return decode(row.meta, ObjectMeta).extra.get(_HOLDER, b"").decode() if row.meta is not None else ""
 
 
 def check_here(row: ObjectRow) -> None:
@@ -48,7 +36,7 @@ def check_clear(row: ObjectRow) -> None:
         )
 
 
-class FileNames(Mutator):
+class FileNames(Unlinked):
     """Decides about names. Holds no state of a batch."""
 
     # -- make -----------------------------------------------------------------------------------------------
@@ -103,8 +91,10 @@ class FileNames(Mutator):
         if directory is not None:
             raise ConflictError(f"{m.path!r} is a directory", code="is-directory")
         row = w.require_file(m.path)
+        if row.bucket_id < 0 and self._stays(w, row, m.mount):
+            return FileResult(entry=posix.entry(row, name_of(m.path)))
         w.touch_parent(m.path)
-        row, left = self._let_go(w, row, m.holder)
+        row, left = self._let_go(w, row, m.holder, m.mount)
         if row.bucket_id < 0:
             w.writes.deleted.append((row.bucket_id, row.key))
             w.note(schema.CHANGE_DELETE, row)
@@ -157,7 +147,7 @@ class FileNames(Mutator):
         w.writes.put(marker, row)
         self._note(w.writes, schema.CHANGE_MARKER, w.bucket, marker, row)
 
-    def _let_go(self, w: FileWork, row: ObjectRow, holder: str) -> tuple[ObjectRow, int]:
+    def _let_go(self, w: FileWork, row: ObjectRow, holder: str, mount: str) -> tuple[ObjectRow, int]:
         """A name of a file is about to go: see to its body and its other names. Returns (the row as it is now, links
         that are left). The row itself is the caller's to delete or replace."""
         a = posix.attributes(row)
@@ -169,32 +159,12 @@ class FileNames(Mutator):
             self._set_names(w, a.ino, [other.key for other in others])
             left = msgspec.structs.replace(a, links=len(others), ctime_ns=w.now_ns)
             self._rewrite_meta(w, others, left)
-        elif holder and row.bucket_id > 0:
+        elif row.bucket_id > 0 and (holder or self._may_be_open(w, row, a, mount)):
             row = self._make_orphan(w, row, a, holder, kept_as_version=kept_as_version)
             return row, 0
         if not kept_as_version:
             w.writes.discard(w.session, row)
         return row, len(others)
-
-    def _make_orphan(
-        self, w: FileWork, row: ObjectRow, a: Attributes, holder: str, *, kept_as_version: bool
-    ) -> ObjectRow:
-        """The body stays under the file's number until the mount that has it open lets go, or dies."""
-        kind, body, ref = row.kind, row.body, row.ref
-        if kept_as_version:
-            row, ref = self._share(w.session, w.writes, w.bucket, row, is_latest=True)
-            kind, body = row.kind, row.body
-        gone = msgspec.structs.replace(a, links=0, ctime_ns=w.now_ns)
-        packed = encode(ObjectMeta(extra={posix.POSIX: encode(gone), _HOLDER: holder.encode()}))
-        orphan = row._replace(
-            bucket_id=hidden(w.bucket.id), key=f"{ORPHAN}{a.ino:016x}", version=self._new_version(w.writes, row),
-            meta=packed, kind=kind, body=body, ref=ref,
-        )  # fmt: skip
-        if body:
-            placements.move(w.session, unpack(body), (orphan.bucket_id, orphan.key, orphan.version))
-        w.writes.put(orphan, w.row(orphan.bucket_id, orphan.key))
-        w.note(schema.CHANGE_PUT, orphan)
-        return row
 
     # -- links ----------------------------------------------------------------------------------------------
     def link(self, w: FileWork, m: Link) -> FileResult:

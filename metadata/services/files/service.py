@@ -43,6 +43,7 @@ from tierstore.wire.files import (
     FileChange,
     FileMutation,
     FileResult,
+    Hold,
     Link,
     Make,
     Remove,
@@ -252,6 +253,8 @@ class FilesService:
         if isinstance(m, Remove):
             authorize_all_in(who, "delete", w.bucket)
             return self._rules.remove(w, m)
+        if isinstance(m, Hold):
+            return self._rules.hold(w, m)
         assert isinstance(m, Link), "no other change exists"
         return self._rules.link(w, m)
 

@@ -11,10 +11,10 @@ from typing import Final
 from metadata.catalog import feed, inodes, leases, schema
 from metadata.catalog.database import Database
 from metadata.catalog.inodes import DIRECTORY, hidden
-from metadata.catalog.objects import ObjectRow
+from metadata.catalog.objects import LATEST_LOCKED, ObjectRow
 from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session
-from metadata.services.files.names import holder_of
+from metadata.services.files.unlinked import HOLD_MS, MOUNT_LEASE_MS, holders_of
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.commit import CommitService
 from metadata.services.names.rights import authorize_all_in
@@ -31,10 +31,11 @@ WATCH_POLL_SECONDS: Final = 0.5
 #: What is committed within so short a time is told together: a mount that writes hears of its own changes too.
 WATCH_GATHER_SECONDS: Final = 0.03
 CHANGES_MAX: Final = 2000
-#: A mount that is silent for so long has lost its open unlinked files.
-MOUNT_LEASE_MS: Final = 120_000
-MOUNT_LEASE: Final = "mount:"
+#: Files of one transaction of the sweep, and transactions of one round.
 SWEEP_MAX: Final = 500
+SWEEPS_MAX: Final = 100
+#: Rows of mounts that are gone are kept for so long after their leases ended.
+MOUNTS_KEPT_MS: Final = 3_600_000
 
 
 class FileWatch:
@@ -62,7 +63,7 @@ class FileWatch:
         bucket = await self._names.get(item.bucket)
         authorize_all_in(who, "read", bucket)
         if item.mount:
-            await self._renew_mount(item.mount)
+            await self._renew_mount(bucket.id, item.mount)
         if self._watchers >= WATCHERS_MAX:
             raise UnavailableError("too many mounts watch", code="busy")
         self._watchers += 1
@@ -85,47 +86,73 @@ class FileWatch:
         finally:
             self._watchers -= 1
 
-    async def _renew_mount(self, mount: str) -> None:
+    async def _renew_mount(self, bucket_id: int, mount: str) -> None:
         """Prolong a mount's lease, at most every quarter of its length."""
         now_ms = self._clock.now_ms()
-        if now_ms - self._mounts.get(mount, 0) < MOUNT_LEASE_MS // 4:
+        name = leases.mount_lease(bucket_id, mount)
+        if now_ms - self._mounts.get(name, 0) < MOUNT_LEASE_MS // 4:
             return
         if len(self._mounts) >= WATCHERS_MAX:
             self._mounts.clear()
-        self._mounts[mount] = now_ms
+        self._mounts[name] = now_ms
 
         def take(connection: Connection) -> None:
-            leases.take(
-                connection, MOUNT_LEASE + mount, holder=mount, url="", clock_ms=now_ms, lease_ms=MOUNT_LEASE_MS
-            )
+            leases.take(connection, name, holder=mount, url="", clock_ms=now_ms, lease_ms=MOUNT_LEASE_MS)
 
         await self._database.write(take)
 
     async def sweep(self) -> int:
-        """Delete open unlinked files whose mount is gone; how many."""
+        """Delete unlinked files that no live mount holds any more, or has held in time; how many."""
 
-        def look(connection: Connection) -> list[ObjectRow]:
+        def begin(connection: Connection) -> tuple[list[int], frozenset[str]]:
             now_ms = leases.catalog_now_ms(connection, self._clock.now_ms())
-            live = inodes.live_leases(connection, MOUNT_LEASE, now_ms=now_ms)
-            found = inodes.orphans(connection, limit=SWEEP_MAX)
-            return [
-                row for row in found
-                if holder_of(row) not in live and self._clock.now_ms() - row.created_at_ms > MOUNT_LEASE_MS
-            ]
+            return inodes.orphan_buckets(connection), leases.live_mounts(connection, 0, now_ms=now_ms)
 
-        lost = await self._database.read(look)
+        buckets, live = await self._database.read(begin)
+        count = 0
+        place = (buckets.pop(), "") if buckets else None
+        for _ in range(SWEEPS_MAX):
+            if place is None:
+                break
+            bucket_id, after = place
+            found = await self._database.read(
+                lambda c, b=bucket_id, a=after: inodes.orphans(c, b, a, limit=SWEEP_MAX)   # type: ignore[misc]
+            )
+            now_ms = self._clock.now_ms()
+            lost = [row for row in found if now_ms - row.created_at_ms > HOLD_MS and not holders_of(row) & live]
+            count += await self._drop(lost)
+            if len(found) == SWEEP_MAX:
+                place = bucket_id, found[-1].key
+            else:
+                place = (buckets.pop(), "") if buckets else None
+        await self._database.write(
+            lambda c: leases.forget_mounts(c, before_ms=self._clock.now_ms() - MOUNTS_KEPT_MS)
+        )
+        return count
 
-        def drop(session: Session) -> None:
+    async def _drop(self, lost: list[ObjectRow]) -> int:
+        """Those of them that nobody has changed, and so held, meanwhile; how many."""
+        if not lost:
+            return 0
+
+        def drop(session: Session) -> int:
             writes = WriteSet(at_ms=self._clock.now_ms())
-            for row in lost:
+            now = session.fetch(LATEST_LOCKED, sorted((row.bucket_id, row.key) for row in lost))
+            held = {(row.bucket_id, row.key): row for row in map(ObjectRow._make, now)}
+            gone = [row for row in lost if _is_same(held.get((row.bucket_id, row.key)), row)]
+            for row in gone:
                 writes.discard(session, row)
                 writes.deleted.append((row.bucket_id, row.key))
                 writes.changes.append(feed.NewChange(schema.CHANGE_DELETE, row.bucket_id, row.key, row.version))
             writes.flush(session)
+            return len(gone)
 
-        if lost:
-            await self._database.batch(drop)
-        return len(lost)
+        return await self._database.batch(drop)
+
+
+def _is_same(now: ObjectRow | None, row: ObjectRow) -> bool:
+    """Whether nobody has written or held it since."""
+    return now is not None and (now.version, now.meta) == (row.version, row.meta)
 
 
 def _changes(connection: Connection, bucket_id: int, after: int) -> Watched:

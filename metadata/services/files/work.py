@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import inodes, schema
+from metadata.catalog import inodes, leases, schema
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.feed import NewChange
 from metadata.catalog.inodes import DIRECTORY, NAMES, hidden
@@ -102,6 +102,16 @@ class FileWork:
     def keeps_history(self) -> bool:
         """What leaves a key leaves a version or a marker there."""
         return bool(self.bucket.versioning) or self.bucket.is_replicated
+
+    def has_others(self, mount: str) -> bool:
+        """Whether mounts of the bucket live beside this one: they may have its files open."""
+        live = self.facts.mounts.get(self.bucket.id)
+        if live is None:
+            connection = self.session.connection
+            now_ms = leases.catalog_now_ms(connection, self.facts.now_ms)
+            live = leases.live_mounts(connection, self.bucket.id, now_ms=now_ms)
+            self.facts.mounts[self.bucket.id] = live
+        return bool(live - {mount})
 
     # -- what stands where ----------------------------------------------------------------------------------
     def row(self, bucket_id: int, key: str) -> ObjectRow | None:

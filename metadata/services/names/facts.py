@@ -31,6 +31,7 @@ class Facts:
     committed: set[bytes] = field(default_factory=set)
     leases: dict[bytes, int] = field(default_factory=dict)
     results: dict[bytes, bytes] = field(default_factory=dict)
+    mounts: dict[int, frozenset[str]] = field(default_factory=dict)     # by bucket: those that live, once asked
     _writable: dict[tuple[int, str], Bucket] = field(default_factory=dict)
 
     def bucket(self, name: str) -> Bucket:

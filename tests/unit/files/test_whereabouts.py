@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tierstore.errors import ConflictError, NotFound
+from tierstore.errors import AccessDenied, ConflictError, NotFound
 from tierstore.files.errno import FileError
 from tierstore.files.node import Node
 from tierstore.files.tree import Tree
@@ -23,8 +23,10 @@ from tierstore.wire.files import (
     Extents,
     FileMutation,
     FileResult,
+    Hold,
     Look,
     SetAttributes,
+    orphan_path,
 )
 
 DIRECTORY = S_IFDIR | 0o755
@@ -38,6 +40,8 @@ class Catalog:
         self.asked: list[str] = []
         self.searched: list[int] = []
         self.changed: list[str] = []
+        self.held: list[str] = []
+        self.is_read_only = False
 
     def add(self, path: str, number: int, mode: int = 0o100644) -> None:
         self.files[path] = Attributes(number, mode)
@@ -48,6 +52,12 @@ class Catalog:
         for path in [p for p in self.files if p == source or p.startswith(f"{source}/")]:
             self.files[to + path[len(source) :]] = self.files.pop(path)
         return [Changed(source, 1, kind, gone=True), Changed(to, 2, kind)]
+
+    def unlink(self, path: str) -> list[Changed]:
+        """Another mount removed it, and this one may have it open."""
+        a = self.files.pop(path)
+        self.files[orphan_path(a.ino)] = msgspec.structs.replace(a, links=0)
+        return [Changed(path, 1, gone=True)]
 
     async def ask(self, question: Look | Extents) -> FileResult:
         self.asked.append(question.path)
@@ -60,6 +70,12 @@ class Catalog:
         found = self.files.get(mutation.path)
         if found is None:
             raise NotFound("nothing is there", code="no-such-file")
+        if isinstance(mutation, Hold):
+            if self.is_read_only:
+                raise AccessDenied("read only")
+            assert mutation.mount == "m"
+            self.held.append(mutation.path)
+            return FileResult(entry=Entry("", found, version=1))
         assert isinstance(mutation, SetAttributes)
         if mutation.ino != found.ino:
             raise ConflictError("another file stands there", code="stale-file")
@@ -236,5 +252,59 @@ def test_what_the_feed_tells_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         for node in nodes:
             await here.tree.check(node)
         assert [here.path(node) for node in nodes] == ["g0", "g1", "g2"] and here.catalog.searched == [10]
+
+    play(test)
+
+
+def test_an_open_file_that_another_mount_unlinked_is_held_as_soon_as_the_feed_tells() -> None:
+    """Metadata waits two minutes for that; a program that reads nothing meanwhile must not lose its file."""
+
+    async def test(here: Here) -> None:
+        for name, number in (("open", 7), ("closed", 8)):
+            here.catalog.add(name, number)
+        node = await here.opened("open")
+        await here.tree.lookup(here.tree.node(1), "closed")
+        await here.tree.look_after(here.catalog.unlink("open") + here.catalog.unlink("closed"))
+        assert here.catalog.held == [orphan_path(7)] and here.catalog.searched == []
+        assert node.orphan and node.attributes.links == 0 and here.tree.nodes.at("open") is None
+        await here.tree.set_attributes(node, mode=0o600)
+        assert here.catalog.changed == [orphan_path(7)]
+
+    play(test)
+
+
+@pytest.mark.parametrize("is_read_only", [True, False])
+def test_all_who_ask_at_once_for_an_unlinked_file_find_it(is_read_only: bool) -> None:
+    """Some ask before and some while it is found. Whoever may only read cannot hold it, and reads all the same."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("f", 7)
+        here.catalog.is_read_only = is_read_only
+        node = await here.opened("f")
+        here.catalog.unlink("f")
+        here.catalog.add("f", 8)
+
+        async def ask() -> int:
+            found = await here.tree.ask_of(node, lambda path: Look("b", path), is_open=True)
+            assert found.entry is not None
+            return found.entry.attributes.ino
+
+        assert await asyncio.gather(*(ask() for _ in range(5))) == [7] * 5
+        assert node.attributes.links == 0 and bool(here.catalog.held) is not is_read_only
+
+    play(test)
+
+
+def test_a_file_that_an_object_replaced_is_looked_for_once_in_a_while() -> None:
+    """REST keeps nothing for who has it open: its readers must not cost a second question each time."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("f", 7)
+        node = await here.opened("f")
+        here.catalog.add("f", 8)
+        for _ in range(5):
+            with pytest.raises(FileError):
+                await here.tree.check(node)
+        assert here.catalog.asked.count(orphan_path(7)) == 1 and not node.orphan
 
     play(test)
