@@ -6,6 +6,7 @@ only as good as the last answer of metadata: the tree asks again unless the chan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,7 +22,8 @@ ROOT: Final = 1
 @dataclass(slots=True, eq=False)
 class Node:
     """lookups: how many answers of the kernel's are out; opens: handles. pending: its name is not committed yet.
-    orphan: its last name is gone. pinned_times: set by a program after its last write."""
+    orphan: its last name is gone; unlinked_elsewhere: by another's hand, so the kernel may still lead to it.
+    pinned_times: set by a program after its last write."""
 
     ino: int
     attributes: Attributes
@@ -33,6 +35,7 @@ class Node:
     body: Body | None = None
     pending: bool = False
     orphan: bool = False
+    unlinked_elsewhere: bool = False
     pinned_times: bool = False
     clear_setuid: bool = False
     checked_at: float = -1e9
@@ -67,6 +70,8 @@ class Nodes:
         self.by_ino: dict[int, Node] = {ROOT: Node(ROOT, root, lookups=1)}
         self.by_name: dict[tuple[int, str], Node] = {}
         self.aliases: dict[int, Node] = {}
+        #: Told of names that turned out not to be a node's any more: (directory, name). Whoever mounts sets it.
+        self.on_lost_name: Callable[[int, str], None] = lambda parent, name: None
 
     def child(self, parent: int, name: str) -> Node | None:
         return self.by_name.get((parent, name))
@@ -132,15 +137,16 @@ class Nodes:
             parent.children -= 1
 
     def forget_name(self, key: tuple[int, str], node: Node) -> None:
-        """The node is not at that name any more (it has another one)."""
+        """The node is not at that name any more (it has another one, or none)."""
         self._drop_name(key, node)
+        self.on_lost_name(*key)
         parent = self.by_ino.get(key[0])
         if parent is not None:
             self.drop_if_idle(parent)
 
     def unname(self, node: Node) -> None:
         """The node has lost its last name."""
-        node.orphan = True
+        node.orphan = node.unlinked_elsewhere = True
         for key in list(node.names):
             self.forget_name(key, node)
 

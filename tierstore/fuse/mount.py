@@ -61,6 +61,7 @@ class Mount:
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call ready, serve until unmounted or told to stop. Raises ConfigError when it cannot mount."""
         release_stale(self._directory)
+        self._tree.nodes.on_lost_name = self._lost_name
         pyfuse3.asyncio.enable()
         self._readable.install()
         options = {"default_permissions", f"fsname={self._name}", "subtype=tierstore"}
@@ -162,6 +163,10 @@ class Mount:
             assert parent is not None, "it was passed on the way to the node"
             self._notify(pyfuse3.invalidate_entry, parent.ino, name.encode())
         self._notify(pyfuse3.invalidate_inode, node.ino, change.directory or change.attributes_only)
+
+    def _lost_name(self, parent: int, name: str) -> None:
+        """What the feed is going to tell of the name finds no file there any more, so nothing to invalidate."""
+        self._notify(pyfuse3.invalidate_entry, parent, name.encode())
 
     async def _forget_everything(self) -> None:
         """What the kernel holds was promised for as long as the feed runs; it was cut, so the promise ends."""

@@ -264,6 +264,8 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         node = self.tree.node(inode)
+        if node.unlinked_elsewhere:     # by a name that the kernel remembers: told this, it looks it up anew
+            raise FUSEError(errno.ESTALE)
         changed = await self.tree.check(node, always=True)
         if changed:
             # The pages go with the answer, but not the size that the kernel remembers, and it reads no further than
