@@ -6,8 +6,9 @@ request (AWS General Reference, "Create a canonical request"; S3 never normalise
 Invariants: every comparison takes constant time; every `x-amz-*` header of a request must be in SignedHeaders, else it
 is refused (an unsigned one could change what a signed request does); a claim is only believed after `verify`.
 
-Cost: 12 us a request in all: clients repeat credential, signed names and second, so what was read of them before is
-kept (bounded), and so is the signing key of a day (`SigningKeys`); what has no byte to encode is not encoded.
+Cost: 10 us a request in all: clients repeat credential, signed names and second, so what was read of them before is
+kept (bounded), and so is the signing key of a day (`SigningKeys`); what has no byte to encode is not encoded. A
+signature itself is computed and compared for every request: none is remembered as good.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
+
+import msgspec
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
@@ -41,6 +43,10 @@ _PLAIN_TEXT = re.compile(r"[A-Za-z0-9._~-]*", re.ASCII)
 #: Lists of signed names, seconds and encoded texts that were read before and are kept; longer texts are not.
 _READ_MAX: Final = 1024
 _SHORT_CHARS: Final = 256
+_LONG_CHARS: Final = 1024
+_SIGNATURE_CHARS: Final = 64
+#: Stands for a signature where what is beside it is read.
+_NO_SIGNATURE: Final = "0" * _SIGNATURE_CHARS
 
 
 class SignatureError(Exception):
@@ -54,9 +60,9 @@ class SignatureError(Exception):
         self.fields = fields
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a request says about its signature. expires_seconds: of a presigned URL, else 0."""
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """What a request says about its signature. expires_seconds: of a presigned URL, else 0. (A Struct: one is made for
+    every request, in a fifth of the time that a dataclass takes.)"""
 
     access: str
     date: str                   # 20260131
@@ -79,6 +85,14 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 def parse_header(value: str, headers: Headers) -> Claim:
     """The claim of an Authorization header. Raises SignatureError."""
+    at = _header(headers, b"x-amz-date") or _http_date(_header(headers, b"date"))
+    head, signature = value[:-_SIGNATURE_CHARS], value[-_SIGNATURE_CHARS:]
+    if len(head) <= _LONG_CHARS and head.endswith("Signature=") and _HEX64.fullmatch(signature):
+        return _with_signature(_known_header(head + _NO_SIGNATURE, at), signature)
+    return _parse_header(value, at)
+
+
+def _parse_header(value: str, at: str) -> Claim:
     if value.startswith("AWS "):
         raise SignatureError(
             "InvalidRequest", "Signature Version 2 is not supported; please use AWS4-HMAC-SHA256.", 400
@@ -94,12 +108,32 @@ def parse_header(value: str, headers: Headers) -> Claim:
         parts[name] = text
     if parts.keys() != {"Credential", "SignedHeaders", "Signature"}:
         raise _malformed("The authorization header needs Credential, SignedHeaders and Signature.")
-    at = _header(headers, b"x-amz-date")
-    if not at:
-        at = _http_date(_header(headers, b"date"))
     if not _DATE.fullmatch(at):
         raise SignatureError("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header")
     return _claim(parts["Credential"], parts["SignedHeaders"], parts["Signature"], at)
+
+
+#: A client's header is the same but for its signature, for as long as its second lasts.
+_known_header = functools.lru_cache(maxsize=_READ_MAX)(_parse_header)
+
+
+def _with_signature(claim: Claim, signature: str) -> Claim:
+    return Claim(claim.access, claim.date, claim.region, claim.service, claim.signed_headers, signature, claim.at,
+                 claim.is_presigned, claim.expires_seconds, claim.token)  # fmt: skip
+
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def presigned(pairs: Pairs, signature: str) -> Claim:
+    """The claim of a presigned URL whose signature (64 hex digits) was taken out of its query. What stands beside it is
+    the same for all URLs of one key and second. pairs: of a query that is short. Raises SignatureError."""
+    return _with_signature(_presigned(pairs), signature)
+
+
+@functools.lru_cache(maxsize=_READ_MAX)
+def _presigned(pairs: Pairs) -> Claim:
+    return parse_query([*pairs, ("X-Amz-Signature", _NO_SIGNATURE)])
 
 
 def parse_query(pairs: Sequence[tuple[str, str]]) -> Claim:
@@ -200,26 +234,29 @@ def _seconds(at: str) -> float:
 
 
 def canonical_request(  # noqa: PLR0917 - the six lines of AWS's definition, in its order
-    method: str, path: bytes, pairs: Iterable[tuple[str, str]], headers: Headers, signed: Sequence[str], payload: str
+    method: str, path: bytes, query: bytes, headers: Headers, signed: tuple[str, ...], payload: str
 ) -> bytes:
-    """AWS's canonical request. path: raw, as sent; pairs: the decoded query without X-Amz-Signature."""
+    """AWS's canonical request. path: raw, as sent; query: canonical_query() of all but X-Amz-Signature."""
+    joined, names = _signed_bytes(signed)
     values: dict[bytes, bytes] = {}
     for name, value in headers:
+        if name not in names:
+            continue
         text = value.strip()
         if b"  " in text:
             text = _SPACES.sub(b" ", text)
         values[name] = values[name] + b"," + text if name in values else text
-    joined, names = _signed_bytes(tuple(signed))
     lines = b"".join([b"%b:%b\n" % (name, values.get(name, b"")) for name in names])
     return b"%b\n%b\n%b\n%b\n%b\n%b" % (
-        method.encode("ascii"), canonical_path(path), canonical_query(pairs), lines, joined, payload.encode("latin-1")
+        method.encode("ascii"), canonical_path(path), query, lines, joined, payload.encode("latin-1")
     )
 
 
 @functools.lru_cache(maxsize=_READ_MAX)
-def _signed_bytes(signed: tuple[str, ...]) -> tuple[bytes, tuple[bytes, ...]]:
-    """The signed names as they stand in a canonical request, joined and one by one."""
-    return ";".join(signed).encode("latin-1"), tuple(name.encode("latin-1") for name in signed)
+def _signed_bytes(signed: tuple[str, ...]) -> tuple[bytes, dict[bytes, None]]:
+    """The signed names as they stand in a canonical request: joined, and one by one in their order (a name that stands
+    there twice was refused)."""
+    return ";".join(signed).encode("latin-1"), {name.encode("latin-1"): None for name in signed}
 
 
 def canonical_path(path: bytes) -> bytes:

@@ -90,7 +90,7 @@ def chunked(running: Cluster, bucket: str, data: bytes, *, spoil: bool) -> tuple
     }  # fmt: skip
     names = tuple(sorted(head))
     canonical = sigv4.canonical_request(
-        "PUT", f"/{bucket}/chunked".encode(), [], [(n.encode(), v.encode()) for n, v in head.items()], names,
+        "PUT", f"/{bucket}/chunked".encode(), b"", [(n.encode(), v.encode()) for n, v in head.items()], names,
         head["x-amz-content-sha256"],
     )  # fmt: skip
     access, secret = running.ready["access_key"], running.ready["secret_key"]

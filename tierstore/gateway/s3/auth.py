@@ -53,7 +53,7 @@ class Authenticator:
         """Fill in principal, claim and payload. Raises SignatureError, S3Error."""
         exchange = call.exchange
         header = exchange.header(b"authorization")
-        is_query = not call.names.isdisjoint(_QUERY_SIGNS)
+        is_query = bool(call.signature) or not call.names.isdisjoint(_QUERY_SIGNS)
         if header is not None and is_query:
             raise S3Error("InvalidArgument", "Only one auth mechanism allowed; only the X-Amz-Algorithm query "
                           "parameter, Signature query string parameter or the Authorization header should be specified")
@@ -69,10 +69,10 @@ class Authenticator:
             if not call.payload:
                 raise S3Error("InvalidRequest", "Missing required header for this request: x-amz-content-sha256")
             _check_payload(call.payload)
-            pairs, payload = call.pairs, call.payload
+            payload = call.payload
         else:
-            claim = sigv4.parse_query(call.pairs)
-            pairs = [pair for pair in call.pairs if pair[0] != "X-Amz-Signature"]
+            asked = call.asked
+            claim = sigv4.presigned(asked.pairs, call.signature) if call.signature else sigv4.parse_query(asked.pairs)
             payload = call.payload if "x-amz-content-sha256" in claim.signed_headers else sigv4.UNSIGNED_PAYLOAD
             call.payload = payload
             _check_payload(payload)
@@ -80,7 +80,7 @@ class Authenticator:
         sigv4.check_headers(claim, exchange.headers)
         key = self._keys.of(claim, secret)
         canonical = sigv4.canonical_request(
-            call.method, call.path, pairs, exchange.headers, claim.signed_headers, payload
+            call.method, call.path, call.asked.canonical, exchange.headers, claim.signed_headers, payload
         )
         sigv4.verify(claim, key, canonical)
         sigv4.check_time(claim, self._clock.now_ms() / 1000)

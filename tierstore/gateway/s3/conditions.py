@@ -50,9 +50,14 @@ async def why_refused(store: Store, call: Call, condition: Condition | None, err
     return error
 
 
+def has_no_condition(call: Call) -> bool:
+    """Whether a read hangs on nothing that is found."""
+    return call.header_names.isdisjoint(_ON_READS)
+
+
 def read_condition(call: Call, etag: str, created_at_ms: int, *, prefix: bytes = b"") -> bool:
     """False: 304. Raises S3Error(PreconditionFailed). RFC 9110, 13.2.2."""
-    if not prefix and call.header_names.isdisjoint(_ON_READS):
+    if not prefix and has_no_condition(call):
         return True
     if_match, if_none = call.header(prefix + b"if-match"), call.header(prefix + b"if-none-match")
     modified = created_at_ms // 1000

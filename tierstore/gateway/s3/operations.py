@@ -141,10 +141,21 @@ def _by_target() -> dict[tuple[str, str], tuple[Operation, ...]]:
 
 #: (method, scope) -> its rows, in the table's order.
 _BY_TARGET: Final = _by_target()
+#: (method, scope) -> the parameters that its rows look for, and the row of requests with none of them, nor a copy's
+#: source: most requests are such.
+_PLAIN: Final = {
+    target: (frozenset(row.query for row in rows if row.query),
+             next((row for row in rows if not row.query and not row.header), None))
+    for target, rows in _BY_TARGET.items()
+}  # fmt: skip
+_NOTHING: Final[tuple[frozenset[str], Operation | None]] = (frozenset(), None)
 
 
 def find(method: str, scope: Scope, names: frozenset[str], *, is_copy: bool) -> Operation | None:
     """The operation of a request, None when S3 has none. names: of the query's parameters."""
+    special, plain = _PLAIN.get((method, scope), _NOTHING)
+    if not is_copy and special.isdisjoint(names):
+        return plain
     for row in _BY_TARGET.get((method, scope), ()):
         if row.query and row.query not in names:
             continue

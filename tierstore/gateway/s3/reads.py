@@ -19,7 +19,7 @@ from tierstore.gateway.objects import OpenWalk
 from tierstore.gateway.s3 import checksums, documents, rights
 from tierstore.gateway.s3.answers import checksum_elements, http_moment
 from tierstore.gateway.s3.catalog import S3Catalog
-from tierstore.gateway.s3.conditions import NULL_VERSION, read_condition, version_of
+from tierstore.gateway.s3.conditions import NULL_VERSION, has_no_condition, read_condition, version_of
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lifecycle import expiration_line
@@ -37,6 +37,7 @@ from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.sse_format import DecryptWalk
 from tierstore.gateway.s3.sse_keys import CUSTOMER, Vault, Wish, sealed_of
 from tierstore.policy.lifecycle import DOCUMENT as LIFECYCLE
+from tierstore.sdk.early import EarlyRead
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
@@ -65,8 +66,9 @@ class Reads:
             if "partNumber" in call.query else 0  # fmt: skip
         if part and wanted is not None:
             raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
+        is_plain = wanted is None and not (is_head or version or part) and has_no_condition(call)
         found = await self.find(call, bucket, "s3:GetObjectVersion" if version else "s3:GetObject", version=version,
-                                want_chunks=not is_head)  # fmt: skip
+                                want_chunks=not is_head, is_early=is_plain)  # fmt: skip
         data_key = self.data_key(call, found)
         is_modified = read_condition(call, found.etag, found.created_at_ms)
         is_whole = wanted is None and (not part or found.meta is None or PARTS not in found.meta.extra)
@@ -100,7 +102,7 @@ class Reads:
             call.exchange.begin(status, lines, length)
             call.exchange.end()
             return
-        walk = self.body_walk(call.bucket, call.key, found, data_key, first=first, length=length)
+        walk = self.body_walk(call.bucket, call.key, found, data_key, first=first, length=length, early=call.early)
         await self._send(call, walk, status, lines, length)
 
     def data_key(self, call: Call, found: LookupResult, *, of_source: bool = False) -> bytes:
@@ -116,12 +118,13 @@ class Reads:
         return b""
 
     def body_walk(
-        self, bucket: str, key: str, found: LookupResult, data_key: bytes, *, first: int, length: int
-    ) -> BodyWalk:
-        """Plain bytes of what find() found; always close() it."""
+        self, bucket: str, key: str, found: LookupResult, data_key: bytes, *, first: int, length: int,
+        early: EarlyRead | None = None,
+    ) -> BodyWalk:  # fmt: skip
+        """Plain bytes of what find() found; always close() it. early: what find() began, of a whole object."""
         sealed = sealed_of(found.meta)
         if sealed is None:
-            return self._store.read_walk(bucket, key, found, first=first, length=length)
+            return self._store.read_walk(bucket, key, found, first=first, length=length, early=early)
 
         def source(at: int, count: int) -> BodyWalk:
             return self._store.read_walk(bucket, key, found, first=at, length=count)
@@ -160,14 +163,19 @@ class Reads:
             await walk.close()
 
     async def find(
-        self, call: Call, bucket: BucketView, action: str, *, version: int = 0, key: str = "", want_chunks: bool = False
-    ) -> LookupResult:
-        """The object, after the caller's rights. A stranger who may not list hears AccessDenied, not NoSuchKey."""
+        self, call: Call, bucket: BucketView, action: str, *, version: int = 0, key: str = "",
+        want_chunks: bool = False, is_early: bool = False,
+    ) -> LookupResult:  # fmt: skip
+        """The object, after the caller's rights. A stranger who may not list hears AccessDenied, not NoSuchKey.
+        is_early: its whole body is wanted, whatever is found (call.early); begun only where the rights need no look at
+        the object."""
         key = key or call.key
         tags = await self._tags_of(bucket.name, key, version) if rights.asks_existing_tags(call, bucket) else None
+        has_acls = rights.has_acls(bucket)
         if rights.allowed(call, action, bucket, key, tags=tags):
-            pass
-        elif not rights.has_acls(bucket):
+            if is_early and not has_acls:
+                call.early = self._store.early.begin(bucket.name, key)
+        elif not has_acls:
             raise S3Error("AccessDenied")
         else:
             # only an ACL of the object itself can let in: it must be read first
@@ -182,7 +190,7 @@ class Reads:
             found = _as_shown(await self._store.find(bucket.name, key, version=version, want_chunks=want_chunks))
         except NotFound as error:
             raise await self._why_missing(call, bucket, key, version, code=error.code) from error
-        if rights.has_acls(bucket) and found.meta is not None and OWNER in found.meta.extra:
+        if has_acls and found.meta is not None and OWNER in found.meta.extra:
             # somebody else's object in the caller's bucket: what let the caller in so far may be the bucket alone
             acl, owner = found.meta.extra.get(ACL, b"").decode(), found.meta.extra[OWNER].decode()
             if not rights.allowed(call, action, bucket, key, object_acl=acl, object_owner=owner, tags=tags):

@@ -5,50 +5,79 @@ Invariant: what is here was decoded once and checked; anything malformed was ans
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from tierstore.auth import sigv4
 from tierstore.auth.access import ANONYMOUS, Principal
 from tierstore.auth.sigv4 import Claim
 from tierstore.errors import RequestError
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.names import check_bucket_name, check_key
+from tierstore.sdk.early import EarlyRead
 from tierstore.serving.exchange import Exchange
 
 QUERY_PAIRS_MAX: Final = 1000
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+#: Queries read before that are kept, and the largest that is: 8 MiB at most in a process.
+_KEPT_MAX: Final = 1024
+_KEPT_BYTES_MAX: Final = 1024
+_KEPT_PAIRS_MAX: Final = 24
+_SIGNATURE = re.compile(rb"&X-Amz-Signature=([0-9a-f]{64})(?=&|\Z)")
+_NAME: Final = itemgetter(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query as it was read: shared by requests, never changed. values: of each name the first; canonical: as SigV4
+    signs it."""
+
+    pairs: sigv4.Pairs
+    values: Mapping[str, str]
+    names: frozenset[str]
+    canonical: bytes
+
+
+_NO_QUERY: Final = Query((), {}, frozenset(), b"")
 
 
 @dataclass(slots=True)
 class Call:
-    """A request under way. payload: x-amz-content-sha256 as sent; claim and signing_key: of signed requests; at_ms:
-    when it came; tags: those that its body brings, None where they stand in a header."""
+    """A request under way. signature: of a presigned URL, where it was taken out of the query; payload:
+    x-amz-content-sha256 as sent; claim and signing_key: of signed requests; at_ms: when it came; tags: those that its
+    body brings, None where they stand in a header; early: its read, where that was begun before the look-up."""
 
     exchange: Exchange
     method: str
     path: bytes
     bucket: str
     key: str
-    pairs: list[tuple[str, str]]
-    query: dict[str, str]
+    asked: Query
+    signature: str = ""
     principal: Principal = ANONYMOUS
     claim: Claim | None = None
     signing_key: bytes = b""
     payload: str = ""
     has_begun: bool = False
     extra_lines: bytes = b""
-    names: frozenset[str] = field(default=frozenset())
     at_ms: int = 0
     is_secure: bool = False
     tags: dict[str, str] | None = None
+    early: EarlyRead | None = None
+    #: Values and names of the query.
+    query: Mapping[str, str] = field(init=False)
+    names: frozenset[str] = field(init=False)
     #: Names of all headers: one look tells that a request has none of a rare group.
     header_names: frozenset[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.header_names = frozenset([name for name, _ in self.exchange.headers])
+        self.query, self.names = self.asked.values, self.asked.names
+        self.header_names = frozenset(map(_NAME, self.exchange.headers))
 
     def header(self, name: bytes) -> str | None:
         """A header's value as text, None when it is not there."""
@@ -80,14 +109,9 @@ def parse_call(exchange: Exchange, domain: str, *, at_ms: int, is_secure: bool) 
         host = (exchange.header(b"host") or b"").decode("latin-1").partition(":")[0].lower()
         if host.endswith("." + domain):
             bucket_raw, key_raw = host[: -len(domain) - 1].encode("latin-1"), path[1:]
-    pairs = parse_query(query) if query else []
-    values: dict[str, str] = {}
-    for name, value in pairs:
-        values.setdefault(name, value)
-    bucket = decoded(bucket_raw)
-    key = decoded(key_raw)
-    call = Call(exchange, exchange.method.decode("ascii"), path, bucket, key, pairs, values)
-    call.names = frozenset(values)
+    asked, signature = read_query(query) if query else (_NO_QUERY, "")
+    method = exchange.method.decode("ascii")
+    call = Call(exchange, method, path, decoded(bucket_raw), decoded(key_raw), asked, signature)
     call.at_ms, call.is_secure = at_ms, is_secure
     call.extra_lines = request_id_line(exchange.request_id)
     return call
@@ -109,6 +133,33 @@ def check_names(call: Call) -> None:
         if error.code == "bad-bucket-name":
             raise S3Error("InvalidBucketName", BucketName=call.bucket[:80]) from None
         raise
+
+
+def read_query(query: bytes) -> tuple[Query, str]:
+    """The query, and the signature of a presigned URL where that stands out: without it URLs of one key and second are
+    the same, and are read once. Raises S3Error(InvalidURI, InvalidArgument)."""
+    found = _SIGNATURE.search(query)
+    if found is not None:
+        rest = query[: found.start()] + query[found.end() :]
+        if _is_small(rest) and "X-Amz-Signature" not in (read := _kept(rest)).names:
+            return read, found[1].decode("ascii")
+    return (_kept(query) if _is_small(query) else _read(query)), ""
+
+
+def _is_small(query: bytes) -> bool:
+    return len(query) <= _KEPT_BYTES_MAX and query.count(b"&") < _KEPT_PAIRS_MAX
+
+
+def _read(query: bytes) -> Query:
+    pairs = tuple(parse_query(query))
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        values.setdefault(name, value)
+    canonical = sigv4.canonical_query([pair for pair in pairs if pair[0] != "X-Amz-Signature"])
+    return Query(pairs, values, frozenset(values), canonical)
+
+
+_kept = functools.lru_cache(maxsize=_KEPT_MAX)(_read)
 
 
 def parse_query(query: bytes) -> list[tuple[str, str]]:
