@@ -3,7 +3,8 @@
 Owns the way of one read: rights, lookup, conditions, range, walk. Invariant: rights are judged before a byte is read;
 a stranger who may not list hears AccessDenied, not NoSuchKey.
 
-Cost of a GET of 4 KiB beyond the native one: SigV4 15 us, the bucket's view from memory.
+Cost of a GET of 4 KiB beyond the native one: 14 us by a presigned URL, 20 us by a signed header
+(SigV4 8 us of them), the bucket's view from memory.
 """
 
 from __future__ import annotations
