@@ -54,6 +54,13 @@ _LATEST: Final = Statement(
         _O.bucket_id == sa.bindparam("bucket_id"), _O.key == sa.bindparam("key")
     )
 )
+_V: Final = schema.versions.c
+_VERSION: Final = Statement(
+    sa.select(*(_V[name] for name in COLUMNS)).where(
+        _V.bucket_id == sa.bindparam("bucket_id"), _V.key == sa.bindparam("key"),
+        _V.version == sa.bindparam("version"),
+    )
+)  # fmt: skip
 
 
 def latest(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | None:
@@ -64,13 +71,8 @@ def latest(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | N
 
 def version(connection: sa.Connection, bucket_id: int, key: str, version_id: int) -> ObjectRow | None:
     """A version that is not the latest, not locked."""
-    t = schema.versions.c
-    row = connection.execute(
-        sa.select(*(t[name] for name in COLUMNS)).where(
-            t.bucket_id == bucket_id, t.key == key, t.version == version_id
-        )
-    ).first()
-    return None if row is None else ObjectRow(*row)
+    row = _VERSION.first(connection, bucket_id=bucket_id, key=key, version=version_id)
+    return None if row is None else ObjectRow._make(row)
 
 
 def newest_version(connection: sa.Connection, bucket_id: int, key: str) -> ObjectRow | None:

@@ -9,7 +9,9 @@ sent, one up to it only its body.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -224,17 +226,43 @@ def names_before(connection: sa.Connection, target: str, through: int) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+#: Fewer names than this are looked up one by one, by a prepared statement.
+_ONE_BY_ONE: Final = 4
+_KEYS_PER_READ: Final = 256
+
+
 def versions_of(
     connection: sa.Connection, names: Iterable[tuple[int, str, int]]
 ) -> dict[tuple[int, str, int], ObjectRow]:
     """Those of the named versions that still are there."""
+    wanted = sorted(set(names))
+    latest = _latest_of(connection, wanted)
     found = {}
-    for bucket_id, key, version in names:
-        row = objects.latest(connection, bucket_id, key)
-        if row is None or row.version != version:
+    for bucket_id, key, version in wanted:
+        row = latest.get((bucket_id, key))
+        if row is None or row.version != version:       # few: replaced since, or gone
             row = objects.version(connection, bucket_id, key, version)
         if row is not None:
             found[bucket_id, key, version] = row
+    return found
+
+
+def _latest_of(
+    connection: sa.Connection, names: Sequence[tuple[int, str, int]]
+) -> dict[tuple[int, str], ObjectRow]:
+    """The latest versions of these keys, of all keys of a bucket at once. names: sorted."""
+    if len(names) < _ONE_BY_ONE:
+        rows = [objects.latest(connection, bucket_id, key) for bucket_id, key, _ in names]
+        return {(row.bucket_id, row.key): row for row in rows if row is not None}
+    t = schema.objects.c
+    found: dict[tuple[int, str], ObjectRow] = {}
+    for bucket_id, some in groupby(names, key=itemgetter(0)):
+        keys = [key for _, key, _ in some]
+        for at in range(0, len(keys), _KEYS_PER_READ):
+            query = sa.select(*(t[name] for name in objects.COLUMNS)).where(
+                t.bucket_id == bucket_id, t.key.in_(keys[at : at + _KEYS_PER_READ])
+            )
+            found.update(((bucket_id, row.key), ObjectRow._make(row)) for row in connection.execute(query))
     return found
 
 

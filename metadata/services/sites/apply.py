@@ -16,6 +16,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from metadata.catalog import buckets, objects, schema
@@ -314,7 +315,11 @@ def _unique(records: Sequence[NameRecord]) -> list[list[NameRecord]]:
 
 
 def rules_of(bucket: Bucket) -> list[dict[str, str]]:
-    """The replication rules of a bucket."""
-    text = bucket.config.get("replication")
-    found: list[dict[str, str]] = json.loads(text)["rules"] if text else []
-    return found
+    """The replication rules of a bucket. The list is the caller's own, the rules are not to be changed."""
+    return list(_rules(bucket.config.get("replication") or ""))
+
+
+@lru_cache(maxsize=256)
+def _rules(document: str) -> tuple[dict[str, str], ...]:
+    """Read once for the many names of a bucket that travel together."""
+    return tuple(json.loads(document)["rules"]) if document else ()

@@ -64,7 +64,7 @@ class BacklogCount:
         async with self._turn:
             try:
                 gone = await self._database.write(work)
-            except BaseException:
+            except BaseException:       # cancelled, too: the rows may be gone all the same; raised again
                 self._is_doubtful = True
                 raise
             counted = [row for row in gone if row.sequence <= self._through]

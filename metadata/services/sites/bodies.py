@@ -1,7 +1,8 @@
 """Bodies for one other site: a window of the queue in the order of services/sites/order, STREAMS parcels at a time.
 
 The target's gateway fetches each body from ours and answers when it is durable there; then its row goes. Bodies wait
-for names, for the bandwidth of the hour and, while clients are busy here, for their share of the time.
+for the bandwidth of the hour and, while clients are busy here, for their share of the time. While a backlog of names
+goes, they have NAMES_STREAMS, for what is hot and whose name the target has.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from metadata.catalog.sites import QueueRow
 from metadata.services.sites.link import SHARE, bandwidth
 from metadata.services.sites.order import BodyOrder, Waiting
 from metadata.services.sites.queue import PUSH_GRACE_MS, Loaded, load_bodies, look_at, name_batch, record_of
-from metadata.services.sites.target import IDLE_SECONDS, Target, idle
+from metadata.services.sites.target import IDLE_SECONDS, Target
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.wire.sites import SEGMENT_BYTES, FetchAnswer, FetchBatch, FetchItem, NameAnswer
 
-#: Bodies wait so long for names that keep coming.
+#: Names come before bodies, but not for longer than this.
 NAMES_FIRST_SECONDS: Final = 10.0
 #: Rows of bodies whose order is known; the queue behind it waits on disk.
 WINDOW_ROWS: Final = 20_000
 WINDOW_PAGE: Final = 512
+#: Pages that are read in one piece: parcels are made up between the pieces.
+PAGES_AT_ONCE: Final = 4
 RANK_SECONDS: Final = 2.0
 #: A body that is passed on, and has not come here for so long, is fetched for the target.
 ELSEWHERE_MS: Final = 60_000
 #: Parcels on their way; together with the bandwidth the back-pressure on foreground requests.
 STREAMS: Final = 6
+#: The same while a backlog of names goes.
+NAMES_STREAMS: Final = 1
 PARCEL_ITEMS: Final = 24
 PARCEL_BYTES: Final = SEGMENT_BYTES
 SEGMENTS_AT_ONCE: Final = 4
@@ -63,9 +68,14 @@ class BodySender:
         self._asked = (parts.clock.monotonic(), parts.foreground())
         self._was_busy = False
 
-    def _may_go(self, now: float) -> bool:
-        """Names go first, and the order of bodies wants to know them all; but not for ever."""
-        return self._target.may_send and not 0 <= now - self._target.names_since < NAMES_FIRST_SECONDS
+    def _streams(self, now: float) -> int:
+        """How many parcels may be on their way. Names go first, and the order of bodies wants to know them all, but not
+        for ever; a hot one whose name was sent need not wait for the names of all others."""
+        if not self._target.may_send:
+            return 0
+        if 0 <= now - self._target.names_since < NAMES_FIRST_SECONDS:
+            return NAMES_STREAMS if self.order.is_hot else 0
+        return STREAMS
 
     async def turn(self) -> None:
         """Parcels until nothing is left, STREAMS at a time."""
@@ -74,7 +84,7 @@ class BodySender:
         try:
             while True:
                 self._target.has_bodies.clear()
-                if self._target.may_send and self._window_rows < WINDOW_ROWS // 2:
+                if self._target.may_send and self._window_rows <= WINDOW_ROWS - WINDOW_PAGE:
                     await self._load_window()
                 await self._take_back()
                 now = self._parts.clock.monotonic()
@@ -83,32 +93,39 @@ class BodySender:
                     for _ in self.order.ranking():
                         await asyncio.sleep(0)      # requests between the slices
                     ranked_at = now
-                while self._may_go(now) and len(running) < STREAMS and (parcel := self._parcel()):
+                while len(running) < self._streams(now) and (parcel := self._parcel()):
                     running.add(asyncio.ensure_future(self._deliver(parcel)))
-                if running:
-                    done, running = await asyncio.wait(
-                        running, timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    for task in done:
-                        task.result()
-                else:
-                    await idle(self._target.has_bodies)
+                running -= await self._pause(running)
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    async def _pause(self, running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+        """Until a parcel is there, or there may be more to send, or for a while; the parcels that are done."""
+        woken = asyncio.ensure_future(self._target.has_bodies.wait())
+        try:
+            done, _ = await asyncio.wait(
+                {*running, woken}, timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            woken.cancel()
+        for task in running & done:
+            task.result()
+        return running & done
 
     @property
     def _window_rows(self) -> int:
         return len(self.order) + len(self._elsewhere)
 
     async def _load_window(self) -> None:
-        while self._window_rows < WINDOW_ROWS:
+        for _ in range(PAGES_AT_ONCE):
             found = await self._parts.database.scan(self._load_page)
             await self._sort_in(found)
             self._loaded = found[-1].row.sequence if found else self._loaded
-            if len(found) < WINDOW_PAGE:
+            if len(found) < WINDOW_PAGE or self._window_rows > WINDOW_ROWS - WINDOW_PAGE:
                 return
+        self._target.has_bodies.set()       # there is more
 
     def _load_page(self, c: Connection) -> list[Loaded]:
         return load_bodies(c, self._target.name, self._loaded, WINDOW_PAGE, now_ms=self._parts.clock.now_ms())

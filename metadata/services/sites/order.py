@@ -109,6 +109,11 @@ class BodyOrder:
             if found is not None:
                 return found
 
+    @property
+    def is_hot(self) -> bool:
+        """Whether a body waits that is read, or endangered."""
+        return bool(self._rows) and self._first()[0] < 0
+
     def peek_bytes(self) -> int:
         """Size of the row that comes next, roughly: of the hottest."""
         return self._rows[self._first()[1]].row.size if self._rows else 0

@@ -3,7 +3,8 @@
 A worker per target and lease holder has three loops. hello: each HELLO_SECONDS, gives reachability, latency and a lag
 that is true when nothing is written. names: the queue behind the mark `names_through`, in batches, several on their way
 (never two with the same key: what is said of a key is heard in order); the mark moves, in order and in one transaction
-with the rows that are finished, after the target has committed them. bodies: a window of rows in the
+with the rows that are finished (of all batches that have arrived by then), after the target has committed them. bodies:
+a window of rows in the
 order of services/sites/order, STREAMS parcels at a time; the target's gateway fetches each from ours and answers when
 it is durable there; then its row goes. A row is deleted only after such an answer, so nothing is dropped silently; all
 messages may be repeated, so a kill at any point costs only repeated work.
@@ -19,7 +20,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from metadata.catalog import backlog, schema, sites
@@ -43,7 +44,7 @@ HELLO_SECONDS: Final = 2.0
 NAMES_PER_BATCH: Final = 256
 _Loaded = tuple[list[QueueRow], dict[tuple[int, str, int], ObjectRow], dict[int, Bucket]]
 #: Batches of names on their way: over a far link a batch would else cost a round trip.
-BATCHES_MAX: Final = 4
+BATCHES_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,16 @@ class _Batch:
     """Names on their way. keep: rows (by sequence) that still need their body; task: the target's answer."""
 
     rows: list[QueueRow]
-    records: list[tuple[QueueRow, NameRecord]]
-    keep: set[int]
-    task: asyncio.Task[NameAnswer] | None
+    keys: set[tuple[int, str]]
+    records: list[tuple[QueueRow, NameRecord]] = field(default_factory=list)
+    keep: set[int] = field(default_factory=set)
+    task: asyncio.Task[NameAnswer] | None = None
 
     @property
-    def keys(self) -> set[tuple[int, str]]:
-        return {(row.bucket_id, row.key) for row in self.rows}
+    def has_arrived(self) -> bool:
+        """Without waiting. What the target did not take is seen when its turn to be waited for has come."""
+        task = self.task
+        return task is None or (task.done() and not task.cancelled() and task.exception() is None)
 
 
 class TargetWorker:
@@ -129,7 +133,6 @@ class TargetWorker:
     # -- names ----------------------------------------------------------------------------------------------
     async def _names(self) -> None:
         self._kicked.clear()
-        self._target.names_since = self._parts.clock.monotonic()
         try:
             await self._send_names()
         finally:
@@ -145,16 +148,15 @@ class TargetWorker:
                 if is_more and len(under_way) < BATCHES_MAX and self._target.may_send:
                     found = await self._load_names(after)
                     is_more = found is not None and len(found[0]) == NAMES_PER_BATCH
+                    self._note_backlog(is_more)
                     if found is not None:
                         keys = {(row.bucket_id, row.key) for row in found[0]}
                         while any(not keys.isdisjoint(batch.keys) for batch in under_way):
-                            await self._names_arrived(under_way[0])
-                            under_way.popleft()
-                        under_way.append(self._begin_names(*found))
+                            await self._names_arrived(under_way)
+                        under_way.append(self._begin_names(_Batch(found[0], keys), *found[1:]))
                         after = found[0][-1].sequence
                 elif under_way:
-                    await self._names_arrived(under_way[0])
-                    under_way.popleft()
+                    await self._names_arrived(under_way)
                 else:
                     return
         finally:
@@ -163,6 +165,14 @@ class TargetWorker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _note_backlog(self, is_more: bool) -> None:
+        """Bodies wait for names while there are more than a message takes, not for those that come one by one."""
+        if not is_more:
+            self._target.names_since = math.inf
+            self._target.has_bodies.set()
+        elif self._target.names_since == math.inf:
+            self._target.names_since = self._parts.clock.monotonic()
+
     async def _load_names(self, after: int) -> _Loaded | None:
         rows, found, named = await self._parts.database.read(
             lambda c: load_names(c, self.name, NAMES_PER_BATCH, after)
@@ -170,50 +180,59 @@ class TargetWorker:
         return (rows, found, named) if rows else None
 
     def _begin_names(
-        self, rows: list[QueueRow], found: dict[tuple[int, str, int], ObjectRow], named: dict[int, Bucket]
+        self, batch: _Batch, found: dict[tuple[int, str, int], ObjectRow], named: dict[int, Bucket]
     ) -> _Batch:
-        records = []
-        keep: set[int] = set()
+        """On its way, when there is something to say."""
         now_ms = self._parts.clock.now_ms()
-        for row in rows:
+        for row in batch.rows:
             bucket = named.get(row.bucket_id)
             held = found.get((row.bucket_id, row.key, row.version))
             if bucket is not None and is_pushed(bucket, row, self.name, now_ms):
-                keep.add(row.sequence)      # its writer waits for a push, which brings both: no second message
+                batch.keep.add(row.sequence)    # its writer waits for a push, which brings both: no second message
                 continue
             record = record_of(bucket, row, held) if bucket is not None else None
             if record is not None and bucket is not None:
                 if self._is_body_wanted(bucket, row, held):
-                    keep.add(row.sequence)
-                records.append((row, record))
-        task = None
-        if records:
-            batch = name_batch(self._parts.me().name, [record for _, record in records], named.values())
-            task = asyncio.get_running_loop().create_task(
-                self._parts.courier.send(
-                    self._target.row, "/v1/sites/names", batch, NameAnswer, seconds=NAMES_SECONDS
-                ),
-                name=f"names to {self.name}",
-            )
-        return _Batch(rows, records, keep, task)
+                    batch.keep.add(row.sequence)
+                batch.records.append((row, record))
+        if not batch.records:
+            return batch
+        message = name_batch(self._parts.me().name, [record for _, record in batch.records], named.values())
+        sent = self._parts.courier.send(
+            self._target.row, "/v1/sites/names", message, NameAnswer, seconds=NAMES_SECONDS
+        )
+        return replace(batch, task=asyncio.get_running_loop().create_task(sent, name=f"names to {self.name}"))
 
-    async def _names_arrived(self, batch: _Batch) -> None:
-        """Once the target has a batch: the mark moves, rows that need no body go. Raises what the target answered."""
-        if batch.task is not None:
-            answer = await batch.task
-            for place in answer.parked:
-                batch.keep.add(batch.records[place][0].sequence)    # its body's fetch will ask for the name again
-            self.status.parked += len(answer.parked)
-            self.status.names_sent += len(batch.records)
-        finished = [row.sequence for row in batch.rows if row.sequence not in batch.keep]
+    async def _names_arrived(self, under_way: deque[_Batch]) -> None:
+        """Once the target has the first batch: it leaves, with those behind it that have arrived by then; the mark
+        moves, and rows that need no body go. Raises what the target answered."""
+        first = under_way[0]
+        if first.task is not None:
+            await first.task
+        arrived = [under_way.popleft()]
+        while under_way and under_way[0].has_arrived:
+            arrived.append(under_way.popleft())
+        for batch in arrived:
+            self._note_answer(batch)
+        rows = [row for batch in arrived for row in batch.rows]
+        finished = [row.sequence for batch in arrived for row in batch.rows if row.sequence not in batch.keep]
 
         def work(c: Connection) -> list[backlog.Gone]:
             require_epoch(c, PROMOTER, self._parts.epoch())
-            sites.set_names_through(c, self.name, batch.rows[-1].sequence)
+            sites.set_names_through(c, self.name, rows[-1].sequence)
             return backlog.finish(c, self.name, finished)
 
-        await self._target.count.change(work, named=[row.sequence for row in batch.rows])
+        await self._target.count.change(work, named=[row.sequence for row in rows])
         self._target.has_bodies.set()
+
+    def _note_answer(self, batch: _Batch) -> None:
+        if batch.task is None:
+            return
+        parked = batch.task.result().parked
+        for place in parked:
+            batch.keep.add(batch.records[place][0].sequence)    # its body's fetch will ask for the name again
+        self.status.parked += len(parked)
+        self.status.names_sent += len(batch.records)
 
     def _is_body_wanted(self, bucket: Bucket, row: QueueRow, held: ObjectRow | None) -> bool:
         if held is None or row.kind != schema.CHANGE_PUT or not held.size:

@@ -89,7 +89,7 @@ class Target:
         self.status = TargetStatus(name)
         self.count = BacklogCount(parts.database, name, epoch=parts.epoch)
         self.has_bodies = asyncio.Event()
-        #: When the batches of names under way began.
+        #: Since when more names go than one message takes; inf: no more than that.
         self.names_since = math.inf
         self._moved: list[tuple[float, int]] = []
 
