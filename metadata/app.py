@@ -39,6 +39,7 @@ from metadata.promoter.snapshot import SnapshotDuty
 from metadata.promoter.tiering import HistoryDuty, TieringDuty, WalkDuty
 from metadata.routes import admin_cluster, admin_compare, admin_names, buckets, cluster, files, hot
 from metadata.routes import jobs as job_routes
+from metadata.routes import policy as policy_routes
 from metadata.routes import quotas as quota_routes
 from metadata.routes import s3 as s3_routes
 from metadata.routes import sites as site_routes
@@ -277,7 +278,7 @@ class MetadataServer:
         )
         self.status = Status(
             database, self.cluster, self.jobs, losses=self.repair.losses, drains=self.drains, guard=self.guard,
-            scrub=self.scrub, is_paused=self.switches.is_paused,
+            scrub=self.scrub, is_paused=self.switches.is_paused, copies=self.copies,
         )  # fmt: skip
         duties: list[Duty] = [
             LivenessDuty(self.cluster, self.heartbeats, self.switches), KeyDuty(self.cluster), QueueDuty(self.jobs),
@@ -321,7 +322,7 @@ class MetadataServer:
         self.credentials = Credentials(
             database, clock, daemon=self.cluster.authenticate, random_bytes=self.around.random_bytes
         )
-        self.policies = Policies(database, clock, parser.parse)
+        self.policies = Policies(database, clock, parser.parse, servers=self.view.stores_that_stay)
         self.names = BucketNames(database)
         order = ReplicaOrder(self.view, rng)
         self.lookups = LookupService(database, self.names, order, clock)
@@ -496,7 +497,8 @@ class MetadataServer:
                 ),
             )
         )
-        app.include_router(admin_names.build(self.credentials, self.policies, self.audit, callers))
+        app.include_router(admin_names.build(self.credentials, self.audit, callers))
+        app.include_router(policy_routes.build(self.policies, callers))
         self.app = app
         metrics.watch_catalog(self.commits, self.cluster)
 

@@ -27,6 +27,9 @@ _SIZES: Final[dict[str, int]] = {
 _TIMES: Final[dict[str, float]] = {
     "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
 }  # fmt: skip
+#: Numbers may come with thousands of digits, which no float holds.
+_BYTES_MAX: Final = 1 << 63
+_SECONDS_MAX: Final = 1e12
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
 
 
@@ -39,14 +42,19 @@ def parse_size(text: str | int) -> int:
     match = _NUMBER.fullmatch(str(text).strip())
     if not match or match[2].lower() not in _SIZES:
         raise ConfigError(f'{text!r} is not a size; write it like "8MiB", "1GB" or 4096')
-    return round(float(match[1]) * _SIZES[match[2].lower()])
+    size = float(match[1]) * _SIZES[match[2].lower()]
+    if size > _BYTES_MAX:
+        raise ConfigError("a size is at most 8 EiB")
+    return round(size)
 
 
 def parse_seconds(text: str | int | float) -> float:
     """Seconds of "10s", "250ms", "1h", "7d" or 10. Raises ConfigError."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         if text < 0:
-            raise ConfigError(f"a time cannot be negative: {text}")
+            raise ConfigError("a time cannot be negative")
+        if text > _SECONDS_MAX:
+            raise ConfigError("a time is at most 30,000 years")
         return float(text)
     match = _NUMBER.fullmatch(str(text).strip())
     if not match or match[2].lower() not in _TIMES:

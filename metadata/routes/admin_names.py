@@ -1,4 +1,4 @@
-"""/v1/admin/{keys,policy,audit} and /v1/internal/credential: HTTP of services/access."""
+"""/v1/admin/{keys,users,audit} and /v1/internal/credential: HTTP of services/access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from metadata.routes.buckets import moment
 from metadata.routes.callers import Callers
 from metadata.services.access.audit import AuditService
 from metadata.services.access.credentials import AccountRow, Credentials
-from metadata.services.access.policies import Current, Policies
 from metadata.services.access.users import policies_of
 from tierstore.errors import RequestError, TooLarge
 from tierstore.wire import MEDIA_TYPE, decode, encode
@@ -68,24 +67,6 @@ class KeyChange(BaseModel):
     grants: dict[str, str] | None = None
 
 
-class PolicyVersion(BaseModel):
-    revision: int
-    at: str
-    who: str
-    note: str
-    policy: dict[str, Any]
-
-
-class PolicyHistory(BaseModel):
-    revisions: list[PolicyVersion]
-
-
-class Rollback(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    revision: int = Field(ge=0, description="Of the history; 0: the built-in policy.")
-
-
 class AuditEntry(BaseModel):
     id: int
     at: str
@@ -107,19 +88,11 @@ def _key(account: AccountRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _policy(current: Current[Any]) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(current.document)
-    return {**document, "revision": current.revision}
-
-
-def build(
-    credentials: Credentials, policies: Policies[Any], audit: AuditService, callers: Callers
-) -> APIRouter:
+def build(credentials: Credentials, audit: AuditService, callers: Callers) -> APIRouter:
     """The router."""
     router = APIRouter(tags=["admin"])
     _keys(router, credentials, callers)
     _users(router, credentials, callers)
-    _policies(router, policies, callers)
 
     @router.get("/v1/admin/audit", response_model=AuditPage, summary="What operators did", operation_id="audit")
     async def audit_page(
@@ -225,56 +198,3 @@ def _grouped(accounts: list[AccountRow]) -> list[dict[str, Any]]:
         entry["keys"].append(account.access)
         entry["policies"] |= {name: json.loads(document) for name, document in policies_of(account)}
     return [found[user] for user in sorted(found)]
-
-
-def _policies(router: APIRouter, policies: Policies[Any], callers: Callers) -> None:
-    @router.get(
-        "/v1/admin/policy", response_model=dict[str, Any], summary="The policy, with its revision",
-        operation_id="get_policy",
-    )  # fmt: skip
-    async def show(request: Request) -> dict[str, Any]:
-        await callers.who(request)
-        return _policy(policies.current)
-
-    @router.put(
-        "/v1/admin/policy", response_model=dict[str, Any], summary="Replace the policy", operation_id="put_policy",
-        description="`revision`, when given, must be the one that is replaced; `note` goes into the history.",
-    )  # fmt: skip
-    async def put(request: Request, document: dict[str, Any], note: Annotated[str, Query()] = "") -> dict[str, Any]:
-        who = await callers.admin(request)
-        expected = document.pop("revision", None)
-        if expected is not None and not isinstance(expected, int):
-            raise RequestError("revision is a number", code="bad-policy")
-        return _policy(await policies.set(document, who=who.access, note=note[:500], expected=expected))
-
-    @router.post(
-        "/v1/admin/policy/check", response_model=dict[str, Any], summary="Check a policy without setting it",
-        operation_id="check_policy",
-    )  # fmt: skip
-    async def check(request: Request, document: dict[str, Any]) -> dict[str, Any]:
-        await callers.admin(request)
-        document.pop("revision", None)
-        return policies.check(document)
-
-    @router.get(
-        "/v1/admin/policy/history", response_model=PolicyHistory, summary="Earlier policies, the newest first",
-        operation_id="policy_history",
-    )  # fmt: skip
-    async def history(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
-        await callers.admin(request)
-        rows = await policies.history(limit)
-        return {
-            "revisions": [
-                {"revision": r.revision, "at": moment(r.at_ms), "who": r.who, "note": r.note,
-                 "policy": json.loads(r.document)}
-                for r in rows
-            ]
-        }  # fmt: skip
-
-    @router.post(
-        "/v1/admin/policy/rollback", response_model=dict[str, Any], summary="Make an old policy the newest",
-        operation_id="rollback_policy",
-    )  # fmt: skip
-    async def rollback(request: Request, wish: Rollback) -> dict[str, Any]:
-        who = await callers.admin(request)
-        return _policy(await policies.rollback(wish.revision, who=who.access))

@@ -65,7 +65,7 @@ class TieringModel(BaseModel):
 class SimulateModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    policy: dict[str, Any]
+    policy: Any = Field(description="a policy document; what is wrong with it is told as PUT would")
     hours: float = Field(24.0, gt=0, le=24 * 366)
     curve: bool = True
 

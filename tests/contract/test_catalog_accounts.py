@@ -159,7 +159,8 @@ def test_policies_are_checked_kept_and_rolled_back(run: Run) -> None:
     """A wrong policy must be found before it moves data, and undone in one step."""
 
     async def check(w: NamesWorld) -> None:
-        policies = Policies(w.database, w.clock, parser.parse)
+        servers = [3]
+        policies = Policies(w.database, w.clock, parser.parse, servers=lambda: servers[0])
         seen: list[int] = []
         policies.listeners.append(lambda current: seen.append(current.revision))
         assert policies.current.revision == 0
@@ -176,7 +177,7 @@ def test_policies_are_checked_kept_and_rolled_back(run: Run) -> None:
         assert [(r.revision, r.note) for r in await policies.history()] == [
             (3, "rollback to revision 1"), (2, ""), (1, "three"),
         ]  # fmt: skip
-        other = Policies(w.database, w.clock, parser.parse)
+        other = Policies(w.database, w.clock, parser.parse, servers=lambda: 0)
         await other.refresh()
         assert other.current.revision == 3 and seen == [1, 2, 3]
         with pytest.raises(NotFound):
@@ -185,6 +186,36 @@ def test_policies_are_checked_kept_and_rolled_back(run: Run) -> None:
         assert policies.current.revision == 4
         assert policies.current.policy == parser.parse({"version": 1})
         assert [r.action for r in await w.rows(schema.audit)] == ["bucket.create", *["policy.set"] * 4]
+
+    run(check)
+
+
+def test_more_copies_than_servers_are_refused_unless_it_is_meant(run: Run) -> None:
+    """`copies = 9` for 3 on three servers: every write under that rule failed from that moment on, and nothing said
+    why. What holds already goes on holding when a server is taken away."""
+
+    async def check(w: NamesWorld) -> None:
+        servers = [3]
+        policies = Policies(w.database, w.clock, parser.parse, servers=lambda: servers[0])
+        careful = {"version": 1, "rules": [{"name": "a"}, {"name": "b", "copies": 4}]}
+        for wish in (policies.set(careful, who="ADMIN"), policies.set(careful, who="ADMIN", expected=0)):
+            with pytest.raises(RequestError, match=r"rules\[1\].copies: 4 copies need 4 .* there are 3") as caught:
+                await wish
+            assert caught.value.code == "bad-policy"
+        with pytest.raises(RequestError, match="there are 3"):
+            policies.check(careful)
+        assert policies.current.revision == 0
+        assert policies.check(careful, is_forced=True)["rules"][1]["copies"] == 4
+        assert (await policies.set(careful, who="ADMIN", is_forced=True)).revision == 1
+        await policies.rollback(0, who="ADMIN")
+        with pytest.raises(RequestError, match="there are 3"):
+            await policies.rollback(1, who="ADMIN")
+        servers[0] = 4
+        assert (await policies.rollback(1, who="ADMIN")).revision == 3
+        servers[0] = 3
+        other = Policies(w.database, w.clock, parser.parse, servers=lambda: servers[0])
+        await other.refresh()
+        assert other.current.policy.rule_for("bbb", "k", 1, 0.0).name == "a" and other.current.revision == 3
 
     run(check)
 

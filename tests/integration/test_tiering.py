@@ -243,6 +243,45 @@ def test_what_if_replays_what_was_recorded_while_the_service_goes_on(rest: httpx
     assert bad.status_code == 400 and bad.json()["code"] == "bad-policy"
 
 
+def test_a_wrong_policy_names_the_place_and_the_remedy_whatever_its_type(rest: httpx.Client) -> None:
+    """By REST as from the command line: an operator's script sends what its template made of it."""
+    before = rest.get("/v1/admin/policy").json()
+
+    def refused(body: bytes, kind: str = "application/json", *, path: str = "/v1/admin/policy") -> str:
+        method = "PUT" if path == "/v1/admin/policy" else "POST"
+        answer = rest.request(method, path, content=body, headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad-policy"), answer.text
+        return str(answer.json()["detail"])
+
+    for path in ("/v1/admin/policy", "/v1/admin/policy/check"):
+        assert "the policy is a list" in refused(b"[]", path=path)
+        assert "the policy is not JSON" in refused(b"version = 1", path=path)
+    assert "the policy is a list" in refused(b'{"policy": []}', path="/v1/admin/policy/simulate")
+    assert "revision is the number" in refused(b'{"version": 1, "revision": "x"}')
+    toml = b'version = 1\n[[rules]]\nname = "a"\ncopies = 9\n'
+    assert "line 4: 9 copies need 9 object servers, and there are 3" in refused(toml, "application/toml")
+    assert "line 4: copies = " not in refused(toml + b"x = 1\n", "Application/TOML; charset=utf-8")
+    assert rest.get("/v1/admin/policy").json() == before, "nothing was changed"
+    assert "not JSON" in rest.post("/v1/admin/policy/rollback", content=b"{").json()["detail"]
+
+
+def test_more_copies_than_servers_by_force_are_shown_in_the_status(rest: httpx.Client) -> None:
+    """Servers that come later: the operator says so, and is reminded until they are there."""
+    before = rest.get("/v1/admin/policy").json()
+    wish = {"version": 1, "rules": [{"name": "careful", "match": {"prefix": "none-such/"}, "copies": 4}]}
+
+    def warned() -> bool:
+        warnings = rest.get("/v1/admin/status").json()["warnings"]
+        return any("'careful' of the policy asks for 4 copies" in warning for warning in warnings)
+
+    assert not warned() and rest.put("/v1/admin/policy", json=wish).status_code == 400
+    assert rest.put("/v1/admin/policy", params={"force": "true"}, json=wish).status_code == 200
+    assert warned()
+    before.pop("revision")
+    assert rest.put("/v1/admin/policy", json=before).status_code == 200
+    assert not warned()
+
+
 def test_figures_add_up(rest: httpx.Client, running: Cluster) -> None:
     """What the metrics call a hit is what the client saw."""
     before = _served(rest)

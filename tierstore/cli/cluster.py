@@ -162,9 +162,11 @@ class Http:
         try:
             problem = answer.json()
             code, detail = str(problem["code"]), str(problem.get("detail") or problem.get("title") or "")
+            fields = {"problems": problem["problems"]} if isinstance(problem.get("problems"), list) else {}
         except (ValueError, KeyError, TypeError):
             code, detail = "internal", f"{method} {path}: answered {answer.status_code} without a reason"
-        raise from_answer(answer.status_code, code, detail)
+            fields = {}
+        raise from_answer(answer.status_code, code, detail, **fields)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`tierstore admin policy ...`: the tiering policy's versioned documents, checks and what-if.
 
 What a document means is judged by the service, which may know more settings than this release; what it refuses of a
-TOML file is looked for here once more, because only here the lines are known.
+TOML file gets its lines here, because only here they are known.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from tierstore.cli.cluster import Endpoint, Http, Json, Profile, Token, find, op
 from tierstore.cli.output import print_json, print_table, say
 from tierstore.cli.picture import save
 from tierstore.errors import ConfigError, NotFound, RequestError
-from tierstore.policy.parser import parse_toml
+from tierstore.policy.document import with_line
+from tierstore.policy.parser import parse, parse_toml, refusal
 
 policy = typer.Typer(help="The tiering policy: versioned documents.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="Policy document, TOML or JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Also when a rule asks for more copies than there are servers.")]
 
 
 def read_policy(path: Path) -> dict[str, Any]:
@@ -35,8 +37,15 @@ def read_policy(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep for a policy") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} is not a policy: it begins with version = 1 and [[rules]]")
+    try:
+        json.dumps(tree, allow_nan=False)
+    except (TypeError, ValueError):         # a time without quotes, nan: TOML has them, JSON and policies do not
+        parse(tree, text=text if path.suffix != ".json" else "")
+        raise ConfigError(f"{path} holds a value that JSON cannot") from None
     return tree
 
 
@@ -46,8 +55,13 @@ def _with_lines(path: Path) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        if error.code == "bad-policy" and path.suffix != ".json":
-            parse_toml(path.read_text())    # raises with the lines; settings newer than this release pass
+        problems = error.fields.get("problems")
+        if error.code != "bad-policy" or path.suffix == ".json":
+            raise
+        text = path.read_text()
+        if isinstance(problems, list):
+            raise refusal(*(with_line(text, str(problem)) for problem in problems)) from None
+        parse_toml(text)    # a service that lists no problems: looked for here; raises with the lines
         raise
 
 
@@ -79,25 +93,31 @@ def _revision(http: Http, revision: int) -> dict[str, Any]:
 def policy_set(
     path: File,
     note: Annotated[str, typer.Option(help="Why; stands in the history.")] = "",
+    force: Force = False,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Put a policy in force; the one before stays in the history."""
     document = read_policy(path)
     with _with_lines(path), open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("PUT", "/v1/admin/policy", params={"note": note}, body=document)
+        answer = http.call("PUT", "/v1/admin/policy", params={"note": note, **_forced(force)}, body=document)
     print_json(answer) if as_json else say(f"in force as revision {answer.get('revision')}")
 
 
 @policy.command("check")
 def policy_check(
     path: File,
+    force: Force = False,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say whether a policy would be accepted, without putting it in force."""
     document = read_policy(path)
     with _with_lines(path), open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("POST", "/v1/admin/policy/check", body=document)
+        answer = http.call("POST", "/v1/admin/policy/check", params=_forced(force), body=document)
     print_json(answer or {}) if as_json else say(f"{path}: no errors")
+
+
+def _forced(force: bool) -> dict[str, str]:
+    return {"force": "true"} if force else {}
 
 
 @policy.command("history")
@@ -117,11 +137,12 @@ def policy_history(
 @policy.command("rollback")
 def policy_rollback(
     revision: Annotated[int, typer.Argument(help="The revision to put in force again; 0: the built-in policy.")],
+    force: Force = False,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Put an older revision in force again, as a new one."""
     with open_http(find(endpoint, token, profile)) as http:
-        answer = http.call("POST", "/v1/admin/policy/rollback", body={"revision": revision})
+        answer = http.call("POST", "/v1/admin/policy/rollback", params=_forced(force), body={"revision": revision})
     print_json(answer) if as_json else say(f"revision {revision} is in force again, as {answer.get('revision')}")
 
 

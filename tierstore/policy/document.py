@@ -43,6 +43,15 @@ def line_of(text: str, path: tuple[str | int, ...]) -> int:
     return best
 
 
+def with_line(text: str, problem: str) -> str:
+    """What was found wrong with a tree ("rules[0].copies: ..."), with the line of the TOML text where that stands, when
+    it can be told."""
+    place, colon, what = problem.partition(": ")
+    path = tuple(int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", place))
+    line = line_of(text, path) if colon and not place.startswith("line ") and " " not in place else 0
+    return f"line {line}: {what}" if line else problem
+
+
 def _depth(line: str, names: list[str]) -> int:
     """How many of `names`, one inside the other, the line assigns to: match = {prefix = ...} is two."""
     depth = 0

@@ -29,6 +29,10 @@ def _validation_detail(error: RequestValidationError) -> str:
     parts = []
     for item in error.errors()[:5]:
         where = ".".join(str(step) for step in item.get("loc", ()))
+        if item.get("type") == "json_invalid":      # its place is the character, and its message says only that much
+            why = item.get("ctx", {}).get("error", "wrong")
+            parts.append(f"the body is not JSON: {why} (at character {where.removeprefix('body.')})")
+            continue
         parts.append(f"{where}: {item.get('msg', 'wrong')}")
     return "; ".join(parts)
 

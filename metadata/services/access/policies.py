@@ -29,6 +29,14 @@ class ParsedPolicy(Protocol):
 
 
 P = TypeVar("P", bound=ParsedPolicy)
+P_co = TypeVar("P_co", bound=ParsedPolicy, covariant=True)
+
+
+class Parse(Protocol[P_co]):
+    """A validator. Raises RequestError or ConfigError for a document that may not be. text: the TOML it came from;
+    servers: how many there are to keep copies, None: not to be looked at."""
+
+    def __call__(self, document: Any, *, text: str = "", servers: int | None = None) -> P_co: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +49,15 @@ class Current(Generic[P]):
 
 
 class Policies(Generic[P]):
-    """One per process. `parse` raises RequestError or ConfigError for a document that may not be."""
+    """One per process. A document that was taken once holds, however few servers are left: only new ones are judged by
+    their number."""
 
-    def __init__(self, database: Database, clock: Clock, parse: Callable[[dict[str, Any]], P]) -> None:
+    def __init__(self, database: Database, clock: Clock, parse: Parse[P], *, servers: Callable[[], int]) -> None:
+        """servers: how many object servers there are to keep copies."""
         self._database = database
         self._clock = clock
         self._parse = parse
+        self._servers = servers
         default = parse({"version": 1})
         self.current: Current[P] = Current(0, default, json.dumps(default.document()).encode())
         #: Called after the policy changed, also by another process; must not raise or block.
@@ -64,36 +75,40 @@ class Policies(Generic[P]):
             listener(self.current)
 
     async def set(
-        self, document: dict[str, Any], *, who: str, note: str = "", expected: int | None = None
-    ) -> Current[P]:
-        """Check a document and make it the policy. Raises RequestError (what is wrong with it),
+        self, document: Any, *, who: str, text: str = "", note: str = "", expected: int | None = None,
+        is_forced: bool = False,
+    ) -> Current[P]:  # fmt: skip
+        """Check a document and make it the policy. text: the TOML it came from. is_forced: also when it asks for more
+        copies than there are servers. Raises RequestError (what is wrong with it),
         ConflictError(code="policy-changed") when `expected` is not the revision that it replaces."""
-        text = json.dumps(self._parse(document).document(), sort_keys=True)
-        if len(text) > DOCUMENT_BYTES_MAX:
+        kept = json.dumps(self.check(document, text=text, is_forced=is_forced), sort_keys=True)
+        if len(kept) > DOCUMENT_BYTES_MAX:
             raise RequestError(f"a policy has at most {DOCUMENT_BYTES_MAX} bytes", code="bad-policy")
         at_ms = self._clock.now_ms()
 
         def work(connection: Connection) -> PolicyRow:
-            row = accounts.add_policy(connection, text, at_ms=at_ms, who=who, note=note, expected=expected)
+            row = accounts.add_policy(connection, kept, at_ms=at_ms, who=who, note=note, expected=expected)
             accounts.note(connection, at_ms=at_ms, who=who, action="policy.set", target=str(row.revision), detail=note)
             return row
 
         self._take(await self._database.write(work))
         return self.current
 
-    def check(self, document: dict[str, Any]) -> dict[str, Any]:
+    def check(self, document: Any, *, text: str = "", is_forced: bool = False) -> dict[str, Any]:
         """The document as it would be kept. Raises RequestError."""
-        return self._parse(document).document()
+        return self._parse(document, text=text, servers=None if is_forced else self._servers()).document()
 
     async def history(self, limit: int = 100) -> list[PolicyRow]:
         """The newest first."""
         count = max(1, min(limit, HISTORY_MAX))
         return await self._database.read(lambda connection: accounts.policy_history(connection, count))
 
-    async def rollback(self, revision: int, *, who: str) -> Current[P]:
+    async def rollback(self, revision: int, *, who: str, is_forced: bool = False) -> Current[P]:
         """Make an old revision's document the newest; 0: what held before anybody set one. Raises
-        NotFound(code="no-such-revision")."""
+        NotFound(code="no-such-revision"), and what set() raises."""
         if revision == 0:
             return await self.set({"version": 1}, who=who, note="rollback to the built-in policy")
         old = await self._database.read(lambda connection: accounts.policy(connection, revision))
-        return await self.set(json.loads(old.document), who=who, note=f"rollback to revision {revision}")
+        return await self.set(
+            json.loads(old.document), who=who, note=f"rollback to revision {revision}", is_forced=is_forced
+        )

@@ -102,6 +102,15 @@ class ClusterView:
             or server.state in ("dead", "removed")
         )  # fmt: skip
 
+    def stores_that_stay(self) -> int:
+        """How many object servers have a device that nobody is emptying: so many different ones can keep copies, though
+        some may be away just now."""
+        return len({
+            device.server for device in self.devices.values()
+            if device.state == "ok" and (server := self.servers.get(device.server)) is not None
+            and server.state != "removed"
+        })  # fmt: skip
+
     def can_place(self, device: DeviceInfo, *, or_suspect: bool = False) -> bool:
         """Whether new chunks may go to this device. or_suspect: also when its server was silent for some seconds,
         fewer than after which nothing is placed there."""

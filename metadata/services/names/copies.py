@@ -22,6 +22,10 @@ class Copies:
         """What its rule asks for; the default where it says nothing."""
         return self._policy().rule_for(bucket, key, size, self._now(), storage_class).copies or self._default
 
+    def beyond(self, servers: int) -> list[tuple[str, int]]:
+        """(rule, copies) of the rules that ask for more copies than there are servers."""
+        return [(rule.name, rule.copies) for rule in self._policy().rules if rule.copies > servers]
+
     def of_chunk(self, located: Located) -> int:
         """What a chunk is to have now. One with a row of its own, which several versions may share, is judged by no
         single rule: it keeps what it was given, but no more than the rule that asks for most, so that copies made

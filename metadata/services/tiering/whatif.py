@@ -49,9 +49,9 @@ class WhatIf:
         self._fleet = fleet
         self._is_busy = False
 
-    async def compare(self, document: dict[str, Any], *, hours: float, has_curve: bool = True) -> dict[str, Any]:
+    async def compare(self, document: Any, *, hours: float, has_curve: bool = True) -> dict[str, Any]:
         """The answer of the simulate route. Raises RequestError (bad policy), UnavailableError (one runs already)."""
-        proposed = parse({k: v for k, v in document.items() if k != "revision"})
+        proposed = parse(document)
         if self._is_busy:
             raise UnavailableError("another simulation runs; try again when it is over", code="simulation-busy")
         self._is_busy = True

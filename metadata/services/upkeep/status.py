@@ -15,6 +15,7 @@ from metadata.catalog.jobs import JobRow
 from metadata.services.cluster.membership import Cluster
 from metadata.services.cluster.view import DeviceInfo, ServerInfo
 from metadata.services.jobs.queue import JobQueue
+from metadata.services.names.copies import Copies
 from metadata.services.upkeep.collect import DeletionGuard
 from metadata.services.upkeep.drain import Drains
 from metadata.services.upkeep.repair_losses import Losses
@@ -95,7 +96,7 @@ class Status:
 
     def __init__(
         self, database: Database, cluster: Cluster, queue: JobQueue, *, losses: Losses, drains: Drains,
-        guard: DeletionGuard, scrub: Scrub, is_paused: Callable[[str], bool],
+        guard: DeletionGuard, scrub: Scrub, is_paused: Callable[[str], bool], copies: Copies,
     ) -> None:  # fmt: skip
         self._database = database
         self._cluster = cluster
@@ -105,6 +106,7 @@ class Status:
         self._guard = guard
         self._scrub = scrub
         self._is_paused = is_paused
+        self._copies = copies
 
     def servers(self) -> list[ServerStatus]:
         now_ms = self._cluster.now_ms()
@@ -202,6 +204,9 @@ class Status:
             found.append(f"{up} object servers for {copies} copies: writes are refused (not-enough-servers)")
         elif up < copies + 1:
             found.append(f"{up} object servers for {copies} copies: one more lost stops writes; add a server")
+        for rule, wanted in self._copies.beyond(up):
+            found.append(f"rule {rule!r} of the policy asks for {wanted} copies, {up} object servers are up: "
+                         "writes under it are refused (not-enough-servers)")  # fmt: skip
         for device in self._cluster.view.devices.values():
             if device.health != "ok" and device.state != "removed":
                 found.append(f"device {device.id} ({device.path}) is {device.health} {device.detail}".rstrip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import subprocess
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import httpx
 import PIL.Image
 import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from tierstore.cli import admin, answers, cluster, columns, heat, main, objects, picture, transfer
-from tierstore.errors import ConfigError, ConflictError, NotFound, RequestError
+from tierstore.cli import admin, answers, cluster, columns, heat, main, objects, picture, policies, transfer
+from tierstore.errors import ConfigError, ConflictError, NotFound, RequestError, TierstoreError
 
 runner = CliRunner()
 
@@ -250,3 +252,35 @@ def test_what_the_service_refuses_of_a_policy_file_is_shown_with_its_line(
     )
     assert isinstance(result.exception, RequestError), result.output
     assert "line 4" in result.exception.detail and "half_life" in result.exception.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('version = 1\n\n[[rules]]\nname = "a"\ncopies = 9\n', "line 5: 9 copies need 9"),
+        ("version = 1\n[promoter]\nschedule = 22:00:00\n", "line 3: schedule is a daily window"),
+        ("version = 1\n[promoter]\nbeta = nan\n", "line 3: beta is a number"),
+        ("version = 1\nrules = " + "[" * 5000, "nested too deep"),
+    ],
+)
+def test_a_policy_file_is_refused_with_its_lines_whoever_finds_the_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    """Only the service knows how many servers there are; some values of TOML cannot even be sent."""
+    path = tmp_path / "wanted.toml"
+    path.write_text(text)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        tree = json.loads(request.content)
+        assert request.url.path == "/v1/admin/policy/check" and tree["rules"][0]["copies"] == 9
+        problem = "rules[0].copies: 9 copies need 9 object servers"
+        return httpx.Response(400, json={"code": "bad-policy", "detail": problem, "problems": [problem]})
+
+    client = httpx.Client(base_url="http://127.0.0.1:1", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(policies, "open_http", lambda address: contextlib.nullcontext(cluster.Http(client)))
+    result = runner.invoke(
+        main.app, ["admin", "policy", "check", str(path), "--endpoint", "http://127.0.0.1:1", "--token", "t"]
+    )
+    client.close()
+    assert isinstance(result.exception, TierstoreError), result.output
+    assert result.exception.exit_code == 2 and said in result.exception.detail, result.exception.detail

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tierstore.errors import RequestError
-from tierstore.policy.parser import parse, parse_toml
+from tierstore.policy.document import with_line
+from tierstore.policy.parser import json_tree, parse, parse_toml
 from tierstore.policy.rules import Match, Policy, PromoterRules, Rule, Schedule
 
 FIXED = """\
@@ -77,6 +78,75 @@ def test_a_rule_for_any_bucket_keeps_its_place_among_the_others() -> None:
     ))  # fmt: skip
     assert [policy.rule_for(b, k, 1, 0).name for b, k in (("one", "x/1"), ("two", "x/1"), ("three", "x/1"),
             ("one", "y"), ("two", "y"))] == ["a", "b", "b", "c", "default"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "not JSON: Expecting value: line 1 column 1"),
+        (b'{"version": 1,\n "rules": [}', "not JSON: Expecting value: line 2 column 12"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"\xff\xff", "not JSON: 'utf"),
+        (b"7" * 5000, "not JSON"),
+        (b"[]", "the policy is a list; it must be an object such as"),
+        (b"null", "the policy is null; it must be an object"),
+        (b'"pin"', "the policy is the text 'pin'; it must be an object"),
+        (b"true", "the policy is true; it must be an object"),
+        (b"1.5", "the policy is the number 1.5; it must be an object"),
+        (b'{"version": 1, "rules": {"a": 1}}', "rules: rules is a list of tables, not an object"),
+        (b'{"version": 1, "rules": [["a"]]}', "rules[0]: a rule is a table with name, match and mode, not a list"),
+        (b'{"version": 1, "rules": [{"name": "a", "match": "b"}]}', "rules[0].match: match is a table, such as"),
+        (b'{"version": 1, "rules": [{"name": "a", "fast": [["ssd"]]}]}', "it is one of nvme, ssd, hdd"),
+        (b'{"version": 1, "rules": [{"name": "a", "copies": null}]}', "copies is a whole number from 1 to 9, not None"),
+        (b'{"version": 1, "promoter": [1]}', "promoter: promoter is a table, not a list"),
+        (b'{"version": 1, "promoter": {"tick": {"s": 1}}}', "promoter.tick: tick is a time from 1s to 10min"),
+        (b'{"version": 1, "promoter": {"beta": NaN}}', "promoter.beta: beta is a number from 0 to 1, not nan"),
+        (b'{"version": 1, "promoter": {"tick": -' + b"9" * 4000 + b"}}", "promoter.tick: tick: a time cannot be neg"),
+        (b'{"version": 1, "promoter": {"tick": ' + b"9" * 4000 + b"}}", "promoter.tick: tick: a time is at most"),
+        (b'{"version": 1, "promoter": {"tick": "' + b"9" * 4000 + b'h"}}', "promoter.tick: tick is a time from 1s"),
+        (b'{"version": 1, "promoter": {"device_rate_max": "' + b"9" * 4000 + b'"}}', "a size is at most 8 EiB"),
+        (b'{"version": 1, "promoter": {"device_rate_max": ' + b"9" * 4000 + b"}}", "device_rate_max is a size"),
+        (b'{"version": 1, "promoter": {"candidates_max": "x"}}', "a whole number from 1 to 100000, not 'x'"),
+    ],
+)
+def test_whatever_a_json_body_holds_is_answered_with_a_place_and_a_remedy(body: bytes, said: str) -> None:
+    """A document of the wrong type got "Input should be a valid dictionary"; one of a thousand brackets must not even
+    cost a 500."""
+    with pytest.raises(RequestError) as caught:
+        parse(json_tree(body))
+    assert caught.value.code == "bad-policy" and said in caught.value.detail, caught.value.detail
+    assert len(caught.value.detail) < 2000
+
+
+def test_a_refused_megabyte_is_shown_cut_short() -> None:
+    """The answer goes into a log line and onto a terminal."""
+    long = "x" * (1 << 20)
+    with pytest.raises(RequestError) as caught:
+        parse({"version": long, "rules": [{"name": long, "mode": [[[[[long]]]]]}], "promoter": {"tick": 16**9000}})
+    assert len(caught.value.detail) < 2000
+
+
+def test_times_of_toml_without_quotes_are_told_from_windows() -> None:
+    """`schedule = 22:00:00` is TOML, and no window."""
+    found = problems("version = 1\n[promoter]\nschedule = 22:00:00\n")
+    assert found == ['line 3: schedule is a daily window such as "22:00-06:00 UTC", not 22:00:00']
+
+
+def test_copies_are_compared_with_the_servers_there_are() -> None:
+    """Each copy lies on a server of its own."""
+    document = {"version": 1, "rules": [{"name": "a", "copies": 4}]}
+    assert parse(document, servers=4) == parse(document)
+    with pytest.raises(RequestError, match=r"rules\[0\].copies: 4 copies need 4 object servers, and there are 3"):
+        parse(document, servers=3)
+
+
+def test_problems_of_a_tree_get_the_lines_of_its_text() -> None:
+    """The service sees no lines; the command line does."""
+    text = 'version = 1\n[[rules]]\nname = "a"\n[[rules]]\nname = "b"\nmatch = {bucket = "b"}\ncopies = 9\n'
+    assert with_line(text, "rules[1].copies: too many: lower it") == "line 7: too many: lower it"
+    assert with_line(text, "rules[1].match.bucket: no") == "line 6: no"
+    for whole in ("line 3: no", "the policy is not JSON: no", "nothing", "other.thing: no"):
+        assert with_line(text, whole) == whole
 
 
 def test_an_empty_document_has_the_defaults() -> None:
