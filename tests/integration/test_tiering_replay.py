@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.tiering.replay import measure
+from bench.tiering.replay import Run, measure
+
+#: Mean of the reads that all go to hdd: 12 ms on a machine that does nothing else.
+QUIET_MS = 20.0
 
 
 def test_a_short_replay_is_right_and_is_served_by_the_fast_tier(tmp_path: Path) -> None:
@@ -32,5 +35,16 @@ def test_a_longer_replay_is_faster_with_the_promoter_and_faster_still_with_ram(t
     for run in runs.values():
         # The forecast knows no time that a copy takes, nor readers who come while one is under way.
         assert abs(run.predicted - (1 - run.tiers["hdd"] / len(run.seconds))) < 0.15
-    assert runs["promoter"].mean_ms < 0.8 * off
-    assert runs["mem"].mean_ms < 0.7 * off
+    # What the disks are spared does not depend on who else uses the machine. Latencies do: runs one after the other
+    # are comparable only while reads wait for the disks (8 ms and their queue), not for a processor.
+    assert hdd_share(runs["off"]) == 1.0
+    assert hdd_share(runs["promoter"]) < 0.6 and hdd_share(runs["mem"]) < 0.6
+    if off < QUIET_MS:
+        assert runs["promoter"].mean_ms < 0.8 * off
+        assert runs["mem"].mean_ms < 0.7 * off
+
+
+def hdd_share(run: Run) -> float:
+    """Share of the reads after warm-up that waited for a slow disk."""
+    tiers = run.tier_of[len(run.tier_of) // 3 :]
+    return tiers.count("hdd") / len(tiers)
