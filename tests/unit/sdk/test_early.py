@@ -156,6 +156,49 @@ def test_a_copy_that_metadata_no_longer_puts_first_is_not_used() -> None:
     steady(equals)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_reads_for_nothing_count_no_oftener_than_places_change(seed: int) -> None:
+    """An object server counts a read as heat before anybody knows whether it is of use. What that adds is bounded: for a
+    chunk that can still be read, one read each time that another copy comes first, and never one nobody began."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        rng, clients, changes, first = random.Random(seed), 0, 0, 0
+        await store.put("bkt", "k", DATA)
+        live = set(cluster.servers[0].chunks)
+        for _ in range(300):
+            step = rng.choice(("read", "read", "read", "turn", "overwrite"))
+            if step == "turn":
+                first, changes = 1 - first, changes + 1
+            elif step == "overwrite":
+                before = set(cluster.servers[0].chunks)
+                await store.put("bkt", "k", rng.randbytes(60_000))
+                live, clients, changes = set(cluster.servers[0].chunks) - before, 0, 0
+                for server in cluster.servers:
+                    server.tickets.clear()
+            else:
+                await read_from(cluster, store, cluster.servers[first].id)
+                clients += 1
+            counted = sum(bytes.fromhex(t.decode()) in live for server in cluster.servers for t in server.tickets)
+            assert clients <= counted <= clients + min(changes, clients), (clients, changes, counted)
+
+    steady(work)
+
+
+async def read_from(cluster: FakeCluster, store: Store, server: int) -> None:
+    """A whole read for which metadata puts this server's copy first, because it is on the faster device."""
+    for each in cluster.servers:
+        each.tier = "nvme" if each.id == server else "ssd"
+    begun = store.early.begin("bkt", "k")
+    found = await store.find("bkt", "k")
+    for chunk in found.chunks:
+        chunk.replicas.sort(key=lambda replica: replica.server != server)
+    walk = store.read_walk("bkt", "k", found, first=0, length=found.size, early=begun)
+    await walk.start()
+    await walk.close()
+    while not store.early.is_idle:
+        await asyncio.sleep(0)
+
+
 def test_an_early_read_that_hangs_is_hedged_as_any_other() -> None:
     """The server that was fast a moment ago may be stuck: its reader must not wait for it."""
 
