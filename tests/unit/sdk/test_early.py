@@ -158,7 +158,7 @@ def test_a_copy_that_metadata_no_longer_puts_first_is_not_used() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_reads_for_nothing_count_no_oftener_than_places_change(seed: int) -> None:
-    """An object server counts a read as heat before anybody knows whether it is of use. What that adds is bounded: for a
+    """An object server counts a read as heat before anybody knows its use. What that adds is bounded: of a
     chunk that can still be read, one read each time that another copy comes first, and never one nobody began."""
 
     async def work(cluster: FakeCluster, store: Store) -> None:
