@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import bodies, feed, schema
+from metadata.catalog.among import among
 from metadata.catalog.session import Session
 from metadata.catalog.sites import names_through, number_of
 from tierstore.clock import version_site
@@ -95,7 +96,7 @@ def queue_gone(
     rows = session.connection.execute(
         sa.select(t.bucket_id, t.key, t.version)
         .where(
-            t.sequence > after, t.sequence <= through, t.kind == schema.CHANGE_DELETE, t.bucket_id.in_(bucket_ids)
+            t.sequence > after, t.sequence <= through, t.kind == schema.CHANGE_DELETE, among(t.bucket_id, bucket_ids)
         )
         .order_by(t.sequence)
     ).all()

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.among import among
 
 _q: Final = schema.replication_queue.c
 #: Bytes that a row's body has to travel.
@@ -75,7 +76,7 @@ def finish(connection: sa.Connection, target: str, sequences: list[int]) -> list
         some = sequences[at : at + 500]
         rows = connection.execute(
             sa.delete(schema.replication_queue)
-            .where(_q.target == target, _q.sequence.in_(some))
+            .where(_q.target == target, among(_q.sequence, some))
             .returning(_q.sequence, _BYTES.label("bytes"))
         )
         gone += [Gone(int(sequence), int(size)) for sequence, size in rows]

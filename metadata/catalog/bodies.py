@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.among import among
 from metadata.catalog.packed import PackedChunk, pack, unpack_replicas
 from metadata.catalog.packed import pack_replicas as _pack_replicas
 from metadata.catalog.session import BulkRead, BulkWrite, Session
@@ -80,7 +81,7 @@ def chunks_of(connection: sa.Connection, ids: Iterable[bytes]) -> dict[bytes, Pa
     found: dict[bytes, PackedChunk] = {}
     for at in range(0, len(wanted), 500):
         query = sa.select(t.id, t.chunk_bytes, t.crc32c, t.redundancy, t.replicas)
-        rows = connection.execute(query.where(t.id.in_(wanted[at : at + 500])))
+        rows = connection.execute(query.where(among(t.id, wanted[at : at + 500])))
         for i, chunk_bytes, crc, redundancy, replicas in rows:
             found[i] = PackedChunk(i, chunk_bytes, chunk_bytes, crc, redundancy, unpack_replicas(replicas))
     return found
@@ -91,7 +92,7 @@ def first_chunks(connection: sa.Connection, body_ids: Iterable[int]) -> dict[int
     e, wanted = schema.extents.c, sorted(set(body_ids))
     firsts: dict[int, bytes] = {}
     for at in range(0, len(wanted), 500):
-        query = sa.select(e.body_id, e.chunk_id).where(e.body_id.in_(wanted[at : at + 500]), e.start == 0)
+        query = sa.select(e.body_id, e.chunk_id).where(among(e.body_id, wanted[at : at + 500]), e.start == 0)
         firsts.update((int(body), bytes(chunk)) for body, chunk in connection.execute(query))
     chunks = chunks_of(connection, firsts.values())
     return {body: chunks[chunk] for body, chunk in firsts.items() if chunk in chunks}

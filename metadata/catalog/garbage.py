@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.among import among
 from metadata.catalog.packed import PackedChunk, pack, unpack
 
 _garbage = schema.garbage
@@ -51,7 +52,7 @@ def collectable(connection: sa.Connection, *, before_ms: int, limit: int) -> lis
 def remove(connection: sa.Connection, ids: Collection[int]) -> None:
     """Forget garbage rows whose deletion is queued."""
     if ids:
-        connection.execute(sa.delete(_garbage).where(_garbage.c.id.in_(list(ids))))
+        connection.execute(sa.delete(_garbage).where(among(_garbage.c.id, ids)))
 
 
 def keep_only(connection: sa.Connection, garbage_id: int, chunks: Collection[PackedChunk]) -> None:
@@ -91,9 +92,9 @@ def leased(connection: sa.Connection, uploads: Collection[bytes], *, now_ms: int
     """Those uploads whose lease runs, and multipart uploads that are not ended: they may still be committed."""
     found: set[bytes] = set()
     for some in _slices(uploads):
-        query = sa.select(_leases.c.upload_id).where(_leases.c.upload_id.in_(some), _leases.c.until_ms > now_ms)
+        query = sa.select(_leases.c.upload_id).where(among(_leases.c.upload_id, some), _leases.c.until_ms > now_ms)
         found.update(bytes(row[0]) for row in connection.execute(query))
-        parts = sa.select(schema.multipart_uploads.c.id).where(schema.multipart_uploads.c.id.in_(some))
+        parts = sa.select(schema.multipart_uploads.c.id).where(among(schema.multipart_uploads.c.id, some))
         found.update(bytes(row[0]) for row in connection.execute(parts))
     return found
 
@@ -103,7 +104,7 @@ def placed(connection: sa.Connection, chunks: Collection[bytes], devices: Collec
     found: dict[bytes, list[int]] = {}
     for some in _slices(chunks):
         query = sa.select(_placements.c.chunk_id, _placements.c.device_id).where(
-            _placements.c.device_id.in_(list(devices)), _placements.c.chunk_id.in_(some)
+            among(_placements.c.device_id, devices), among(_placements.c.chunk_id, some)
         )
         for row in connection.execute(query):
             found.setdefault(bytes(row.chunk_id), []).append(int(row.device_id))

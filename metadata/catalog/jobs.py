@@ -14,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.among import among
 from metadata.catalog.statement import Statement
 
 _jobs = schema.jobs
@@ -144,7 +145,7 @@ def busy_chunks(
         return {(chunks[0], int(device)) for device, of_kind in open_ if kind in ("", of_kind)} & set(pairs)
     for at in range(0, len(chunks), 500):
         query = sa.select(_jobs.c.chunk_id, _jobs.c.device_id).where(
-            _jobs.c.chunk_id.in_(chunks[at : at + 500]), _jobs.c.state.in_(_OPEN)
+            among(_jobs.c.chunk_id, chunks[at : at + 500]), _jobs.c.state.in_(_OPEN)
         )
         if kind:
             query = query.where(_jobs.c.kind == kind)
@@ -157,7 +158,7 @@ def open_kinds_of(connection: sa.Connection, chunks: Collection[bytes]) -> dict[
     found: dict[bytes, list[tuple[str, int]]] = {}
     if chunks:
         query = sa.select(_jobs.c.chunk_id, _jobs.c.kind, _jobs.c.device_id).where(
-            _jobs.c.chunk_id.in_(set(chunks)), _jobs.c.state.in_(_OPEN)
+            among(_jobs.c.chunk_id, set(chunks)), _jobs.c.state.in_(_OPEN)
         )
         for row in connection.execute(query):
             found.setdefault(bytes(row.chunk_id), []).append((row.kind, int(row.device_id)))
@@ -275,7 +276,7 @@ def lapse(connection: sa.Connection, *, now_ms: int, not_before_ms: int, limit: 
     if rows:
         connection.execute(
             sa.update(_jobs)
-            .where(_jobs.c.id.in_([row.id for row in rows]))
+            .where(among(_jobs.c.id, [row.id for row in rows]))
             .values(state=WAITING, not_before_ms=not_before_ms, lease_ms=0, code="lease-lapsed")
         )
     return rows
@@ -359,7 +360,7 @@ def remove_checks(connection: sa.Connection, chunks: Collection[bytes]) -> None:
     for at in range(0, len(ordered), 500):
         connection.execute(
             sa.delete(_jobs).where(
-                _jobs.c.chunk_id.in_(ordered[at : at + 500]), _jobs.c.kind == "verify", _jobs.c.state == WAITING
+                among(_jobs.c.chunk_id, ordered[at : at + 500]), _jobs.c.kind == "verify", _jobs.c.state == WAITING
             )
         )
 

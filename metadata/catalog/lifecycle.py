@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.among import among
 
 
 class VersionRow(NamedTuple):
@@ -54,4 +55,4 @@ def parts_page(connection: sa.Connection, bucket_id: int, *, after: str, limit: 
 def living_uploads(connection: sa.Connection, uploads: list[bytes]) -> set[bytes]:
     """Which of these uploads are not ended."""
     u = schema.multipart_uploads.c
-    return {bytes(row[0]) for row in connection.execute(sa.select(u.id).where(u.id.in_(uploads)))}
+    return {bytes(row[0]) for row in connection.execute(sa.select(u.id).where(among(u.id, uploads)))}

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.among import among
 from metadata.catalog.statement import Statement
 
 _O: Final = schema.objects.c
@@ -50,7 +51,7 @@ def holding(connection: sa.Connection, bucket_ids: tuple[int, ...], numbers: lis
         return []
     held = [_contains(connection, mark(number)) for number in numbers]
     query = sa.select(*_COLUMNS).where(
-        _O.bucket_id.in_(bucket_ids), _O.kind != schema.KIND_MARKER, _O.meta.is_not(None), sa.or_(*held)
+        among(_O.bucket_id, bucket_ids), _O.kind != schema.KIND_MARKER, _O.meta.is_not(None), sa.or_(*held)
     )
     return [_row(row) for row in connection.execute(query)]
 

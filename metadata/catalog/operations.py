@@ -14,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from metadata.catalog import schema
+from metadata.catalog.among import among
 from metadata.catalog.leases import upsert
 from metadata.catalog.session import BulkRead, BulkWrite, lock_out_commits
 from metadata.catalog.statement import Statement
@@ -50,7 +51,7 @@ def condemn(connection: sa.Connection, uploads: Iterable[bytes], *, at_ms: int) 
     wanted = sorted(set(uploads))
     for at in range(0, len(wanted), 500):
         part = wanted[at : at + 500]
-        known = set(connection.execute(sa.select(t.c.upload_id).where(t.c.upload_id.in_(part))).scalars())
+        known = set(connection.execute(sa.select(t.c.upload_id).where(among(t.c.upload_id, part))).scalars())
         fresh = [{"upload_id": upload, "at_ms": at_ms} for upload in part if upload not in known]
         if fresh:
             connection.execute(sa.insert(t), fresh)
@@ -107,7 +108,7 @@ def mark_committed(connection: sa.Connection, uploads: Iterable[bytes]) -> None:
     t, wanted = schema.operations, sorted({operation_of(UploadId(upload)) for upload in uploads})
     for at in range(0, len(wanted), 500):
         part = wanted[at : at + 500]
-        known = set(connection.execute(sa.select(t.c.id).where(t.c.id.in_(part))).scalars())
+        known = set(connection.execute(sa.select(t.c.id).where(among(t.c.id, part))).scalars())
         fresh = [{"id": mark, "result": b""} for mark in part if mark not in known]
         if fresh:
             connection.execute(sa.insert(t), fresh)
@@ -118,7 +119,7 @@ def pinned(connection: sa.Connection, chunks: Iterable[bytes], *, now_ms: int) -
     p, wanted = schema.pins.c, sorted(set(chunks))
     found: set[bytes] = set()
     for at in range(0, len(wanted), 500):
-        query = sa.select(p.chunk_id).where(p.chunk_id.in_(wanted[at : at + 500]), p.until_ms >= now_ms)
+        query = sa.select(p.chunk_id).where(among(p.chunk_id, wanted[at : at + 500]), p.until_ms >= now_ms)
         found.update(connection.execute(query).scalars())
     return found
 

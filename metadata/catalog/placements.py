@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import bodies, feed, schema
+from metadata.catalog.among import filled
 from metadata.catalog.objects import LATEST, VERSION, ObjectRow
 from metadata.catalog.packed import PackedChunk, placed, places, unpack
 from metadata.catalog.session import BulkWrite, Session
@@ -170,7 +171,7 @@ def forget(connection: sa.Connection, pairs: Iterable[tuple[int, bytes]]) -> Non
         return
     for at in range(0, len(chunks), CHUNKS_PER_DELETE):
         some = chunks[at : at + CHUNKS_PER_DELETE]
-        connection.execute(_FORGET_EVERYWHERE, {"of_devices": devices, "of_chunks": some})
+        connection.execute(_FORGET_EVERYWHERE, {"of_devices": filled(devices), "of_chunks": filled(some)})
 
 
 def move(session: Session, chunks: Iterable[PackedChunk], owner: Owner) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from metadata.catalog import leases, objects, schema
+from metadata.catalog.among import among
 from metadata.catalog.buckets import COLUMNS, Bucket
 from metadata.catalog.objects import ObjectRow
 from tierstore.errors import ConflictError, NotFound
@@ -289,6 +290,6 @@ def buckets_of(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Bucke
     t, wanted = schema.buckets.c, sorted(set(ids))
     found: dict[int, Bucket] = {}
     for at in range(0, len(wanted), 500):
-        query = sa.select(*(t[name] for name in COLUMNS)).where(t.id.in_(wanted[at : at + 500]))
+        query = sa.select(*(t[name] for name in COLUMNS)).where(among(t.id, wanted[at : at + 500]))
         found.update((int(row[0]), Bucket.of(tuple(row))) for row in connection.execute(query))
     return found

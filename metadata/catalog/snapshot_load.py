@@ -14,6 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from metadata.catalog import feed, schema
+from metadata.catalog.among import among
 from metadata.catalog.leases import upsert
 from metadata.catalog.packed import unpack, unpack_replicas
 from metadata.catalog.snapshot_frames import CHANGES, END, GONE, GONE_VERSIONS, LONG, SMALL, TABLES, frames_of, pages
@@ -196,6 +197,6 @@ def named_chunks(connection: sa.Connection, chunks: Iterable[bytes]) -> set[byte
     devices = [int(i) for i in connection.execute(sa.select(schema.devices.c.id)).scalars()]
     found: set[bytes] = set()
     for at in range(0, len(wanted), 500):
-        query = sa.select(p.chunk_id).where(p.device_id.in_(devices), p.chunk_id.in_(wanted[at : at + 500]))
+        query = sa.select(p.chunk_id).where(among(p.device_id, devices), among(p.chunk_id, wanted[at : at + 500]))
         found.update(bytes(chunk) for chunk in connection.execute(query).scalars())
     return found

@@ -18,6 +18,7 @@ import msgspec
 import sqlalchemy as sa
 
 from metadata.catalog import feed, schema
+from metadata.catalog.among import among
 from metadata.catalog.snapshot_frames import CHANGES, END, GONE, GONE_VERSIONS, LONG, MAGIC, SMALL, TABLES, frame, pages
 from metadata.catalog.snapshot_load import count_objects
 from tierstore.errors import ConflictError
@@ -125,7 +126,8 @@ def _journal(
         yield counted(e, rows)
     wanted = sorted(shared)
     for at in range(0, len(wanted), 500):
-        yield counted(k, [list(r) for r in connection.execute(sa.select(k).where(k.c.id.in_(wanted[at : at + 500])))])
+        some = sa.select(k).where(among(k.c.id, wanted[at : at + 500]))
+        yield counted(k, [list(r) for r in connection.execute(some)])
     yield frame(CHANGES, [], [[c.sequence, c.at_ms, c.kind, c.bucket_id, c.key, c.version] for c in changes])
     yield _end(connection, reached, at_ms, totals)
 
@@ -161,7 +163,7 @@ def _images(
         rows = list(connection.execute(newest))
         absent = version_ids - {r.version for r in rows} - ({row.version} if row is not None else set())
         if absent:
-            query = sa.select(v).where(v.c.bucket_id == bucket_id, v.c.key == key, v.c.version.in_(sorted(absent)))
+            query = sa.select(v).where(v.c.bucket_id == bucket_id, v.c.key == key, among(v.c.version, sorted(absent)))
             more = list(connection.execute(query))
             rows += more
             gone_versions += [[bucket_id, key, i] for i in sorted(absent - {r.version for r in more})]
@@ -184,14 +186,14 @@ def _present(
         keys.sort()
         for at in range(0, len(keys), KEYS_AT_ONCE):
             part = keys[at : at + KEYS_AT_ONCE]
-            rows = connection.execute(sa.select(o).where(o.c.bucket_id == bucket_id, o.c.key.in_(part))).all()
+            rows = connection.execute(sa.select(o).where(o.c.bucket_id == bucket_id, among(o.c.key, part))).all()
             present.update({(bucket_id, row.key): row for row in rows})
             # Asked per key and not of the versions themselves, of which a key may have very many.
             has_others = sa.exists().where(v.c.bucket_id == o.c.bucket_id, v.c.key == o.c.key)
-            query = sa.select(o.c.key).where(o.c.bucket_id == bucket_id, o.c.key.in_(part), has_others)
+            query = sa.select(o.c.key).where(o.c.bucket_id == bucket_id, among(o.c.key, part), has_others)
             many.update((bucket_id, key) for (key,) in connection.execute(query))
             gone = [key for key in part if (bucket_id, key) not in present]
             if gone:
-                query = sa.select(v.c.key).distinct().where(v.c.bucket_id == bucket_id, v.c.key.in_(gone))
+                query = sa.select(v.c.key).distinct().where(v.c.bucket_id == bucket_id, among(v.c.key, gone))
                 many.update((bucket_id, key) for (key,) in connection.execute(query))
     return present, many

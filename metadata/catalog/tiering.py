@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from metadata.catalog import bodies, schema
+from metadata.catalog.among import among
 from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
 from metadata.catalog.session import BulkRead
@@ -94,7 +95,7 @@ def _fetch(connection: sa.Connection, read: BulkRead, keys: Sequence[tuple[Any, 
         return fetch_each(raw, read, keys)
     c = read.table.c
     query, by = sa.select(*(c[name] for name in read.columns)), sa.tuple_(*(c[name] for name in read.by))
-    return (row for some in _slices(keys) for row in connection.execute(query.where(by.in_(some))))
+    return (row for some in _slices(keys) for row in connection.execute(query.where(among(by, some))))
 
 
 def garbage_after(connection: sa.Connection, seen: int, limit: int) -> tuple[list[PackedChunk], int]:
