@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from metadata.catalog import schema
 from metadata.catalog.feed import NewChange, append
+from metadata.catalog.leases import lock_setting
 from tierstore.errors import ConflictError, NotFound
 
 _AUTH_REVISION: Final = "auth_revision"
@@ -37,6 +38,12 @@ def _account(row: Any) -> Account:
     )  # fmt: skip
 
 
+def hold(connection: sa.Connection) -> None:
+    """Until the end of the transaction nobody else changes access keys: for whoever changes one as it stands, or takes
+    from one to another."""
+    lock_setting(connection, _AUTH_REVISION)
+
+
 def by_access(connection: sa.Connection, access: str) -> Account | None:
     row = connection.execute(sa.select(schema.credentials).where(schema.credentials.c.access == access)).first()
     return None if row is None else _account(row)
@@ -52,6 +59,12 @@ def everyone(connection: sa.Connection) -> list[Account]:
     """All access keys by name."""
     query = sa.select(schema.credentials).order_by(schema.credentials.c.access)
     return [_account(row) for row in connection.execute(query)]
+
+
+def of_user(connection: sa.Connection, user: str) -> list[Account]:
+    """The access keys of a user, by name."""
+    t = schema.credentials
+    return [_account(row) for row in connection.execute(sa.select(t).where(t.c.user == user).order_by(t.c.access))]
 
 
 def has_user(connection: sa.Connection, user: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -58,6 +60,30 @@ def test_a_new_key_opens_and_a_revoked_one_does_not(run: Run) -> None:
         changes = await w.database.read(lambda c: feed.read(c, 0, 100))
         assert sum(c.kind == schema.CHANGE_CREDENTIAL for c in changes) == 5
         assert token.encode() not in repr(await w.rows(schema.credentials)).encode(), "only its hash is kept"
+
+    run(check)
+
+
+def test_two_operators_at_once_undo_nothing_of_each_other(run: Run) -> None:
+    """Who set the grants of a key wrote it back as it had been read, and a key that was disabled in that moment opened
+    again; a key that was made while a policy was attached to its user went without."""
+
+    async def check(w: NamesWorld) -> None:
+        keys = _credentials(w)
+        deny = json.dumps({"Statement": [{"Effect": "Deny", "Action": "s3:*", "Resource": "*"}]})
+        for number in range(5):
+            user = f"ann{number}"
+            account, _ = await keys.create(user=user, grants={"bbb": "readwrite"}, who="ADMIN")
+            await asyncio.gather(
+                keys.set_enabled(account.access, enabled=False, who="ADMIN"),
+                keys.set_grants(account.access, {"*": "readonly"}, who="OTHER"),
+                keys.attach(user, "deny", deny, who="THIRD"),
+                keys.create(user=user, grants={"bbb": "readwrite"}, who="FOURTH"),
+            )
+            found = [a for a in await keys.everyone() if a.user == user]
+            changed = next(a for a in found if a.access == account.access)
+            assert not changed.enabled and changed.grants == {"*": "readonly"}
+            assert len(found) == 2 and all(len(a.policies) == 1 for a in found)
 
     run(check)
 

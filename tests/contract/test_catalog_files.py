@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import cast
 
-from metadata.catalog import schema
+import pytest
+import sqlalchemy as sa
+
+from metadata.catalog import leases, schema
+from metadata.catalog.database import Database
 from metadata.catalog.packed import unpack
 from metadata.services.files.bodies import FileBodies
 from metadata.services.files.service import FilesService
+from metadata.services.files.watch import FileWatch
 from metadata.services.names.replicas import ReplicaOrder
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
+from tests.kit.meddling import MeddlingDatabase
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.clock import HybridClock
+from tierstore.errors import UnavailableError
 from tierstore.names import SiteId, operation_id
 from tierstore.wire.files import (
     S_IFDIR,
@@ -268,6 +276,25 @@ def test_orphans_of_a_mount_that_is_gone_are_swept(run: Run) -> None:
         f.w.clock.advance(200)
         assert await f.service.sweep() == 1
         assert len(await f.w.garbage()) == 1
+
+    on_files(run, test)
+
+
+def test_a_mounts_lease_is_tried_again_when_it_was_not_written(run: Run) -> None:
+    """It was taken for renewed, and its open files without a name were at the mercy of the next sweep."""
+
+    async def test(f: Files) -> None:
+        meddling = MeddlingDatabase(f.w.database)
+        service = FileWatch(cast(Database, meddling), f.w.commits, names=f.w.names, clock=f.w.clock)
+        meddling.failing_writes = 1
+        with pytest.raises(UnavailableError):
+            await service.watch(Watch("bbb", -1, "mount1"), ADMIN)
+        await service.watch(Watch("bbb", -1, "mount1"), ADMIN)
+
+        def living(c: sa.Connection) -> frozenset[str]:
+            return leases.live_mounts(c, 0, now_ms=leases.catalog_now_ms(c, f.w.clock.now_ms()))
+
+        assert await f.w.database.read(living) == {"mount1"}
 
     on_files(run, test)
 

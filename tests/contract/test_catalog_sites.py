@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
 
 from metadata.catalog import backfill, backlog, feed, schema, sites
 from metadata.catalog.backlog import Backlog, Gone
+from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.services.sites import backfill as backfills
 from metadata.services.sites import backlog as counting
+from metadata.services.sites.apply import NameTaker
 from metadata.services.sites.backlog import BacklogCount
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
+from tests.kit.meddling import MeddlingDatabase
 from tests.kit.names_world import ADMIN, NamesWorld
+from tierstore.clock import HybridClock
 from tierstore.errors import ConflictError, RequestError
-from tierstore.names import VersionId
-from tierstore.wire.names import CommitResult, Fill
+from tierstore.names import SiteId, VersionId
+from tierstore.wire.names import CommitResult, Fill, ObjectMeta
 from tierstore.wire.sites import NAME_GONE, NAME_MARKER, NAME_META, NAME_PUT, NameAnswer, NameBatch, NameRecord
 
 __all__ = ["postgres", "run", "url_of"]
@@ -149,6 +154,29 @@ def test_of_the_null_versions_of_a_key_the_newest_is_kept_whatever_comes_first(r
         assert [row.etag for row in await w.rows(schema.versions)] == ["newer"]
         assert (await w.look("k")).etag == "new"
         assert await null("last", v + 256) == 1 and await null("late", v + 128) == 0
+
+    run(check)
+
+
+def test_a_change_of_metadata_is_passed_on_though_its_transaction_was_run_twice(run: Run) -> None:
+    """It was noted as passed on in a transaction that was rolled back: run again, it went to nobody, and the sites
+    behind this one kept the old metadata."""
+
+    async def check(w: NamesWorld) -> None:
+        await w.buckets.set_replication("bbb", [{"target": "site2"}], ADMIN)
+        meddling = MeddlingDatabase(w.database)
+        taker = NameTaker(cast(Database, meddling), w.names, w.clock, HybridClock(w.clock, SiteId(1), floor=0))
+        taker.numbers = lambda: {3: "site3"}
+        v = version(w)
+
+        async def hear(record: NameRecord) -> None:
+            assert (await taker.take(NameBatch("site3", [record], {"bbb": ""}), "site3")).applied == 1
+
+        await hear(NameRecord("bbb", "k", NAME_PUT, v, 0, "e", 1))
+        before = len(await w.rows(schema.replication_queue))
+        meddling.stale_batches = 1
+        await hear(NameRecord("bbb", "k", NAME_META, v, 0, "e", 1, meta=ObjectMeta(content_type="a/b")))
+        assert len(await w.rows(schema.replication_queue)) == before + 1
 
     run(check)
 

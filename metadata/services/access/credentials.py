@@ -146,7 +146,7 @@ class Credentials:
         self._took(await self._database.read(accounts.auth_revision))
 
     def _took(self, revision: int) -> None:
-        if revision != self.revision:
+        if revision > self.revision:    # it only rises, and an older answer may come behind a newer one
             self.revision = revision
             self._by_header.clear()
             self._by_access.clear()
@@ -165,13 +165,11 @@ class Credentials:
         access = access or "TS" + self._random_bytes(ACCESS_BYTES).hex().upper()
         _check_access(access)
         token = user_token(access, self._random_bytes(TOKEN_BYTES))
-        kept = next((a.policies for a in await self.everyone() if a.user == user), ())
         account = Account(
-            access, user or access, grants, token_hash(token), self._random_bytes(TOKEN_BYTES).hex(), True, kept,
+            access, user or access, grants, token_hash(token), self._random_bytes(TOKEN_BYTES).hex(), True, (),
             self._clock.now_ms(), expires_at_ms,
         )  # fmt: skip
-        await self._add(account, who)
-        return account, token
+        return await self._add(account, who, as_others=True), token
 
     async def bootstrap(self, *, access: str, secret: str, token: str) -> bool:
         """Make (or bring up to date) the administrator's key of the settings; False when nothing was to do.
@@ -218,33 +216,31 @@ class Credentials:
         RequestError(bad-policy)."""
         if document is not None:
             users.check(name, document)
-        mine = [account for account in await self.everyone() if account.user == user]
-        if not mine:
-            raise NotFound(f"no key belongs to a user {user!r}", code="no-such-user")
-        changed = [replace(account, policies=users.with_policy(account, name, document)) for account in mine]
         at_ms = self._clock.now_ms()
 
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> tuple[int, list[Account]]:
+            accounts.hold(connection)
+            mine = accounts.of_user(connection, user)
+            if not mine:
+                raise NotFound(f"no key belongs to a user {user!r}", code="no-such-user")
+            changed = [replace(account, policies=users.with_policy(account, name, document)) for account in mine]
             action = "user.attach" if document is not None else "user.detach"
             accounts.note(connection, at_ms=at_ms, who=who, action=action, target=user, detail=name)
-            return max(accounts.replace(connection, account, at_ms=at_ms) for account in changed)
+            return max(accounts.replace(connection, account, at_ms=at_ms) for account in changed), changed
 
-        self._took(await self._database.write(work))
+        revision, changed = await self._database.write(work)
+        self._took(revision)
         return changed
 
     async def set_enabled(self, access: str, *, enabled: bool, who: str) -> Account:
         """Raises NotFound(code="no-such-access-key")."""
-        account = await self._get(access)
-        account = replace(account, enabled=enabled)
-        await self._put(account, who, "key.enable" if enabled else "key.disable")
-        return account
+        action = "key.enable" if enabled else "key.disable"
+        return await self._change(access, lambda account: replace(account, enabled=enabled), who, action)
 
     async def set_grants(self, access: str, grants: dict[str, str], *, who: str) -> Account:
         """Raises NotFound(code="no-such-access-key"), RequestError(code="bad-grants")."""
         _check_grants(grants)
-        account = replace(await self._get(access), grants=grants)
-        await self._put(account, who, "key.grants")
-        return account
+        return await self._change(access, lambda account: replace(account, grants=grants), who, "key.grants")
 
     async def revoke(self, access: str, *, who: str) -> None:
         """For good, at once here. Raises NotFound(code="no-such-access-key")."""
@@ -256,20 +252,39 @@ class Credentials:
 
         self._took(await self._database.write(work))
 
-    async def _get(self, access: str) -> Account:
-        account = await self._database.read(lambda connection: accounts.by_access(connection, access))
-        if account is None:
-            raise NotFound(f"there is no access key {access!r}", code="no-such-access-key")
-        return account
+    async def _change(self, access: str, how: Callable[[Account], Account], who: str, action: str) -> Account:
+        """Change a key as it stands in the catalog then, under its lock: of two operators who change different things
+        at once neither undoes what the other did, such as disabling it."""
+        at_ms = self._clock.now_ms()
 
-    async def _add(self, account: Account, who: str) -> None:
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> tuple[int, Account]:
+            accounts.hold(connection)
+            account = accounts.by_access(connection, access)
+            if account is None:
+                raise NotFound(f"there is no access key {access!r}", code="no-such-access-key")
+            changed = how(account)
+            accounts.note(connection, at_ms=at_ms, who=who, action=action, target=access)
+            return accounts.replace(connection, changed, at_ms=at_ms), changed
+
+        revision, changed = await self._database.write(work)
+        self._took(revision)
+        return changed
+
+    async def _add(self, account: Account, who: str, *, as_others: bool = False) -> Account:
+        """as_others: with the policies of the user's other keys, as they are then."""
+
+        def work(connection: Connection) -> tuple[int, Account]:
+            accounts.hold(connection)
+            others = accounts.of_user(connection, account.user) if as_others else []
+            added = replace(account, policies=others[0].policies) if others else account
             accounts.note(
                 connection, at_ms=account.created_at_ms, who=who, action="key.create", target=account.access
             )
-            return accounts.insert(connection, account)
+            return accounts.insert(connection, added), added
 
-        self._took(await self._database.write(work))
+        revision, added = await self._database.write(work)
+        self._took(revision)
+        return added
 
     async def _put(self, account: Account, who: str, action: str) -> None:
         at_ms = self._clock.now_ms()

@@ -66,10 +66,13 @@ class Policies(Generic[P]):
     async def refresh(self) -> None:
         """Notice changes that another process made."""
         newest = await self._database.read(accounts.newest_policy)
-        if newest is not None and newest.revision != self.current.revision:
+        if newest is not None:
             self._take(newest)
 
     def _take(self, row: PolicyRow) -> None:
+        """What holds from now on, unless a newer one does already: answers of the database overtake each other."""
+        if row.revision <= self.current.revision:
+            return
         self.current = Current(row.revision, self._parse(json.loads(row.document)), row.document.encode())
         for listener in self.listeners:
             listener(self.current)

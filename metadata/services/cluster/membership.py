@@ -18,6 +18,7 @@ from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection
 from metadata.catalog.servers import DeviceRow, ServerRow
 from metadata.services.cluster.liveness import Timers, judge
+from metadata.services.cluster.refreshing import Refreshing
 from metadata.services.cluster.view import ClusterView, DeviceInfo, ServerInfo, ServerState
 from tierstore.auth.access import Principal, token_hash
 from tierstore.clock import Clock
@@ -78,6 +79,7 @@ class Cluster:
         self.wishes: dict[int, str] = {}
         self.restart_until_ms: dict[int, int] = {}
         self.reported: dict[int, str] = {}
+        self._refreshing = Refreshing(self._refresh)
 
     def now_ms(self) -> int:
         """Catalog time as this process knows it: its own clock plus the difference last measured."""
@@ -96,7 +98,10 @@ class Cluster:
 
     async def refresh(self) -> None:
         """Take over what the rows say; what this process heard itself later stays. Run now and then and after
-        every change, so that several metadata processes agree."""
+        every change, so that several metadata processes agree. What it takes over is no older than the call."""
+        await self._refreshing.now()
+
+    async def _refresh(self) -> None:
         clock_ms = self._clock.now_ms()
         now_ms, cluster_id, site, rows, devices, keys, sequence = await self._database.read(
             lambda c: (
@@ -122,11 +127,11 @@ class Cluster:
         self._secrets[row.id] = row.secret_sha256
         self.wishes[row.id] = row.wish
         if known is None or known.incarnation < row.incarnation or known.url != row.url:
-            self.view.servers[row.id] = ServerInfo(
+            self.view.put_server(ServerInfo(
                 id=row.id, name=row.name, role=row.role, url=row.url, site=self.view.site, site_id=row.site_id,
                 incarnation=row.incarnation, failure_domain=row.failure_domain, load=row.load,
                 in_flight=row.in_flight, seen_at_ms=row.seen_at_ms, software=row.software,
-            )  # fmt: skip
+            ))  # fmt: skip
             self.reported[row.id] = row.reported
             self.restart_until_ms[row.id] = row.restart_until_ms
             self.view.bump()
@@ -141,13 +146,13 @@ class Cluster:
         known = self.view.devices.get(row.id)
         counts = server is not None and row.reconciled_incarnation == server.incarnation
         if known is None or known.server != row.server_id:
-            self.view.devices[row.id] = DeviceInfo(
+            self.view.put_device(DeviceInfo(
                 id=row.id, uuid=row.uuid, server=row.server_id, tier=row.tier, capacity_bytes=row.capacity_bytes,
                 used_bytes=row.used_bytes, state=row.wish, health=row.health, read_ms=row.read_ms,
                 read_bytes_per_second=row.read_bytes_per_second, trash_bytes=row.trash_bytes,
                 garbage_bytes=row.garbage_bytes, chunks=row.chunks, path=row.path, detail=row.detail,
                 seen_sequence=row.seen_sequence, counts_for_copies=counts,
-            )  # fmt: skip
+            ))  # fmt: skip
             self.view.bump()
             return
         counts = counts and row.id not in self.unreconciled

@@ -3,6 +3,9 @@
 Filled from registrations and heartbeats (cluster/membership), read by lookups, allocations and commits. Plain data: no
 I/O, no clock. States of servers are judged elsewhere; here they are only held.
 
+The event loop alone changes it; transactions walk over it in the catalog's writer thread meanwhile. So a server or
+device that comes makes a new dict (`put_server`, `put_device`), and whoever walks goes on over the old one.
+
 Invariants: a device's server is in `servers`; `revision` rises whenever a server or device comes, goes or changes its
 state (not with load and usage); `ticket_keys[server]` is in the order of ages, the newest last.
 """
@@ -85,6 +88,14 @@ class ClusterView:
 
     def bump(self) -> None:
         self.revision += 1
+
+    def put_server(self, server: ServerInfo) -> None:
+        """A server that came, or in another life."""
+        self.servers = {**self.servers, server.id: server}
+
+    def put_device(self, device: DeviceInfo) -> None:
+        """A device that came, or went to another server."""
+        self.devices = {**self.devices, device.id: device}
 
     def can_read(self, device_id: int) -> bool:
         """Whether a read of this device has a chance now."""

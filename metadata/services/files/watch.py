@@ -99,7 +99,11 @@ class FileWatch:
         def take(connection: Connection) -> None:
             leases.take(connection, name, holder=mount, url="", clock_ms=now_ms, lease_ms=MOUNT_LEASE_MS)
 
-        await self._database.write(take)
+        try:
+            await self._database.write(take)
+        except BaseException:  # cancelled too: the next watch takes it, for without its lease a mount's files go
+            self._mounts.pop(name, None)
+            raise
 
     async def sweep(self) -> int:
         """Delete unlinked files that no live mount holds any more, or has held in time; how many."""

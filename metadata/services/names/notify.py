@@ -61,7 +61,7 @@ class Notify:
         return done, more
 
     async def _serve(self, name: str, url: str, epoch: int) -> tuple[int, bool]:
-        after, changes, records, head = await self._database.read(lambda c: self._due(c, name))
+        after, changes, records, head, lost = await self._database.read(lambda c: self._due(c, name))
         self.behind[name] = head - max(after, 0)
         if not changes and after >= 0:
             return 0, False
@@ -75,22 +75,23 @@ class Notify:
             leases.set_setting(connection, _MARK + name, str(last))
 
         await self._database.write(advance)
+        self.lost += lost
         self.behind[name] = head - last
         return len(records), len(changes) == BATCH
 
-    def _due(self, connection: Connection, name: str) -> tuple[int, list[Change], list[dict[str, Any]], int]:
-        """(mark, next changes, what the webhook hears of them, head of the feed). mark -1: none yet."""
+    def _due(self, connection: Connection, name: str) -> tuple[int, list[Change], list[dict[str, Any]], int, int]:
+        """(mark, next changes, what the webhook hears of them, head of the feed, changes that the feed has forgotten
+        unheard). mark -1: none yet."""
         head = feed.head(connection)[0]
         text = leases.setting(connection, _MARK + name)
         if not text:
-            return -1, [], [], head
+            return -1, [], [], head, 0
         after, oldest = int(text), feed.oldest(connection)
-        if oldest and after < oldest - 1:
-            self.lost += oldest - 1 - after
-            after = oldest - 1
+        lost = max(0, oldest - 1 - after) if oldest else 0
+        after += lost
         changes = feed.read(connection, after, BATCH)
         if not changes:
-            return after, [], [], head
+            return after, [], [], head, lost
         known = {bucket.id: bucket for bucket in buckets.everything(connection) if DOCUMENT in bucket.config}
         rules = {number: rules_of(bucket.config[DOCUMENT]) for number, bucket in known.items()}
         records = []
@@ -99,7 +100,7 @@ class Notify:
             for rule in rules.get(change.bucket_id, ()) if event is not None else ():
                 if event is not None and rule.webhook == name and rule.fits(event, change.key):
                     records.append(self._record(connection, known[change.bucket_id], rule, change, event))
-        return after, changes, records, head
+        return after, changes, records, head, lost
 
     def _record(
         self, connection: Connection, bucket: Bucket, rule: NotifyRule, change: Change, event: str

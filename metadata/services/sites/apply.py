@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -39,6 +39,8 @@ from tierstore.wire.sites import NAME_GONE, NAME_MARKER, NAME_META, NAMES_MAX, N
 ATTEMPTS_MAX: Final = 5
 #: Changes of metadata that were passed on, as far as they are remembered.
 PASSED_MAX: Final = 10_000
+#: A change of metadata: bucket, key, version, hash of what it says.
+_Passed = tuple[str, str, int, int]
 _DEFAULT_META: Final = ObjectMeta()
 
 
@@ -73,7 +75,7 @@ class NameTaker:
         self.numbers: Callable[[], dict[int, str]] = dict
         #: Called after names were queued for other sites; must not raise or block.
         self.on_replicated: Callable[[], None] | None = None
-        self._passed: OrderedDict[tuple[str, str, int, int], None] = OrderedDict()
+        self._passed: OrderedDict[_Passed, None] = OrderedDict()
         self.applied = 0
         self.lost = 0
         self.parked = 0
@@ -132,13 +134,14 @@ class NameTaker:
     async def _apply(self, records: Sequence[NameRecord], sender: _Sender) -> int:
         for _ in range(ATTEMPTS_MAX):
             try:
-                applied, floor, is_passed_on = await self._database.batch(
+                applied, floor, is_passed_on, passed = await self._database.batch(
                     lambda session: self._transaction(session, records, sender)
                 )
             except StaleRows:
                 continue
             if floor:
                 self._versions.observe(floor)
+            self._note_passed(passed)
             if is_passed_on and self.on_replicated is not None:
                 self.on_replicated()
             return applied
@@ -146,8 +149,9 @@ class NameTaker:
 
     def _transaction(
         self, session: Session, records: Sequence[NameRecord], sender: _Sender
-    ) -> tuple[int, int, bool]:
-        """(names that changed something, largest version id, whether other sites are to hear of some)."""
+    ) -> tuple[int, int, bool, list[_Passed]]:
+        """(names that changed something, largest version id, whether other sites are to hear of some, changes of
+        metadata that are passed on). May be rolled back and run again: it notes nothing here."""
         session.guard()
         names = sorted({record.bucket for record in records})
         known = {b.name: b for b in map(Bucket.of, session.fetch(buckets.BY_NAME_HELD, [(n,) for n in names]))}
@@ -157,6 +161,7 @@ class NameTaker:
         }
         writes = WriteSet(at_ms=self._clock.now_ms())
         applied = 0
+        passed: list[_Passed] = []
         for record in records:
             bucket = known.get(record.bucket)
             if bucket is None:      # it was removed a moment ago: its names with it
@@ -164,26 +169,33 @@ class NameTaker:
             said = len(writes.changes)
             if self._one(session, writes, bucket, record, latest.get((bucket.id, record.key))):
                 applied += 1
-                targets = self._passed_on(bucket, record, sender)
+                targets = self._passed_on(bucket, record, sender, passed)
                 writes.changes[said:] = [
                     change._replace(targets=targets, size=record.size) for change in writes.changes[said:]
                 ]
         is_passed_on = any(change.targets for change in writes.changes)
-        return applied, writes.flush(session), is_passed_on
+        return applied, writes.flush(session), is_passed_on, passed
 
-    def _passed_on(self, bucket: Bucket, record: NameRecord, sender: _Sender) -> tuple[str, ...]:
-        """The sites that hear of it from here."""
+    def _passed_on(
+        self, bucket: Bucket, record: NameRecord, sender: _Sender, passed: list[_Passed]
+    ) -> tuple[str, ...]:
+        """The sites that hear of it from here. passed: takes what must not be passed on a second time."""
         targets = [target for target in bucket.targets(record.key) if not sender.tells(target, record)]
         if not targets or record.kind != NAME_META:
             return tuple(targets)
         # Metadata has no version of its own: two changes made at once could follow each other round a ring for ever.
         name = (record.bucket, record.key, record.version, hash(_pack(record.meta)))
-        if name in self._passed:
+        if name in self._passed or name in passed:
             return ()
-        self._passed[name] = None
+        passed.append(name)
+        return tuple(targets)
+
+    def _note_passed(self, passed: Iterable[_Passed]) -> None:
+        """Once it is durable that they are queued, and not before: who is asked again would pass them on to nobody."""
+        for name in passed:
+            self._passed[name] = None
         while len(self._passed) > PASSED_MAX:
             self._passed.popitem(last=False)
-        return tuple(targets)
 
     def _one(
         self, session: Session, writes: WriteSet, bucket: Bucket, record: NameRecord, old: ObjectRow | None

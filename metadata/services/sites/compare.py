@@ -33,6 +33,7 @@ import msgspec
 from metadata.catalog import feed, leases, sites
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
+from metadata.services.cluster.refreshing import Refreshing
 from metadata.services.sites.courier import Courier
 from tierstore.clock import Clock
 from tierstore.wire.sites import Compare, CompareAnswer, HelloAnswer
@@ -82,10 +83,14 @@ class Comparison:
         self._is_proven = devices_agree is None
         #: Sites that have said what they know of this catalog since this process began.
         self._checked: set[str] = set()
+        self._refreshing = Refreshing(self._refresh)
 
     async def refresh(self) -> None:
         """Follow what other processes on the same catalog found out; with them, ask for the catalog's age or tell it.
-        Called every second or so by each of them."""
+        Called every second or so by each of them. What it takes over is no older than the call."""
+        await self._refreshing.now()
+
+    async def _refresh(self) -> None:
         self.waiting, text = await self._database.read(lambda c: (sites.comparing(c), leases.setting(c, ASKED)))
         if not self._token:
             return

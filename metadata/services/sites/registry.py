@@ -19,6 +19,7 @@ from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import SiteRow
 from metadata.services.access.credentials import Credentials
+from metadata.services.cluster.refreshing import Refreshing
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.sites.apply import rules_of
 from metadata.services.sites.courier import SECONDS_PER_CALL, Courier
@@ -82,11 +83,14 @@ class Sites:
         self.away: frozenset[str] = frozenset()
         #: bucket -> the site that judges its conditional writes, where that is another one.
         self.homes: dict[str, str] = {}
+        self._refreshing = Refreshing(self._refresh)
 
     # -- what is known --------------------------------------------------------------------------------------
     async def refresh(self) -> None:
-        """Read what operators, and other processes, changed."""
+        """Read what operators, and other processes, changed. What it takes over is no older than the call."""
+        await self._refreshing.now()
 
+    async def _refresh(self) -> None:
         def work(c: Connection) -> tuple[list[SiteRow], list[str], list[buckets.Bucket], frozenset[str]]:
             return sites.others(c), sites.local_networks(c), buckets.everything(c), sites.away(c)
 

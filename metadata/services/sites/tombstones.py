@@ -80,7 +80,7 @@ class Tombstones:
         old = await self._seen_by_writers(bucket, old)
         self.kept += len(page.markers) - len(old)
         if old:
-            await self._database.batch(lambda session: self._drop(session, epoch, bucket, old))
+            self.dropped += await self._database.batch(lambda session: self._drop(session, epoch, bucket, old))
         if page.last:
             self._after = page.last
         else:
@@ -88,9 +88,9 @@ class Tombstones:
             self._after = ""
         return len(old), bool(self._todo)
 
-    def _drop(self, session: Session, epoch: int, bucket: Bucket, old: list[tombstones.Marker]) -> None:
+    def _drop(self, session: Session, epoch: int, bucket: Bucket, old: list[tombstones.Marker]) -> int:
         require_epoch(session.connection, PROMOTER, epoch)
-        self.dropped += tombstones.drop(session, bucket.id, old, at_ms=self._clock.now_ms())
+        return tombstones.drop(session, bucket.id, old, at_ms=self._clock.now_ms())
 
     async def _seen_by_writers(self, bucket: Bucket, old: list[tombstones.Marker]) -> list[tombstones.Marker]:
         """Those that every known site that writes to this bucket has heard of: from here, or by another way."""

@@ -68,6 +68,7 @@ class DeletionGuard:
         self._cluster = cluster
         self._orphan_share = orphan_share
         self.barred = ""
+        self._is_kept = False       # `barred` stands in the catalog
         #: Devices that stopped for an operator's word.
         self.asking: dict[int, int] = {}
 
@@ -75,6 +76,7 @@ class DeletionGuard:
         """Compare what devices have seen with this catalog; bar deletion durably if one has seen more."""
         if not self.barred:
             self.barred = await self._database.read(lambda c: leases.setting(c, self.SETTING))
+            self._is_kept = bool(self.barred)
         sequence = self._cluster.sequence
         ahead = self._ahead()
         if ahead and not self.barred:
@@ -83,8 +85,12 @@ class DeletionGuard:
                 f"device {worst.id} has seen sequence {worst.seen_sequence}, this catalog is at {sequence}: it is an "
                 "old copy; run `tierstore metadata rebuild`"
             )
+        if self.barred and not self._is_kept:
             text = self.barred
+            # Until it is written down: the next writes take this catalog past what the device has seen, and after a
+            # restart nothing would show any more that it is an old one.
             await self._database.write(lambda c: leases.set_setting(c, self.SETTING, text))
+            self._is_kept = True
 
     @property
     def has_heard_all(self) -> bool:
@@ -103,8 +109,8 @@ class DeletionGuard:
 
     async def lift(self) -> None:
         """After a rebuild has adopted what the catalog did not know."""
-        self.barred = ""
         await self._database.write(lambda c: leases.set_setting(c, self.SETTING, ""))
+        self.barred = ""
 
     def why_not(self, device: int = 0) -> str:
         """Why nothing may be deleted now; "" when it may. device: also whether that one waits for a word."""

@@ -20,7 +20,8 @@ SUSPECTS_MAX: Final = 4096
 
 
 class Leftovers:
-    """One per walk. Event loop only."""
+    """One per walk; used in its transactions, one at a time. A transaction that is rolled back leaves a suspicion that
+    is looked at again, nothing else."""
 
     def __init__(self, book: ReplicaBook) -> None:
         self._book = book

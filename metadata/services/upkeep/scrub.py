@@ -10,6 +10,7 @@ Cost of a pass: one page of PAGE rows and one lock per chunk for its checksum; a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,6 +58,14 @@ class ScrubStatus:
     bytes_queued: int
 
 
+def _of_pass(now: ScrubState, seen: ScrubState, went_on: ScrubState) -> ScrubState:
+    """A pass goes on as far as the step that saw it has brought it. One that was begun since stands as it is: its
+    checks are queued anew."""
+    if (now.started_at_ms, now.sequence, now.left) != (seen.started_at_ms, seen.sequence, seen.left):
+        return now
+    return msgspec.structs.replace(went_on, bytes_per_second=now.bytes_per_second)
+
+
 class Scrub:
     """The pace and the pass. The state is a setting, so a pass goes on after a restart or take-over."""
 
@@ -68,7 +77,8 @@ class Scrub:
         self._database = database
         self._cluster = cluster
         self._book = book
-        self._state = ScrubState(bytes_per_second=pace_default)
+        self._pace_default = pace_default
+        self._state = self._parsed("")
 
     @property
     def bytes_per_second(self) -> int:
@@ -77,19 +87,26 @@ class Scrub:
 
     async def load(self) -> None:
         text = await self._database.read(lambda c: leases.setting(c, self.SETTING))
-        if text:
-            self._state = msgspec.json.decode(text, type=ScrubState)
+        self._state = self._parsed(text)
 
-    async def _save(self, state: ScrubState) -> None:
-        text = msgspec.json.encode(state).decode()
-        await self._database.write(lambda c: leases.set_setting(c, self.SETTING, text))
-        self._state = state
+    async def _change(self, how: Callable[[ScrubState], ScrubState]) -> None:
+        """Change what stands in the catalog then, under its lock: a step of a pass, an operator's pace and the next
+        pass may come at the same time, also in two processes."""
+
+        def change(text: str) -> str:
+            return msgspec.json.encode(how(self._parsed(text))).decode()
+
+        text = await self._database.write(lambda c: leases.change_setting(c, self.SETTING, change))
+        self._state = self._parsed(text)
+
+    def _parsed(self, text: str) -> ScrubState:
+        return msgspec.json.decode(text, type=ScrubState) if text else ScrubState(self._pace_default)
 
     async def set_pace(self, bytes_per_second: int) -> None:
         """0 stops the object servers' own scrubbing. Raises RequestError."""
         if not 0 <= bytes_per_second <= PACE_MAX:
             raise RequestError(f"a scrub pace is 0 to {PACE_MAX} bytes per second", code="bad-pace")
-        await self._save(msgspec.structs.replace(self._state, bytes_per_second=bytes_per_second))
+        await self._change(lambda now: msgspec.structs.replace(now, bytes_per_second=bytes_per_second))
 
     async def start(self, devices: list[int] | None = None) -> list[int]:
         """Check every copy on these devices, once, from now on. Raises NotFound.
@@ -104,8 +121,8 @@ class Scrub:
         now_ms = self._cluster.now_ms()
         left = {str(device): "" for device in sorted(chosen)}
         sequence, _ = await self._database.read(feed.head)
-        await self._save(
-            ScrubState(self._state.bytes_per_second, now_ms, 0 if left else now_ms, left, sequence=sequence)
+        await self._change(
+            lambda now: ScrubState(now.bytes_per_second, now_ms, 0 if left else now_ms, left, sequence=sequence)
         )
         return sorted(chosen)
 
@@ -133,13 +150,12 @@ class Scrub:
             elif last is not None:
                 left[device_text] = last.hex()
         if left != state.left or queued:
-            is_over = not left and state.left
-            await self._save(
-                ScrubState(
-                    state.bytes_per_second, state.started_at_ms, self._cluster.now_ms() if is_over else 0, left,
-                    state.queued + queued, state.queued_bytes + size, state.sequence,
-                )
+            now_ms = self._cluster.now_ms() if not left and state.left else 0
+            went_on = msgspec.structs.replace(
+                state, finished_at_ms=now_ms, left=left, queued=state.queued + queued,
+                queued_bytes=state.queued_bytes + size,
             )  # fmt: skip
+            await self._change(lambda now: _of_pass(now, state, went_on))
         return queued, more and queued > 0
 
     async def _has_more(self, device: int, after: bytes) -> bool:

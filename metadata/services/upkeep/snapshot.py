@@ -92,12 +92,10 @@ class Snapshots:
         self._snapshot_ms = int(snapshot_seconds * 1000)
         self._digest = -1
         self.pieces: list[Piece] = []
-        self._is_loaded = False
 
     async def load(self) -> None:
         text = await self._database.read(lambda c: leases.setting(c, self.SETTING))
         self.pieces = msgspec.json.decode(text, type=list[Piece]) if text else []
-        self._is_loaded = True
 
     @property
     def journalled(self) -> int:
@@ -106,8 +104,12 @@ class Snapshots:
 
     async def step(self, epoch: int) -> tuple[int, bool]:
         """Write what is due; (bytes written, more at once). Raises UnavailableError when no server can take it."""
-        if not self._is_loaded or not self.pieces:
-            await self.load()
+        # Each time: another process may have had the lease meanwhile, and a piece that the catalog did not take is
+        # none. A journal that began where this process last wrote would lack what the feed has forgotten since.
+        before = self.pieces
+        await self.load()
+        if self.pieces != before:
+            self._digest = -1
         newest = max((p.at_ms for p in self.pieces if p.kind == "snapshot"), default=0)
         head = await self._database.read(lambda c: feed.head(c)[0])
         if head == 0:
