@@ -24,18 +24,13 @@ class MeddlingDatabase:
         self.stale_batches = 0
         #: So many writes fail before they begin.
         self.failing_writes = 0
-        #: Run once behind the next read, in front of what its caller does with the answer.
-        self.behind_read: Callable[[], Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def read(self, fn: Callable[..., Any], **kwargs: float) -> Any:
         hold, self.hold_read = self.hold_read, None
-        meddle, self.behind_read = self.behind_read, None
         answer = await self._inner.read(fn, **kwargs)
-        if meddle is not None:
-            await meddle()
         if hold is not None:
             await hold.wait()
         return answer
