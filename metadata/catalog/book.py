@@ -11,13 +11,12 @@ same transaction, so that the reverse table follows.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from metadata.catalog import buckets, feed, placements, schema
-from metadata.catalog.packed import PackedChunk, Replica, pack, pack_replicas, unpack, unpack_replicas
+from metadata.catalog.packed import PackedChunk, Replica, give_replicas, pack_replicas, unpack, unpack_replicas
 from metadata.catalog.statement import Statement
 from tierstore.wire.storage_class import packed_class
 
@@ -68,8 +67,7 @@ class _Place(NamedTuple):
     version: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(NamedTuple):
     """owner: (bucket id, key, version) of an inline version, None for a chunk with a row of its own. bucket and size
     (bytes of that version) are what a policy judges by, and its storage class; "" and 0 without an owner."""
 
@@ -156,18 +154,21 @@ class CatalogBook:
         self, connection: sa.Connection, located: Located, replicas: Iterable[Replica], *, at_ms: int
     ) -> None:
         """Give a located chunk these replicas, in the transaction that located it."""
-        wanted = tuple(replicas)
+        feed.append(connection, [self.put_replicas(connection, located, replicas)], at_ms=at_ms)
+
+    def put_replicas(
+        self, connection: sa.Connection, located: Located, replicas: Iterable[Replica]
+    ) -> feed.NewChange:
+        """The same without the feed: the entry that the caller appends at the end of this transaction, with others."""
         chunk = located.chunk
         if located.owner is None:
-            _SET_REPLICAS.run(connection, chunk=chunk.id, packed=pack_replicas(wanted))
-            change = feed.NewChange(schema.CHANGE_CHUNK, 0, chunk.id.hex(), 0)
-        else:
-            bucket_id, key, version = located.owner
-            if not self._rewrite_inline(connection, located.owner, chunk.id, wanted):
-                # Cannot be: the row was locked when the chunk was found in it.
-                raise AssertionError(f"chunk {chunk.id.hex()} left its row under a lock")
-            change = feed.NewChange(schema.CHANGE_REPLICAS, bucket_id, key, version)
-        feed.append(connection, [change], at_ms=at_ms)
+            _SET_REPLICAS.run(connection, chunk=chunk.id, packed=pack_replicas(replicas))
+            return feed.NewChange(schema.CHANGE_CHUNK, 0, chunk.id.hex(), 0)
+        bucket_id, key, version = located.owner
+        if not self._rewrite_inline(connection, located.owner, chunk.id, tuple(replicas)):
+            # Cannot be: the row was locked when the chunk was found in it.
+            raise AssertionError(f"chunk {chunk.id.hex()} left its row under a lock")
+        return feed.NewChange(schema.CHANGE_REPLICAS, bucket_id, key, version)
 
     def _rewrite_inline(
         self, connection: sa.Connection, owner: tuple[int, str, int], chunk: bytes, replicas: tuple[Replica, ...]
@@ -175,14 +176,10 @@ class CatalogBook:
         bucket_id, key, version = owner
         for table in (schema.objects, schema.versions):
             body, _ = self._body(connection, table, bucket_id, key, version)
-            if not body:
-                continue
-            chunks = unpack(body)
-            if all(c.id != chunk for c in chunks):
-                continue
-            changed = [c.with_replicas(replicas) if c.id == chunk else c for c in chunks]
-            _SET_BODY[table].run(
-                connection, of_bucket=bucket_id, of_key=key, of_version=version, packed=pack(changed)
-            )
-            return True
+            changed = give_replicas(body, chunk, replicas)
+            if changed:
+                _SET_BODY[table].run(
+                    connection, of_bucket=bucket_id, of_key=key, of_version=version, packed=changed
+                )
+                return True
         return False

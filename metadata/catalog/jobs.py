@@ -8,8 +8,8 @@ order is class, then heat, then age; `age_waiting` lets no class starve another.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -42,8 +42,9 @@ class NewJob:
     not_before_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class JobRow:
+class JobRow(NamedTuple):
+    """A row of the queue, in the order of _COLUMNS."""
+
     id: int
     kind: str
     why: str
@@ -128,9 +129,8 @@ _INSERT: Final = Statement(sa.insert(_jobs), columns=_INSERTED)
 
 
 def _row(values: Sequence[object]) -> JobRow:
-    fields = list(values)
-    fields[9] = fields[9] or b""
-    return JobRow(*fields)  # type: ignore[arg-type]  # columns stand in the order of the fields
+    row = JobRow._make(values)
+    return row if row.payload is not None else row._replace(payload=b"")
 
 
 def busy_chunks(
@@ -220,7 +220,7 @@ def lease(connection: sa.Connection, rows: Sequence[JobRow], *, until_ms: int) -
     """Lease waiting jobs, each under its next token. The rows as they are then."""
     _LEASE.run_many(connection, [{"job_id": row.id, "until_ms": until_ms} for row in rows])
     return [
-        replace(r, state=LEASED, token=r.token + 1, lease_ms=until_ms, attempts=r.attempts + 1, progress=0.0)
+        r._replace(state=LEASED, token=r.token + 1, lease_ms=until_ms, attempts=r.attempts + 1, progress=0.0)
         for r in rows
     ]
 

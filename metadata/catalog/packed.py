@@ -5,15 +5,15 @@
     replica = device u32 · role u8 · state u8 · generation u16 · segment u32 · offset u64
 
 `length` is how many bytes of the object the chunk holds, from chunk offset 0 (an inline body shares nothing).
-Cost: unpacking one chunk with two replicas takes about 2 us; a row of one chunk with two replicas is 70 bytes.
+Cost: unpacking one chunk with two replicas takes about 1 us (named tuples: frozen dataclasses take three times as long
+to make, and every lookup, copy and audit makes them); a row of one chunk with two replicas is 70 bytes.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from tierstore.errors import IntegrityError
 
@@ -35,8 +35,7 @@ REPLICA_BYTES: Final = _REPLICA.size
 CHUNK_ID_BYTES: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
+class Replica(NamedTuple):
     """One stored copy. role: ticket.ROLE_HOME or ROLE_CACHE. segment and offset are hints for the object server."""
 
     device: int
@@ -47,29 +46,28 @@ class Replica:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class PackedChunk:
+class PackedChunk(NamedTuple):
     id: bytes
     length: int
     chunk_bytes: int
     crc32c: int
     redundancy: int = 0
-    replicas: tuple[Replica, ...] = field(default=())
+    replicas: tuple[Replica, ...] = ()
 
     def with_replicas(self, replicas: Iterable[Replica]) -> PackedChunk:
-        return replace(self, replicas=tuple(replicas))
+        return self._replace(replicas=tuple(replicas))
 
 
 def pack_replicas(replicas: Iterable[Replica]) -> bytes:
     pack = _REPLICA.pack
-    return b"".join([pack(r.device, r.role, r.state, r.generation, r.segment, r.offset) for r in replicas])
+    return b"".join([pack(*replica) for replica in replicas])
 
 
 def unpack_replicas(raw: bytes) -> tuple[Replica, ...]:
     """Raises IntegrityError(code="catalog-corrupt") on another length than whole replicas."""
     if len(raw) % REPLICA_BYTES:
         raise IntegrityError(f"replicas of {len(raw)} bytes", code="catalog-corrupt")
-    return tuple(Replica(*fields) for fields in _REPLICA.iter_unpack(raw))
+    return tuple(map(Replica._make, _REPLICA.iter_unpack(raw)))
 
 
 def pack(chunks: Iterable[PackedChunk]) -> bytes:
@@ -111,6 +109,19 @@ def iter_packed(raw: bytes) -> Iterator[PackedChunk]:
 
 def unpack(raw: bytes) -> list[PackedChunk]:
     return list(iter_packed(raw))
+
+
+def give_replicas(raw: bytes, chunk: bytes, replicas: Iterable[Replica]) -> bytes:
+    """The body with other replicas for one of its chunks; b"" when that chunk is not in it."""
+    at, end = 0, len(raw)
+    while at + CHUNK_BYTES <= end:
+        begin = at + CHUNK_BYTES
+        stop = begin + raw[begin - 1] * REPLICA_BYTES
+        if raw[at : at + CHUNK_ID_BYTES] == chunk:
+            given = pack_replicas(replicas)
+            return raw[: begin - 1] + bytes((len(given) // REPLICA_BYTES,)) + given + raw[stop:]
+        at = stop
+    return b""
 
 
 def places(raw: bytes) -> list[tuple[int, bytes]]:

@@ -7,7 +7,6 @@ inventories). Everything runs inside the caller's transaction, with the chunk's 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 
@@ -98,7 +97,7 @@ class Replicas:
             c, located.chunk.id, device, via=via, generation=generation, now_ms=now_ms,
             discard=victim.role == ROLE_CACHE,
         )  # fmt: skip
-        return [*rest, replace(victim, state=DELETING, generation=generation)]
+        return [*rest, victim._replace(state=DELETING, generation=generation)]
 
     def queue_drop(
         self, c: Connection, chunk: bytes, device: int, *, via: int, generation: int, now_ms: int,

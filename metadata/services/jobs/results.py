@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
-from metadata.catalog import jobs, servers
+from metadata.catalog import feed, jobs, servers
+from metadata.catalog.feed import NewChange
 from metadata.catalog.jobs import JobRow
 from metadata.catalog.leases import Connection
 from metadata.catalog.packed import DELETING, LIVE, Replica
+from metadata.catalog.servers import DeviceRow
 from metadata.services.cluster.view import ClusterView
 from metadata.services.jobs.handout import LEASE_MS
 from metadata.services.jobs.replicas import Replicas
@@ -42,6 +44,31 @@ NO_SLOT_PAUSE_MS: Final = 1000
 FOUND_BAD: Final = frozenset({"bad-block", "bad-footer", "bad-sums", "no-such-chunk", "integrity"})
 
 
+@dataclass(slots=True)
+class _Message:
+    """What the results of one message share: rows that are read (and locked) once, and the feed's entries, which are
+    appended together at the end, so that its head is locked for the shortest time."""
+
+    c: Connection
+    now_ms: int
+    changes: list[NewChange] = field(default_factory=list)
+    devices: dict[int, DeviceRow | None] = field(default_factory=dict)
+    incarnations: dict[int, int | None] = field(default_factory=dict)
+
+    def device(self, device: int) -> DeviceRow | None:
+        """Its row, locked to the end of the transaction."""
+        if device not in self.devices:
+            self.devices[device] = servers.lock_device(self.c, device)
+        return self.devices[device]
+
+    def incarnation(self, server: int) -> int | None:
+        """Which life the server is in; None: there is no such server."""
+        if server not in self.incarnations:
+            row = servers.server_by_id(self.c, server)
+            self.incarnations[server] = row.incarnation if row is not None else None
+        return self.incarnations[server]
+
+
 class Results:
     """One per job queue."""
 
@@ -57,6 +84,7 @@ class Results:
         renewed: list[Job] = []
         cancelled: list[int] = []
         ended: list[tuple[JobRow, JobReport]] = []
+        message = _Message(c, now_ms)
         for report in reports:
             row = jobs.held(c, report.id, report.token)
             if row is None or row.server_id != server:
@@ -72,7 +100,8 @@ class Results:
             if report.code and not (row.kind == "verify" and report.code in FOUND_BAD):
                 self._failed(c, row, report.code, report.detail, now_ms)
             else:
-                self._succeeded(c, row, report, now_ms)
+                self._succeeded(message, row, report)
+        feed.append(c, message.changes, at_ms=now_ms)
         return renewed, cancelled, ended
 
     def _failed(self, c: Connection, row: JobRow, code: str, detail: str, now_ms: int) -> None:
@@ -95,12 +124,13 @@ class Results:
             pause_ms = min(1000 * 2**row.attempts, BACKOFF_MS_MAX)
             jobs.put_back(c, row.id, code=code, detail=detail, not_before_ms=now_ms + pause_ms)
 
-    def _succeeded(self, c: Connection, row: JobRow, report: JobReport, now_ms: int) -> None:
+    def _succeeded(self, message: _Message, row: JobRow, report: JobReport) -> None:
+        c = message.c
         if row.kind == "copy":
-            self._copied(c, row, report.receipt, now_ms)
+            self._copied(message, row, report.receipt)
             return
         if row.kind == "delete" and row.chunk:
-            self._dropped(c, row, now_ms)
+            self._dropped(message, row)
         elif row.kind == "inventory":
             asked = msgspec.msgpack.decode(row.payload, type=InventoryWork)
             server = self._view.servers.get(row.server_id)
@@ -108,9 +138,9 @@ class Results:
                 servers.change_device(c, row.device_id, reconciled_incarnation=asked.incarnation)
         jobs.remove(c, [row.id])
 
-    def _dropped(self, c: Connection, row: JobRow, now_ms: int) -> None:
+    def _dropped(self, message: _Message, row: JobRow) -> None:
         work = msgspec.msgpack.decode(row.payload, type=DropWork)
-        located = self._replicas.locate(c, work.via, row.chunk)
+        located = self._replicas.locate(message.c, work.via, row.chunk)
         if located is None:
             return
         left = [
@@ -118,19 +148,19 @@ class Results:
             if not (r.device == row.device_id and r.state == DELETING and r.generation == work.generation)
         ]  # fmt: skip
         if len(left) != len(located.chunk.replicas):
-            self._book.rewrite(c, located, left, at_ms=now_ms)
+            message.changes.append(self._book.put_replicas(message.c, located, left))
 
-    def _copied(self, c: Connection, row: JobRow, receipt_text: bytes, now_ms: int) -> None:
+    def _copied(self, message: _Message, row: JobRow, receipt_text: bytes) -> None:
+        c, now_ms = message.c, message.now_ms
         work = msgspec.msgpack.decode(row.payload, type=CopyWork)
         try:
             receipt = open_receipt(receipt_text, self._view.ticket_keys.get(row.server_id, {}))
         except TicketRefused as error:
             self._failed(c, row, error.code, error.detail, now_ms)
             return
-        device = servers.lock_device(c, row.device_id)
-        server = servers.server_by_id(c, row.server_id)
+        device, incarnation = message.device(row.device_id), message.incarnation(row.server_id)
         is_ours = receipt.device == row.device_id and receipt.chunk == row.chunk and receipt.server == row.server_id
-        if not is_ours or server is None or receipt.incarnation != server.incarnation:
+        if not is_ours or receipt.incarnation != incarnation:
             self._failed(c, row, "wrong-receipt", "the receipt is of another job or another life", now_ms)
             return
         located = self._replicas.locate(c, work.via, row.chunk)
@@ -154,10 +184,10 @@ class Results:
             if not any(r.device == row.device_id for r in chunk.replicas):
                 self._replicas.queue_drop(c, row.chunk, row.device_id, via=work.via, generation=0, now_ms=now_ms)
             return
-        new = replace(new, generation=(max((r.generation for r in chunk.replicas), default=0) + 1) & 0xFFFF)
+        new = new._replace(generation=(max((r.generation for r in chunk.replicas), default=0) + 1) & 0xFFFF)
         replicas = [r for r in chunk.replicas if r.device != row.device_id] + [new]
         if work.keep and self._replicas.may_stay(chunk, work.drop):
-            replicas = [replace(r, role=ROLE_CACHE) if r.device == work.drop else r for r in replicas]
+            replicas = [r._replace(role=ROLE_CACHE) if r.device == work.drop else r for r in replicas]
         elif work.drop and work.drop != row.device_id:
             replicas = self._replicas.without(c, located, replicas, work.drop, via=row.device_id, now_ms=now_ms)
-        self._book.rewrite(c, located, replicas, at_ms=now_ms)
+        message.changes.append(self._book.put_replicas(c, located, replicas))

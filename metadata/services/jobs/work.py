@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import msgspec
 
 from metadata.catalog.book import Located
+from metadata.catalog.feed import NewChange
 from metadata.catalog.leases import Connection
 from metadata.catalog.packed import LIVE, Replica
 from metadata.services.cluster.view import ClusterView
@@ -89,6 +90,10 @@ class ReplicaBook(Protocol):
 
     def rewrite(self, connection: Connection, located: Located, replicas: Iterable[Replica], *, at_ms: int) -> None:
         """Give the chunk these replicas; writes the change to the feed, so that the reverse table follows."""
+        ...
+
+    def put_replicas(self, connection: Connection, located: Located, replicas: Iterable[Replica]) -> NewChange:
+        """The same without the feed: its entry, for a caller that appends many at the end of the transaction."""
         ...
 
     def mark(self, connection: Connection) -> int:

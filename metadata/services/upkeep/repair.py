@@ -12,7 +12,7 @@ the queue.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -196,7 +196,7 @@ class Repair:
             self._book.rewrite(c, located, rest, at_ms=now_ms)    # a cache copy is extra: it just goes
             return None
         bad = Replica(victim.device, victim.role, BAD, victim.generation, victim.segment, victim.offset)
-        marked = replace(located, chunk=chunk.with_replicas([*rest, bad]))
+        marked = located._replace(chunk=chunk.with_replicas([*rest, bad]))
         if rest and self._queue.replicas.has_enough(marked):
             self._book.rewrite(c, located, rest, at_ms=now_ms)    # enough without it: nothing replaces it
             return None

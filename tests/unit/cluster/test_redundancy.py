@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -580,7 +579,7 @@ async def test_the_audit_drops_bad_entries_that_nothing_else_drops() -> None:
     def spoil(k: leases.Connection) -> None:
         located = c.book.locate(k, c.device("a"), chunk)
         assert located is not None
-        replicas = [replace(r, state=BAD) if r.device == c.device("a") else r for r in located.chunk.replicas]
+        replicas = [r._replace(state=BAD) if r.device == c.device("a") else r for r in located.chunk.replicas]
         c.book.rewrite(k, located, replicas, at_ms=0)
 
     await c.world.database.write(spoil)
