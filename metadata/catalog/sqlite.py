@@ -1,4 +1,4 @@
-"""SQLite: one write connection, one read connection read in-line, group commit, checkpoints beside the hot path.
+"""SQLite: one write connection, one read connection read in-line, group commit. Its log is sqlite_log's.
 
 A batch's statements run in-line in the event loop (3 us each; in another thread each statement would have to win the
 GIL back from the loop, which costs 10 times that under load) and only COMMIT, which waits for the disk, runs in the
@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from metadata.catalog.session import KEYS_PER_READ, BulkRead, BulkWrite, Row, Session, StaleRows
+from metadata.catalog.sqlite_log import LOG_KEPT_BYTES, WriteAheadLog
 from metadata.catalog.writer_thread import WriterThread
 from tierstore.errors import CapacityError, IntegrityError, UnavailableError
 from tierstore.failpoints import hit
@@ -38,13 +39,6 @@ WRITER_CACHE_KIB: Final = 8 << 10
 READER_CACHE_KIB: Final = 2 << 10
 MMAP_BYTES: Final = 4 << 30
 BUSY_MS: Final = 5000
-#: Beyond this the log is copied into the database by a thread of its own; beyond the second, in the writer's turn.
-CHECKPOINT_BYTES: Final = 32 << 20
-CHECKPOINT_URGENT_BYTES: Final = 256 << 20
-#: The log is cut to this when it begins anew, so that its size says how much is to be copied.
-LOG_KEPT_BYTES: Final = 4 << 20
-#: Between two checkpoints: a reader in the way makes the next one no better at once.
-CHECKPOINT_PAUSE_SECONDS: Final = 0.25
 #: Up to so many keys are read with a statement each: cheaper than a join.
 ONE_BY_ONE_MAX: Final = 2
 #: Waiting write calls; more are refused as `unavailable`.
@@ -171,7 +165,6 @@ class SqliteDatabase:
         self._batches: list[_Waiting] = []
         self._writes: list[_Waiting] = []
         self._turning: asyncio.Task[None] | None = None
-        self._checkpointing: asyncio.Task[None] | None = None
         self._writer = WriterThread("catalog-writer") if self._threads else None
         self._scanner = ThreadPoolExecutor(1, "catalog-scan") if self._threads else None
         self._scan_connection: tuple[sqlite3.Connection, sa.Connection] | None = None
@@ -179,9 +172,7 @@ class SqliteDatabase:
         #: Seconds that a test adds to each commit, to stand for a slow disk.
         self.commit_delay_seconds = 0.0
         self.commits = 0
-        self.checkpoints = 0
-        self._checkpoint_after = 0.0
-        self._is_copied = False         # a checkpoint beside the writers has just ended
+        self.log = WriteAheadLog(path, self._raw_write, self._writer, lambda: _connect(path)) if path else None
         self.has_ballast = False
         if path:
             self._keep_ballast()
@@ -273,8 +264,8 @@ class SqliteDatabase:
                     self.release_ballast()
             for waiting in (*batches, *writes):
                 waiting.settle(failure)
-            if self._checkpointing is None or self._checkpointing.done():
-                await self._checkpoint_if_due()
+            if self.log is not None:
+                await self.log.look()
 
     async def _turn(self, batches: list[_Waiting], writes: list[_Waiting]) -> None:
         self._raw_write.execute("BEGIN IMMEDIATE")
@@ -316,36 +307,7 @@ class SqliteDatabase:
             self._raw_write.execute("ROLLBACK TO one")
         self._raw_write.execute("RELEASE one")
 
-    # -- checkpoints and ballast ----------------------------------------------------------------------------
-    async def _checkpoint_if_due(self) -> None:
-        if not self.path:
-            return
-        try:
-            log_bytes = os.stat(self.path + "-wal").st_size
-        except OSError:
-            return
-        if log_bytes < CHECKPOINT_BYTES:
-            return
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._checkpoint_after and log_bytes < CHECKPOINT_URGENT_BYTES:
-            return
-        self.checkpoints += 1
-        self._checkpoint_after = loop.time() + CHECKPOINT_PAUSE_SECONDS
-        if self._is_copied or log_bytes >= CHECKPOINT_URGENT_BYTES or self._writer is None:
-            self._is_copied = False
-            if self._writer is None:
-                _begin_log_anew(self._raw_write)
-            else:
-                await self._writer.run(partial(_begin_log_anew, self._raw_write))
-        else:
-            self._checkpointing = loop.create_task(self._checkpoint_aside(), name="catalog-checkpoint")
-
-    async def _checkpoint_aside(self) -> None:
-        """Copy nearly all of the log while writers go on; the little that came meanwhile is copied in their turn."""
-        await asyncio.get_running_loop().run_in_executor(None, _checkpoint_path, self.path)
-        self._is_copied = True
-        self._checkpoint_after = 0.0
-
+    # -- ballast --------------------------------------------------------------------------------------------
     def _keep_ballast(self) -> None:
         name = self.path + ".ballast"
         try:
@@ -383,9 +345,10 @@ class SqliteDatabase:
     async def close(self) -> None:
         """Finish what waits, checkpoint, close. Safe to repeat."""
         self._closed = True
-        for task in (self._turning, self._checkpointing):
-            if task is not None and not task.done():
-                await asyncio.wait([task])
+        if self._turning is not None and not self._turning.done():
+            await asyncio.wait([self._turning])
+        if self.log is not None:
+            await self.log.settled()
         if self._writer is not None:
             self._writer.close()
         if self._scanner is not None:
@@ -395,9 +358,9 @@ class SqliteDatabase:
             self._scan_connection = None
         if self._raw_read is not self._raw_write:
             self._raw_read.close()
+        if self.log is not None:
+            self.log.close()
         with contextlib.suppress(sqlite3.Error):
-            if self.path:
-                _checkpoint(self._raw_write, "TRUNCATE")
             self._raw_write.close()
 
 
@@ -436,29 +399,3 @@ def _in_snapshot(raw: sqlite3.Connection, connection: sa.Connection, fn: Callabl
     finally:
         if raw.in_transaction:
             raw.execute("ROLLBACK")
-
-
-def _checkpoint(raw: sqlite3.Connection, mode: str) -> None:
-    raw.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-
-
-def _begin_log_anew(raw: sqlite3.Connection) -> None:
-    """Copy the rest of the log and cut it. Never waits for a long reader: then it is tried again later."""
-    raw.execute("PRAGMA busy_timeout = 0")
-    try:
-        _checkpoint(raw, "TRUNCATE")
-    except sqlite3.OperationalError:
-        # Locked by the reader of a scan: the log goes on growing for that long.
-        pass
-    finally:
-        raw.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-
-
-def _checkpoint_path(path: str) -> None:
-    """On a connection of its own: the writer goes on while the log is copied. A busy log is tried again later."""
-    with contextlib.suppress(sqlite3.Error):
-        raw = _connect(path)
-        try:
-            _checkpoint(raw, "PASSIVE")
-        finally:
-            raw.close()

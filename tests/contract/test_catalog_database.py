@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -195,22 +197,56 @@ def test_a_full_disk_lets_deletes_through_and_refuses_puts(tmp_path: Path, monke
 
 def test_the_log_stays_small_while_writers_never_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that only grows fills the disk; a checkpoint per commit halves the rate."""
-    monkeypatch.setattr("metadata.catalog.sqlite.CHECKPOINT_BYTES", 512 << 10)
+    monkeypatch.setattr("metadata.catalog.sqlite_log.CHECKPOINT_BYTES", 512 << 10)
     monkeypatch.setattr("metadata.catalog.sqlite.LOG_KEPT_BYTES", 64 << 10)
-    monkeypatch.setattr("metadata.catalog.sqlite.CHECKPOINT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("metadata.catalog.sqlite_log.CHECKPOINT_PAUSE_SECONDS", 0.0)
 
     async def main() -> None:
         w = await NamesWorld.open(f"sqlite:///{tmp_path}/c.db")
         database = w.database
-        assert isinstance(database, SqliteDatabase)
+        assert isinstance(database, SqliteDatabase) and database.log is not None
         await w.buckets.create("bbb", ADMIN)
         largest = 0
         for i in range(300):
             await asyncio.gather(*(w.put(f"{i}/{n}") for n in range(8)))
             largest = max(largest, (tmp_path / "c.db-wal").stat().st_size)
         assert 512 << 10 <= largest < 4 << 20
-        assert 2 <= database.checkpoints < database.commits / 3, (database.checkpoints, database.commits)
+        assert 2 <= database.log.checkpoints < database.commits / 3, (database.log.checkpoints, database.commits)
         await w.close()
+
+    asyncio.run(main())
+
+
+def test_the_log_is_written_over_and_does_not_grow_again_at_each_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync that makes a file longer waits for the file system's journal too: every commit would pay for it."""
+    monkeypatch.setattr("metadata.catalog.sqlite_log.CHECKPOINT_BYTES", 512 << 10)
+    monkeypatch.setattr("metadata.catalog.sqlite_log.CHECKPOINT_PAUSE_SECONDS", 0.0)
+
+    async def main() -> None:
+        w = await NamesWorld.open(f"sqlite:///{tmp_path}/c.db")
+        assert isinstance(w.database, SqliteDatabase) and w.database.log is not None
+        log = w.database.log
+        await w.buckets.create("bbb", ADMIN)
+        began_anew, was_long, sizes = 0, False, []
+        for i in range(3_000):
+            await asyncio.gather(*(w.put(f"{i}/{n}") for n in range(4)))
+            is_long = log.reaches(256 << 10)
+            if was_long and not is_long:
+                began_anew += 1
+                sizes.append((tmp_path / "c.db-wal").stat().st_size)
+            was_long = is_long
+            if began_anew == 3:
+                break
+        assert began_anew == 3, (i, log.checkpoints)
+        assert min(sizes) >= 512 << 10, "it keeps its length"
+        assert not log.reaches(1 << 30)
+        await w.close()
+        assert not (tmp_path / "c.db-wal").exists()
+        with contextlib.closing(sqlite3.connect(tmp_path / "c.db")) as raw:
+            assert raw.execute("SELECT count(*) FROM objects").fetchone() == (4 * (i + 1),)
+            assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
     asyncio.run(main())
 
