@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata.catalog.packed import PackedChunk, Replica, first_devices, pack, pack_new, placed, unpack
+from metadata.catalog.packed import PackedChunk, Replica, first_devices, give_replicas, pack, pack_new, placed, unpack
 from tierstore.errors import IntegrityError
 
 _u32 = st.integers(0, 2**32 - 1)
@@ -50,3 +50,15 @@ def test_the_quick_form_of_the_commit_is_the_same() -> None:
         quick = pack_new(b"c" * 16, 5, 6, places[:count])
         replicas = tuple(Replica(device, role, 0, 1, *rest) for device, role, *rest in places[:count])
         assert unpack(quick) == [PackedChunk(b"c" * 16, 5, 5, 6, 0, replicas)]
+
+
+@given(st.lists(_chunks, min_size=1, max_size=4, unique_by=lambda c: c.id), st.lists(_replicas, max_size=5), st.data())
+def test_a_chunk_gets_other_replicas_and_the_rest_of_its_body_stays(
+    chunks: list[PackedChunk], replicas: list[Replica], data: st.DataObject
+) -> None:
+    """Every copy that is made or let go rewrites a body this way; the other chunks of the object stand in it too."""
+    at = data.draw(st.integers(0, len(chunks) - 1))
+    wanted = [c.with_replicas(replicas) if number == at else c for number, c in enumerate(chunks)]
+    assert unpack(give_replicas(pack(chunks), chunks[at].id, replicas)) == wanted
+    others = pack(chunks[:at] + chunks[at + 1 :])
+    assert give_replicas(others, chunks[at].id, replicas) == b"", "it is not in it"
