@@ -47,6 +47,10 @@ class Database(Protocol):
         """The rows at once, without waiting, outside of any transaction; None when this engine cannot."""
         ...
 
+    def read_now(self, fn: Callable[[sa.Connection], T]) -> T | None:
+        """read(fn) at once, without waiting; None when this engine cannot."""
+        ...
+
     async def select(self, read: BulkRead, keys: list[Row]) -> list[Row]:
         """The rows, by a statement that starts after this call (rule 9)."""
         ...

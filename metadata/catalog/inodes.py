@@ -12,7 +12,7 @@ names any more go to the garbage in the same transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -69,6 +69,31 @@ _ANY_WITH_LOW: Final = Statement(
     .where(_O.kind != schema.KIND_MARKER)
     .limit(1)
 )
+
+_D = schema.objects.alias("d").c
+
+
+def _leads(c: Any, bucket_id: str, low: str, high: str) -> Any:
+    return sa.exists().where(
+        c.bucket_id == sa.bindparam(bucket_id), c.key >= sa.bindparam(low), c.key < sa.bindparam(high),
+        c.kind != schema.KIND_MARKER,
+    )  # fmt: skip
+
+
+#: Two seeks in one statement: half of what a mount asks is whether a name is a directory, and mostly it is none.
+_IS_DIRECTORY: Final = Statement(
+    sa.select(sa.or_(_leads(_D, "hidden_id", "hidden_low", "hidden_high"), _leads(_O, "bucket_id", "low", "high")))
+)
+
+
+def is_directory(connection: sa.Connection, bucket_id: int, path: str) -> bool:
+    """Whether a directory is at a path (not the root), explicit or implied by keys below it."""
+    low, hidden_low = f"{path}/", f"{DIRECTORY}{path}/"
+    found = _IS_DIRECTORY.first(
+        connection, hidden_id=hidden(bucket_id), hidden_low=hidden_low, hidden_high=after_prefix(hidden_low),
+        bucket_id=bucket_id, low=low, high=after_prefix(low),
+    )  # fmt: skip
+    return bool(found[0])
 
 
 def below(connection: sa.Connection, bucket_id: int, prefix: str, *, itself: bool) -> bool:

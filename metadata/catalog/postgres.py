@@ -107,6 +107,9 @@ class PostgresDatabase:
     def select_now(self, read: BulkRead, keys: list[Row]) -> list[Row] | None:
         return None
 
+    def read_now(self, fn: Callable[[sa.Connection], T]) -> T | None:
+        return None
+
     async def select(self, read: BulkRead, keys: list[Row]) -> list[Row]:
         queue = self._selects.setdefault(read, [])
         if len(queue) >= SELECTS_WAITING_MAX:

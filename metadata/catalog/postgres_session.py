@@ -83,6 +83,17 @@ class PostgresSession:
             self._is_begun = True
             await_only(self._raw.execute(_BEGIN))
 
+    def savepoint(self) -> None:
+        self._settle()
+        await_only(self._raw.execute("SAVEPOINT item"))
+
+    def undo(self) -> None:
+        self._deferred.clear()
+        await_only(self._raw.execute("ROLLBACK TO SAVEPOINT item"))
+
+    def keep(self) -> None:
+        """A later one of the same name takes its place: nothing is worth a round trip."""
+
     def guard(self) -> None:
         text = _LOCK if self._is_begun else f"{_BEGIN}; {_LOCK}"
         self._is_begun = True

@@ -116,6 +116,17 @@ class SqliteSession:
     def defer(self, write: BulkWrite, rows: Sequence[Row]) -> None:
         self.write(write, rows)
 
+    def savepoint(self) -> None:
+        self._raw.execute("SAVEPOINT item")
+
+    def undo(self) -> None:
+        self._raw.execute("ROLLBACK TO item")
+        self._raw.execute("RELEASE item")
+
+    def keep(self) -> None:
+        # Each savepoint that stays open makes SQLite note every page again.
+        self._raw.execute("RELEASE item")
+
     def guard(self) -> None:
         """One writer: nothing can come in between."""
 

@@ -1,9 +1,13 @@
-"""Routes of mounts: questions and changes of files in batches, and the watch. HTTP only, no rules."""
+"""Routes of mounts: questions and changes of files in batches, and the watch. HTTP only, no rules.
+
+As in routes/hot: a message of a known caller is answered in the call that brought its body (questions, on SQLite), or
+queued there (changes), without a task.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from metadata.services.access.credentials import Credentials
@@ -14,7 +18,15 @@ from tierstore.errors import RequestError, TierstoreError
 from tierstore.serving.exchange import Exchange
 from tierstore.serving.table import Route
 from tierstore.wire import MEDIA_TYPE, decode, encode
-from tierstore.wire.files import FileChanges, FileQuestions, FileResult, FileResults, Watch
+from tierstore.wire.files import (
+    FileChange,
+    FileChanges,
+    FileQuestion,
+    FileQuestions,
+    FileResult,
+    FileResults,
+    Watch,
+)
 
 T = TypeVar("T")
 
@@ -45,11 +57,20 @@ class FileRoutes:
 
     def ask(self, exchange: Exchange) -> None:
         header = exchange.header(b"authorization")
+        known = self._credentials.caller_now(header)
 
-        async def work(batch: FileQuestions) -> None:
+        def then(body: bytes) -> None:
+            items = _bounded(decode(body, FileQuestions).items)
+            results = None if known is None else self._ask_now(items, self._credentials.sending(known, exchange.peer))
+            if results is None:
+                exchange.spawn(work(items))
+            else:
+                self._reply(exchange, FileResults(results, self._clock.now_ms()))
+
+        async def work(items: list[FileQuestion]) -> None:
             caller = await self._caller(exchange, header)
             results = []
-            for item in _bounded(batch.items):
+            for item in items:
                 try:
                     who = await self._behind(caller, item.access)
                     results.append(await self._files.ask(item, who))
@@ -59,19 +80,56 @@ class FileRoutes:
                     results.append(FileResult(code=error.code, detail=error.detail))
             self._reply(exchange, FileResults(results, self._clock.now_ms()))
 
-        self._with_body(exchange, FileQuestions, work)
+        exchange.collect(BODY_BYTES_MAX, then)
+
+    def _ask_now(self, items: list[FileQuestion], caller: Principal) -> list[FileResult] | None:
+        """None: one of them takes longer; then all are asked again."""
+        results = []
+        for item in items:
+            if item.access and item.access != caller.access:
+                return None
+            result = self._files.ask_now(item, caller)
+            if result is None:
+                return None
+            results.append(result)
+        return results
 
     def change(self, exchange: Exchange) -> None:
         header = exchange.header(b"authorization")
+        known = self._credentials.caller_now(header)
 
-        async def work(batch: FileChanges) -> None:
+        def then(body: bytes) -> None:
+            items = _bounded(decode(body, FileChanges).items)
+            caller = None if known is None else self._credentials.sending(known, exchange.peer)
+            if caller is None or not self._change_now(exchange, items, caller):
+                exchange.spawn(work(items))
+
+        async def work(items: list[FileChange]) -> None:
             caller = await self._caller(exchange, header)
-            pairs = [(item, await self._behind(caller, item.access)) for item in _bounded(batch.items)]
+            pairs = [(item, await self._behind(caller, item.access)) for item in items]
             # Shielded: a mount that goes away must not leave half of its message undone.
             results = await asyncio.shield(self._files.change(pairs))
             self._reply(exchange, FileResults(results, self._clock.now_ms()))
 
-        self._with_body(exchange, FileChanges, work)
+        exchange.collect(BODY_BYTES_MAX, then)
+
+    def _change_now(self, exchange: Exchange, items: list[FileChange], caller: Principal) -> bool:
+        """Queue a message of a known caller for itself; its answer follows without a task. False: nothing was done."""
+        if any(item.access and item.access != caller.access for item in items):
+            return False
+
+        def answer(results: list[FileResult]) -> None:
+            try:
+                self._reply(exchange, FileResults(results, self._clock.now_ms()))
+            except Exception as error:  # the change is made: whatever is wrong with the answer is this exchange's
+                exchange.fail(error)
+
+        async def confirm(results: Callable[[], Awaitable[list[FileResult]]]) -> None:
+            answer(await results())
+
+        return self._files.submit(
+            [(item, caller) for item in items], answer, lambda results: exchange.spawn(confirm(results))
+        )
 
     def watch(self, exchange: Exchange) -> None:
         header = exchange.header(b"authorization")

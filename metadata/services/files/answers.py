@@ -57,18 +57,32 @@ class FileAnswers:
                 return await self._space(bucket)
             if isinstance(q, Find):
                 return await self._find(bucket, q)
-            check_path(q.path)
-
-            def answer(connection: Connection) -> FileResult:
-                if isinstance(q, Look):
-                    return FileResult(entry=self._look(connection, bucket.id, bucket.created_at_ms, q.path))
-                if isinstance(q, ReadDirectory):
-                    return self._page(connection, bucket.id, bucket.created_at_ms, q)
-                return self._extents(connection, bucket.id, q)
-
-            return await self._database.read(answer)
+            return await self._database.read(self._answer(bucket, q))
         except TierstoreError as error:
             return FileResult(code=error.code, detail=error.detail)
+
+    def ask_now(self, item: FileQuestion, who: Principal) -> FileResult | None:
+        """The same at once; None when it takes ask()."""
+        q = item.question
+        if isinstance(q, Space | Find):
+            return None
+        try:
+            bucket = self._names.now(q.bucket)
+            if bucket is None:
+                return None
+            authorize_all_in(who, "read", bucket)
+            return self._database.read_now(self._answer(bucket, q))
+        except TierstoreError as error:
+            return FileResult(code=error.code, detail=error.detail)
+
+    def _answer(self, bucket: Bucket, q: Look | ReadDirectory | Extents) -> Callable[[Connection], FileResult]:
+        """What is to be read. Raises RequestError for what cannot be a path."""
+        check_path(q.path)
+        if isinstance(q, Look):
+            return lambda c: FileResult(entry=self._look(c, bucket.id, bucket.created_at_ms, q.path))
+        if isinstance(q, ReadDirectory):
+            return lambda c: self._page(c, bucket.id, bucket.created_at_ms, q)
+        return lambda c: self._extents(c, bucket.id, q)
 
     async def _find(self, bucket: Bucket, q: Find) -> FileResult:
         """Beside the loop, for it is slow; answered with what stands there when it was found."""
@@ -88,14 +102,11 @@ class FileAnswers:
 
     def _look(self, connection: Connection, bucket_id: int, created_at_ms: int, path: str) -> Entry:
         place = _place(bucket_id, path)
-        if place[0] > 0:
+        if place[0] > 0 and (not path or inodes.is_directory(connection, bucket_id, path)):
             directory = inodes.latest(connection, hidden(bucket_id), directory_key(path))
             if directory is not None:
                 return Entry(name_of(path), posix.attributes(directory), 0, directory.version)
-            if not path or inodes.below(connection, bucket_id, f"{path}/", itself=True) or inodes.below(
-                connection, hidden(bucket_id), directory_key(path), itself=True
-            ):
-                return Entry(name_of(path), posix.implied_directory(bucket_id, path, created_at_ms))
+            return Entry(name_of(path), posix.implied_directory(bucket_id, path, created_at_ms))
         row = inodes.latest(connection, *place) if path else None
         if row is None:
             raise NotFound(f"there is no file {path!r}", code="no-such-file")

@@ -11,7 +11,7 @@ Bounds: BATCH_MAX changes of a transaction, WAITING_MAX that wait.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -20,14 +20,13 @@ import msgspec
 from metadata.catalog import inodes, schema
 from metadata.catalog.database import Database
 from metadata.catalog.feed import NewChange
-from metadata.catalog.inodes import hidden
 from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session, StaleRows
 from metadata.services.cluster.view import ClusterView
 from metadata.services.files.answers import FileAnswers
 from metadata.services.files.bodies import FileBodies
 from metadata.services.files.watch import FileWatch
-from metadata.services.files.work import FileWork, directory_key
+from metadata.services.files.work import FileWork
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.commit import ATTEMPTS_MAX, COMMIT_SECONDS, CommitService
 from metadata.services.names.facts import Facts, check_operation
@@ -90,7 +89,8 @@ class FilesService:
         self._names = names
         self._clock = clock
         self._watch = FileWatch(database, commits, names=names, clock=clock)
-        self.ask = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies).ask
+        answers = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies)
+        self.ask, self.ask_now = answers.ask, answers.ask_now
         self.watch, self.sweep = self._watch.watch, self._watch.sweep
         self.sync: SyncRules | None = None
         self._waiting: list[_Pending] = []
@@ -100,8 +100,7 @@ class FilesService:
     # -- changes --------------------------------------------------------------------------------------------
     async def change(self, items: Sequence[tuple[FileChange, Principal]]) -> list[FileResult]:
         """Apply each on its own; results in order, durable when they come. Safe to repeat with the same ids."""
-        if len(self._waiting) + len(items) > WAITING_MAX:
-            raise UnavailableError("too many changes of files wait for the catalog")
+        self._check_room(len(items))
         if self._commits.gate is not None and self._commits.gate.may_refuse:
             await self._commits.gate.settle()
         loop = asyncio.get_running_loop()
@@ -110,13 +109,61 @@ class FilesService:
         ]
         for entry in entries:
             self._refuse_closed(entry)
-        self._waiting += [entry for entry in entries if not entry.done.done()]
+        self._queue([entry for entry in entries if not entry.done.done()])
+        return await self._all_told(entries)
+
+    def submit(
+        self, items: Sequence[tuple[FileChange, Principal]], then: Callable[[list[FileResult]], None],
+        later: Callable[[Callable[[], Awaitable[list[FileResult]]]], None],
+    ) -> bool:  # fmt: skip
+        """The same without a task: then(results) follows, and must not raise; or, when a rule of other sites came
+        meanwhile, later(what gives them once it is awaited). False: it takes change(), nothing was done. Raises
+        UnavailableError."""
+        gate = self._commits.gate
+        if not items or self._is_sync or (gate is not None and gate.may_refuse):
+            return False
+        if any(type(item.mutation) is Rename and not item.mutation.is_file for item, _ in items):
+            return False
+        self._check_room(len(items))
+        loop = asyncio.get_running_loop()
+        entries = [_Pending(item, who, loop.create_future()) for item, who in items]
+        left = len(entries)
+
+        def settled(_: asyncio.Future[FileResult]) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                return
+            if self._is_sync and any(entry.told for entry in entries):
+                later(lambda: self._all_told(entries))
+            else:
+                then([entry.done.result() for entry in entries])
+
+        for entry in entries:
+            entry.done.add_done_callback(settled)
+        self._queue(entries)
+        return True
+
+    @property
+    def _is_sync(self) -> bool:
+        return self.sync is not None and self.sync.is_wanted
+
+    def _check_room(self, count: int) -> None:
+        if len(self._waiting) + count > WAITING_MAX:
+            raise UnavailableError("too many changes of files wait for the catalog")
+
+    def _queue(self, entries: list[_Pending]) -> None:
+        self._waiting += entries
         if self._waiting and self._running < self._database.batches_under_way_max:
             self._running += 1
-            task = loop.create_task(self._run(), name="files")
+            task = asyncio.get_running_loop().create_task(self._run(), name="files")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return list(await asyncio.gather(*(self._told(entry) for entry in entries)))
+
+    async def _all_told(self, entries: list[_Pending]) -> list[FileResult]:
+        if self._is_sync:
+            return list(await asyncio.gather(*(self._told(entry) for entry in entries)))
+        return [await self._told(entry) for entry in entries]
 
     async def _told(self, entry: _Pending) -> FileResult:
         """Its result once it is durable here, and at the sites of sync rules."""
@@ -144,8 +191,7 @@ class FilesService:
             _settle(entry, FileResult(code=closed.code, detail=closed.detail))
 
     async def _run(self) -> None:
-        try:
-            await asyncio.sleep(0)
+        try:        # what else came in this turn of the loop waits by now, too
             while self._waiting:
                 await self._settle_all(self._take())
                 await asyncio.sleep(0)
@@ -208,17 +254,18 @@ class FilesService:
                 continue
             # The bytes of a directory's files are as hot after its move as before: nobody need hear of each.
             writes = WriteSet(at_ms=now_ms, wants_events=bool(self._commits.listeners) and not entry.is_long)
-            session.connection.exec_driver_sql("SAVEPOINT change")
+            session.savepoint()
             try:
                 if is_full and isinstance(entry.item.mutation, WriteFile | Make | Link):
                     raise CapacityError("the catalog's disk is full: delete files or make room", code="catalog-full")
                 result = self._apply(session, facts, writes, entry.item, entry.principal)
             except TierstoreError as error:
-                session.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT change")
+                session.undo()
                 results.append(FileResult(code=error.code, detail=error.detail))
                 continue
             writes.results.append((entry.item.operation, encode(result)))
             writes.flush(session)
+            session.keep()
             events += writes.events
             entry.told = [change for change in writes.changes if change.targets]
             results.append(result)
@@ -264,9 +311,7 @@ class FilesService:
 
 
 def _is_directory(connection: Connection, bucket_id: int, path: str) -> bool:
-    return inodes.latest(connection, hidden(bucket_id), directory_key(path)) is not None or inodes.below(
-        connection, bucket_id, f"{path}/", itself=True
-    )
+    return not path or inodes.is_directory(connection, bucket_id, path)
 
 
 def _of_repeat(facts: Facts, item: FileChange, result: FileResult) -> list[NewChange]:

@@ -129,22 +129,21 @@ class FileWork:
             return hidden(self.bucket.id), inodes.ORPHAN + path[len(ORPHAN) :]
         return self.bucket.id, path
 
-    def directory(self, path: str) -> Directory | None:
-        """The directory at a path, explicit or implied by keys below it."""
+    def directory(self, path: str, *, is_likely: bool = False) -> Directory | None:
+        """The directory at a path, explicit or implied by keys below it. is_likely: look for its row first."""
         if path.startswith(ORPHAN):
             return None
         known = self.directories.get(path)
         if known is not None:
             return known
+        if path and not is_likely and not inodes.is_directory(self.session.connection, self.bucket.id, path):
+            return None
         row = self.row(hidden(self.bucket.id), directory_key(path))
         if row is not None:
             return Directory(row, posix.attributes(row))
-        connection, prefix = self.session.connection, f"{path}/"
-        if not path or inodes.below(connection, self.bucket.id, prefix, itself=True) or inodes.below(
-            connection, hidden(self.bucket.id), directory_key(path), itself=True
-        ):
-            return Directory(None, posix.implied_directory(self.bucket.id, path, self.bucket.created_at_ms))
-        return None
+        if path and is_likely and not inodes.is_directory(self.session.connection, self.bucket.id, path):
+            return None
+        return Directory(None, posix.implied_directory(self.bucket.id, path, self.bucket.created_at_ms))
 
     def is_empty(self, path: str) -> bool:
         """No key below the directory but its own marker, no directory."""
@@ -170,7 +169,7 @@ class FileWork:
         if path.startswith(ORPHAN):
             return
         parent = parent_of(path)
-        found = self.directory(parent)
+        found = self.directory(parent, is_likely=True)
         if found is None:
             if self.file(parent) is not None:
                 raise ConflictError(f"{parent!r} is not a directory", code="not-directory")

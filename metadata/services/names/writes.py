@@ -53,17 +53,15 @@ class WriteSet:
 
     def flush(self, session: Session) -> int:
         """Write everything; the largest version id of the catalog (0 when nothing changed)."""
-        write = session.defer
-        write(objects.DELETE_LATEST, self.deleted)
-        write(objects.INSERT_LATEST, self.inserted)
-        write(objects.REPLACE_LATEST, self.replaced)
-        write(objects.INSERT_VERSION, self.versions)
-        write(bodies.INSERT_CHUNKS, self.chunks)
-        write(bodies.INSERT_EXTENTS, self.extents)
-        write(bodies.INSERT_GARBAGE, self.garbage)
-        write(operations.INSERT_RESULTS, self.results)
-        write(operations.INSERT_RESULTS, self._marks())
-        write(operations.DELETE_LEASES, self.ended_leases)
+        for write, rows in (
+            (objects.DELETE_LATEST, self.deleted), (objects.INSERT_LATEST, self.inserted),
+            (objects.REPLACE_LATEST, self.replaced), (objects.INSERT_VERSION, self.versions),
+            (bodies.INSERT_CHUNKS, self.chunks), (bodies.INSERT_EXTENTS, self.extents),
+            (bodies.INSERT_GARBAGE, self.garbage), (operations.INSERT_RESULTS, self.results),
+            (operations.INSERT_RESULTS, self._marks()), (operations.DELETE_LEASES, self.ended_leases),
+        ):  # fmt: skip
+            if rows:
+                session.defer(write, rows)
         for bucket_id, (objects_added, bytes_added) in sorted(self.usage.items()):
             if objects_added or bytes_added:
                 usage.add(session.connection, bucket_id, objects=objects_added, held=bytes_added)
