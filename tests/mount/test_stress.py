@@ -4,9 +4,7 @@ of their trees (as fsstress does), looked at by a second mount at the end."""
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,77 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.mount import Mounted
-
-FILE_BYTES_MAX = 1_500_000
-
-
-class OneFile:
-    """Bytes in memory and in a file; every act is done to both."""
-
-    def __init__(self, path: Path, seed: int) -> None:
-        self.path = path
-        self.chance = random.Random(seed)
-        self.model = bytearray()
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
-
-    def extent(self) -> tuple[int, int]:
-        return self.chance.randrange(FILE_BYTES_MAX), self.chance.randrange(1, 100_000)
-
-    def write(self) -> None:
-        first, count = self.extent()
-        data = self.chance.randbytes(count)
-        self.model.extend(bytes(max(0, first - len(self.model))))
-        self.model[first : first + count] = data
-        assert os.pwrite(self.fd, data, first) == count
-
-    def read(self) -> None:
-        first, count = self.extent()
-        assert os.pread(self.fd, count, first) == bytes(self.model[first : first + count])
-
-    def truncate(self) -> None:
-        size = self.chance.randrange(FILE_BYTES_MAX)
-        os.ftruncate(self.fd, size)
-        self.model = self.model[:size] + bytes(max(0, size - len(self.model)))
-
-    def append(self) -> None:
-        data = self.chance.randbytes(self.chance.randrange(1, 20_000))
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(data)
-        self.model += data
-
-    def sync(self) -> None:
-        os.fsync(self.fd)
-
-    def open_again(self) -> None:
-        os.close(self.fd)
-        self.fd = os.open(self.path, os.O_RDWR)
-
-    def map_read(self) -> None:
-        size = os.fstat(self.fd).st_size
-        assert size == len(self.model)
-        if size:
-            with mmap.mmap(self.fd, size, prot=mmap.PROT_READ) as mapped:
-                assert mapped[:] == bytes(self.model)
-
-    def map_write(self) -> None:
-        size = len(self.model)
-        if size < 100:
-            return
-        first = self.chance.randrange(size - 50)
-        data = self.chance.randbytes(50)
-        with mmap.mmap(self.fd, size) as mapped:
-            mapped[first : first + 50] = data
-            mapped.flush()
-        self.model[first : first + 50] = data
-
-    def run(self, count: int) -> None:
-        acts = [self.write] * 6 + [self.read] * 6 + [self.truncate, self.append, self.sync, self.open_again,
-                                                     self.map_read, self.map_write]  # fmt: skip
-        for _ in range(count):
-            self.chance.choice(acts)()
-        self.map_read()
-        os.close(self.fd)
-        assert self.path.read_bytes() == self.model
+from tests.kit.one_file import OneFile
 
 
 @pytest.mark.parametrize("seed", [11])

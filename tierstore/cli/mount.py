@@ -8,14 +8,18 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from tierstore.cli.cluster import Endpoint, Profile, Token, find
 from tierstore.errors import ConfigError
 from tierstore.fuse import NEEDS
-from tierstore.units import parse_size
+from tierstore.units import parse_seconds, parse_size
+
+PATIENCE_SECONDS_MIN: Final = 1.0
+#: Well below an hour, which an operation's deadline may lie behind its id.
+PATIENCE_SECONDS_MAX: Final = 600.0
 
 
 class Sync(StrEnum):
@@ -36,6 +40,8 @@ def mount(
                                               "healthy (1 without it); 0: off.")] = 60.0,
     sync: Annotated[Sync, typer.Option(help="close: a close returns when the file is durable; interval: within a "
                                             "second after it (fsync waits in both).")] = Sync.CLOSE,
+    patience: Annotated[str, typer.Option(help="How long a call waits for a cluster that does not answer before it "
+                                               "fails with EIO (reads: half as long again).")] = "20s",
     uid: Annotated[int | None, typer.Option(help="Owner of files that no mount made. [default: the user]")] = None,
     gid: Annotated[int | None, typer.Option(help="Group of files that no mount made. [default: the user's]")] = None,
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None,
@@ -48,8 +54,8 @@ def mount(
     wish = {
         "endpoint": address.endpoint, "token": address.token, "bucket": bucket, "directory": str(directory.absolute()),
         "allow_other": is_root if allow_other is None else allow_other, "budget_bytes": parse_size(memory),
-        "cache_seconds": cache, "sync": sync.value, "uid": os.getuid() if uid is None else uid,
-        "gid": os.getgid() if gid is None else gid,
+        "cache_seconds": cache, "patience_seconds": _patience_seconds(patience), "sync": sync.value,
+        "uid": os.getuid() if uid is None else uid, "gid": os.getgid() if gid is None else gid,
     }  # fmt: skip
     # A process of its own (see tierstore/fuse/__main__): the token goes through a pipe, where nobody sees it.
     reader, writer = os.pipe()
@@ -58,3 +64,11 @@ def mount(
     os.set_inheritable(reader, True)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "tierstore.fuse", str(reader)])  # noqa: S606 - a module of ours
+
+
+def _patience_seconds(text: str) -> float:
+    """Raises ConfigError when it is no time, or out of bounds."""
+    seconds = parse_seconds(text)
+    if not PATIENCE_SECONDS_MIN <= seconds <= PATIENCE_SECONDS_MAX:
+        raise ConfigError(f"--patience is 1s to 10min, not {text}")
+    return seconds

@@ -20,7 +20,8 @@ from tierstore.files.body import Body, Commit
 from tierstore.files.compact import Compactor, is_fragmented
 from tierstore.files.looking import BUDGET_BYTES, WATCHED_SECONDS, Looking
 from tierstore.files.node import Node
-from tierstore.files.reader import Reader
+from tierstore.files.reader import READ_SECONDS, Reader
+from tierstore.files.remote import PATIENCE_SECONDS
 from tierstore.sdk import Store
 from tierstore.wire.files import Entry, Extents, FileResult, ReadDirectory, WriteFile
 
@@ -36,11 +37,12 @@ class Dirty(Looking):
 
     def __init__(
         self, store: Store, bucket: str, *, mount: str, rng: random.Random, budget_bytes: int = BUDGET_BYTES,
-        cache_seconds: float = WATCHED_SECONDS,
+        cache_seconds: float = WATCHED_SECONDS, patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:  # fmt: skip
         super().__init__(
-            store, bucket, mount=mount, rng=rng, budget_bytes=budget_bytes, cache_seconds=cache_seconds
-        )
+            store, bucket, mount=mount, rng=rng, budget_bytes=budget_bytes, cache_seconds=cache_seconds,
+            patience_seconds=patience_seconds,
+        )  # fmt: skip
         self._dirty: dict[int, tuple[Node, float]] = {}
         self.compactor = Compactor(
             store, bucket, self.remote, budget=self.dirty_budget, change=self._compacted, now_ns=self.now_ns
@@ -180,7 +182,7 @@ class Dirty(Looking):
 
             reader = Reader(
                 self.store, self.bucket, path, find, self.read_memory, version=node.version,
-                size=node.size,
+                size=node.size, seconds=READ_SECONDS * self.patience_seconds / PATIENCE_SECONDS,
             )  # fmt: skip
             node.body = Body(
                 self.store, self.bucket, size=node.size, version=node.version, budget=self.dirty_budget,

@@ -19,7 +19,7 @@ from tierstore.errors import ConflictError, NotFound, TierstoreError
 from tierstore.files.errno import FileError
 from tierstore.files.memory import ReadMemory
 from tierstore.files.node import ROOT, Node, Nodes
-from tierstore.files.remote import FilesRemote
+from tierstore.files.remote import PATIENCE_SECONDS, FilesRemote
 from tierstore.files.whereabouts import Whereabouts, is_lost
 from tierstore.sdk import Store
 from tierstore.sdk.budget import BufferBudget
@@ -61,13 +61,15 @@ class Looking:
 
     def __init__(
         self, store: Store, bucket: str, *, mount: str, rng: random.Random, budget_bytes: int = BUDGET_BYTES,
-        cache_seconds: float = WATCHED_SECONDS,
+        cache_seconds: float = WATCHED_SECONDS, patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:  # fmt: skip
-        """mount: names this mount in leases; unique. cache_seconds: 0 turns attribute caching off."""
+        """mount: names this mount in leases; unique. cache_seconds: 0 turns attribute caching off.
+        patience_seconds: that a question or change waits for metadata."""
         self.store = store
         self.bucket = bucket
         self.mount = mount
-        self.remote = FilesRemote(store.client, bucket)
+        self.patience_seconds = patience_seconds
+        self.remote = FilesRemote(store.client, bucket, seconds=patience_seconds)
         self._rng = rng
         self._cache_seconds = cache_seconds
         # Halves, so that streams that read ahead never keep a writer waiting, nor the other way round.

@@ -37,10 +37,11 @@ class Reader:
 
     def __init__(
         self, store: Store, bucket: str, path: Callable[[], str], find: Find, memory: ReadMemory | None,
-        *, version: int, size: int,
+        *, version: int, size: int, seconds: float = READ_SECONDS,
     ) -> None:  # fmt: skip
-        """memory: None where the caller holds it, and reads no further than what he asks for."""
+        """memory: None where the caller holds it, and reads no further than what he asks for. seconds: of one read."""
         self._store = store
+        self._seconds = seconds
         self._bucket = bucket
         self._path = path
         self.find = find
@@ -60,7 +61,7 @@ class Reader:
 
     async def read(self, first: int, length: int) -> Bytes:
         """Good until the next await. Raises UnavailableError(no-replica), NotFound when the file is gone."""
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(self._seconds):
             end = min(first + length, self._size)
             if end <= first:
                 return b""

@@ -30,8 +30,9 @@ from tierstore.wire.files import (
     Watched,
 )
 
-#: A question or change is given up after so long: then the program gets EIO, never a hang.
-REQUEST_SECONDS: Final = 20.0
+#: A question or change is given up after so long, unless the mount was told otherwise: then the program gets EIO, never
+#: a hang.
+PATIENCE_SECONDS: Final = 20.0
 #: A watch that says nothing for so long beyond the wait that it asked for is lost.
 WATCH_GRACE_SECONDS: Final = 3.0
 ITEMS_MAX: Final = 128
@@ -43,7 +44,7 @@ NUMBERS_MAX: Final = 64
 class FilesRemote:
     """One per mount. Event loop only."""
 
-    def __init__(self, client: MetadataClient, bucket: str, *, seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(self, client: MetadataClient, bucket: str, *, seconds: float = PATIENCE_SECONDS) -> None:
         self._client = client
         self._bucket = bucket
         self.seconds = seconds

@@ -12,10 +12,12 @@ from typing import Final, Literal
 
 import uvloop
 
+from tierstore.files.remote import PATIENCE_SECONDS
 from tierstore.files.tree import Tree
 from tierstore.fuse.mount import Mount
 from tierstore.fuse.operations import Owner
 from tierstore.sdk.connect import connect
+from tierstore.sdk.limits import StoreLimits
 from tierstore.telemetry.log import configure
 
 M_TRIM_THRESHOLD: Final = -1
@@ -25,8 +27,9 @@ LARGE_BYTES: Final = 512 << 10
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What to mount where. budget_bytes: bound of written and read-ahead bytes; cache_seconds: 0 is off; sync: when
-    what was written is durable at the latest."""
+    """What to mount where. budget_bytes: bound of written and read-ahead bytes; cache_seconds: 0 is off;
+    patience_seconds: that a call waits for a cluster that does not answer; sync: when what was written is durable at
+    the latest."""
 
     endpoint: str
     token: str = field(repr=False)
@@ -35,6 +38,7 @@ class Wish:
     allow_other: bool
     budget_bytes: int
     cache_seconds: float
+    patience_seconds: float
     sync: Literal["close", "interval"]
     uid: int
     gid: int
@@ -58,11 +62,13 @@ def keep_memory_small() -> None:
 
 
 async def _serve(wish: Wish) -> None:
-    store = await connect(wish.endpoint, wish.token, may_go_through=False)
+    limits = StoreLimits().waiting(wish.patience_seconds / PATIENCE_SECONDS)
+    store = await connect(wish.endpoint, wish.token, limits=limits, may_go_through=False)
     try:
         tree = await Tree(
             store, wish.bucket, mount=secrets.token_hex(8), rng=random.Random(secrets.randbits(64)),
             budget_bytes=wish.budget_bytes, cache_seconds=wish.cache_seconds,
+            patience_seconds=wish.patience_seconds,
         ).open()  # fmt: skip
         await store.reserve()
         if wish.sync == "interval":

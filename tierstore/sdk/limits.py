@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tierstore.units import KIB, MIB
@@ -51,3 +51,10 @@ class StoreLimits:
     renew_seconds: float = 120.0           # how often a long upload renews its lease
     pin_seconds: float = 240.0             # how often a long read renews its pins and tickets, which live 5 minutes
     pins_at_once: int = 512                # chunks in one such message
+
+    def waiting(self, factor: float) -> StoreLimits:
+        """The same, but so many times as long for servers that do not answer at all (docs/adr/0620)."""
+        return replace(
+            self, request_seconds=self.request_seconds * factor, first_byte_seconds=self.first_byte_seconds * factor,
+            placement_wait_seconds=self.placement_wait_seconds * factor,
+        )  # fmt: skip
