@@ -98,9 +98,9 @@ async def test_a_server_may_join_while_a_transaction_walks_over_the_devices() ->
 
 async def test_a_policy_that_is_older_never_comes_behind_a_newer_one() -> None:
     meddling = MeddlingDatabase(await new_database())
-    policies = Policies(as_database(meddling), (await new_world()).clock, parser.parse)
+    policies = Policies(as_database(meddling), (await new_world()).clock, parser.parse, servers=lambda: 3)
     await policies.set({"version": 1}, who="a")
-    other = Policies(as_database(meddling), (await new_world()).clock, parser.parse)
+    other = Policies(as_database(meddling), (await new_world()).clock, parser.parse, servers=lambda: 3)
     meddling.hold_read = late = asyncio.Event()
     reading = asyncio.create_task(other.refresh())
     await until_idle()
