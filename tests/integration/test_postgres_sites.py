@@ -1,5 +1,5 @@
-"""Two sites, each of two metadata processes that share a PostgreSQL: one process of a site speaks to the other site, all
-of them take writes, and whoever is gone, what was acknowledged arrives."""
+"""Two sites, each of two metadata processes that share a PostgreSQL: one process of a site speaks to the other site,
+all of them take writes, and whoever is gone, what was acknowledged arrives."""
 
 from __future__ import annotations
 

@@ -108,6 +108,7 @@ class Replication:
     async def close(self) -> None:
         for name in list(self._workers):
             await self._end(name)
+        await self.sync.close()
 
     @property
     def comparing(self) -> int:

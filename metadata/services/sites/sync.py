@@ -4,6 +4,9 @@ The local commit, with its queue row, is durable first; then name and bytes go t
 queue and in one message (one round trip); then the writer hears of success. When that does not end in SYNC_SECONDS the
 rule decides: `fail` answers outcome-unknown (the version stays, and is delivered later by the queue), `degrade` answers
 success at once and is counted; while a target is known to be away, degrading costs no wait.
+
+A delivery outlives the request that waits for it: a gateway that has no answer after 5 s asks again under the same
+operation, and then waits for the delivery that is under way, instead of beginning a large body anew.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ from tierstore.wire.sites import (
     PushAnswer,
 )
 
-SYNC_SECONDS: Final = 10.0
+#: Less than two attempts of a gateway (tierstore/transport/metadata_calls), so that it hears how it ended.
+SYNC_SECONDS: Final = 8.0
 #: What was pushed is remembered, so that the queue need not say it again.
 DELIVERED_MAX: Final = 10_000
 #: Changes of one message (a directory's move) that are on their way at the same time.
@@ -56,6 +60,8 @@ class SyncWaits:
         self._is_away = is_away
         #: (site, bucket, key, version) that it has, by a push of this process: its queue row needs no message.
         self._delivered: OrderedDict[tuple[str, int, str, int], None] = OrderedDict()
+        #: Under way, SYNC_SECONDS at most; of one version to one site there is one.
+        self._deliveries: dict[tuple[object, ...], asyncio.Task[str]] = {}
         self.waits = 0
         self.degraded = 0
         self.failed = 0
@@ -125,7 +131,26 @@ class SyncWaits:
         """"" when the target has it durably, else why not."""
         if may_skip and self._is_away(target):
             return "the site is away"
-        self.waits += 1
+        # Metadata has no version of its own: each change of it is said for itself.
+        name = (target, bucket.id, change.key, change.version, change.kind)
+        key = (*name, object()) if change.kind == schema.CHANGE_META else name
+        task = self._deliveries.get(key)
+        if task is None:
+            self.waits += 1
+            task = asyncio.get_running_loop().create_task(self._try(target, bucket, change), name=f"sync {target}")
+            self._deliveries[key] = task
+            task.add_done_callback(lambda _: self._deliveries.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """What is under way is left to the queue."""
+        tasks = list(self._deliveries.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _try(self, target: str, bucket: buckets.Bucket, change: NewChange) -> str:
+        """"" when the target has it durably, else why not. Raises nothing that is expected."""
         try:
             async with asyncio.timeout(SYNC_SECONDS):
                 await self._send(target, bucket, change)
