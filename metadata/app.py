@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI, Request
 
 from metadata import metrics
+from metadata.background import Background
 from metadata.catalog.book import CatalogBook
 from metadata.catalog.database import Database
 from metadata.catalog.setup import prepare
@@ -107,6 +106,7 @@ from metadata.services.upkeep.retention import Retention
 from metadata.services.upkeep.scrub import Scrub
 from metadata.services.upkeep.snapshot import Snapshots
 from metadata.services.upkeep.status import Status
+from metadata.surroundings import CatalogClock, Surroundings
 from metadata.webhooks import Webhooks
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock
@@ -119,7 +119,6 @@ from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
 from tierstore.transport.object_client import ObjectClient
-from tierstore.transport.peer import PeerTransport
 from tierstore.wire.cluster import BadChunk, Inventory, InventoryAnswer
 
 log = get_logger("metadata")
@@ -131,39 +130,6 @@ SWEEP_SECONDS: Final = 30.0
 #: For the catalog to finish what it has when the process stops.
 STOP_SECONDS_MAX: Final = 20.0
 
-RandomBytes = Callable[[int], bytes]
-
-
-class CatalogClock:
-    """Catalog time for everything that judges ages and deadlines: this machine's clock plus the measured difference to
-    the database's, as the cluster keeps it."""
-
-    def __init__(self, clock: Clock, cluster_of: Callable[[], Cluster | None]) -> None:
-        self._clock = clock
-        self._cluster_of = cluster_of
-
-    def now_ms(self) -> int:
-        known = self._cluster_of()
-        return known.now_ms() if known is not None else self._clock.now_ms()
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a metadata process gets from outside (the simulation passes its own)."""
-
-    clock: Clock
-    rng: random.Random
-    random_bytes: RandomBytes
-    advertise: str
-    instance: str            # names this process in leases; unique per start
-    transport: PeerTransport
-
 
 class MetadataServer:
     """One metadata process (a simulation may have several in one). Built by `open`."""
@@ -173,7 +139,7 @@ class MetadataServer:
         self.around = around
         self.database = database
         self.drain = Drain()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(around.clock)
         self._is_started = False
 
     @classmethod
@@ -529,15 +495,10 @@ class MetadataServer:
     async def start(self) -> None:
         """Begin the background work."""
         self.promoter.start()
-        self._begin("placements", self.indexer.run())
-        self._begin("refresh", self._refresh())
-        self._begin("mounts", self._sweep_mounts())
+        self._background.begin("placements", self.indexer.run)
+        self._background.begin("refresh", self._refresh)
+        self._background.begin("mounts", self._sweep_mounts)
         self._is_started = True
-
-    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"metadata {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _sweep_mounts(self) -> None:
         """Open unlinked files of mounts that are gone. Safe in several processes at once; bounded per round."""
@@ -569,11 +530,7 @@ class MetadataServer:
         if self._is_started:
             await self.heat.save()
             await self.recorder.flush(close=True)
-        for task in list(self._tasks):
-            task.cancel()
-        for task in list(self._tasks):
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._background.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 await self.commits.close()

@@ -16,7 +16,7 @@ from typing import Final
 
 import uvloop
 
-from metadata.app import MetadataServer, Surroundings
+from metadata.app import MetadataServer
 from metadata.catalog import snapshot_load, snapshots
 from metadata.catalog.database import open_database
 from metadata.catalog.setup import prepare
@@ -24,6 +24,7 @@ from metadata.config import Settings
 from metadata.services.names.commit import CommitService
 from metadata.services.upkeep.adopt import Adoption, Findings
 from metadata.services.upkeep.rebuild import Rebuild, finish
+from metadata.surroundings import Surroundings
 from tierstore import statefile
 from tierstore.clock import SystemClock
 from tierstore.errors import UnavailableError

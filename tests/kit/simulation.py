@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from metadata import config as metadata_config
-from metadata.app import MetadataServer, Surroundings
+from metadata.app import MetadataServer
 from metadata.catalog.database import open_database
 from metadata.catalog.sqlite import SqliteDatabase
+from metadata.surroundings import Surroundings
 from objectd.agent_state import AgentState
 from objectd.app import ObjectServer
 from objectd.config import Chunks, ObjectdConfig, Upkeep
