@@ -326,6 +326,8 @@ class SqliteDatabase:
                 with open(name, "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
             self.has_ballast = True
+            if self.log is not None:
+                self.log.is_to_be_cut = False
         except OSError:
             # No room now: the ballast comes back at the next start, and `has_ballast` says so.
             with contextlib.suppress(OSError):
@@ -352,6 +354,8 @@ class SqliteDatabase:
             with contextlib.suppress(OSError):
                 os.unlink(self.path + ".ballast")
         self.has_ballast = False
+        if self.log is not None:
+            self.log.is_to_be_cut = True
 
     async def close(self) -> None:
         """Finish what waits, checkpoint, close. Safe to repeat."""

@@ -52,6 +52,8 @@ class WriteAheadLog:
         self._task: asyncio.Task[None] | None = None
         self._after = 0.0
         self._is_copied = False         # a checkpoint beside the writers has just ended
+        #: The disk is full: room counts for more than the pace of commits. Set by the owner.
+        self.is_to_be_cut = False
         self.checkpoints = 0
 
     def reaches(self, count: int) -> bool:
@@ -97,7 +99,8 @@ class WriteAheadLog:
         busy_ms = self._raw_write.execute("PRAGMA busy_timeout").fetchone()[0]
         self._raw_write.execute("PRAGMA busy_timeout = 0")
         try:
-            self._raw_write.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            mode = "TRUNCATE" if self.is_to_be_cut else "RESTART"
+            self._raw_write.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         except sqlite3.OperationalError:
             pass        # locked by the reader of a scan
         finally:

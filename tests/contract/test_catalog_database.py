@@ -255,6 +255,31 @@ def test_the_log_is_written_over_and_does_not_grow_again_at_each_commit(
     asyncio.run(main())
 
 
+def test_the_log_is_cut_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 19: what the log keeps for its pace is room that deletes need more."""
+    monkeypatch.setattr("metadata.catalog.sqlite_log.CHECKPOINT_BYTES", 512 << 10)
+    monkeypatch.setattr("metadata.catalog.sqlite_log.CHECKPOINT_PAUSE_SECONDS", 0.0)
+
+    async def main() -> None:
+        w = await NamesWorld.open(f"sqlite:///{tmp_path}/c.db")
+        assert isinstance(w.database, SqliteDatabase) and w.database.log is not None
+        await w.buckets.create("bbb", ADMIN)
+        w.database.release_ballast()
+        assert w.database.log.is_to_be_cut
+        largest, size = 0, 0
+        for i in range(3_000):
+            assert (await w.put(f"{i}")).code == "", "there is room again: the ballast comes back with the first look"
+            w.database.log.is_to_be_cut = True
+            size = (tmp_path / "c.db-wal").stat().st_size
+            if size < largest:
+                break
+            largest = size
+        assert size < 512 << 10 <= largest
+        await w.close()
+
+    asyncio.run(main())
+
+
 def test_uploads_that_had_committed_stay_committed(url_of: Callable[[], Awaitable[str]]) -> None:
     """Migration 0003 moves their rows: one that is lost lets a chunk get a second owner."""
     upload, operation = bytes(range(12)), bytes(range(100, 116))
