@@ -15,7 +15,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +25,9 @@ from urllib.parse import unquote
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
-from metadata.catalog.session import KEYS_PER_READ, BulkRead, BulkWrite, Row, Session, StaleRows
+from metadata.catalog.session import BulkRead, Row, Session
 from metadata.catalog.sqlite_log import LOG_KEPT_BYTES, WriteAheadLog
+from metadata.catalog.sqlite_session import SqliteSession, fetch_each
 from metadata.catalog.writer_thread import WriterThread
 from tierstore.errors import CapacityError, IntegrityError, UnavailableError
 from tierstore.failpoints import hit
@@ -39,19 +40,12 @@ WRITER_CACHE_KIB: Final = 8 << 10
 READER_CACHE_KIB: Final = 2 << 10
 MMAP_BYTES: Final = 4 << 30
 BUSY_MS: Final = 5000
-#: Up to so many keys are read with a statement each: cheaper than a join.
-ONE_BY_ONE_MAX: Final = 2
 #: Waiting write calls; more are refused as `unavailable`.
 WRITES_WAITING_MAX: Final = 10_000
 #: write(fn) calls that share one transaction.
 WRITES_PER_TURN_MAX: Final = 512
 #: Room kept on the catalog's disk, given back when it is full so that deletes and checkpoints still work (rule 19).
 BALLAST_BYTES: Final = 16 << 20
-
-_ADVANCE: Final = (
-    "UPDATE feed_head SET sequence = sequence + ?1, version = max(version, ?2) WHERE id = 1 "
-    "RETURNING sequence, version"
-)
 
 
 def translate(error: Exception) -> Exception:
@@ -85,78 +79,6 @@ class _Waiting:
             self.done.set_exception(translate(failure))
         else:
             self.done.set_result(self.value)
-
-
-class SqliteSession:
-    """Bulk statements on the raw write connection."""
-
-    is_remote = False
-
-    def __init__(self, raw: sqlite3.Connection, connection: sa.Connection) -> None:
-        self.connection = connection
-        self._raw = raw
-
-    def fetch(self, read: BulkRead, keys: Sequence[Row]) -> list[Row]:
-        return fetch_each(self._raw, read, keys)
-
-    def write(self, write: BulkWrite, rows: Sequence[Row]) -> int:
-        if not rows:
-            return 0
-        try:
-            count = self._raw.executemany(write.sqlite_sql, rows).rowcount
-        except sqlite3.IntegrityError as error:
-            raise StaleRows(str(error)) from error
-        if write.exact and count != len(rows):
-            raise StaleRows(f"{write.act} {write.table.name}: {count} of {len(rows)} rows")
-        return count
-
-    def ask_ahead(self, reads: Sequence[tuple[BulkRead, Sequence[Row]]]) -> None:
-        """There is no way to save."""
-
-    def defer(self, write: BulkWrite, rows: Sequence[Row]) -> None:
-        self.write(write, rows)
-
-    def savepoint(self) -> None:
-        self._raw.execute("SAVEPOINT item")
-
-    def undo(self) -> None:
-        self._raw.execute("ROLLBACK TO item")
-        self._raw.execute("RELEASE item")
-
-    def keep(self) -> None:
-        # Each savepoint that stays open makes SQLite note every page again.
-        self._raw.execute("RELEASE item")
-
-    def guard(self) -> None:
-        """One writer: nothing can come in between."""
-
-    def advance(self, count: int, version: int) -> tuple[int, int]:
-        row = self._raw.execute(_ADVANCE, (count, version)).fetchone()
-        return int(row[0]), int(row[1])
-
-    def append(self, write: BulkWrite, rows: Sequence[Row], version: int) -> tuple[int, int]:
-        last, floor = self.advance(len(rows), version)
-        first = last - len(rows) + 1
-        self.write(write, [(sequence, *row) for sequence, row in enumerate(rows, first)])
-        return last, floor
-
-
-def fetch_each(raw: sqlite3.Connection, read: BulkRead, keys: Sequence[Row]) -> list[Row]:
-    rows: list[Row] = []
-    if len(keys) <= ONE_BY_ONE_MAX:
-        sql = read.sqlite_sql
-        for key in keys:
-            rows += raw.execute(sql, key).fetchall()
-        return rows
-    at, nothing = 0, (None,) * len(read.by)
-    while at < len(keys):
-        part = keys[at : at + KEYS_PER_READ[-1]]
-        at += len(part)
-        size = next(size for size in KEYS_PER_READ if size >= len(part))
-        values = [value for key in part for value in key]
-        values += nothing * (size - len(part))
-        rows += raw.execute(read.sqlite_many[size], values).fetchall()
-    return rows
 
 
 class SqliteDatabase:

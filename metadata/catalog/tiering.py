@@ -18,7 +18,7 @@ from metadata.catalog.among import among
 from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
 from metadata.catalog.session import BulkRead
-from metadata.catalog.sqlite import fetch_each
+from metadata.catalog.sqlite_session import fetch_each
 from tierstore.wire.storage_class import packed_class
 
 _PLACEMENTS: Final = schema.placements.c

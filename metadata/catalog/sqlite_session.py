@@ -1,0 +1,94 @@
+"""Bulk statements on a raw connection to SQLite: reads of many keys by a few prepared texts, writes row by row.
+
+Begins and ends no transaction: that is metadata.catalog.sqlite's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from metadata.catalog.session import KEYS_PER_READ, BulkRead, BulkWrite, Row, StaleRows
+
+#: Up to so many keys are read with a statement each: cheaper than a join.
+ONE_BY_ONE_MAX: Final = 2
+
+_ADVANCE: Final = (
+    "UPDATE feed_head SET sequence = sequence + ?1, version = max(version, ?2) WHERE id = 1 "
+    "RETURNING sequence, version"
+)
+
+
+class SqliteSession:
+    """Bulk statements on the raw write connection."""
+
+    is_remote = False
+
+    def __init__(self, raw: sqlite3.Connection, connection: sa.Connection) -> None:
+        self.connection = connection
+        self._raw = raw
+
+    def fetch(self, read: BulkRead, keys: Sequence[Row]) -> list[Row]:
+        return fetch_each(self._raw, read, keys)
+
+    def write(self, write: BulkWrite, rows: Sequence[Row]) -> int:
+        if not rows:
+            return 0
+        try:
+            count = self._raw.executemany(write.sqlite_sql, rows).rowcount
+        except sqlite3.IntegrityError as error:
+            raise StaleRows(str(error)) from error
+        if write.exact and count != len(rows):
+            raise StaleRows(f"{write.act} {write.table.name}: {count} of {len(rows)} rows")
+        return count
+
+    def ask_ahead(self, reads: Sequence[tuple[BulkRead, Sequence[Row]]]) -> None:
+        """There is no way to save."""
+
+    def defer(self, write: BulkWrite, rows: Sequence[Row]) -> None:
+        self.write(write, rows)
+
+    def savepoint(self) -> None:
+        self._raw.execute("SAVEPOINT item")
+
+    def undo(self) -> None:
+        self._raw.execute("ROLLBACK TO item")
+        self._raw.execute("RELEASE item")
+
+    def keep(self) -> None:
+        # Each savepoint that stays open makes SQLite note every page again.
+        self._raw.execute("RELEASE item")
+
+    def guard(self) -> None:
+        """One writer: nothing can come in between."""
+
+    def advance(self, count: int, version: int) -> tuple[int, int]:
+        row = self._raw.execute(_ADVANCE, (count, version)).fetchone()
+        return int(row[0]), int(row[1])
+
+    def append(self, write: BulkWrite, rows: Sequence[Row], version: int) -> tuple[int, int]:
+        last, floor = self.advance(len(rows), version)
+        first = last - len(rows) + 1
+        self.write(write, [(sequence, *row) for sequence, row in enumerate(rows, first)])
+        return last, floor
+
+
+def fetch_each(raw: sqlite3.Connection, read: BulkRead, keys: Sequence[Row]) -> list[Row]:
+    rows: list[Row] = []
+    if len(keys) <= ONE_BY_ONE_MAX:
+        sql = read.sqlite_sql
+        for key in keys:
+            rows += raw.execute(sql, key).fetchall()
+        return rows
+    at, nothing = 0, (None,) * len(read.by)
+    while at < len(keys):
+        part = keys[at : at + KEYS_PER_READ[-1]]
+        at += len(part)
+        size = next(size for size in KEYS_PER_READ if size >= len(part))
+        values = [value for key in part for value in key]
+        values += nothing * (size - len(part))
+        rows += raw.execute(read.sqlite_many[size], values).fetchall()
+    return rows
