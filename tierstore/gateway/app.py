@@ -94,9 +94,10 @@ class Gateway:
         self._object_routes = routes.hot_routes(self.objects, self.listing, self.redirects)
         is_open = bool(config.tls.certificate) or config.s3.customer_keys_over_http
         vault = Vault(MasterKeys(config.s3.master_keys), customer_keys_over_http=is_open)
-        self.s3 = S3Door(
+        self.s3: S3Door = S3Door(
             self.store, catalog, clock, self.objects, domain=config.s3.domain, vault=vault,
             redirects=self.redirects if config.s3.redirect_near else None, is_secure=bool(config.tls.certificate),
+            access_log_seconds=config.s3.access_log_every, access_log_paused=config.s3.access_log_paused,
         )  # fmt: skip
         self._site_routes = (
             sites.hot_route(self.body_door), PushDoor(self.store, self.credentials, self.objects).route()
@@ -187,7 +188,7 @@ class Gateway:
         await self.membership.stop()
         await self.bodies.close()
         await self.forwarder.close()
-        self.s3.close()
+        await self.s3.close()
         await self.store.close()
         await self._transport.close()
 

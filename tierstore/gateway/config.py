@@ -29,6 +29,10 @@ class S3:
     redirect_near: bool = setting(
         False, "answer 307 to clients whose address is in a network of another site; they must sign again for it"
     )
+    access_log_every: Seconds = setting(300.0, "how often access logs are delivered to their target buckets")
+    access_log_paused: bool = setting(
+        False, "deliver no access logs; 16 MiB of lines wait in memory, further ones are dropped and counted"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

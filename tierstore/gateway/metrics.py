@@ -53,6 +53,18 @@ _GATEWAY.counter(
 _GATEWAY.gauge(
     "tierstore_gateway_upload_buffer_bytes", "bodies of uploads held in memory", lambda g: g.store.budget.held_bytes
 )
+_GATEWAY.counter(
+    "tierstore_access_log_lines_total", "lines of buckets' access logs, by what became of them (dropped: no room, or "
+    "too late; refused: the target does not take them)",
+    lambda g: {(outcome,): float(count) for outcome, count in g.s3.access_log.lines_total.items()}, labels=("outcome",),
+)  # fmt: skip
+_GATEWAY.gauge(
+    "tierstore_access_log_waiting_bytes", "lines of access logs that wait for their delivery",
+    lambda g: g.s3.access_log.waiting_bytes,
+)  # fmt: skip
+_GATEWAY.gauge(
+    "tierstore_access_log_oldest_seconds", "age of the oldest of them", lambda g: g.s3.access_log.oldest_seconds
+)
 
 
 def watch(gateway: Gateway) -> None:

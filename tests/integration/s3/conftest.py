@@ -24,6 +24,7 @@ USERS = (
 WEBHOOK_PORT = free_port()
 SETTINGS = {
     **SHORT_DAYS, "TIERSTORE_USERS": USERS, "TIERSTORE_S3__CUSTOMER_KEYS_OVER_HTTP": "true",
+    "TIERSTORE_S3__ACCESS_LOG_EVERY": "1s",
     "TIERSTORE_WEBHOOKS": f'[{{name = "hook", url = "http://127.0.0.1:{WEBHOOK_PORT}/events"}}]',
 }  # fmt: skip
 _NUMBERS = itertools.count(1)

@@ -248,7 +248,6 @@ def test_what_is_never_set(s3: Any, bucket: str, refused: Refused) -> None:
         (s3.get_bucket_replication, "ReplicationConfigurationNotFoundError"),
     ):
         assert refused(call, Bucket=bucket) == code
-    assert "LoggingEnabled" not in s3.get_bucket_logging(Bucket=bucket)
     s3.get_bucket_notification_configuration(Bucket=bucket)
     s3.get_bucket_accelerate_configuration(Bucket=bucket)
     assert refused(

@@ -16,7 +16,7 @@ from tierstore.gateway.s3 import documents, rights
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.documents import Node, element
 from tierstore.gateway.s3.errors import S3Error
-from tierstore.gateway.s3.grants import GRANTS_MAX, GROUPS, PERMISSIONS, Grant, is_public, listed, stored
+from tierstore.gateway.s3.grants import GRANTS_MAX, GROUPS, LOG_DELIVERY, PERMISSIONS, Grant, is_public, listed, stored
 from tierstore.gateway.s3.object_meta import ACL, OWNER, canned_acl
 from tierstore.gateway.s3.request import Call, header_text
 from tierstore.gateway.s3.uploads import BodyReader
@@ -89,7 +89,7 @@ class Acls:
         ]  # fmt: skip
         if canned and grants:
             raise S3Error("InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed")
-        return await self._checked(grants) if grants else canned
+        return stored(await self.checked(grants)) if grants else canned
 
     async def _of_document(self, body: bytes, owner: str) -> str:
         root = documents.parse(body, "AccessControlPolicy")
@@ -98,18 +98,19 @@ class Acls:
             raise S3Error("MalformedACLError")
         if stands.text("ID") != owner:
             raise S3Error("AccessDenied")
-        return await self._checked([_grant(node) for node in grants.all("Grant")])
+        return stored(await self.checked([grant_of(node) for node in grants.all("Grant")]))
 
-    async def _checked(self, grants: list[Grant]) -> str:
+    async def checked(self, grants: list[Grant]) -> list[Grant]:
+        """The grants, if there are not too many and they name users that exist. Raises S3Error."""
         if len(grants) > GRANTS_MAX:
             raise S3Error("MalformedACLError", f"A list has at most {GRANTS_MAX} grants.")
-        for user in sorted({grant.grantee for grant in grants if not grant.is_public}):
+        for user in sorted({grant.grantee for grant in grants if not grant.is_group}):
             try:
                 await self._catalog.check_user(user)
             except NotFound:
                 raise S3Error("InvalidArgument", "Invalid id", ArgumentName="CanonicalUser/ID",
                               ArgumentValue=user) from None  # fmt: skip
-        return stored(grants)
+        return grants
 
 
 def ownership_of(bucket: BucketView) -> str:
@@ -136,14 +137,16 @@ def _grantees(value: str) -> list[tuple[str, str]]:
 def _grantee(kind: str, value: str) -> str:
     if kind == "emailAddress":
         raise S3Error("UnresolvableGrantByEmailAddress", "The email address you provided does not match any account.")
-    if kind == "uri" and value not in GROUPS:
+    if kind == "uri" and value not in GROUPS and value != LOG_DELIVERY:
         raise S3Error("InvalidArgument", "Invalid group uri", ArgumentName="uri", ArgumentValue=value[:200])
-    if kind == "id" and (not 1 <= len(value) <= _USER_CHARACTERS_MAX or value in GROUPS or not value.isprintable()):
+    is_name = 1 <= len(value) <= _USER_CHARACTERS_MAX and value.isprintable()
+    if kind == "id" and (not is_name or value in GROUPS or value == LOG_DELIVERY):
         raise S3Error("InvalidArgument", "Invalid id", ArgumentName="id", ArgumentValue=value[:200])
     return value
 
 
-def _grant(node: Node) -> Grant:
+def grant_of(node: Node) -> Grant:
+    """A grant as documents write it. Raises S3Error(MalformedACLError, InvalidArgument)."""
     grantee, permission = node.one("Grantee"), node.text("Permission")
     if grantee is None or permission not in PERMISSIONS:
         raise S3Error("MalformedACLError")
@@ -162,7 +165,7 @@ def acl_document(owner: str, text: str, bucket: BucketView) -> bytes:
     for grant in listed(text, owner, bucket.owner):
         who = element("ID", grant.grantee) + element("DisplayName", grant.grantee)
         kind = "CanonicalUser"
-        if grant.is_public:
+        if grant.is_group:
             who, kind = element("URI", grant.grantee), "Group"
         inner += f'<Grant><Grantee {_XSI}"{kind}">{who}</Grantee>{element("Permission", grant.permission)}</Grant>'
     return documents.document(

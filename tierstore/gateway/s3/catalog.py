@@ -51,6 +51,11 @@ class S3Catalog:
         held = self._buckets.get(name)
         return held[0] if held is not None and held[1] > self._clock.monotonic() else None
 
+    def held(self, name: str) -> BucketView | None:
+        """The view that was heard last, however old; None when there is none."""
+        held = self._buckets.get(name)
+        return held[0] if held is not None else None
+
     async def bucket(self, name: str, *, fresh: bool = False) -> BucketView:
         """Raises NotFound(no-such-bucket)."""
         held = self.known(name)

@@ -22,6 +22,7 @@ from tierstore.gateway.s3.auth import Authenticator
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, error_body, s3_error
 from tierstore.gateway.s3.handlers import build, handlers_of
+from tierstore.gateway.s3.log_delivery import LogDelivery
 from tierstore.gateway.s3.request import Call, check_names, parse_call, request_id_line
 from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.uploads import BodyReader
@@ -39,7 +40,8 @@ class S3Door:
 
     def __init__(
         self, store: Store, catalog: S3Catalog, clock: Clock, native: ObjectDoor, *, vault: Vault, domain: str = "",
-        redirects: Redirects | None = None, is_secure: bool = False,
+        redirects: Redirects | None = None, is_secure: bool = False, access_log_seconds: float = 300.0,
+        access_log_paused: bool = False,
     ) -> None:  # fmt: skip
         self._native = native
         self._clock = clock
@@ -53,6 +55,10 @@ class S3Door:
         self._has_served = False
         doors = build(store, self._catalog, self._reader, vault, self._auth)
         self._handlers = handlers_of(doors)
+        self._logs = LogDelivery(
+            store, catalog, vault, clock, every_seconds=access_log_seconds, is_paused=access_log_paused
+        )
+        self.access_log = self._logs.log
         native.sealed = doors.reads.open_sealed
 
     def routes(self) -> list[Route]:
@@ -87,10 +93,15 @@ class S3Door:
             await self._serve(call)
         except Exception as error:  # whatever it is: the client gets S3's XML, or a closed connection
             if call is not None and call.has_begun:
+                self._logs.note(call)
                 raise
             shown = s3_error(error, exchange.request_id)
             shown.lines += call.extra_lines if call is not None else request_id_line(exchange.request_id)
-            _answer(exchange, shown, call.resource if call is not None else "/")
+            sent = _answer(exchange, shown, call.resource if call is not None else "/")
+            if call is not None:
+                call.answer.status, call.answer.code, call.answer.length = shown.status, shown.code, sent
+        if call is not None:
+            self._logs.note(call)
 
     async def _serve(self, call: Call) -> None:
         if call.method == "OPTIONS":
@@ -119,7 +130,9 @@ class S3Door:
             check_names(call)
             call.extra_lines += cors.lines_of(call, await self._catalog.bucket(call.bucket)) or b""
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Deliver the access logs that wait, and end. The store must still be open."""
+        await self.access_log.close()
         self._executor.shutdown(wait=False)
 
 
@@ -128,9 +141,13 @@ def _is_s3(rest: bytes) -> bool:
     return first not in (b"v1", b"-")
 
 
-def _answer(exchange: Exchange, error: S3Error, resource: str) -> None:
+def _answer(exchange: Exchange, error: S3Error, resource: str) -> int:
+    """Send an error; how long its body is."""
     if error.status == 304:
         exchange.reply(304, b"", error.lines)
-        return
+        return 0
     body = error_body(error, resource=resource, request_id=exchange.request_id)
-    exchange.reply(error.status, b"" if exchange.method == b"HEAD" else body, XML_LINE + error.lines)
+    if exchange.method == b"HEAD":
+        body = b""
+    exchange.reply(error.status, body, XML_LINE + error.lines)
+    return len(body)

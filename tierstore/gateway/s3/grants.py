@@ -1,7 +1,7 @@
 """Access control lists as data: grants, what a canned ACL stands for, and what a list lets somebody do. Pure.
 
 A list is kept as text: the name of a canned ACL ("" is private), or JSON of its grants. Grantees are users of this
-store, by name, and the two groups that AWS has for everybody and for everybody with a key.
+store, by name, and the groups that AWS has for everybody, for everybody with a key, and for the delivery of logs.
 
 Invariant: a text that is neither grants nothing to anybody but the owner.
 """
@@ -16,6 +16,8 @@ import msgspec
 ALL: Final = "http://acs.amazonaws.com/groups/global/AllUsers"
 KNOWN: Final = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
 GROUPS: Final = frozenset({ALL, KNOWN})
+#: Who delivers access logs: nobody with a key is in it.
+LOG_DELIVERY: Final = "http://acs.amazonaws.com/groups/s3/LogDelivery"
 PERMISSIONS: Final = frozenset({"READ", "WRITE", "READ_ACP", "WRITE_ACP", "FULL_CONTROL"})
 #: As at AWS.
 GRANTS_MAX: Final = 100
@@ -30,7 +32,7 @@ _ON_OBJECT: Final = {
 
 
 class Grant(msgspec.Struct, array_like=True, frozen=True):
-    """grantee: a user's name, or the URI of one of GROUPS."""
+    """grantee: a user's name, or the URI of one of GROUPS or of LOG_DELIVERY."""
 
     grantee: str
     permission: str
@@ -38,6 +40,10 @@ class Grant(msgspec.Struct, array_like=True, frozen=True):
     @property
     def is_public(self) -> bool:
         return self.grantee in GROUPS
+
+    @property
+    def is_group(self) -> bool:
+        return self.is_public or self.grantee == LOG_DELIVERY
 
 
 def stored(grants: list[Grant]) -> str:
@@ -63,6 +69,8 @@ def listed(text: str, owner: str, bucket_owner: str) -> list[Grant]:
         own.append(Grant(ALL, "READ"))
     if text == "public-read-write":
         own.append(Grant(ALL, "WRITE"))
+    if text == "log-delivery-write":
+        own += [Grant(LOG_DELIVERY, "WRITE"), Grant(LOG_DELIVERY, "READ_ACP")]
     if text == "authenticated-read":
         own.append(Grant(KNOWN, "READ"))
     if text == "bucket-owner-read" and bucket_owner != owner:

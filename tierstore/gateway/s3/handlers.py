@@ -16,6 +16,7 @@ from tierstore.gateway.s3.copies import Copies
 from tierstore.gateway.s3.lifecycle import LifecycleDoor
 from tierstore.gateway.s3.listing import Listings
 from tierstore.gateway.s3.locks import Locks
+from tierstore.gateway.s3.log_delivery import BucketLogging
 from tierstore.gateway.s3.multipart import Multipart
 from tierstore.gateway.s3.notifications import Notifications
 from tierstore.gateway.s3.object_facts import ObjectFacts
@@ -52,6 +53,7 @@ class Doors:
     replications: Replications
     posts: Posts
     notifications: Notifications
+    logging: BucketLogging
 
 
 def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, auth: Authenticator) -> Doors:
@@ -67,6 +69,7 @@ def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, au
         UploadLists(catalog), Locks(store, catalog, reader, files=files, reads=reads),
         LifecycleDoor(files), Replications(catalog, store.client, reader),
         Posts(store, catalog, vault, executor=reader.executor, auth=auth, acls=acls), Notifications(files),
+        BucketLogging(files, catalog, acls),
     )  # fmt: skip
 
 
@@ -100,7 +103,7 @@ def handlers_of(doors: Doors) -> dict[str, Handler]:
         "GetBucketNotificationConfiguration": doors.notifications.get,
         "PutBucketNotificationConfiguration": doors.notifications.put,
         "GetBucketRequestPayment": settings.get_payer, "PutBucketRequestPayment": settings.put_payer,
-        "GetBucketLogging": unset("s3:GetBucketLogging", "", "BucketLoggingStatus"),
+        "GetBucketLogging": doors.logging.get, "PutBucketLogging": doors.logging.put,
         "GetBucketWebsite": unset("s3:GetBucketWebsite", "NoSuchWebsiteConfiguration"),
         "GetBucketReplication": doors.replications.get, "PutBucketReplication": doors.replications.put,
         "DeleteBucketReplication": doors.replications.delete,

@@ -99,6 +99,8 @@ class Reads:
             lines += b"content-range: bytes %d-%d/%d\r\n" % (first, first + length - 1, found.size)
         lines += call.extra_lines
         call.has_begun = is_head
+        answer = call.answer
+        answer.status, answer.length, answer.object_bytes = status, 0 if is_head else length, found.size
         if is_head:
             call.exchange.begin(status, lines, length)
             call.exchange.end()

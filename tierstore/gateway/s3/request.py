@@ -47,6 +47,17 @@ _NO_QUERY: Final = Query((), {}, frozenset(), b"")
 
 
 @dataclass(slots=True)
+class Answer:
+    """What was answered, for access logs. length: of the body; object_bytes: of the object, -1 where there is none;
+    code: of an error."""
+
+    status: int = 0
+    length: int = 0
+    object_bytes: int = -1
+    code: str = ""
+
+
+@dataclass(slots=True)
 class Call:
     """A request under way. signature: of a presigned URL, where it was taken out of the query; payload:
     x-amz-content-sha256 as sent; claim and signing_key: of signed requests; at_ms: when it came; tags: those that its
@@ -69,6 +80,8 @@ class Call:
     is_secure: bool = False
     tags: dict[str, str] | None = None
     early: EarlyRead | None = None
+    #: Of what was answered.
+    answer: Answer = field(default_factory=Answer)
     #: Values and names of the query.
     query: Mapping[str, str] = field(init=False)
     names: frozenset[str] = field(init=False)
@@ -86,6 +99,7 @@ class Call:
 
     def reply(self, status: int, body: bytes = b"", lines: bytes = b"") -> None:
         self.has_begun = True
+        self.answer.status, self.answer.length = status, len(body)
         self.exchange.reply(status, body, lines + self.extra_lines)
 
     @property

@@ -67,6 +67,7 @@ class Writes:
         finally:
             if is_small:
                 self._store.budget.give_back(stored_bytes)
+        call.answer.object_bytes = received.size
         lines = f'etag: "{cover.etag(received.md5)}"\r\n' + version_line(made.version, bucket)
         lines += checksum_lines(received) + cover.lines
         lines += expiration_line(bucket, call.key, received.size, meta.tags, made.created_at_ms)
