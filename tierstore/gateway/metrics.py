@@ -56,7 +56,7 @@ _GATEWAY.gauge(
 _GATEWAY.counter(
     "tierstore_access_log_lines_total", "lines of buckets' access logs, by what became of them (dropped: no room, or "
     "too late; refused: the target does not take them)",
-    lambda g: {(outcome,): float(count) for outcome, count in g.s3.access_log.lines_total.items()}, labels=("outcome",),
+    lambda g: {(result,): float(count) for result, count in g.s3.access_log.lines_total.items()}, labels=("result",),
 )  # fmt: skip
 _GATEWAY.gauge(
     "tierstore_access_log_waiting_bytes", "lines of access logs that wait for their delivery",
