@@ -24,6 +24,10 @@ DENY: Final = "deny"
 #: From this version on texts may hold variables; before, `${` is only text.
 _WITH_VARIABLES: Final = "2012-10-17"
 _ARN: Final = "arn:aws:s3:::"
+#: Delivers access logs.
+LOG_SERVICE: Final = "logging.s3.amazonaws.com"
+#: Services that policies may name: those of this store.
+SERVICES: Final = frozenset({LOG_SERVICE})
 
 
 class PolicyError(ValueError):
@@ -211,15 +215,25 @@ def _resources(raw: Any, *, has_variables: bool) -> tuple[Pattern, ...]:
 
 
 def _principals(raw: Any) -> tuple[str, ...]:
-    """Users by name: "*", "arn:aws:iam:::user/NAME", "arn:aws:iam::TENANT:user/NAME" or NAME alone."""
+    """Users by name: "*", "arn:aws:iam:::user/NAME", "arn:aws:iam::TENANT:user/NAME" or NAME alone; services of this
+    store, marked."""
     if raw is None:
         return ()
     if raw == "*":
         return ("*",)
-    if not isinstance(raw, dict) or not raw or raw.keys() - {"AWS", "CanonicalUser"}:
+    if not isinstance(raw, dict) or not raw or raw.keys() - {"AWS", "CanonicalUser", "Service"}:
         raise PolicyError("Invalid principal in policy")
-    found = [text for value in raw.values() for text in _texts(value)]
-    return tuple(text.rpartition("/")[2] if text.startswith("arn:aws:iam:") else text for text in found)
+    services = _texts(raw["Service"]) if "Service" in raw else ()
+    if not SERVICES.issuperset(services):
+        raise PolicyError("Invalid principal in policy")
+    found = [text for kind, value in raw.items() if kind != "Service" for text in _texts(value)]
+    users = [text.rpartition("/")[2] if text.startswith("arn:aws:iam:") else text for text in found]
+    return (*users, *(service_user(name) for name in services))
+
+
+def service_user(name: str) -> str:
+    """Who a service is in a Question: no user has such a name."""
+    return f"\x00{name}"
 
 
 def _applies(s: Statement, q: Question) -> bool:

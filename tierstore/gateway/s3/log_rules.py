@@ -10,15 +10,13 @@ from typing import Final, Literal
 
 import msgspec
 
-from tierstore.auth.policy_language import ALLOW, DENY, Question, decide
+from tierstore.auth.policy_language import ALLOW, DENY, LOG_SERVICE, Question, decide, service_user
 from tierstore.gateway.s3 import grants, rights
 from tierstore.gateway.s3.documents import Node, document, element
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.wire.names import BucketView
 
 DOCUMENT: Final = "s3.logging"
-#: Who policies of target buckets let in.
-SERVICE: Final = "logging.s3.amazonaws.com"
 PREFIX_CHARACTERS_MAX: Final = 800          # so that with the date behind it the key is short enough
 _GRANTED: Final = frozenset({"FULL_CONTROL", "READ", "WRITE"})
 _XSI: Final = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type='
@@ -112,8 +110,8 @@ def may_deliver(source: BucketView, target: BucketView, key: str) -> bool:
     if policy is not None:
         context = {"aws:sourcearn": [f"arn:aws:s3:::{source.name}"], "aws:sourceaccount": [source.owner],
                    "aws:principaltype": ["Service"], "aws:securetransport": ["true"]}  # fmt: skip
-        resource = f"arn:aws:s3:::{target.name}/{key}"
-        verdict = decide(policy, Question(SERVICE, SERVICE, "s3:PutObject", resource, context))
+        service, resource = service_user(LOG_SERVICE), f"arn:aws:s3:::{target.name}/{key}"
+        verdict = decide(policy, Question(service, service, "s3:PutObject", resource, context))
     if verdict == DENY:
         return False
     return verdict == ALLOW or (rights.has_acls(target) and grants.allows(
