@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.kit.cluster import Cluster, cluster, wait_until
+from tests.kit.cluster import Cluster, Process, cluster, wait_until
 from tests.kit.mount import Mounted, mounted, require_fuse
 
 ROOT = Path(__file__).parents[2]
@@ -113,17 +113,22 @@ class Program:
         self.process.communicate()
 
 
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/-/readyz", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
+def wait_ready(server: Process) -> None:
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{server.url}/-/readyz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    wait_until(is_ready, seconds=120, what=f"{server.name} ready")
 
 
 def play(c: Cluster, at: Path, *flags: str, seed: int, rounds: int, bytes_max: int) -> None:
     """In each round but the last one a server is killed, of all in turn, and the next round begins when it is back."""
     chance = random.Random(seed)
     servers = [*c.processes("objectd")[:1], *c.processes("metadata"), *c.processes("objectd")[1:]]
+    for server in servers:      # a test before may have left one on its way back
+        wait_ready(server)
     name = f"random{seed}"
     # Restarts take as long as the machine likes: no act may be given up for one.
     with mounted(c, "files", at / "mount", "--patience", "10m", *flags) as mount:
@@ -135,7 +140,7 @@ def play(c: Cluster, at: Path, *flags: str, seed: int, rounds: int, bytes_max: i
                     server = servers[number % len(servers)]
                     program.until(str(number * STEP + chance.randrange(STEP - 1)))
                     c.kill(server.name)
-                    wait_until(lambda u=server.url: is_ready(u), seconds=120, what=f"{server.name} back")  # type: ignore[misc]
+                    wait_ready(server)
             digest = program.until("whole")
         finally:
             program.end()
