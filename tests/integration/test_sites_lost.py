@@ -64,6 +64,11 @@ def test_an_old_backup_of_a_site_brings_nothing_back_and_a_lost_site_is_rebuilt(
         ]
         for key in ("kept", "deleted-here", "deleted-there"):
             assert a.put(key, key.encode()).status_code == 200
+        # a backfill that the backup still held would bring back what was removed since
+        wait_until(
+            lambda: not any(t["backfill_left"] for t in a.admin("GET", "replication")["targets"]),
+            seconds=ARRIVAL_SECONDS, what="what exists is queued",
+        )
         a.drained()
         wait_until(lambda: len(b.names()) == 4, seconds=ARRIVAL_SECONDS, what="everything at b")
 
