@@ -410,6 +410,29 @@ def test_a_watch_tells_attributes_apart_from_the_put_before(run: Run) -> None:
     on_files(run, test)
 
 
+def test_a_watch_tells_a_renamed_directory_in_order(run: Run) -> None:
+    """All paths that went, then all that came, in the same order, also of files whose puts are told with them: mounts
+    read off it where the files that they have open are now."""
+
+    async def test(f: Files) -> None:
+        before = await f.service.watch(Watch("bbb", -1), ADMIN)
+        await f.make("a", kind=S_IFDIR)
+        await f.make("a/b", kind=S_IFDIR)
+        for name in ("2", "0", "1"):
+            await f.write(f"a/b/{name}", 10, make=True)
+        assert not (await f.change(Rename("bbb", "a", "z", 9))).code
+        seen = await f.service.watch(Watch("bbb", before.sequence), ADMIN)
+        first = next(n for n, c in enumerate(seen.changes) if c.gone)
+        told = [(c.path, c.directory, c.gone) for c in seen.changes[first : first + 10]]
+        files, directories = [f"b/{n}" for n in range(3)], ["", "/b"]
+        assert told == [
+            *((f"a/{name}", False, True) for name in files), *((f"z/{name}", False, False) for name in files),
+            *((f"a{name}", True, True) for name in directories), *((f"z{name}", True, False) for name in directories),
+        ]  # fmt: skip
+
+    on_files(run, test)
+
+
 def test_pieces_are_told_only_where_a_rewrite_costs_nothing_else(run: Run) -> None:
     """A mount puts files of many pieces together; where versions are kept each rewrite would stay as one."""
 

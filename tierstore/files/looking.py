@@ -20,7 +20,7 @@ from tierstore.files.errno import FileError
 from tierstore.files.memory import ReadMemory
 from tierstore.files.node import ROOT, Node, Nodes
 from tierstore.files.remote import PATIENCE_SECONDS, FilesRemote
-from tierstore.files.whereabouts import Whereabouts, is_lost
+from tierstore.files.whereabouts import FOLLOWS_MAX, Whereabouts, is_lost
 from tierstore.sdk import Store
 from tierstore.sdk.budget import BufferBudget
 from tierstore.units import MIB
@@ -270,27 +270,33 @@ class Looking:
         self, node: Node, question: Callable[[str], Look | ReadDirectory | Extents], *, is_open: bool
     ) -> FileResult:
         """Ask about a file by its path, and again if it is open and has another one by now."""
-        try:
-            found = await self.remote.ask(question(self.nodes.path(node)))
-        except TierstoreError as error:
-            if not is_open or not is_lost(error) or not await self.whereabouts.find(node):
-                raise
-        else:
-            entry = found.entry
-            is_there = entry is None or node.ino == ROOT or entry.attributes.ino == node.number
-            # An object that REST replaced is another file too: not each of its readers is worth a search.
-            if is_there or not is_open or not await self.whereabouts.find(node, may_search=False):
-                return found
+        for _ in range(FOLLOWS_MAX):
+            asked = ""
+            try:
+                asked = self.nodes.path(node)
+                found = await self.remote.ask(question(asked))
+            except TierstoreError as error:
+                if not is_open or not is_lost(error) or not await self.whereabouts.find(node, asked):
+                    raise
+            else:
+                entry = found.entry
+                is_there = entry is None or node.ino == ROOT or entry.attributes.ino == node.number
+                # An object that REST replaced is another file too: not each of its readers is worth a search.
+                if is_there or not is_open or not await self.whereabouts.find(node, asked, may_search=False):
+                    return found
         return await self.remote.ask(question(self.nodes.path(node)))
 
     async def change_of(self, node: Node, change: Callable[[str], FileMutation]) -> FileResult:
         """Change a file by its path, and again if it is open, or has bytes to commit, and has another one by now."""
-        try:
-            return await self._change(change(self.nodes.path(node)))
-        except TierstoreError as error:
-            is_held = node.opens > 0 or (node.body is not None and node.body.is_dirty)
-            if not is_held or not is_lost(error) or not await self.whereabouts.find(node):
-                raise
+        for _ in range(FOLLOWS_MAX):
+            asked = ""
+            try:
+                asked = self.nodes.path(node)
+                return await self._change(change(asked))
+            except TierstoreError as error:
+                is_held = node.opens > 0 or (node.body is not None and node.body.is_dirty)
+                if not is_held or not is_lost(error) or not await self.whereabouts.find(node, asked):
+                    raise
         return await self._change(change(self.nodes.path(node)))
 
     async def space(self) -> FileResult:

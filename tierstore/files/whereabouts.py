@@ -6,24 +6,30 @@ where the change feed said that something went at the moment the file's name wen
 metadata keeps for those who say that they have them open (docs/adr/0550); and, for open files only, a search by number,
 which is a pass over the bucket (docs/adr/0240, 0481).
 
+Invariants: a file is looked for once at a time, and who waited for that while it was found asks at its new path; a
+search that is under way, or that failed, says nothing of where the file is.
 Bounds: HINTS_MAX moves are remembered; a file that was not found is not searched for again for SEARCH_AGAIN_SECONDS.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from itertools import pairwise
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import groupby, pairwise
 from typing import Final
+from weakref import WeakValueDictionary
 
-from tierstore.errors import TierstoreError
+from tierstore.errors import NotFound, TierstoreError
 from tierstore.files.node import ROOT, Node, Nodes
 from tierstore.files.remote import FilesRemote
 from tierstore.wire.files import Changed, Entry, Hold, Look, orphan_path
 
 HINTS_MAX: Final = 1024
 SEARCH_AGAIN_SECONDS: Final = 30.0
+#: A file that is renamed again while it is followed is followed so often.
+FOLLOWS_MAX: Final = 4
 #: Longer than any path: names that go round in a circle end here.
 PATH_MAX: Final = 16384
 #: What metadata says when a path does not lead to the file any more.
@@ -53,13 +59,12 @@ class Whereabouts:
         self._hints: dict[int, str] = {}
         self._searched_at: dict[int, float] = {}
         self._named_at: dict[int, float] = {}       # files that were looked for among those without a name in vain
+        self._finding: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self.found = 0
 
     def note(self, changes: list[Changed]) -> None:
-        """What the feed told, in its order: a rename is a path that goes and, next, one that comes."""
-        for gone, came in pairwise(changes):
-            if not gone.gone or came.gone or came.attributes_only or gone.directory != came.directory:
-                continue
+        """What the feed told, in its order: a rename is paths that go and, next, as many that come."""
+        for gone, came in _moves(changes):
             node = self._nodes.at(gone.path)
             if node is not None and node.is_busy:
                 self._hints[node.number] = came.path
@@ -73,12 +78,21 @@ class Whereabouts:
             node = await self._lookup(node, name)
         return node
 
-    async def find(self, node: Node, *, may_search: bool = True) -> bool:
-        """Have the node's path lead to it again; False when it is not found. The caller found that it does not."""
-        if node.orphan:
-            return True         # since the caller asked under its name
-        if node.pending or node.ino == ROOT:
-            return False
+    async def find(self, node: Node, asked: str, *, may_search: bool = True) -> bool:
+        """Have the node's path lead to it again; False when it is not found. asked: the path at which it was not ("":
+        it had none)."""
+        lock = self._finding.get(node.ino)
+        if lock is None:
+            lock = self._finding[node.ino] = asyncio.Lock()
+        async with lock:
+            with contextlib.suppress(NotFound):
+                if self._nodes.path(node) != asked:
+                    return True         # found since the caller asked
+            if node.orphan or node.pending or node.ino == ROOT:
+                return False
+            return await self._find(node, may_search=may_search)
+
+    async def _find(self, node: Node, *, may_search: bool) -> bool:
         for parent, name in list(reversed(node.names))[1:]:
             above = self._nodes.by_ino.get(parent)
             if above is not None and await self._is_at(node, self._nodes.path_of(above, name)):
@@ -86,7 +100,17 @@ class Whereabouts:
         hint = self.hinted(node)
         if hint and await self._is_at(node, hint):
             return True
-        return await self._is_unlinked(node) or (may_search and await self._search(node))
+        is_due = _is_due(self._named_at, node.number)
+        if is_due and await self._is_unlinked(node):
+            return True
+        if may_search and _is_due(self._searched_at, node.number):
+            # It may have lost its last name between the look and the search.
+            if await self._search(node) or await self._is_unlinked(node):
+                return True
+            self._searched_at[node.number] = time.monotonic()
+        if is_due:
+            self._named_at[node.number] = time.monotonic()
+        return False
 
     def hinted(self, node: Node) -> str:
         """Where the feed said that the node went, or one of the directories above it; "": nothing was said."""
@@ -106,7 +130,7 @@ class Whereabouts:
 
     async def _is_unlinked(self, node: Node) -> bool:
         """Whether it has lost its last name, and stays for those who have it open; then it is held from now on."""
-        if not node.opens or node.attributes.is_directory or not _is_due(self._named_at, node.number):
+        if not node.opens or node.attributes.is_directory:
             return False
         path = orphan_path(node.number)
         try:
@@ -114,7 +138,6 @@ class Whereabouts:
         except TierstoreError as error:
             if not is_lost(error):
                 raise
-            self._named_at[node.number] = time.monotonic()
             return False
         assert found.entry is not None, "a look answers with an entry"
         with contextlib.suppress(TierstoreError):      # who may not write reads on, until the time to hold it is over
@@ -125,14 +148,13 @@ class Whereabouts:
         return True
 
     async def _search(self, node: Node) -> bool:
-        if not _is_due(self._searched_at, node.number):
-            return False
-        self._searched_at[node.number] = time.monotonic()
-        entry = await self._remote.find(node.number)
-        if entry is None or not await self._is_at(node, entry.name):
-            return False
-        self._searched_at.pop(node.number, None)
-        return True
+        for _ in range(FOLLOWS_MAX):
+            entry = await self._remote.find(node.number)
+            if entry is None:
+                return False
+            if await self._is_at(node, entry.name):     # else it has moved on since
+                return True
+        return False
 
     async def _is_at(self, node: Node, path: str) -> bool:
         """Whether the node is there; then that is its name from now on."""
@@ -152,8 +174,35 @@ class Whereabouts:
         node.names.append(now)
         if stale is not None and stale != now:
             self._nodes.forget_name(stale, node)
+        self._named_at.pop(node.number, None)
+        self._searched_at.pop(node.number, None)
         self.found += 1
         return True
+
+
+def _moves(changes: list[Changed]) -> Iterator[tuple[Changed, Changed]]:
+    """(what went, what came) of renames. A directory's are told in one piece: all paths below it that went, then all
+    that came, in the same order; what was removed before or made after may stand beside them."""
+    told = (change for change in changes if change.gone or not change.attributes_only)
+    runs = [list(run) for _, run in groupby(told, key=lambda change: (change.directory, change.gone))]
+    for went, came in pairwise(runs):
+        if not went[0].gone or came[0].gone or went[0].directory != came[0].directory:
+            continue
+        for count in range(min(len(went), len(came)), 0, -1):
+            first = _ends(went[-count].path, came[0].path)
+            pairs = list(zip(went[-count:], came, strict=False))
+            if all(_ends(before.path, after.path) == first for before, after in reversed(pairs)):
+                yield from pairs
+                break
+
+
+def _ends(before: str, after: str) -> tuple[str, str]:
+    """Two paths without the names at their ends that they share."""
+    old, new = before.split("/"), after.split("/")
+    while old and new and old[-1] == new[-1]:
+        old.pop()
+        new.pop()
+    return "/".join(old), "/".join(new)
 
 
 def _is_due(tried_at: dict[int, float], number: int) -> bool:

@@ -176,6 +176,8 @@ def _changes(connection: Connection, bucket_id: int, after: int) -> Watched:
             gone = c.kind in (schema.CHANGE_DELETE, schema.CHANGE_MARKER)
             # Told one by one: a mount passes over the puts that it made itself, not over others' just before or after.
             is_meta = c.kind == schema.CHANGE_META
+            # A removal has the version of the put, and stands where it was told itself: renames are read off the order.
+            changes.pop((c.key, c.version, is_meta), None)
             changes[c.key, c.version, is_meta] = Changed(c.key, c.version, gone=gone, attributes_only=is_meta)
         elif c.bucket_id == hidden(bucket_id) and c.key.startswith(DIRECTORY):
             path = c.key[len(DIRECTORY) :].rstrip("/")

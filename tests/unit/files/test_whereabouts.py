@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tierstore.errors import AccessDenied, ConflictError, NotFound
+from tierstore.errors import AccessDenied, ConflictError, NotFound, UnavailableError
 from tierstore.files.errno import FileError
 from tierstore.files.node import Node
 from tierstore.files.tree import Tree
@@ -42,16 +42,25 @@ class Catalog:
         self.changed: list[str] = []
         self.held: list[str] = []
         self.is_read_only = False
+        self.is_away = False
+        self.answers = asyncio.Event()      # cleared: searches have found something, and nobody has heard of it
+        self.answers.set()
 
     def add(self, path: str, number: int, mode: int = 0o100644) -> None:
         self.files[path] = Attributes(number, mode)
 
     def move(self, source: str, to: str) -> list[Changed]:
         """Also what lies below; what the feed tells of it."""
-        kind = self.files[source].is_directory
-        for path in [p for p in self.files if p == source or p.startswith(f"{source}/")]:
+        moved = sorted(p for p in self.files if p == source or p.startswith(f"{source}/"))
+        for path in moved:
             self.files[to + path[len(source) :]] = self.files.pop(path)
-        return [Changed(source, 1, kind, gone=True), Changed(to, 2, kind)]
+        told: list[Changed] = []
+        for kind in (False, True):      # as metadata moves a range: all that went, then all that came
+            paths = [to + p[len(source) :] for p in moved]
+            these = [(old, new) for old, new in zip(moved, paths, strict=True) if self.files[new].is_directory == kind]
+            told += [Changed(old, 1, kind, gone=True) for old, _ in these]
+            told += [Changed(new, 2, kind) for _, new in these]
+        return told
 
     def unlink(self, path: str) -> list[Changed]:
         """Another mount removed it, and this one may have it open."""
@@ -86,7 +95,11 @@ class Catalog:
 
     async def find(self, number: int) -> Entry | None:
         self.searched.append(number)
-        return next((Entry(path, a) for path, a in self.files.items() if a.ino == number), None)
+        if self.is_away:
+            raise UnavailableError("metadata is away")
+        found = next((Entry(path, a) for path, a in self.files.items() if a.ino == number), None)
+        await self.answers.wait()
+        return found
 
 
 class Here:
@@ -187,6 +200,132 @@ def test_files_below_a_renamed_directory_are_found(is_told: bool) -> None:
         assert [here.path(node) for node in nodes] == [f"other/e/{number}" for number in range(3)]
         assert here.catalog.searched == ([] if is_told else [10])
         assert here.tree.nodes.at("d") is None
+
+    play(test)
+
+
+def test_all_who_ask_while_a_file_is_searched_for_find_it() -> None:
+    """The look that the feed causes may be searching when an fsync asks: that one must not hear that nothing is there,
+    which its program would take for the loss of what it wrote."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("d", 3, DIRECTORY)
+        here.catalog.add("d/f", 7)
+        node = await here.opened("d/f")
+        told = here.catalog.move("d", "z")
+        here.catalog.answers.clear()
+        look = asyncio.create_task(here.tree.look_after(told))
+        while not here.catalog.searched:
+            await asyncio.sleep(0)
+        change = asyncio.create_task(here.tree.set_attributes(node, mode=0o600))
+        ask = asyncio.create_task(here.tree.ask_of(node, lambda path: Look("b", path), is_open=True))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        here.catalog.answers.set()
+        await asyncio.gather(look, change, ask)
+        assert here.catalog.changed == ["z/f"] and here.catalog.searched == [7]
+
+    play(test)
+
+
+def test_a_search_that_metadata_did_not_answer_is_made_again() -> None:
+    """It says nothing of the file: the next fsync must not be told that it is gone."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("a", 7)
+        node = await here.opened("a")
+        here.catalog.move("a", "b")
+        here.catalog.is_away = True
+        with pytest.raises(UnavailableError):
+            await here.tree.set_attributes(node, mode=0o600)
+        here.catalog.is_away = False
+        await here.tree.set_attributes(node, mode=0o600)
+        assert here.catalog.changed == ["b"]
+
+    play(test)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_file_that_moves_on_while_it_is_followed_is_followed(is_told: bool) -> None:
+    """Between the answer that says where it is and the change that is made there."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("a", 7)
+        node = await here.opened("a")
+        first = here.catalog.move("a", "b")
+        if is_told:
+            here.tree.whereabouts.note(first)
+        find, walk, moves = here.catalog.find, here.tree.whereabouts.walk, [("b", "c"), ("c", "d")]
+
+        async def find_and_lose(number: int) -> Entry | None:
+            found = await find(number)
+            if moves:
+                here.catalog.move(*moves.pop(0))
+            return found
+
+        async def walk_and_lose(path: str) -> Node:
+            found = await walk(path)
+            if moves:
+                here.catalog.move(*moves.pop(0))
+            return found
+
+        here.catalog.find = find_and_lose  # type: ignore[method-assign]
+        here.tree.whereabouts.walk = walk_and_lose  # type: ignore[method-assign]
+        await here.tree.set_attributes(node, mode=0o600)
+        assert here.catalog.changed == ["d"] and not moves
+
+    play(test)
+
+
+def test_a_renamed_file_that_is_unlinked_next_is_held() -> None:
+    """That it was not among the files without a name a moment ago says nothing of now."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("a", 7)
+        node = await here.opened("a")
+        here.catalog.move("a", "b")
+        await here.tree.check(node)
+        await here.tree.look_after(here.catalog.unlink("b"))
+        assert here.catalog.held == [orphan_path(7)] and node.orphan
+
+    play(test)
+
+
+def test_a_file_that_is_unlinked_while_it_is_searched_for_is_held() -> None:
+    """The look among the files without a name came too early for it, and the search too late."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("a", 7)
+        node = await here.opened("a")
+        here.catalog.move("a", "b")
+        find = here.catalog.find
+
+        async def unlink_and_find(number: int) -> Entry | None:
+            here.catalog.unlink("b")
+            orphan = here.catalog.files.pop(orphan_path(7))     # a search passes over files without a name
+            found = await find(number)
+            here.catalog.files[orphan_path(7)] = orphan
+            return found
+
+        here.catalog.find = unlink_and_find  # type: ignore[method-assign]
+        await here.tree.check(node)
+        assert here.catalog.held == [orphan_path(7)] and node.orphan
+
+    play(test)
+
+
+@pytest.mark.parametrize("extra", ["before", "after", "both"])
+def test_a_rename_is_read_off_the_feed_beside_other_changes(extra: str) -> None:
+    async def test(here: Here) -> None:
+        here.catalog.add("x", 3, DIRECTORY)
+        for number in range(4):
+            here.catalog.add(f"x/{number}", 10 + number)
+        nodes = [await here.opened(f"x/{number}") for number in range(4)]
+        gone = [Changed("x/old", 1, gone=True)] if extra != "after" else []
+        came = [Changed("x/new", 1)] if extra != "before" else []
+        renamed = here.catalog.move("x", "y")
+        here.tree.whereabouts.note([*gone, *renamed[:8], *came])
+        assert [here.tree.whereabouts.hinted(node) for node in nodes] == [f"y/{number}" for number in range(4)]
 
     play(test)
 
