@@ -190,6 +190,8 @@ def _moves(changes: list[Changed]) -> Iterator[tuple[Changed, Changed]]:
             continue
         for count in range(min(len(went), len(came)), 0, -1):
             first = _ends(went[-count].path, came[0].path)
+            if _ends(went[-1].path, came[count - 1].path) != first:
+                continue
             pairs = list(zip(went[-count:], came, strict=False))
             if all(_ends(before.path, after.path) == first for before, after in reversed(pairs)):
                 yield from pairs
