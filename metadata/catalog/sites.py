@@ -261,7 +261,7 @@ def _latest_of(
         keys = [key for _, key, _ in some]
         for at in range(0, len(keys), _KEYS_PER_READ):
             query = sa.select(*(t[name] for name in objects.COLUMNS)).where(
-                t.bucket_id == bucket_id, t.key.in_(keys[at : at + _KEYS_PER_READ])
+                t.bucket_id == bucket_id, among(t.key, keys[at : at + _KEYS_PER_READ])
             )
             found.update(((bucket_id, row.key), ObjectRow._make(row)) for row in connection.execute(query))
     return found

@@ -27,6 +27,12 @@ def require_fuse() -> None:
     pytest.skip("/dev/fuse is not there")
 
 
+def drop_pages(fd: int) -> None:
+    """The next read asks the mount."""
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @dataclass
 class Mounted:
     """One mount process. path: where the bucket is. gateway: of another site than the cluster's first."""

@@ -43,3 +43,16 @@ def place(mount: Mounted, request: pytest.FixtureRequest) -> Path:
     path = mount.path / request.node.name.translate(str.maketrans("[]/ ", "____"))[:100]
     path.mkdir()
     return path
+
+
+@pytest.fixture(scope="session")
+def other(files_cluster: Cluster, mount: Mounted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    """A second mount of the same bucket."""
+    with mounted(files_cluster, "files", tmp_path_factory.mktemp("other") / "mount") as running:
+        yield running
+
+
+@pytest.fixture
+def there(place: Path, mount: Mounted, other: Mounted) -> Path:
+    """The test's directory, by the other mount."""
+    return other.path / place.relative_to(mount.path)

@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kit.cluster import Cluster
-from tests.kit.mount import Mounted, mounted
-
-
-@pytest.fixture(scope="module")
-def other(files_cluster: Cluster, mount: Mounted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    """A second mount of the same bucket."""
-    with mounted(files_cluster, "files", tmp_path_factory.mktemp("other") / "mount") as running:
-        yield running
-
-
-@pytest.fixture
-def there(place: Path, mount: Mounted, other: Mounted) -> Path:
-    """The test's directory, by the other mount."""
-    return other.path / place.relative_to(mount.path)
-
-
-def drop_pages(fd: int) -> None:
-    """The next read asks the mount."""
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+from tests.kit.mount import drop_pages
 
 
 def test_an_open_file_stays_itself_under_its_new_name(place: Path, there: Path) -> None:

@@ -7,7 +7,7 @@ import ctypes
 import random
 import secrets
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import uvloop
@@ -62,7 +62,9 @@ def keep_memory_small() -> None:
 
 
 async def _serve(wish: Wish) -> None:
-    limits = StoreLimits().waiting(wish.patience_seconds / PATIENCE_SECONDS)
+    limits = replace(
+        StoreLimits().waiting(wish.patience_seconds / PATIENCE_SECONDS), metadata_hold_seconds=wish.patience_seconds
+    )
     store = await connect(wish.endpoint, wish.token, limits=limits, may_go_through=False)
     try:
         tree = await Tree(

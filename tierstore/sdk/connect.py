@@ -25,7 +25,7 @@ from tierstore.sdk.route import nearest_gateway
 from tierstore.sdk.store import Store
 from tierstore.sdk.through import GatewayStore
 from tierstore.transport.loans import Borrower
-from tierstore.transport.metadata_calls import error_of
+from tierstore.transport.metadata_calls import MetadataLimits, error_of
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.peer import PeerTransport
@@ -59,6 +59,7 @@ async def connect(
         )
     clock = clock or SystemClock()
     owned = transport is None
+    limits = limits or StoreLimits()
     transport = transport or PooledTransport(tls=client_context(from_environment()))
     try:
         if "," in endpoint:
@@ -70,7 +71,10 @@ async def connect(
             return GatewayStore(
                 transport, endpoint, token, clock=clock, limits=limits, owned=transport if owned else None
             )
-        client = MetadataClient(transport, urls, token=token, clock=clock, rng=rng or random.Random())
+        client = MetadataClient(
+            transport, urls, token=token, clock=clock, rng=rng or random.Random(),
+            limits=MetadataLimits(hold_seconds=limits.metadata_hold_seconds),
+        )  # fmt: skip
         objects = ObjectClient(transport, clock, borrower=Borrower(can_wait=True) if owned else None)
         store = Store(
             client, objects, clock=clock, limits=limits,

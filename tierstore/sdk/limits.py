@@ -39,6 +39,7 @@ class StoreLimits:
     straggler_seconds: float = 1.5         # after the others finished, before a spare is given the chunk too
     extra_copy_seconds: float = 0.02       # that a fast copy beside the home ones may be later than they
     request_seconds: float = 15.0          # lookup, allocate, commit, list: all attempts together
+    metadata_hold_seconds: float = 10.0    # of them, for metadata that cannot be reached or restarts
     lookup_chunks_ahead: int = 2048        # of one read; some 1.5 KB each
     whole_body_seconds: float = 2.0        # that a read of more chunks than one lookup gives waits to know them all
     first_byte_seconds: float = 10.0       # all replicas and hedges together
@@ -57,4 +58,5 @@ class StoreLimits:
         return replace(
             self, request_seconds=self.request_seconds * factor, first_byte_seconds=self.first_byte_seconds * factor,
             placement_wait_seconds=self.placement_wait_seconds * factor,
+            metadata_hold_seconds=self.metadata_hold_seconds * factor,
         )  # fmt: skip
