@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import stat
 import sys
 import time
@@ -25,6 +26,7 @@ from tierstore.up.supervisor import Supervisor
 #: Serves /-/readyz on the inherited socket; `crash` in the data directory makes it end at once.
 DAEMON = """
 import http.server, os, signal, socket, sys, threading
+from tierstore.serving.run import inherited
 from tierstore.serving.turn import wait_for_turn
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if os.path.exists(os.path.join(os.path.dirname(arguments["--config"]), "crash")):
@@ -38,7 +40,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *a): pass
 wait_for_turn()
 server = http.server.HTTPServer(("", 0), Handler, bind_and_activate=False)
-server.socket = socket.socket(fileno=int(arguments["--fd"]))
+server.socket = inherited(int(arguments["--fd"]))
+server.socket.setblocking(True)
+server.server_activate()
 signal.signal(signal.SIGTERM, lambda *a: threading.Thread(target=server.shutdown).start())
 server.serve_forever(0.05)
 """
@@ -175,6 +179,28 @@ def test_without_restart_a_dead_child_stays_dead(tmp_path: Path) -> None:
             await until(lambda: child.deaths == 1, "death noticed")
             assert not child._tasks and not child.is_alive
 
+
+@pytest.mark.usefixtures("daemons")
+def test_a_dead_object_server_refuses_until_its_successor_serves(tmp_path: Path) -> None:
+    """Readers have other copies: they must not wait for one who cannot answer, nor lose the address to a stranger."""
+
+    async def scenario() -> None:
+        async with running(tmp_path / "data", restart=False) as cluster:
+            port = cluster.supervisor._options.port_base + 11
+            child = cluster.supervisor._children["objectd1"]
+            os.kill(child.pid, signal.SIGKILL)
+            await until(lambda: child.deaths == 1, "death noticed")
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+            with socket.socket() as stranger:
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with pytest.raises(OSError, match="in use"):
+                    stranger.bind(("127.0.0.1", port))
+            answer = await cluster.ask(command="restart", name="objectd1")
+            assert (await probe.get("127.0.0.1", port, "/", seconds=180)) == (200, str(answer["pid"]).encode())
+
+    asyncio.run(scenario())
+
     asyncio.run(scenario())
 
 
@@ -225,11 +251,11 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     """kill -9 of `up` must not leave daemons that hold the ports and the data."""
     script = tmp_path / "parent.py"
     script.write_text(
-        "import asyncio, sys\n"
+        "import asyncio, socket, sys\n"
         "from tierstore.up.child import Child\n"
         "from pathlib import Path\n"
         "async def main():\n"
-        "    child = Child('c', ['/bin/sleep', '600'], 0, Path(sys.argv[1]), keep=True, overlaps=False)\n"
+        "    child = Child('c', ['/bin/sleep', '600'], socket.socket(), Path(sys.argv[1]), keep=True)\n"
         "    child.start()\n"
         "    print(child.pid, flush=True)\n"
         "    await asyncio.Event().wait()\n"

@@ -31,6 +31,7 @@ from tierstore.telemetry.log import get_logger
 
 log = get_logger("serving")
 BACKLOG: Final = 2048
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,15 +50,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def inherited(fd: int) -> socket.socket:
-    """The listening socket behind an inherited descriptor, as a duplicate of our own."""
+    """The bound socket behind an inherited descriptor, as a duplicate of our own. Whoever serves makes it listen, if it
+    does not yet: until then it may refuse (tierstore/up/child)."""
     try:
         sock = socket.socket(fileno=os.dup(fd))
-        is_listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        is_bound = sock.type == socket.SOCK_STREAM and sock.family in _FAMILIES and sock.getsockname()[1] != 0
     except OSError as error:
         raise ConfigError(f"descriptor {fd} is no socket: {error.strerror or error}", code="cannot-listen") from None
-    if not is_listening:
+    if not is_bound:
         sock.close()
-        raise ConfigError(f"descriptor {fd} is not a listening socket", code="cannot-listen")
+        raise ConfigError(f"descriptor {fd} is not a socket bound to a port", code="cannot-listen")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setblocking(False)
     return sock
 

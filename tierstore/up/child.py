@@ -3,7 +3,7 @@
 Invariants. At most one process of a child is wanted at any time (in a planned restart another one is ending, or only
 loading its code, beside it). A child never outlives the supervisor: the kernel kills it when its parent dies
 (PR_SET_PDEATHSIG). The command line is the same after every restart, because the socket stays open in the supervisor
-under the same number.
+under the same number; of a child that died and whose clients have others to go to, it refuses until the next one serves.
 """
 
 from __future__ import annotations
@@ -54,15 +54,21 @@ def _die_with(parent: int) -> Callable[[], None]:
 class Child:
     """Use start(), restart(), stop(); `is_alive`, `pid`, `deaths` tell how it is. Event loop only."""
 
-    def __init__(self, name: str, argv: list[str], fd: int, log_file: Path, *, keep: bool, overlaps: bool) -> None:
+    def __init__(
+        self, name: str, argv: list[str], listener: socket.socket, log_file: Path, *, keep: bool, overlaps: bool = False,
+        refuses: bool = False,
+    ) -> None:
+        """listener: bound; the process begins to listen when it serves. keep: started again when it dies. overlaps: a new
+        one may start before the old one has ended. refuses: who connects while it is dead is refused, not kept waiting."""
         self.name = name
         self.argv = argv
         self.deaths = 0                     # how often it ended without being asked to
         self.pid = 0
-        self._fd = fd
+        self._listener = listener
         self._log_file = log_file
         self._keep = keep
         self._overlaps = overlaps
+        self._refuses = refuses
         self._wanted = False
         self._is_stopping = False
         self._backoff = BACKOFF_SECONDS_MIN
@@ -85,7 +91,7 @@ class Child:
 
     def _run(self, turn: socket.socket | None = None) -> subprocess.Popen[bytes]:
         """Start a process and watch it. turn: it loads its code and waits for its turn at this end."""
-        descriptors, environment = [self._fd], None
+        descriptors, environment = [self._listener.fileno()], None
         if turn is not None:
             descriptors.append(turn.fileno())
             environment = {**os.environ, TURN_VARIABLE: str(turn.fileno())}
@@ -124,12 +130,22 @@ class Child:
         self.deaths += 1
         reason = signal.Signals(-status).name if status < 0 else f"exit {status}"
         log.warning("ended unasked", name=self.name, pid=self.pid, reason=reason, log=self._log_file)
+        if self._refuses:
+            self._refuse()
         if not self._keep:
             return
         if time.monotonic() - self._started_at > STEADY_SECONDS:
             self._backoff = BACKOFF_SECONDS_MIN
         wait, self._backoff = self._backoff, min(self._backoff * 2, BACKOFF_SECONDS_MAX)
         self._own(self._again(wait))
+
+    def _refuse(self) -> None:
+        """Until the next process listens: who connects, or waits in the queue, is refused at once. The port stays ours."""
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return      # it refuses already: its process died before it listened
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)    # else another socket could take it
 
     async def _again(self, wait: float) -> None:
         await asyncio.sleep(wait)

@@ -92,7 +92,8 @@ class PlannedDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedProcess:
-    """One child. settings: the tree of its TOML file. overlaps: a new one may start before the old one has ended."""
+    """One child. settings: the tree of its TOML file. overlaps: a new one may start before the old one has ended.
+    refuses: while it is dead its clients are refused: they have others to go to."""
 
     role: str                       # metadata | objectd | gateway
     name: str
@@ -101,6 +102,7 @@ class PlannedProcess:
     arguments: tuple[str, ...]      # behind the interpreter; the supervisor adds --config and --fd
     devices: tuple[PlannedDevice, ...] = ()
     overlaps: bool = False
+    refuses: bool = False
     site: str = "site1"
 
     @property
@@ -207,6 +209,7 @@ def _site(options: Options, what: Shape, keys: Keys, site: int) -> list[PlannedP
         planned.append(
             PlannedProcess(
                 role="objectd", name=name, site=label, port=port, arguments=("-m", "objectd"), devices=devices,
+                refuses=True,
                 settings={
                     **listen(port), **membership(name), **join,
                     "devices": [_device(d, what) for d in devices],

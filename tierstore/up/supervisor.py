@@ -109,8 +109,9 @@ class Supervisor:
             for device in process.devices:
                 statefile.make_directory(device.path)
             self._children[process.name] = Child(
-                process.name, process.argv(config, listener.fileno()), listener.fileno(),
+                process.name, process.argv(config, listener.fileno()), listener,
                 data / "logs" / f"{process.name}.log", keep=self._options.restart, overlaps=process.overlaps,
+                refuses=process.refuses,
             )  # fmt: skip
         write_private(data / "cluster.json", json.dumps(_fields(self._shape), indent=1) + "\n")
 

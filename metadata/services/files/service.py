@@ -244,7 +244,7 @@ class FilesService:
         session.guard()
         now_ms = self._clock.now_ms()
         is_full = self._database.is_full     # then only what frees space is let through (rule 19)
-        facts = self._commits.load(session, [_as_commit(entry.item) for entry in batch], now_ms, checked=True)
+        facts = self._commits.reads.load(session, [_as_commit(entry.item) for entry in batch], now_ms, checked=True)
         results, events = [], []
         for entry in batch:
             repeat = facts.results.get(entry.item.operation)

@@ -1,7 +1,7 @@
 """Commits: every change of a name goes through here, many at a time in one transaction.
 
 A batch is taken from those that wait (no timers), holds a key and an operation at most once (later ones wait in
-arrival order), is sorted by key, and runs as load (bulk reads with locks) -> decide (services/names/mutations) -> write
+arrival order), is sorted by key, and runs as load (bulk reads with locks: services/names/fact_reads) -> decide (services/names/mutations) -> write
 (one bulk statement per table). Each item has its own result; a refusal of one changes nothing of the others.
 
 Three ways down: optimistic (repeats are noticed by the primary key of `operations`, which saves reading it), checked
@@ -14,26 +14,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from metadata.catalog import buckets, members, objects, operations
+from metadata.catalog import operations
 from metadata.catalog.database import Database
-from metadata.catalog.objects import ObjectRow
 from metadata.catalog.session import Session, StaleRows
 from metadata.services.cluster.view import ClusterView
 from metadata.services.names import quotas
-from metadata.services.names.facts import Facts
+from metadata.services.names.fact_reads import BRINGS_CHUNKS, FactReads, names_of
 from metadata.services.names.mutations import Mutator
-from metadata.services.names.receipts import Opened, open_all
+from metadata.services.names.receipts import Opened
 from metadata.services.names.writes import Committed, WriteSet
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock
 from tierstore.errors import CapacityError, IntegrityError, TierstoreError, UnavailableError
-from tierstore.names import UPLOAD_ID_BYTES, UploadId, operation_of
+from tierstore.names import UPLOAD_ID_BYTES
 from tierstore.wire import decode, encode
-from tierstore.wire.names import CommitItem, CommitResult, Copy, Fill, Put
+from tierstore.wire.names import CommitItem, CommitResult, Fill
 
 BATCH_MAX: Final = 512
 #: Waiting items looked at for one batch: behind many writers of one key the others wait their turn too.
@@ -44,13 +43,9 @@ COMMIT_SECONDS: Final = 30.0
 #: How often an item that other processes keep overtaking is tried alone.
 ATTEMPTS_MAX: Final = 5
 
-#: Buckets, and devices, that are remembered to guess by.
-GUESSES_MAX: Final = 4096
-
 #: What a client takes for a last word: kept as a result, so that a late repeat of the same message gets it too and does
 #: not take effect in a world that has changed since (ADR 0123). Other refusals may be tried again.
 FINAL_REFUSALS: Final = frozenset({"precondition-failed", "no-such-key", "no-such-version"})
-_BRINGS_CHUNKS: Final = (Put, Fill)
 _UNANSWERED: Final = CommitResult(code="unavailable")
 
 #: (bucket, key, size, storage class) -> home copies that the policy asks for.
@@ -99,9 +94,9 @@ class CommitService:
         copies_for: CopiesFor,
     ) -> None:  # fmt: skip
         self._database = database
-        self._view = view
         self._clock = clock
         self._versions = versions
+        self.reads = FactReads(view)
         self._mutator = Mutator(versions, rng=rng, copies_for=copies_for)
         self._waiting: list[_Pending] = []
         self._busy: set[object] = set()          # marks of the batches under way
@@ -112,9 +107,6 @@ class CommitService:
         #: Called after a batch that other sites must hear of; must not raise or block.
         self.on_replicated: Callable[[], None] | None = None
         self.gate: Gate | None = None
-        #: What the next batch's reads are guessed by (_ask_ahead).
-        self._bucket_ids: dict[str, int] = {}
-        self._server_of: dict[int, int] = {}
         self.batches = 0
         self.items = 0
         self.fills = 0                  # of them, bytes of other sites, which no client waits for
@@ -166,7 +158,7 @@ class CommitService:
         message = _Message(then, [_UNANSWERED] * len(items), len(items))
         self._waiting += [
             # Receipts are opened here, where the loop may be waiting for the disk, and not in the transaction.
-            _Pending(item, who, message, place, _marks(item), self._open(item))
+            _Pending(item, who, message, place, _marks(item), self.reads.receipts_of(item))
             for place, (item, who) in enumerate(items)
         ]
         self._wake()
@@ -285,7 +277,7 @@ class CommitService:
         session.guard()
         now_ms = self._clock.now_ms()
         opened = {entry.item.operation: entry.opened for entry in batch if entry.opened is not None}
-        facts = self.load(session, [entry.item for entry in batch], now_ms, checked=checked, opened=opened)
+        facts = self.reads.load(session, [entry.item for entry in batch], now_ms, checked=checked, opened=opened)
         is_full = self._database.is_full     # then only what frees space is let through (rule 19)
         writes = WriteSet(at_ms=now_ms, wants_events=bool(self.listeners))
         quotas.watch(writes, facts.buckets.values())
@@ -298,7 +290,7 @@ class CommitService:
                 results.append(decode(repeat, CommitResult))
                 continue
             try:
-                if is_full and isinstance(item.mutation, _BRINGS_CHUNKS):
+                if is_full and isinstance(item.mutation, BRINGS_CHUNKS):
                     raise _full()
                 result = apply(session, facts, writes, item, entry.principal)
                 writes.results.append((item.operation, encode(result)))
@@ -314,140 +306,23 @@ class CommitService:
             results.append(result)
         return results, writes, writes.flush(session)
 
-    def load(
-        self, session: Session, items: Sequence[CommitItem], now_ms: int, *, checked: bool,
-        opened: dict[bytes, list[Opened] | TierstoreError] | None = None,
-    ) -> Facts:  # fmt: skip
-        """Everything that the decisions rest on, by bulk reads; rows of keys are locked. opened: receipts that
-        have been opened already, by operation."""
-        facts = Facts(now_ms=now_ms, receipts=opened or {})
-        names = {item.mutation.bucket for item in items}
-        names |= {item.mutation.from_bucket for item in items if isinstance(item.mutation, Copy)}
-        uploads: set[bytes] = set()
-        devices: set[int] = set()
-        for item in items:
-            if isinstance(item.mutation, _BRINGS_CHUNKS):
-                of_item = facts.receipts.get(item.operation)
-                if of_item is None:
-                    of_item = facts.receipts[item.operation] = self._opened(item.mutation)
-                if isinstance(of_item, TierstoreError):
-                    continue    # told when the item's turn comes
-                uploads.update([chunk.id[:UPLOAD_ID_BYTES] for chunk in item.mutation.chunks])
-                for of_chunk in of_item:
-                    devices.update([writer[0] for writer in of_chunk.writers])
-        if session.is_remote:
-            self._ask_ahead(session, items, names, devices, uploads)
-        for row in session.fetch(buckets.BY_NAME_HELD, _keys(names)):
-            bucket = buckets.Bucket.of(row)
-            facts.buckets[bucket.name] = bucket
-        ids = {bucket.name: bucket.id for bucket in facts.buckets.values()}
-        facts.latest = self._latest(session, _row_keys(items, ids))
-        if devices:
-            facts.members.devices = {i: (s, w) for i, s, w in session.fetch(members.DEVICES, _keys(devices))}
-            servers = {server for server, _ in facts.members.devices.values()}
-            facts.members.servers = {i: (n, w) for i, n, w in session.fetch(members.SERVERS, _keys(servers))}
-        # looking for each upload costs a hundred times what asking for any does, but there the way is what costs
-        if uploads and (session.is_remote or operations.any_condemned(session.connection)):
-            facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}
-        old = {u for u in uploads if now_ms - int.from_bytes(u[:6], "big") > operations.UPLOAD_LIFE_MS}
-        if old:
-            facts.leases = dict(session.fetch(operations.LEASES, _keys(old)))
-        if session.is_remote:
-            self._remember(ids, facts)
-        if checked:
-            self._load_done(session, facts, {item.operation for item in items}, uploads)
-        return facts
-
-    def _load_done(self, session: Session, facts: Facts, ids: set[bytes], uploads: set[bytes]) -> None:
-        """What has been applied of these operations, and which of these uploads have committed."""
-        marks = {operation_of(UploadId(upload)): upload for upload in uploads}
-        for done, result in session.fetch(operations.RESULTS, _keys(ids | marks.keys())):
-            if done in ids and result:
-                facts.results[done] = result
-            if done in marks:
-                facts.committed.add(marks[done])
-
-    def _ask_ahead(
-        self, session: Session, items: Sequence[CommitItem], names: set[str], devices: set[int], uploads: set[bytes]
-    ) -> None:
-        """Have all reads of the batch made at once, whose keys follow from what earlier batches saw: which id a bucket
-        has, which server a device. A guess that is wrong costs its read; what is decided rests on what `fetch` says."""
-        servers = {self._server_of[device] for device in devices if device in self._server_of}
-        session.ask_ahead([
-            (buckets.BY_NAME_HELD, _keys(names)), (objects.LATEST_LOCKED, _row_keys(items, self._bucket_ids)),
-            (members.DEVICES, _keys(devices)), (members.SERVERS, _keys(servers)),
-            (operations.CONDEMNED, _keys(uploads)),
-        ])  # fmt: skip
-
-    def _remember(self, ids: dict[str, int], facts: Facts) -> None:
-        for known, fresh in (
-            (self._bucket_ids, ids), (self._server_of, {d: server for d, (server, _) in facts.members.devices.items()})
-        ):  # fmt: skip
-            if len(known) > GUESSES_MAX:
-                known.clear()
-            known.update(fresh)     # type: ignore[arg-type]
-
-    def _latest(self, session: Session, keys: list[tuple[int, str]]) -> dict[tuple[int, str], ObjectRow]:
-        rows = session.fetch(objects.LATEST_LOCKED, keys)
-        return {(row[0], row[1]): ObjectRow._make(row) for row in rows}
-
-    def _open(self, item: CommitItem) -> list[Opened] | TierstoreError | None:
-        return self._opened(item.mutation) if isinstance(item.mutation, _BRINGS_CHUNKS) else None
-
-    def _opened(self, mutation: Put | Fill) -> list[Opened] | TierstoreError:
-        try:
-            return open_all(mutation.chunks, self._view.ticket_keys)
-        except TierstoreError as error:
-            return error
-
     async def close(self) -> None:
         """Wait for the batches under way."""
         while self._tasks:
             await asyncio.wait(list(self._tasks), timeout=COMMIT_SECONDS)
 
 
-def _keys(values: Iterable[object]) -> list[tuple[object]]:
-    return [(value,) for value in sorted(values)]  # type: ignore[type-var]
-
-
-def _row_keys(items: Iterable[CommitItem], ids: Mapping[str, int]) -> list[tuple[int, str]]:
-    """The rows that the items name, in buckets of known id, sorted: they are locked in that order."""
-    keys = set()
-    for item in items:
-        for bucket_name, key in _names(item):
-            bucket_id = ids.get(bucket_name)
-            # No engine takes a key that is no text; such an item is refused by the check of its name.
-            if bucket_id is not None and "\x00" not in key and (key.isascii() or _is_text(key)):
-                keys.add((bucket_id, key))
-    return sorted(keys)
-
-
-def _names(item: CommitItem) -> tuple[tuple[str, str], ...]:
-    m = item.mutation
-    if isinstance(m, Copy):
-        return (m.bucket, m.key), (m.from_bucket, m.from_key)
-    return ((m.bucket, m.key),)
-
-
 def _marks(item: CommitItem) -> tuple[object, ...]:
     m = item.mutation
-    if isinstance(m, _BRINGS_CHUNKS):
+    if isinstance(m, BRINGS_CHUNKS):
         if len(m.chunks) == 1:
             return (m.bucket, m.key), item.operation, m.chunks[0].id[:UPLOAD_ID_BYTES]
         return ((m.bucket, m.key), item.operation, *{chunk.id[:UPLOAD_ID_BYTES] for chunk in m.chunks})
-    return (*_names(item), item.operation)
+    return (*names_of(item), item.operation)
 
 
 def _own_key(entry: _Pending) -> Any:
     return entry.marks[0]
-
-
-def _is_text(key: str) -> bool:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _full() -> TierstoreError:

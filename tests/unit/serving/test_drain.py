@@ -148,7 +148,7 @@ def test_an_announcement_can_be_withdrawn_and_is_told_once() -> None:
     assert drain.is_announced and told == [True, True]
 
 
-def test_an_inherited_descriptor_must_be_a_listening_socket_and_stays_open() -> None:
+def test_an_inherited_descriptor_must_be_a_bound_socket_and_stays_open() -> None:
     """A wrong --fd must say so; the supervisor's descriptor is not ours to close."""
     with closing(listen("127.0.0.1", 0)) as sock:
         ours = inherited(sock.fileno())
@@ -159,6 +159,6 @@ def test_an_inherited_descriptor_must_be_a_listening_socket_and_stays_open() -> 
         try:
             inherited(plain.fileno())
         except Exception as error:
-            assert "not a listening socket" in str(error)
+            assert "not a socket bound to a port" in str(error)
         else:
-            raise AssertionError("a socket that does not listen was accepted")
+            raise AssertionError("a socket without an address was accepted")
