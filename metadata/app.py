@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 from typing import Final
 
+from fastapi import FastAPI
+
 from metadata import doors, metrics
 from metadata.background import Background
 from metadata.catalog.database import Database
@@ -20,6 +22,7 @@ from metadata.parts import Parts
 from metadata.surroundings import Surroundings
 from tierstore.errors import TierstoreError
 from tierstore.serving.drain import Drain
+from tierstore.serving.table import Route
 from tierstore.telemetry.log import get_logger
 
 log = get_logger("metadata")
@@ -37,6 +40,8 @@ class MetadataServer(Parts):
 
     def __init__(self, settings: Settings, around: Surroundings, database: Database) -> None:
         super().__init__(settings, around, database)
+        self.routes: list[Route] = []
+        self.app: FastAPI
         self.drain = Drain()
         self._background = Background(around.clock)
         self._is_started = False

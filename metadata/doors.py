@@ -61,7 +61,8 @@ def build(parts: Parts, *, reasons_not_ready: Callable[[], list[str]]) -> tuple[
     )  # fmt: skip
     app.include_router(
         job_routes.build(
-            callers, parts.audit, parts.status, queue=parts.jobs, switches=parts.switches, duties=parts.promoter.statuses
+            callers, parts.audit, parts.status, queue=parts.jobs, switches=parts.switches,
+            duties=parts.promoter.statuses,
         )
     )
     app.include_router(admin_compare.build(callers, parts.audit, parts.compared, parts.view))

@@ -93,7 +93,6 @@ from tierstore.auth.access import Principal
 from tierstore.clock import Clock, HybridClock
 from tierstore.names import SiteId
 from tierstore.policy import parser
-from tierstore.serving import pages
 from tierstore.transport.object_client import ObjectClient
 from tierstore.wire.cluster import BadChunk, Inventory, InventoryAnswer
 

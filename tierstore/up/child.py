@@ -3,7 +3,8 @@
 Invariants. At most one process of a child is wanted at any time (in a planned restart another one is ending, or only
 loading its code, beside it). A child never outlives the supervisor: the kernel kills it when its parent dies
 (PR_SET_PDEATHSIG). The command line is the same after every restart, because the socket stays open in the supervisor
-under the same number; of a child that died and whose clients have others to go to, it refuses until the next one serves.
+under the same number; of a child that died and whose clients have others to go to, it refuses until the next one
+serves.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class Child:
     """Use start(), restart(), stop(); `is_alive`, `pid`, `deaths` tell how it is. Event loop only."""
 
     def __init__(
-        self, name: str, argv: list[str], listener: socket.socket, log_file: Path, *, keep: bool, overlaps: bool = False,
-        refuses: bool = False,
+        self, name: str, argv: list[str], listener: socket.socket, log_file: Path, *, keep: bool,
+        overlaps: bool = False, refuses: bool = False,
     ) -> None:
-        """listener: bound; the process begins to listen when it serves. keep: started again when it dies. overlaps: a new
-        one may start before the old one has ended. refuses: who connects while it is dead is refused, not kept waiting."""
+        """listener: bound; the process begins to listen when it serves. keep: started again when it dies. overlaps: a
+        new one may start before the old one has ended. refuses: who connects while it is dead is refused at once."""
         self.name = name
         self.argv = argv
         self.deaths = 0                     # how often it ended without being asked to
@@ -140,7 +141,7 @@ class Child:
         self._own(self._again(wait))
 
     def _refuse(self) -> None:
-        """Until the next process listens: who connects, or waits in the queue, is refused at once. The port stays ours."""
+        """Until the next process listens, who connects or waits in the queue is refused. The port stays ours."""
         try:
             self._listener.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -1,8 +1,9 @@
 """Commits: every change of a name goes through here, many at a time in one transaction.
 
 A batch is taken from those that wait (no timers), holds a key and an operation at most once (later ones wait in
-arrival order), is sorted by key, and runs as load (bulk reads with locks: services/names/fact_reads) -> decide (services/names/mutations) -> write
-(one bulk statement per table). Each item has its own result; a refusal of one changes nothing of the others.
+arrival order), is sorted by key, and runs as load (bulk reads with locks: services/names/fact_reads) -> decide
+(services/names/mutations) -> write (one bulk statement per table). Each item has its own result; a refusal of one
+changes nothing of the others.
 
 Three ways down: optimistic (repeats are noticed by the primary key of `operations`, which saves reading it), checked
 (it is read first), one by one (so that one bad item cannot stop its batch).

@@ -1,7 +1,7 @@
 """The reads of a batch of commits: everything that its decisions rest on, in bulk, the rows of its keys locked.
 
-Where the way to the engine is what costs (PostgreSQL), all of them are made at once, with keys guessed from what earlier batches
-saw; what is decided rests on what is then fetched by the true keys.
+Where the way to the engine is what costs (PostgreSQL), all of them are made at once, with keys guessed from what
+earlier batches saw; what is decided rests on what is then fetched by the true keys.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def _row_keys(items: Iterable[CommitItem], ids: Mapping[str, int]) -> list[tuple
     return sorted(keys)
 
 
-def _names(item: CommitItem) -> tuple[tuple[str, str], ...]:
+def names_of(item: CommitItem) -> tuple[tuple[str, str], ...]:
+    """Bucket and key of what it changes, its own first, and of what it reads."""
     m = item.mutation
     if isinstance(m, Copy):
         return (m.bucket, m.key), (m.from_bucket, m.from_key)
