@@ -30,6 +30,7 @@ GROUPS = {
     "objectd_slow": ("p99", False),
     "memory": ("rss,ready", False),
     "restart": ("ready", False),
+    "readers_after_kill": ("one,many", False),
     "e2e": ("put4k,put1m,put64m,get4k,get1m,get64m,head4k,list1000,mixed,del4k", False),
     "s3": ("get4k,get1m,put4k,put1m", False),
     "s3_peer": ("get4k,get64k,get1m,put4k,put64k,put1m,head4k,head64k,head1m,list4k,list64k,del4k,del64k,del1m", False),

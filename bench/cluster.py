@@ -52,10 +52,11 @@ class Running:
 
 @contextmanager
 def running(
-    directory: Path, *, servers: int = 3, cpu: int | None = None, env: dict[str, str] | None = None
-) -> Iterator[Running]:
+    directory: Path, *, servers: int = 3, cpu: int | None = None, env: dict[str, str] | None = None,
+    flags: tuple[str, ...] = (),
+) -> Iterator[Running]:  # fmt: skip
     """Start, make the bucket, and stop at the end."""
-    cluster = Cluster(directory, ["--servers", str(servers)], env or {}, free_port_base())
+    cluster = Cluster(directory, ["--servers", str(servers), *flags], env or {}, free_port_base())
     began = time.monotonic()
     with pinned(cpu):
         cluster.start()

@@ -179,6 +179,8 @@ def test_without_restart_a_dead_child_stays_dead(tmp_path: Path) -> None:
             await until(lambda: child.deaths == 1, "death noticed")
             assert not child._tasks and not child.is_alive
 
+    asyncio.run(scenario())
+
 
 @pytest.mark.usefixtures("daemons")
 def test_a_dead_object_server_refuses_until_its_successor_serves(tmp_path: Path) -> None:
@@ -198,8 +200,6 @@ def test_a_dead_object_server_refuses_until_its_successor_serves(tmp_path: Path)
                     stranger.bind(("127.0.0.1", port))
             answer = await cluster.ask(command="restart", name="objectd1")
             assert (await probe.get("127.0.0.1", port, "/", seconds=180)) == (200, str(answer["pid"]).encode())
-
-    asyncio.run(scenario())
 
     asyncio.run(scenario())
 

@@ -430,6 +430,25 @@ def test_a_hung_server_is_hedged() -> None:
     run(work)
 
 
+def test_reads_of_a_server_that_refuses_go_on_elsewhere_at_once() -> None:
+    """R5: who is refused waits for no hedge, and the next read does not ask that server first."""
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        bodies = {f"k{number}": random.Random(number).randbytes(1000) for number in range(16)}
+        for key, body in bodies.items():
+            await store.put("bkt", key, body)
+        gone = cluster.servers[0]
+        assert len(gone.chunks) > 0
+        cluster.remove(gone)
+        assert await asyncio.gather(*(body_of(store, key) for key in bodies)) == list(bodies.values())
+        failures = store.servers.read_failures_total
+        assert 0 < failures <= len(gone.chunks)
+        assert await asyncio.gather(*(body_of(store, key) for key in bodies)) == list(bodies.values())
+        assert (store.servers.read_failures_total, store.servers.hedges_total) == (failures, 0)
+
+    run(work, hedge_seconds_min=600.0, hedge_seconds_max=600.0, first_byte_seconds=600.0, suspect_seconds=600.0)
+
+
 def test_all_replicas_gone_is_unavailable_not_wrong() -> None:
     async def work(cluster: FakeCluster, store: Store) -> None:
         await store.put("bkt", "k", b"z" * 1000)
