@@ -31,7 +31,7 @@ class BucketChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     versioning: Literal["enabled", "suspended"] | None = None
-    documents: dict[str, str | None] | None = Field(None, description="documents of the S3 door; null removes one")
+    documents: dict[str, str | None] | None = Field(None, description="documents of the S3 door to remove: null")
 
 
 class BucketDocuments(BaseModel):
@@ -100,7 +100,7 @@ def build(service: BucketService, callers: Callers) -> APIRouter:
         "/v1/buckets/{bucket}", response_model=Bucket, summary="Configure a bucket", operation_id="configure_bucket"
     )
     async def configure(request: Request, bucket: str, change: BucketChange) -> Bucket:
-        row = await service.configure(
+        row = await service.change(
             bucket, await callers.who(request), versioning=change.versioning, documents=change.documents
         )
         return _shown(row)

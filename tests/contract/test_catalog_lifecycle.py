@@ -6,18 +6,21 @@ import json
 import random
 from typing import Any
 
+import pytest
+
 from metadata.services.names.lifecycle import PART_AGE_MS, Lifecycle
 from metadata.services.names.notify import Notify
 from metadata.services.names.s3_names import S3Names
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.auth.access import Principal
+from tierstore.errors import RequestError
 from tierstore.policy.lifecycle import DOCUMENT, LifecycleRule, Move, rules_text
 from tierstore.policy.notify import ARN, NotifyRule
 from tierstore.policy.notify import DOCUMENT as NOTIFICATION
 from tierstore.policy.notify import rules_text as notify_text
 from tierstore.wire.names import ObjectMeta
-from tierstore.wire.s3 import PARTS_BUCKET, UploadCall, part_key
+from tierstore.wire.s3 import PARTS_BUCKET, BucketCall, UploadCall, part_key
 from tierstore.wire.storage_class import class_of
 
 __all__ = ["postgres", "run", "url_of"]
@@ -155,6 +158,45 @@ def test_a_webhook_hears_of_all_that_happened_while_everything_was_away(run: Run
         await until_done(started())
         assert hook.heard[1:] == [("ObjectCreated:Put", "b.jpg"), ("ObjectRemoved:Delete", "a.jpg")]
         assert (restarted.delivered, restarted.lost) == (2, 0)
+
+    run(check)
+
+
+def test_a_webhook_that_is_named_hears_of_what_comes_next_however_late_the_duty_looks(run: Run) -> None:
+    """The place in the feed is noted with the rule: a cluster that has just started has not looked yet."""
+
+    async def check(w: NamesWorld) -> None:
+        await w.put("before.jpg")
+        hook = Hook()
+        for name in ("hook", "other"):
+            rule = NotifyRule("n", "Topic", f"{ARN}{name}", ["s3:ObjectCreated:*"])
+            call = BucketCall("configure", "bbb", documents={NOTIFICATION: notify_text([rule])})
+            await S3Names(w.database, w.names, w.clock).bucket(call, DAEMON)
+            await w.put("between.jpg")
+        rule = NotifyRule("n", "Topic", f"{ARN}hook", ["s3:ObjectCreated:*"])
+        await w.buckets.configure("bbb", ADMIN, documents={NOTIFICATION: notify_text([rule])})
+        await w.put("after.jpg")
+        await until_done(Notify(w.database, {"hook": "http://hook/"}, hook.post, region="us-east-1"))
+        # named again later, it goes on from where it was named first
+        assert [key for _, key in hook.heard] == ["between.jpg", "between.jpg", "after.jpg"]
+
+    run(check)
+
+
+def test_no_document_is_written_natively_and_the_clusters_own_are_not_removed(run: Run) -> None:
+    """One that nobody judged would stop lifecycle and notifications of all buckets, or turn object lock off."""
+
+    async def check(w: NamesWorld) -> None:
+        await with_rules(w, LifecycleRule("old", True, "logs/", expire_days=1))
+        for document in (DOCUMENT, NOTIFICATION, "s3.object-lock", "replication", "x"):
+            with pytest.raises(RequestError, match="can only be removed"):
+                await w.buckets.change("bbb", ADMIN, documents={document: "{"})
+        for document in ("s3.object-lock", "s3.replication-names", "replication", "replicated-from", "home-site", "quota"):
+            with pytest.raises(RequestError, match="cannot be removed here"):
+                await w.buckets.change("bbb", ADMIN, documents={DOCUMENT: None, document: None})
+        assert DOCUMENT in (await w.buckets.get("bbb", ADMIN)).config
+        await w.buckets.change("bbb", ADMIN, documents={DOCUMENT: None})
+        assert DOCUMENT not in (await w.buckets.get("bbb", ADMIN)).config
 
     run(check)
 

@@ -10,16 +10,21 @@ from typing import Final
 
 import msgspec
 
+from tierstore.wire.names import ObjectMeta
+from tierstore.wire.s3 import BY_COPY, MADE_BY, PARTS
+
 #: Document of a bucket: JSON of its rules.
 DOCUMENT: Final = "s3.notification"
 ARN: Final = "arn:tierstore:sns:::"
 PUT: Final = "s3:ObjectCreated:Put"
+POST: Final = "s3:ObjectCreated:Post"
+COPY: Final = "s3:ObjectCreated:Copy"
+COMPLETE: Final = "s3:ObjectCreated:CompleteMultipartUpload"
 DELETE: Final = "s3:ObjectRemoved:Delete"
 MARKER: Final = "s3:ObjectRemoved:DeleteMarkerCreated"
-#: What may be asked for; events of other names happen here under the first three.
+#: What may be asked for.
 EVENTS: Final = frozenset({
-    "s3:ObjectCreated:*", PUT, "s3:ObjectCreated:Post", "s3:ObjectCreated:Copy",
-    "s3:ObjectCreated:CompleteMultipartUpload", "s3:ObjectRemoved:*", DELETE, MARKER,
+    "s3:ObjectCreated:*", PUT, POST, COPY, COMPLETE, "s3:ObjectRemoved:*", DELETE, MARKER,
 })  # fmt: skip
 
 
@@ -37,13 +42,21 @@ class NotifyRule(msgspec.Struct, frozen=True):
     def webhook(self) -> str:
         return self.arn.rpartition(":")[2]
 
-    def fits(self, event: str, key: str) -> bool:
-        group = event.rpartition(":")[0]
-        is_asked = any(
-            asked in (event, f"{group}:*") or (event == PUT and asked.startswith("s3:ObjectCreated:"))
-            for asked in self.events
-        )
-        return is_asked and key.startswith(self.prefix) and key.endswith(self.suffix)
+    def asks(self, event: str) -> bool:
+        return event in self.events or event[: event.rindex(":")] + ":*" in self.events
+
+    def names(self, key: str) -> bool:
+        return key.startswith(self.prefix) and key.endswith(self.suffix)
+
+
+def created(meta: ObjectMeta | None) -> str:
+    """The event of an object that came to be with this metadata."""
+    if meta is None:
+        return PUT
+    by = meta.extra.get(MADE_BY)
+    if by is not None:
+        return COPY if by == BY_COPY else POST
+    return COMPLETE if PARTS in meta.extra else PUT
 
 
 def rules_of(text: str) -> list[NotifyRule]:

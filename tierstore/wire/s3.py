@@ -39,8 +39,14 @@ def is_sealed(etag: str) -> bool:
 
 #: Names in ObjectMeta.extra that speak of the bytes: they go when a door puts other bytes in their place.
 OF_BODY: Final = frozenset({
-    "s3.sse", "s3.parts", "s3.part-sums", "s3.upload", "s3.checksum-type", "s3.checksum-algorithm",
+    "s3.sse", "s3.parts", "s3.part-sums", "s3.upload", "s3.checksum-type", "s3.checksum-algorithm", "s3.by",
 })  # fmt: skip
+#: Name in ObjectMeta.extra: how the object came to be, where it was neither put nor completed; and what it says then.
+MADE_BY: Final = "s3.by"
+BY_COPY: Final = b"copy"
+BY_POST: Final = b"post"
+#: The same: the sizes of the parts of a completed upload, MessagePack of [[size, count], ...]: runs of equal parts.
+PARTS: Final = "s3.parts"
 
 
 def shown_etag(etag: str, size: int) -> tuple[str, int]:

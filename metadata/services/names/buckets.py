@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from metadata.catalog import accounts, buckets, objects
-from metadata.catalog.buckets import HOME, Bucket
+from metadata.catalog.buckets import HOME, OBJECT_LOCK, Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
+from metadata.services.names import notify
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.quotas import DOCUMENT as QUOTA
 from metadata.services.names.rights import require_by_policy
@@ -17,6 +18,7 @@ from tierstore.auth.access import Principal, authorize, is_allowed
 from tierstore.clock import Clock
 from tierstore.errors import RequestError
 from tierstore.names import check_bucket_name
+from tierstore.policy.notify import DOCUMENT as NOTIFICATIONS
 from tierstore.wire.s3 import POLICY, POLICY_BINDS_OWNER
 
 #: A row, by the name that routes use beside their own models.
@@ -27,6 +29,15 @@ BODIES = ("all", "hot", "on-demand")
 ON_FAILURE = ("fail", "degrade")
 RULES_MAX = 100
 DOCUMENT_BYTES_MAX = 256 << 10
+#: Documents that a request may not take away like any other of the S3 door, and why; and those that are not the door's.
+_KEPT: Final = {
+    OBJECT_LOCK: "object lock stays on for good",
+    "s3.replication-names": "they belong to the rules of PUT /v1/buckets/{bucket}/replication",
+    QUOTA: "a quota is set by PUT /v1/buckets/{bucket}/quota",
+    "replication": "PUT /v1/buckets/{bucket}/replication replaces the rules",
+    HOME: "PUT /v1/buckets/{bucket}/replication names the home site",
+}
+_OWN: Final = "it is the cluster's own"
 
 
 class BucketService:
@@ -89,6 +100,24 @@ class BucketService:
         await self._database.write(work)
         self._names.forget()
 
+    async def change(
+        self, name: str, who: Principal, *, versioning: str | None = None,
+        documents: dict[str, str | None] | None = None,
+    ) -> Bucket:
+        """What a request may change as it likes: versioning, and documents of the S3 door away (None). Their texts are
+        judged by the calls that set them; a text that nobody judged would stop duties that read it for all buckets.
+
+        Raises as configure."""
+        for document, text in (documents or {}).items():
+            if text is not None:
+                raise RequestError(
+                    f"{document[:64]} is set by the S3 call that it belongs to; here it can only be removed (null)",
+                    code="bad-document",
+                )
+            if (place := _KEPT.get(document, "" if document.startswith("s3.") else _OWN)) != "":
+                raise RequestError(f"{document[:64]} cannot be removed here: {place}", code="bad-document")
+        return await self.configure(name, who, versioning=versioning, documents=documents)
+
     async def configure(
         self, name: str, who: Principal, *, versioning: str | None = None,
         documents: dict[str, str | None] | None = None, also: Callable[[Connection, Bucket], None] | None = None,
@@ -103,8 +132,6 @@ class BucketService:
         if versioning is not None and versioning not in VERSIONING:
             raise RequestError(f"versioning is enabled or suspended, not {versioning!r}", code="bad-versioning")
         for document, text in (documents or {}).items():
-            if document == QUOTA:
-                raise RequestError("a quota is set by PUT /v1/buckets/{bucket}/quota", code="bad-document")
             if text is not None and len(text.encode()) > DOCUMENT_BYTES_MAX:
                 raise RequestError(f"{document} has more than {DOCUMENT_BYTES_MAX} bytes", code="bad-document")
         at_ms = self._clock.now_ms()
@@ -114,6 +141,7 @@ class BucketService:
             accounts.note(connection, at_ms=at_ms, who=who.access, action="bucket.configure", target=name, detail=what)
             if also is not None:
                 also(connection, buckets.get(connection, name, lock=True))
+            notify.begin(connection, (documents or {}).get(NOTIFICATIONS))
             return buckets.configure(connection, name, at_ms=at_ms, versioning=versioning, documents=documents)
 
         bucket = await self._database.write(work)

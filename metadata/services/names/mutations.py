@@ -7,6 +7,8 @@ checks everything, then adds rows to the WriteSet. A refusal is an exception rai
 
 from __future__ import annotations
 
+import msgspec
+
 from metadata.catalog import bodies, objects, placements, schema
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.objects import ObjectRow
@@ -23,8 +25,10 @@ from metadata.services.names.writes import WriteSet
 from tierstore.auth.access import OF_FACTS, OF_VERSIONS, Principal
 from tierstore.errors import ConflictError, RequestError
 from tierstore.names import check_key
-from tierstore.wire import names
-from tierstore.wire.names import CommitItem, CommitResult, Copy, Delete, Fill, Put, SetMeta
+from tierstore.policy import notify
+from tierstore.wire import decode, encode, names
+from tierstore.wire.names import CommitItem, CommitResult, Copy, Delete, Fill, ObjectMeta, Put, SetMeta
+from tierstore.wire.s3 import BY_COPY, MADE_BY
 
 
 class Mutator(Puts):
@@ -147,6 +151,8 @@ class Mutator(Puts):
         check_condition(m.condition, old)
         if m.meta is None:
             meta = object_lock.for_copy(bucket, of_copy(source.meta, is_rename=m.rename), facts.now_ms)
+            if notify.DOCUMENT in bucket.config and not m.rename:
+                meta = _marked_as_copy(meta)
         else:
             meta = new_meta(bucket, m.meta, facts)
         if not m.rename or source_bucket is not bucket:
@@ -227,3 +233,9 @@ class Mutator(Puts):
         session.write(objects.REPLACE_LATEST if row is latest else objects.REPLACE_VERSION, [new])
         self._note(writes, schema.CHANGE_META, bucket, new, None)
         return CommitResult(version=row.version, etag=row.etag, created_at_ms=row.created_at_ms, size=row.size)
+
+
+def _marked_as_copy(meta: bytes | None) -> bytes:
+    """So that those who asked to be notified hear of a copy."""
+    held = decode(meta, ObjectMeta) if meta is not None else ObjectMeta()
+    return encode(msgspec.structs.replace(held, extra={**held.extra, MADE_BY: BY_COPY}))

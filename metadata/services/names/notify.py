@@ -18,10 +18,13 @@ from metadata.catalog import buckets, feed, leases, objects, schema
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.feed import Change
+from metadata.catalog.objects import ObjectRow
 from metadata.catalog.queries import Connection
 from metadata.services.cluster.duties import PROMOTER
 from tierstore.names import version_text
-from tierstore.policy.notify import DELETE, DOCUMENT, MARKER, PUT, NotifyRule, rules_of
+from tierstore.policy.notify import DELETE, DOCUMENT, MARKER, PUT, NotifyRule, created, rules_of
+from tierstore.wire import decode
+from tierstore.wire.names import ObjectMeta
 from tierstore.wire.s3 import shown_etag
 
 BATCH: Final = 200
@@ -67,7 +70,7 @@ class Notify:
             return 0, False
         if records and not await self._post(url, json.dumps({"Records": records}).encode()):
             return 0, False
-        # a new webhook begins at the head
+        # one without a mark has no rule that was made since this code is there: it begins at the head
         last = changes[-1].sequence if changes else head
 
         def advance(connection: Connection) -> None:
@@ -97,24 +100,25 @@ class Notify:
         records = []
         for change in changes:
             event = _EVENTS.get(change.kind)
-            for rule in rules.get(change.bucket_id, ()) if event is not None else ():
-                if event is not None and rule.webhook == name and rule.fits(event, change.key):
-                    records.append(self._record(connection, known[change.bucket_id], rule, change, event))
+            mine = [r for r in rules.get(change.bucket_id, ()) if r.webhook == name and r.names(change.key)]
+            if event is None or not mine:
+                continue
+            bucket = known[change.bucket_id]
+            row = _row_of(connection, bucket, change) if event == PUT else None
+            if row is not None and row.meta is not None:
+                event = created(decode(row.meta, ObjectMeta))
+            records += [self._record(bucket, rule, change, event, row) for rule in mine if rule.asks(event)]
         return after, changes, records, head, lost
 
     def _record(
-        self, connection: Connection, bucket: Bucket, rule: NotifyRule, change: Change, event: str
+        self, bucket: Bucket, rule: NotifyRule, change: Change, event: str, row: ObjectRow | None
     ) -> dict[str, Any]:
         """One entry of AWS's event message, version 2.1. sequencer: rises with every change of the catalog."""
         about: dict[str, Any] = {"key": change.key, "sequencer": f"{change.sequence:016X}"}
         if bucket.versioning:
             about["versionId"] = version_text(change.version)
-        if event == PUT:
-            row = objects.latest(connection, bucket.id, change.key)
-            if row is None or row.version != change.version:
-                row = objects.version(connection, bucket.id, change.key, change.version)
-            if row is not None:
-                about["eTag"], about["size"] = shown_etag(row.etag, row.size)
+        if row is not None:
+            about["eTag"], about["size"] = shown_etag(row.etag, row.size)
         at = datetime.fromtimestamp(change.at_ms / 1000, UTC).isoformat(timespec="milliseconds")
         return {
             "eventVersion": "2.1", "eventSource": "tierstore:s3", "awsRegion": self._region,
@@ -125,3 +129,20 @@ class Notify:
                            "arn": f"arn:aws:s3:::{bucket.name}"},
             },
         }  # fmt: skip
+
+
+def _row_of(connection: Connection, bucket: Bucket, change: Change) -> ObjectRow | None:
+    """The version that a change made; None when it has gone since: then it is told as put, without its size."""
+    row = objects.latest(connection, bucket.id, change.key)
+    if row is None or row.version != change.version:
+        row = objects.version(connection, bucket.id, change.key, change.version)
+    return row
+
+
+def begin(connection: Connection, rules: str | None) -> None:
+    """In the transaction that gives a bucket these rules: webhooks that nobody has named so far hear of what comes
+    after it, however late the duty looks."""
+    head = feed.head(connection)[0]
+    names = {rule.webhook for rule in rules_of(rules)} if rules else set()
+    marks: list[dict[str, object]] = [{"name": _MARK + name, "value": str(head)} for name in sorted(names)]
+    leases.insert_new(connection, schema.settings, marks)

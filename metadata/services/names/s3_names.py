@@ -14,6 +14,7 @@ from metadata.catalog.buckets import Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.queries import Connection
 from metadata.catalog.session import Session
+from metadata.services.names import notify
 from metadata.services.names.bucket_names import BucketNames
 from metadata.services.names.buckets import DOCUMENT_BYTES_MAX
 from metadata.services.names.compose import abort
@@ -24,6 +25,7 @@ from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import AccessDenied, ConflictError, NotFound, RequestError
 from tierstore.names import check_bucket_name, check_key
+from tierstore.policy.notify import DOCUMENT as NOTIFICATIONS
 from tierstore.wire import decode, encode
 from tierstore.wire.names import BucketView, ObjectMeta
 from tierstore.wire.s3 import (
@@ -81,6 +83,7 @@ class S3Names:
                 buckets.delete(connection, call.name, at_ms=at_ms)
                 return None
             if call.act == "configure":
+                notify.begin(connection, call.documents.get(NOTIFICATIONS))
                 return buckets.configure(
                     connection, call.name, at_ms=at_ms, versioning=call.versioning or None,
                     documents=dict(call.documents),

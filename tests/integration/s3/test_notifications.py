@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.integration.s3.conftest import WEBHOOK_PORT
-from tests.kit.cluster import wait_until
+from tests.integration.s3.conftest import WEBHOOK_PORT, client_of
+from tests.kit.cluster import Cluster, wait_until
 
 Refused = Callable[..., str]
 
@@ -102,3 +103,38 @@ def test_webhooks_hear_of_objects(s3: Any, bucket: str, hook: Hook, refused: Ref
         ) == "InvalidArgument"  # fmt: skip
     s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
     assert "TopicConfigurations" not in s3.get_bucket_notification_configuration(Bucket=bucket)
+
+
+def test_each_creation_is_told_by_its_own_name(s3: Any, bucket: str, hook: Hook, running: Cluster) -> None:
+    """Put, copied by either door, posted, completed from parts; a rule that asks for one of them hears of it alone."""
+    topic = "arn:tierstore:sns:::hook"
+    s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={"TopicConfigurations": [
+        {"Id": "all", "TopicArn": topic, "Events": ["s3:ObjectCreated:*"]},
+        {"Id": "copies", "TopicArn": topic, "Events": ["s3:ObjectCreated:Copy"]},
+    ]})  # fmt: skip
+    s3.put_object(Bucket=bucket, Key="a", Body=b"12345")
+    s3.copy_object(Bucket=bucket, Key="b", CopySource={"Bucket": bucket, "Key": "a"})
+    form = client_of(running, signature_version="s3v4").generate_presigned_post(bucket, "c")
+    assert httpx.post(form["url"], data=form["fields"], files={"file": b"12"}, timeout=180).status_code == 204
+    upload = {"Bucket": bucket, "Key": "d", "UploadId": s3.create_multipart_upload(Bucket=bucket, Key="d")["UploadId"]}
+    part = s3.upload_part(PartNumber=1, Body=b"123", **upload)
+    s3.complete_multipart_upload(MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}, **upload)
+    s3.copy_object(Bucket=bucket, Key="e", CopySource={"Bucket": bucket, "Key": "d"})
+    copied = httpx.post(
+        f"{running.gateway}/v1/objects/{bucket}/c", json={"copy_to": f"{bucket}/f"}, timeout=180,
+        headers={"authorization": f"Bearer {running.token}"},
+    )  # fmt: skip
+    assert copied.is_success, copied.text
+    told = [("Put", "a"), ("Copy", "b"), ("Post", "c"), ("CompleteMultipartUpload", "d"), ("Copy", "e"), ("Copy", "f")]
+
+    def heard(rule: str) -> list[tuple[str, str]]:
+        return [
+            (record["eventName"].removeprefix("ObjectCreated:"), record["s3"]["object"]["key"])
+            for record in list(hook.records)
+            if record["s3"]["bucket"]["name"] == bucket and record["s3"]["configurationId"] == rule
+        ]  # fmt: skip
+
+    copies = [event for event in told if event[0] == "Copy"]
+    wait_until(lambda: (heard("all"), heard("copies")) == (told, copies), seconds=120, what="each by its name")
+    s3.put_object(Bucket=bucket, Key="b", Body=b"no copy any more")
+    wait_until(lambda: heard("all") == [*told, ("Put", "b")], seconds=120, what="the copy's key is put")

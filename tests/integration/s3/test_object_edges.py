@@ -68,6 +68,14 @@ def test_conditions_on_writes_and_deletes(s3: Any, bucket: str, refused: Refused
     assert s3.get_object(**name)["Body"].read() == b"one"
     newer = s3.put_object(**name, Body=b"two", IfMatch=etag)["ETag"]
     assert refused(s3.delete_object, **name, IfMatch=etag) == "PreconditionFailed"
+    for unknown in ({"IfMatch": "*"}, {"IfNoneMatch": etag}, {"IfMatch": newer, "IfNoneMatch": "*"}):
+        assert refused(s3.put_object, **name, Body=b"three", **unknown) == "NotImplemented", unknown
+    for unknown in ({"IfMatchSize": 3}, {"IfMatchLastModifiedTime": EARLIER}):
+        assert refused(s3.delete_object, **name, **unknown) == "NotImplemented", unknown
+    for nobodys in ('""', '","'):       # they name no ETag, which is not the same as no condition
+        assert refused(s3.put_object, **name, Body=b"three", IfMatch=nobodys) == "PreconditionFailed"
+        assert refused(s3.delete_object, **name, IfMatch=nobodys) == "PreconditionFailed"
+    assert s3.get_object(**name)["Body"].read() == b"two"
     s3.delete_object(**name, IfMatch=newer)
     assert refused(s3.head_object, **name) == "404"
 

@@ -13,11 +13,11 @@ import msgspec
 from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.documents import Node
 from tierstore.gateway.s3.errors import S3Error
-from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PART_SUMS, PARTS, UPLOAD, pack_parts
+from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PART_SUMS, UPLOAD, pack_parts
 from tierstore.gateway.s3.request import Call
 from tierstore.gateway.s3.upload_lists import algorithm_of
 from tierstore.wire.names import ObjectMeta
-from tierstore.wire.s3 import PartView, UploadView
+from tierstore.wire.s3 import PARTS, PartView, UploadView
 
 #: Every part but the last.
 PART_BYTES_MIN: Final = 5 << 20
@@ -51,6 +51,21 @@ def chosen(wanted: list[tuple[int, str, dict[str, str]]], held: dict[int, PartVi
             raise S3Error("EntityTooSmall", PartNumber=str(part.number), ProposedSize=str(part.size),
                           MinSizeAllowed=str(PART_BYTES_MIN))  # fmt: skip
     return parts
+
+
+def require_sums(upload: UploadView, wanted: list[tuple[int, str, dict[str, str]]]) -> None:
+    """Of an upload that was created for checksums of its parts, each part is named with its own. Raises
+    S3Error(InvalidRequest)."""
+    algorithm = algorithm_of(upload)
+    kind = upload.meta.extra.get(CHECKSUM_TYPE) if upload.meta is not None else None
+    if not algorithm or kind != b"COMPOSITE":
+        return
+    for place, _, sums in wanted:
+        if algorithm not in sums:
+            raise S3Error(
+                "InvalidRequest", f"The upload was created using a {algorithm} checksum. The complete request must "
+                f"include the checksum for each part. It was missing for part {place} in the request.",
+            )  # fmt: skip
 
 
 def completed_meta(call: Call, upload: UploadView, parts: list[PartView]) -> ObjectMeta:

@@ -18,6 +18,11 @@ NULL_VERSION: Final = -1
 _ON_READS: Final = frozenset({b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"})
 
 
+_OF_DIRECTORY_BUCKETS: Final = (b"x-amz-if-match-size", b"x-amz-if-match-last-modified-time")
+ONLY_DIRECTORY_BUCKETS: Final = "Only directory buckets know this condition; use If-Match."
+_NOT_TAKEN: Final = "{} does not take that value here"
+
+
 def version_of(text: str | None) -> int:
     """0: the latest. Raises S3Error(InvalidArgument)."""
     if text is None:
@@ -36,7 +41,29 @@ def write_condition(call: Call) -> Condition | None:
     if_match, if_none = call.header(b"if-match"), call.header(b"if-none-match")
     if if_match is None and if_none is None:
         return None
-    return Condition(etags(if_match), etags(if_none))
+    if if_match is not None and if_none is not None:
+        raise S3Error("NotImplemented", "A write takes one condition, not several.", Header="If-Match")
+    # at AWS a write may ask that nothing is there, or that exactly this version is
+    if if_none is not None and if_none.strip() != "*":
+        raise S3Error("NotImplemented", _NOT_TAKEN.format("If-None-Match"), Header="If-None-Match")
+    if if_match is not None and if_match.strip() == "*":
+        raise S3Error("NotImplemented", _NOT_TAKEN.format("If-Match"), Header="If-Match")
+    return Condition(named_etags(if_match), etags(if_none))
+
+
+def named_etags(header: str | None) -> list[str]:
+    """The ETags one of which must be there; of a header that names none, one that nothing has: it must not pass."""
+    return [] if header is None else etags(header) or [""]
+
+
+def delete_condition(call: Call) -> Condition | None:
+    """If-Match of a DeleteObject. Raises S3Error(NotImplemented) for the conditions that only directory buckets know:
+    passed over, they would delete what the client wants kept."""
+    for name in _OF_DIRECTORY_BUCKETS:
+        if call.header(name) is not None:
+            raise S3Error("NotImplemented", ONLY_DIRECTORY_BUCKETS, Header=name.decode())
+    text = call.header(b"if-match")
+    return Condition(if_match=named_etags(text)) if text is not None else None
 
 
 async def why_refused(store: Store, call: Call, condition: Condition | None, error: PreconditionFailed) -> Exception:

@@ -19,7 +19,7 @@ from tierstore.gateway.s3.conditions import read_condition, version_of, write_co
 from tierstore.gateway.s3.documents import element, moment
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lock_forms import locked_meta
-from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PART_SUMS, PARTS, meta_of, shown_version
+from tierstore.gateway.s3.object_meta import CHECKSUM_TYPE, PART_SUMS, meta_of, shown_version
 from tierstore.gateway.s3.reads import Reads
 from tierstore.gateway.s3.request import Call
 from tierstore.gateway.s3.sse import Cover, cover_of
@@ -28,6 +28,7 @@ from tierstore.gateway.s3.sse_keys import CUSTOMER, Sealed, Vault, Wish, sealed_
 from tierstore.names import check_bucket_name, check_key
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, CommitResult, LookupResult, ObjectMeta
+from tierstore.wire.s3 import BY_COPY, MADE_BY, PARTS
 from tierstore.wire.storage_class import class_of
 
 
@@ -131,7 +132,8 @@ class Copies:
             raise S3Error("InvalidRequest", "This copy request is illegal because it is trying to copy an object to "
                           "itself without changing the object's metadata, storage class, website redirect location or "
                           "encryption attributes.")  # fmt: skip
-        extra = {**said.extra, **{n: v for n, v in had.extra.items() if n in (CHECKSUM_TYPE, PARTS, PART_SUMS)}}
+        extra = {**said.extra, **{n: v for n, v in had.extra.items() if n in (CHECKSUM_TYPE, PARTS, PART_SUMS)},
+                 MADE_BY: BY_COPY}  # fmt: skip
         tags = said.tags if tagging == "REPLACE" else had.tags
         base = said if directive == "REPLACE" else had
         return msgspec.structs.replace(base, checksums=had.checksums, extra=extra, tags=tags)

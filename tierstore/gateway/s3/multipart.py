@@ -20,7 +20,7 @@ from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line
 from tierstore.gateway.s3.auth import is_anonymous
 from tierstore.gateway.s3.catalog import S3Catalog
-from tierstore.gateway.s3.completion import chosen, completed_meta, named_part
+from tierstore.gateway.s3.completion import chosen, completed_meta, named_part, require_sums
 from tierstore.gateway.s3.conditions import why_refused, write_condition
 from tierstore.gateway.s3.copies import Copies
 from tierstore.gateway.s3.documents import document, element, moment, url_encoded
@@ -206,6 +206,7 @@ class Multipart:
         except S3Error:
             await self._answer_repeat(call, bucket, identity)
             return
+        require_sums(upload, wanted)
         held = await self._catalog.all_parts(identity)
         parts = chosen(wanted, held)
         md5 = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in parts), usedforsecurity=False)

@@ -19,6 +19,7 @@ from tierstore.gateway.s3.request import Call, header_text
 from tierstore.gateway.s3.sse_keys import sealed_lines, sealed_of
 from tierstore.names import USER_META_BYTES_MAX, version_text
 from tierstore.wire.names import LookupResult, ObjectMeta
+from tierstore.wire.s3 import MADE_BY, PARTS
 from tierstore.wire.storage_class import STANDARD, STORAGE_CLASS, STORAGE_CLASSES
 
 META_PREFIX: Final = b"x-amz-meta-"
@@ -27,7 +28,6 @@ ACL: Final = "s3.acl"
 OWNER: Final = "s3.owner"
 CHECKSUM_TYPE: Final = "s3.checksum-type"
 CHECKSUM_ALGORITHM: Final = "s3.checksum-algorithm"
-PARTS: Final = "s3.parts"           # MessagePack of [[size, count], ...]: runs of equal parts
 PART_SUMS: Final = "s3.part-sums"   # digests of the parts, one behind the other, of the algorithm in `checksums`
 UPLOAD: Final = "s3.upload"
 REDIRECT: Final = "s3.redirect"
@@ -46,7 +46,7 @@ _RESPONSE: Final = {
 }  # fmt: skip
 TAGS_MAX: Final = 10
 #: What is kept and makes no header line.
-_SILENT: Final = frozenset({OWNER, ACL, CHECKSUM_TYPE, CHECKSUM_ALGORITHM, PARTS, PART_SUMS, UPLOAD})
+_SILENT: Final = frozenset({OWNER, ACL, CHECKSUM_TYPE, CHECKSUM_ALGORITHM, PARTS, PART_SUMS, UPLOAD, MADE_BY})
 _KEPT_NAMES: Final = frozenset(_KEPT) | {b"content-encoding"}
 _NO_META: Final = ObjectMeta()
 

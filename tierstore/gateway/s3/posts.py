@@ -35,6 +35,7 @@ from tierstore.gateway.upload import Pushed
 from tierstore.names import check_key
 from tierstore.sdk.store import Store
 from tierstore.serving.exchange import Exchange
+from tierstore.wire.s3 import BY_POST, MADE_BY
 from tierstore.wire.storage_class import class_of
 
 FIELDS_SECONDS: Final = 60.0
@@ -155,8 +156,9 @@ class Posts:
         # conditions of policies judge what the form asks for, as they do headers
         rights.require(asked, "s3:PutObject", bucket, call.key)
         meta = locked_meta(asked, bucket, meta_of(asked), self._catalog.now_ms)
-        if asked.tags is not None:
-            meta = msgspec.structs.replace(meta, tags=asked.tags)
+        meta = msgspec.structs.replace(
+            meta, tags=meta.tags if asked.tags is None else asked.tags, extra={**meta.extra, MADE_BY: BY_POST}
+        )
         meta = await self._acls.of_write(asked, bucket, meta)
         promise = form_promise(asked)
         cover = cover_of(self._vault, self._vault.wish(asked, bucket))

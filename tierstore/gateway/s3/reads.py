@@ -29,7 +29,6 @@ from tierstore.gateway.s3.object_meta import (
     CHECKSUM_TYPE,
     OWNER,
     PART_SUMS,
-    PARTS,
     object_lines,
     part_span,
     shown_version,
@@ -42,7 +41,7 @@ from tierstore.sdk.early import EarlyRead
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
-from tierstore.wire.s3 import VersionsAsk, shown_etag
+from tierstore.wire.s3 import PARTS, VersionsAsk, shown_etag
 from tierstore.wire.storage_class import STANDARD, class_of
 
 _log = logging.getLogger(__name__)

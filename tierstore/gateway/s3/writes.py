@@ -7,7 +7,7 @@ conditions are decided in the commit; a body is committed only after all its dig
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, NamedTuple
 
 from tierstore.errors import PreconditionFailed, TierstoreError
 from tierstore.gateway.s3 import documents, rights
@@ -15,13 +15,20 @@ from tierstore.gateway.s3.acl import Acls
 from tierstore.gateway.s3.answers import checksum_lines, version_line, with_checksum
 from tierstore.gateway.s3.body import Collected
 from tierstore.gateway.s3.catalog import S3Catalog
-from tierstore.gateway.s3.conditions import version_of, why_refused, write_condition
+from tierstore.gateway.s3.conditions import (
+    ONLY_DIRECTORY_BUCKETS,
+    delete_condition,
+    named_etags,
+    version_of,
+    why_refused,
+    write_condition,
+)
 from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, s3_error
 from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.lock_forms import locked_meta, may_bypass
 from tierstore.gateway.s3.object_meta import meta_of, shown_version
-from tierstore.gateway.s3.request import Call, etags
+from tierstore.gateway.s3.request import Call
 from tierstore.gateway.s3.sse import Cover, cover_of
 from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.uploads import OBJECT_BYTES_MAX, BodyReader, Promise, Received, promise_of
@@ -119,7 +126,7 @@ class Writes:
         bucket = await self._catalog.bucket(call.bucket)
         version = version_of(call.query.get("versionId"))
         rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, call.key)
-        condition = Condition(if_match=etags(call.header(b"if-match"))) if call.header(b"if-match") else None
+        condition = delete_condition(call)
         bypass = may_bypass(call, bucket)
         try:
             done = await self._store.delete(
@@ -143,28 +150,27 @@ class Writes:
         bucket = await self._catalog.bucket(call.bucket)
         root = documents.parse(await self._reader.small(call, documents.BODY_BYTES_MAX), "Delete")
         is_quiet = root.text("Quiet") == "true"
-        wanted = [
-            (node.text("Key") or "", node.text("VersionId"), node.text("ETag")) for node in root.all("Object")
-        ]
+        wanted = [_Doomed.of(node) for node in root.all("Object")]
         if not 1 <= len(wanted) <= DELETE_KEYS_MAX:
             raise S3Error("MalformedXML")
         results: list[str] = []
         for at in range(0, len(wanted), DELETES_AT_ONCE):
             some = wanted[at : at + DELETES_AT_ONCE]
             results += await asyncio.gather(
-                *(self._delete_one(call, bucket, *one, is_quiet=is_quiet) for one in some)
+                *(self._delete_one(call, bucket, one, is_quiet=is_quiet) for one in some)
             )
         call.reply(200, documents.document("DeleteResult", "".join(results)), XML_LINE)
 
-    async def _delete_one(
-        self, call: Call, bucket: BucketView, key: str, version_text: str | None, etag: str | None, *, is_quiet: bool
-    ) -> str:  # fmt: skip
+    async def _delete_one(self, call: Call, bucket: BucketView, what: _Doomed, *, is_quiet: bool) -> str:
+        key, version_text = what.key, what.version
         try:
+            if what.has_other_conditions:
+                raise S3Error("NotImplemented", ONLY_DIRECTORY_BUCKETS)
             if not key:
                 raise S3Error("UserKeyMustBeSpecified", "The key of an object to delete is missing.")
             version = _version_among_many(version_text)
             rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, key)
-            condition = Condition(if_match=etags(etag)) if etag else None
+            condition = Condition(if_match=named_etags(what.etag)) if what.etag is not None else None
             done = await self._store.delete(
                 bucket.name, check_key(key), version=version, condition=condition,
                 bypass_governance=may_bypass(call, bucket),
@@ -180,6 +186,20 @@ class Writes:
             marker = version_text or shown_version(done.version, bucket.versioning != "enabled")
             inner += element("DeleteMarker", True) + element("DeleteMarkerVersionId", marker)
         return f"<Deleted>{inner}</Deleted>"
+
+
+class _Doomed(NamedTuple):
+    """One object of a DeleteObjects. has_other_conditions: than its ETag."""
+
+    key: str
+    version: str | None
+    etag: str | None
+    has_other_conditions: bool
+
+    @classmethod
+    def of(cls, node: documents.Node) -> _Doomed:
+        others = node.text("Size") is not None or node.text("LastModifiedTime") is not None
+        return cls(node.text("Key") or "", node.text("VersionId"), node.text("ETag"), others)
 
 
 def _own_sum(promise: Promise) -> str:
