@@ -287,7 +287,7 @@ class Parts:
         )
         parts = SendParts(
             database, clock, courier, self.sites.known, self._this_site, self.heats_of, epoch=lambda: self.lease.epoch,
-            comparison=self.comparison, is_hot=hot.is_queued,
+            comparison=self.comparison, hot=hot.parts,
             foreground=lambda: self.lookups.lookups + self.commits.items - self.commits.fills,
             is_delivered=self._is_delivered, lost_devices=self.view.lost_devices,
         )  # fmt: skip

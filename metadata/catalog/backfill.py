@@ -38,12 +38,12 @@ def queue_page(
     changes: list[feed.NewChange] = []
     last, version, waiting = "", 0, 0
     number = number_of(session.connection, target)
-    known = _waiting(session, target, bucket_id, after, rows[-1].key, is_again=is_again) if rows else set()
+    known = _waiting(session, target, bucket_id, after, rows[-1].key, is_again=is_again) if rows else {}
     for key, version, kind, size, ref in rows:
         if not key.startswith(prefix):
             return Page(_append(session, changes, at_ms) + waiting, len(rows), "")
         last = key
-        if (key, version) in known:
+        if known.get((key, version), -1) >= size:       # shorter: what became hot of it
             waiting += 1
             continue
         is_back = kind == schema.KIND_REMOTE and version_site(version) == number and _is_whole(session, ref, size)
@@ -67,16 +67,17 @@ def _page(bucket_id: int, prefix: str, after: str, after_version: int | None, li
 
 def _waiting(
     session: Session, target: str, bucket_id: int, first: str, through: str, *, is_again: bool
-) -> set[tuple[str, int]]:
-    """Keys from `first` up to `through`, with the versions, that the target is to get. A scan of its queue, which a
-    backfill keeps short."""
-    query = sa.select(_q.key, _q.version).where(
+) -> dict[tuple[str, int], int]:
+    """Keys from `first` up to `through`, with the versions, that the target is to get, and how many bytes of each. A
+    scan of its queue, which a backfill keeps short."""
+    query = sa.select(_q.key, _q.version, sa.func.max(_q.size)).where(
         _q.target == target, _q.bucket_id == bucket_id, _q.key >= first, _q.key <= through,
         _q.kind.in_((schema.CHANGE_PUT, schema.CHANGE_MARKER)),
     )  # fmt: skip
     if is_again:
         query = query.where(_q.sequence > names_through(session.connection, target))
-    return {(str(key), int(version)) for key, version in session.connection.execute(query)}
+    found = session.connection.execute(query.group_by(_q.key, _q.version))
+    return {(str(key), int(version)): int(size) for key, version, size in found}
 
 
 def _is_whole(session: Session, ref: int | None, size: int) -> bool:

@@ -285,11 +285,13 @@ def set_backfill(connection: sa.Connection, target: str, state: dict[str, Any]) 
     leases.set_setting(connection, _BACKFILL + target, json.dumps(state))
 
 
-def buckets_of(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Bucket]:
-    """Buckets by id; those that are gone are left out."""
+def buckets_of(connection: sa.Connection, ids: Iterable[int], *, hold: bool = False) -> dict[int, Bucket]:
+    """Buckets by id; those that are gone are left out. hold: they stay as they are to the end of the transaction."""
     t, wanted = schema.buckets.c, sorted(set(ids))
     found: dict[int, Bucket] = {}
     for at in range(0, len(wanted), 500):
         query = sa.select(*(t[name] for name in COLUMNS)).where(among(t.id, wanted[at : at + 500]))
+        if hold:
+            query = query.with_for_update(read=True)
         found.update((int(row[0]), Bucket.of(tuple(row))) for row in connection.execute(query))
     return found

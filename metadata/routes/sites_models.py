@@ -104,9 +104,9 @@ class TargetModel(BaseModel):
 
 
 class SyncModel(BaseModel):
-    waits: int
-    degraded: int = Field(description="answered with success before the other site had it")
-    failed: int = Field(description="answered outcome-unknown")
+    waits: int = Field(description="deliveries that a writer waited for")
+    degraded: int = Field(description="answers of success before the other site had it; of each try of a gateway one")
+    failed: int = Field(description="answers outcome-unknown; of each try of a gateway one, so a write may count twice")
 
 
 class OpenedModel(BaseModel):

@@ -21,7 +21,7 @@ from metadata.services.sites.backfill import Backfills
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
 from metadata.services.sites.holds import MARGIN_MS, Holdings
-from metadata.services.sites.hot import LOOK_SECONDS, HotBodies
+from metadata.services.sites.hot import LOOK_SECONDS, Body, HotBodies, HotParts
 from metadata.services.sites.registry import Self, Sites
 from metadata.services.sites.run import Replication
 from metadata.services.sites.send import TargetWorker
@@ -331,7 +331,7 @@ def test_a_body_that_becomes_hot_later_is_queued_once(run: Run) -> None:
         assert await hot.step(rules) == 1
         queue = await w.rows(schema.replication_queue)
         assert len(queue) == before + 1 and queue[-1].key == "warm" and queue[-1].version == made.version
-        assert hot.is_queued("site2", queue[-1].bucket_id, "warm", made.version)
+        assert hot.parts.knows(Body("site2", queue[-1].bucket_id, "warm", made.version))
         w.clock.advance(LOOK_SECONDS)
         assert await hot.step(rules) == 0
 
@@ -455,7 +455,7 @@ def test_every_process_knows_which_site_is_away_once_the_one_that_asks_does(run:
                 database=w.database, clock=w.clock, courier=SimpleNamespace(send=send), known=members.known,
                 me=members.me, heats_of=lambda chunks: [0.0] * len(chunks), lost_devices=tuple, epoch=lambda: epoch,
                 comparison=Comparison(w.database, w.clock, nobody, keep_ms=1), is_delivered=lambda *_: False,
-                is_hot=lambda *_: False, foreground=lambda: 0,
+                hot=HotParts(), foreground=lambda: 0,
             )  # fmt: skip
             hot = HotBodies(w.database, w.clock, hottest=nobody, find=nobody, name_of=nobody)
             return Replication(parts, members, nobody, backfills=Backfills(w.database, w.clock), hot=hot), members

@@ -20,6 +20,7 @@ from metadata.catalog.packed import unpack
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.sites import send
 from metadata.services.sites.compare import Comparison
+from metadata.services.sites.hot import HotParts
 from metadata.services.sites.registry import Known, Self
 from metadata.services.sites.send import TargetWorker
 from metadata.services.sites.target import Parts
@@ -80,9 +81,13 @@ class Carrier:
             return FetchResult(found.code, found.detail)
         if not found.is_remote:
             return FetchResult()
+        chunks = [self.target.chunk(item.length)]
         made = await self.target.commit(
-            Fill(item.bucket, item.key, item.version, item.first, [self.target.chunk(item.length)])
+            Fill(item.bucket, item.key, item.version, item.first, chunks, item.is_cached)
         )
+        if made[0].code == "already-here" and not item.is_cached:
+            await self.target.commit(Fill(item.bucket, item.key, item.version, item.first, []))
+            return FetchResult()
         return FetchResult(made[0].code if made[0].code != "already-here" else "", made[0].detail, item.length)
 
 
@@ -125,7 +130,7 @@ async def _scenario(seed: int) -> dict[str, int]:
         comparison = Comparison(worlds[n].database, worlds[n].clock, courier, keep_ms=1 << 40)
         parts = Parts(
             worlds[n].database, worlds[n].clock, courier, known, lambda: Self(f"site{n + 1}", n + 1, []),
-            lambda chunks: [float(chunk[-1]) for chunk in chunks], lambda: 1, comparison, lambda *_: False,
+            lambda chunks: [float(chunk[-1]) for chunk in chunks], lambda: 1, comparison, HotParts(),
         )  # fmt: skip
         worker = TargetWorker(parts, other)
         return worker, asyncio.get_running_loop().create_task(worker.run())

@@ -14,6 +14,7 @@ from metadata.catalog import schema, sites
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.fetched import FetchedBodies
 from metadata.services.sites.holds import Holdings, Vouchers
+from metadata.services.sites.hot import HotParts
 from metadata.services.sites.registry import Known, Self
 from metadata.services.sites.send import TargetWorker
 from metadata.services.sites.target import Parts
@@ -62,7 +63,7 @@ class Pair:
         parts = Parts(
             world.database, world.clock, carrier, Known(rows=[sites.SiteRow(3 - me, other, [], [], {})]),
             lambda: Self(f"site{me}", me, []), lambda chunks: [0.0] * len(chunks), lambda: 1,
-            Comparison(world.database, world.clock, carrier, keep_ms=1 << 40), lambda *_: False,
+            Comparison(world.database, world.clock, carrier, keep_ms=1 << 40), HotParts(),
         )  # fmt: skip
         worker = TargetWorker(parts, other)
         self.tasks[me] = asyncio.get_running_loop().create_task(worker.run())

@@ -14,6 +14,7 @@ import pytest
 from metadata.catalog.sites import SiteRow
 from metadata.services.sites import send
 from metadata.services.sites.compare import Comparison
+from metadata.services.sites.hot import HotParts
 from metadata.services.sites.registry import Known, Self
 from metadata.services.sites.send import TargetWorker
 from metadata.services.sites.target import Parts
@@ -48,7 +49,7 @@ async def _sending(hot: set[bytes]) -> AsyncIterator[tuple[NamesWorld, TargetWor
     parts = Parts(
         world.database, world.clock, courier, Known(rows=[SiteRow(2, "site2", [], [], {})]),
         lambda: Self("site1", 1, []), lambda chunks: [float(chunk in hot) for chunk in chunks], lambda: 1,
-        Comparison(world.database, world.clock, courier, keep_ms=1 << 40), lambda *_: False,
+        Comparison(world.database, world.clock, courier, keep_ms=1 << 40), HotParts(),
     )  # fmt: skip
     try:
         yield world, TargetWorker(parts, "site2"), carrier

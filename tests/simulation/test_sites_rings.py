@@ -16,6 +16,7 @@ from metadata.catalog import leases, schema, sites
 from metadata.services.cluster.duties import PROMOTER
 from metadata.services.names.buckets import BucketService
 from metadata.services.sites.compare import Comparison
+from metadata.services.sites.hot import HotParts
 from metadata.services.sites.registry import Known, Self
 from metadata.services.sites.send import TargetWorker
 from metadata.services.sites.target import Parts
@@ -96,7 +97,7 @@ async def _scenario(shape: str, seed: int) -> Counter[Any]:
         parts = Parts(
             worlds[a].database, worlds[a].clock, courier, known, lambda a=a: Self(f"site{a}", a, []),  # type: ignore[misc]
             lambda chunks: [0.0] * len(chunks), lambda: 1,
-            Comparison(worlds[a].database, worlds[a].clock, courier, keep_ms=1 << 40), lambda *_: False,
+            Comparison(worlds[a].database, worlds[a].clock, courier, keep_ms=1 << 40), HotParts(),
         )  # fmt: skip
         worker = TargetWorker(parts, f"site{b}")
         workers.append((worker, asyncio.get_running_loop().create_task(worker.run())))

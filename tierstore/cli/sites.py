@@ -265,7 +265,7 @@ def status(endpoint: Endpoint = None, token: Token = None, profile: Profile = No
     if answer["refusal"]:
         say(f"writes to shared buckets are refused: {answer['refusal']}")
     sync = answer["sync"]
-    say(f"sync: {sync['waits']} waits, {sync['degraded']} degraded, {sync['failed']} failed")
+    say(f"sync: {sync['waits']} waits, {sync['degraded']} answers degraded, {sync['failed']} failed")
 
 
 @replication.command("rules")

@@ -216,7 +216,7 @@ class Bodies:
 
     # -- whole ranges ---------------------------------------------------------------------------------------
     async def fetch(self, item: FetchItem, access: str) -> FetchResult:
-        """One segment, durable here and this site's own when it returns."""
+        """One segment, durable here when it returns; and this site's own, unless it may go again (is_cached)."""
         try:
             found = await self._store.find(
                 item.bucket, item.key, version=item.version, first=item.first, length=item.length, access=access
@@ -224,17 +224,19 @@ class Bodies:
             if not found.is_remote:
                 return FetchResult()
             if covers(found.chunks, item.first, min(item.first + item.length, found.size)):
-                await self._own(item, access)
+                if not item.is_cached:
+                    await self._own(item, access)
                 return FetchResult()
             segment = item.first // SEGMENT_BYTES
             flight = self.fly(
-                item.bucket, item.key, item.version, found.size, segment=segment, access=access, is_cached=False
-            )
+                item.bucket, item.key, item.version, found.size, segment=segment, access=access,
+                is_cached=item.is_cached,
+            )  # fmt: skip
             _, task = self._flights[item.bucket, item.key, item.version, segment, False]
             await asyncio.shield(task)
             if flight.error is not None:
                 raise flight.error
-            if flight.is_cached or flight.is_here:
+            if not item.is_cached and (flight.is_cached or flight.is_here):
                 await self._own(item, access)
             return FetchResult(bytes=0 if flight.is_here else flight.length)
         except TierstoreError as error:

@@ -155,11 +155,14 @@ class NameAnswer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class FetchItem(msgspec.Struct, array_like=True, frozen=True):
+    """is_cached: it is a part that follows because it is hot; the receiver may let go of it again."""
+
     bucket: str
     key: str
     version: Version
     first: Number
     length: Number
+    is_cached: bool = False
 
 
 class FetchBatch(msgspec.Struct, array_like=True, frozen=True):

@@ -1,8 +1,9 @@
 """Bodies for one other site: a window of the queue in the order of services/sites/order, STREAMS parcels at a time.
 
-The target's gateway fetches each body from ours and answers when it is durable there; then its row goes. Bodies wait
-for the bandwidth of the hour and, while clients are busy here, for their share of the time. While a backlog of names
-goes, they have NAMES_STREAMS, for what is hot and whose name the target has.
+The target's gateway fetches each body from ours (under a `hot` rule what of it is hot: services/sites/wanted) and
+answers when it is durable there; then its row goes. Bodies wait for the bandwidth of the hour and, while clients are
+busy here, for their share of the time. While a backlog of names goes, they have NAMES_STREAMS, for what is hot and
+whose name the target has.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from metadata.catalog import sites
+from metadata.catalog import schema, sites
 from metadata.catalog.buckets import Bucket
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow
@@ -20,6 +21,7 @@ from metadata.services.sites.link import SHARE, bandwidth
 from metadata.services.sites.order import BodyOrder, Waiting
 from metadata.services.sites.queue import PUSH_GRACE_MS, Loaded, load_bodies, look_at, name_batch, record_of
 from metadata.services.sites.target import IDLE_SECONDS, Target
+from metadata.services.sites.wanted import body_of, items_of, may_be_less, segments_of
 from tierstore.errors import TierstoreError, UnavailableError
 from tierstore.wire.sites import SEGMENT_BYTES, FetchAnswer, FetchBatch, FetchItem, NameAnswer
 
@@ -51,6 +53,13 @@ BUSY_SECONDS: Final = 1.0
 YIELD_SECONDS_MAX: Final = 5.0
 #: Codes of a fetch that mean: the target does not have that version's name (any more).
 _NO_NAME: Final = frozenset({"no-such-version", "no-such-key", "no-such-bucket"})
+
+
+class _Part(NamedTuple):
+    """Of a body of `size` bytes these segments go; None: the whole, though its row is shorter."""
+
+    size: int
+    segments: frozenset[int] | None
 
 
 class BodySender:
@@ -138,13 +147,16 @@ class BodySender:
             row = loaded.row
             if loaded.held is None or self._is_delivered(row):
                 finished.append(row.sequence)       # replaced or deleted since: the newer name says so; or pushed
-            elif loaded.is_pushed:
+                continue
+            if loaded.is_pushed:
                 self._retries[row.sequence] = (row, now + PUSH_GRACE_MS / 1000, 0)
-            elif not loaded.is_here and self._parts.clock.now_ms() - row.at_ms < ELSEWHERE_MS:
+                continue
+            hot = self._parts.hot.chunks(body_of(self._target.name, row))
+            if not loaded.is_here and not hot and self._parts.clock.now_ms() - row.at_ms < ELSEWHERE_MS:
                 self._elsewhere[row.sequence] = row
             else:
                 self._elsewhere.pop(row.sequence, None)
-                waiting.append(Waiting(row, loaded.chunks, loaded.homes))
+                waiting.append(Waiting(row, hot or loaded.chunks, loaded.homes))
         self.order.add(waiting)
         for sequence in finished:
             self._elsewhere.pop(sequence, None)
@@ -205,20 +217,24 @@ class BodySender:
     async def _bring(self, rows: list[QueueRow]) -> None:
         """Bring the bodies of these rows to the target, then let go of the rows."""
         try:
-            names = await self._parts.database.read(lambda c: sites.buckets_of(c, {row.bucket_id for row in rows}))
-            small = [row for row in rows if row.size <= SEGMENT_BYTES and row.bucket_id in names]
+            names, parts = await self._parts.database.read(lambda c: self._look(c, rows))
+            gone = [row.sequence for row in rows if row.bucket_id not in names]
+            await self._finish(gone)
+            whole = [row for row in rows if row.bucket_id in names and row.sequence not in parts]
+            small = [row for row in whole if row.size <= SEGMENT_BYTES]
             if small:
                 items = [
                     FetchItem(names[row.bucket_id].name, row.key, row.version, 0, max(row.size, 1)) for row in small
                 ]
                 codes = await self._fetch(items, sum(row.size for row in small))
                 await self._judge(small, codes, names)
+            for row in whole:
+                if row.size > SEGMENT_BYTES:
+                    items = items_of(names[row.bucket_id].name, row, row.size, None)
+                    await self._judge([row], [await self._fetch_each(items)], names)
             for row in rows:
-                if row.bucket_id not in names:
-                    await self._finish([row.sequence])
-                elif row.size > SEGMENT_BYTES:
-                    code = await self._deliver_large(names[row.bucket_id].name, row)
-                    await self._judge([row], [code], names)
+                if (part := parts.get(row.sequence)) is not None:
+                    await self._bring_part(names[row.bucket_id], row, part)
         except TierstoreError as error:
             self._target.failed(error)
             if isinstance(error, UnavailableError) and error.code in ("unreachable", "deadline"):
@@ -226,22 +242,61 @@ class BodySender:
             for row in rows:
                 self._retry(row)
 
-    async def _deliver_large(self, bucket: str, row: QueueRow) -> str:
+    def _look(self, c: Connection, rows: Sequence[QueueRow]) -> tuple[dict[int, Bucket], dict[int, _Part]]:
+        """The buckets of these rows, and of which of them (by sequence) less than the whole body goes."""
+        names = sites.buckets_of(c, {row.bucket_id for row in rows})
+        target, hot = self._target.name, self._parts.hot
+        some = [
+            row for row in rows
+            if row.kind == schema.CHANGE_PUT and row.bucket_id in names and may_be_less(names[row.bucket_id], target)
+        ]  # fmt: skip
+        found = sites.versions_of(c, {(row.bucket_id, row.key, row.version) for row in some})
+        parts = {}
+        for row in some:
+            held = found.get((row.bucket_id, row.key, row.version))
+            if held is None:
+                continue        # the target's answer will say that it is gone
+            segments = segments_of(names[row.bucket_id], row, held, target, hot)
+            if segments is not None or row.size < held.size:
+                parts[row.sequence] = _Part(held.size, segments)
+        return names, parts
+
+    async def _bring_part(self, bucket: Bucket, row: QueueRow, part: _Part) -> None:
+        """What is hot of a body, or nothing of it: the row was queued under other rules, or for its name's sake."""
+        if part.segments is None or part.segments:
+            code = await self._fetch_each(items_of(bucket.name, row, part.size, part.segments))
+            if code:
+                await self._judge([row], [code], {bucket.id: bucket})
+                return
+            body = body_of(self._target.name, row)
+            self._parts.hot.arrived(body, part.segments or self._parts.hot.segments(body))
+            self._target.status.bodies_sent += 1
+        elif row.size >= part.size:     # else others have taken what it stood for
+            await self._name_again(row, {bucket.id: bucket})
+            return
+        await self._finish_as_judged(row, bucket)
+
+    async def _finish_as_judged(self, row: QueueRow, bucket: Bucket) -> None:
+        if await self._target.finish_as_judged([row.sequence], bucket):
+            self._retries.pop(row.sequence, None)
+        else:
+            self._retry(row)
+
+    async def _fetch_each(self, items: Sequence[FetchItem]) -> str:
         """Segment by segment, SEGMENTS_AT_ONCE on their way; those that the target has do not travel. The first code
         that is not ""."""
-        firsts = iter(range(0, row.size, SEGMENT_BYTES))
+        left = iter(items)
         codes: list[str] = []
 
         async def bring() -> None:
-            for first in firsts:        # shared: each segment is taken once
-                item = FetchItem(bucket, row.key, row.version, first, min(SEGMENT_BYTES, row.size - first))
+            for item in left:       # shared: each segment is taken once
                 codes.extend(code for code in await self._fetch([item], item.length) if code)
                 if codes:
                     return
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(SEGMENTS_AT_ONCE):
+                for _ in range(min(SEGMENTS_AT_ONCE, len(items))):
                     group.create_task(bring())
         except* TierstoreError as errors:
             raise next(error for error in errors.exceptions if isinstance(error, TierstoreError)) from None
@@ -286,7 +341,7 @@ class BodySender:
         if answer.applied or answer.parked:
             self._retry(row)
         else:
-            await self._finish([row.sequence])
+            await self._finish_as_judged(row, bucket)
 
     def _retry(self, row: QueueRow) -> None:
         _, _, times = self._retries.get(row.sequence, (row, 0.0, 0))

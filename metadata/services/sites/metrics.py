@@ -55,17 +55,18 @@ WATCH.counter(
     "tierstore_replication_sync_waits_total", "commits under a sync rule: waits", lambda r: float(r.sync.waits)
 )
 WATCH.counter(
-    "tierstore_replication_sync_degraded_total", "commits under a sync rule: degraded", lambda r: float(r.sync.degraded)
+    "tierstore_replication_sync_degraded_total", "answers under a sync rule: degraded", lambda r: float(r.sync.degraded)
 )
 WATCH.counter(
-    "tierstore_replication_sync_failed_total", "commits under a sync rule: failed", lambda r: float(r.sync.failed)
+    "tierstore_replication_sync_failed_total", "answers under a sync rule: failed, of each try of a gateway one",
+    lambda r: float(r.sync.failed)
 )
 WATCH.gauge(
     "tierstore_replication_comparing_sites", "sites whose names this restored one waits for; 0: it takes writes",
     lambda r: float(r.comparing),
 )  # fmt: skip
 WATCH.counter(
-    "tierstore_replication_hot_queued_total", "bodies under a hot rule that followed because they became hot later",
+    "tierstore_replication_hot_queued_total", "bodies under a hot rule of which something new became hot, and follows",
     lambda r: float(r.hot_queued),
 )  # fmt: skip
 

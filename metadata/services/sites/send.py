@@ -30,13 +30,13 @@ from metadata.catalog.objects import ObjectRow
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow
 from metadata.services.cluster.duties import PROMOTER
-from metadata.services.sites.apply import rules_of
 from metadata.services.sites.bodies import NAMES_SECONDS, RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, BodySender
 from metadata.services.sites.hot import HOT_PER_HOUR
 from metadata.services.sites.queue import chunk_ids, is_pushed, load_names, name_batch, record_of
-from metadata.services.sites.target import Parts, Target, idle
+from metadata.services.sites.target import Parts, Target, changed_rules, idle
+from metadata.services.sites.wanted import ALL, HOT, bodies_rule, body_of, may_be_less
 from tierstore.errors import TierstoreError
-from tierstore.wire.sites import Hello, HelloAnswer, NameAnswer, NameRecord
+from tierstore.wire.sites import SEGMENT_BYTES, Hello, HelloAnswer, NameAnswer, NameRecord
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,12 @@ BATCHES_MAX: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Names on their way. keep: rows (by sequence) that still need their body; task: the target's answer."""
+    """Names on their way. named: their buckets as they were read; keep: rows (by sequence) that still need their body;
+    task: the target's answer."""
 
     rows: list[QueueRow]
     keys: set[tuple[int, str]]
+    named: dict[int, Bucket] = field(default_factory=dict)
     records: list[tuple[QueueRow, NameRecord]] = field(default_factory=list)
     keep: set[int] = field(default_factory=set)
     task: asyncio.Task[NameAnswer] | None = None
@@ -153,7 +155,7 @@ class TargetWorker:
                         keys = {(row.bucket_id, row.key) for row in found[0]}
                         while any(not keys.isdisjoint(batch.keys) for batch in under_way):
                             await self._names_arrived(under_way)
-                        under_way.append(self._begin_names(_Batch(found[0], keys), *found[1:]))
+                        under_way.append(self._begin_names(_Batch(found[0], keys, found[2]), found[1]))
                         after = found[0][-1].sequence
                 elif under_way:
                     await self._names_arrived(under_way)
@@ -179,10 +181,9 @@ class TargetWorker:
         )
         return (rows, found, named) if rows else None
 
-    def _begin_names(
-        self, batch: _Batch, found: dict[tuple[int, str, int], ObjectRow], named: dict[int, Bucket]
-    ) -> _Batch:
+    def _begin_names(self, batch: _Batch, found: dict[tuple[int, str, int], ObjectRow]) -> _Batch:
         """On its way, when there is something to say."""
+        named = batch.named
         now_ms = self._parts.clock.now_ms()
         for row in batch.rows:
             bucket = named.get(row.bucket_id)
@@ -215,12 +216,16 @@ class TargetWorker:
         for batch in arrived:
             self._note_answer(batch)
         rows = [row for batch in arrived for row in batch.rows]
-        finished = [row.sequence for batch in arrived for row in batch.rows if row.sequence not in batch.keep]
+        finished = [row for batch in arrived for row in batch.rows if row.sequence not in batch.keep]
+        # as the oldest batch has it: by it some rows were judged to need no body
+        judged = {i: b for batch in reversed(arrived) for i, b in batch.named.items() if may_be_less(b, self.name)}
 
         def work(c: Connection) -> list[backlog.Gone]:
             require_epoch(c, PROMOTER, self._parts.epoch())
             sites.set_names_through(c, self.name, rows[-1].sequence)
-            return backlog.finish(c, self.name, finished)
+            changed = changed_rules(c, judged) if judged else ()
+            again = {row.sequence for row in finished if row.kind == schema.CHANGE_PUT and row.bucket_id in changed}
+            return backlog.finish(c, self.name, [row.sequence for row in finished if row.sequence not in again])
 
         await self._target.count.change(work, named=[row.sequence for row in rows])
         self._target.has_bodies.set()
@@ -235,13 +240,11 @@ class TargetWorker:
         self.status.names_sent += len(batch.records)
 
     def _is_body_wanted(self, bucket: Bucket, row: QueueRow, held: ObjectRow | None) -> bool:
+        """Some of it, at least. Larger ones under a `hot` rule are left to the duty that finds what of them is hot."""
         if held is None or row.kind != schema.CHANGE_PUT or not held.size:
             return False
-        if self._parts.is_hot(self.name, row.bucket_id, row.key, row.version):
-            return True
-        for rule in rules_of(bucket):
-            if rule["target"] == self.name and row.key.startswith(rule["prefix"]):
-                if rule["bodies"] == "hot":
-                    return held.body is not None and self._sender.order.heats([chunk_ids(held)])[0] >= HOT_PER_HOUR
-                return rule["bodies"] == "all"
-        return True     # a backfill by hand
+        rule = bodies_rule(bucket, row.key, self.name)
+        if rule != HOT or self._parts.hot.knows(body_of(self.name, row)):
+            return rule in (ALL, HOT)
+        is_small = held.body is not None and held.size <= SEGMENT_BYTES
+        return is_small and self._sender.order.heats([chunk_ids(held)])[0] >= HOT_PER_HOUR

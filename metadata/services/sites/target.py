@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from metadata.catalog import backlog
+from metadata.catalog import backlog, sites
 from metadata.catalog.backlog import Backlog
+from metadata.catalog.buckets import Bucket
 from metadata.catalog.database import Database
 from metadata.catalog.leases import require_epoch
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import SiteRow
 from metadata.services.cluster.duties import PROMOTER
+from metadata.services.sites.apply import rules_of
 from metadata.services.sites.backlog import BacklogCount
 from metadata.services.sites.compare import Comparison
 from metadata.services.sites.courier import Courier
+from metadata.services.sites.hot import HotParts
 from metadata.services.sites.order import HeatsOf
 from metadata.services.sites.registry import Known, Self
 from tierstore.clock import Clock
@@ -61,10 +64,10 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a worker works with. epoch: of the promoter's lease, 0 without it. foreground: requests of clients that this
-    process has had, counted up. lost_devices: those whose copies count no more. Asked with (target, bucket, key,
-    version): is_hot, whether a body goes because of its heat, though its name went before; is_delivered, whether a push
-    has brought that version there."""
+    """What a worker works with. epoch: of the promoter's lease, 0 without it. hot: what goes because of its heat,
+    though its name went before. foreground: requests of clients that this process has had, counted up. lost_devices:
+    those whose copies count no more. is_delivered, asked with (target, bucket, key, version): whether a push has
+    brought that version there."""
 
     database: Database
     clock: Clock
@@ -74,7 +77,7 @@ class Parts:
     heats_of: HeatsOf
     epoch: Callable[[], int]
     comparison: Comparison
-    is_hot: Callable[[str, int, str, int], bool]
+    hot: HotParts
     foreground: Callable[[], int] = lambda: 0
     is_delivered: Callable[[str, int, str, int], bool] = lambda target, bucket_id, key, version: False
     lost_devices: Callable[[], Collection[int]] = tuple
@@ -135,6 +138,20 @@ class Target:
 
         await self.count.change(work)
 
+    async def finish_as_judged(self, sequences: list[int], bucket: Bucket) -> bool:
+        """The same for rows of which less than the whole body went, by the rules of their bucket as it is given; False:
+        they are others by now, and the rows stay."""
+        is_current = True
+
+        def work(c: Connection) -> list[backlog.Gone]:
+            nonlocal is_current
+            require_epoch(c, PROMOTER, self.parts.epoch())
+            is_current = not changed_rules(c, {bucket.id: bucket})
+            return backlog.finish(c, self.name, sequences) if is_current else []
+
+        await self.count.change(work)
+        return is_current
+
     async def measure(self) -> None:
         """Bring the figures of the status up to now."""
         await self.count.measure()
@@ -157,3 +174,10 @@ async def idle(event: asyncio.Event) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(IDLE_SECONDS):
             await event.wait()
+
+
+def changed_rules(c: Connection, judged: Mapping[int, Bucket]) -> set[int]:
+    """Those of these buckets that have other replication rules by now. Their rules stay as they are to the end of the
+    transaction."""
+    now = sites.buckets_of(c, judged, hold=True)
+    return {i for i, bucket in judged.items() if i in now and rules_of(now[i]) != rules_of(bucket)}
