@@ -73,7 +73,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("PutObjectLockConfiguration", "PUT", "bucket", "object-lock", "yes", "test_default_retention"),
     _row("GetBucketNotificationConfiguration", "GET", "bucket", "notification", "yes", "test_webhooks_hear_of_objects"),
     _row("PutBucketNotificationConfiguration", "PUT", "bucket", "notification", "partly",
-         "test_webhooks_hear_of_objects", "to webhooks that the operator named; creations are all called Put"),
+         "test_webhooks_hear_of_objects", "to webhooks that the operator named"),
     _row("GetBucketRequestPayment", "GET", "bucket", "requestPayment", "yes",
          "test_requesters_say_that_they_would_pay"),
     _row("PutBucketRequestPayment", "PUT", "bucket", "requestPayment", "yes",
@@ -101,7 +101,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("ListObjects", "GET", "bucket", "", "yes", "test_listings_page_through_keys_and_prefixes"),
     _row("PostObject", "POST", "bucket", "", "yes", "test_forms_upload_files"),
     _row("CreateBucket", "PUT", "bucket", "", "partly", "test_buckets_are_made_listed_and_removed",
-         "a location constraint is taken and not kept"),
+         "a location constraint is kept and shown; sites and rules decide where bytes lie"),
     _row("HeadBucket", "HEAD", "bucket", "", "yes", "test_buckets_are_made_listed_and_removed"),
     _row("DeleteBucket", "DELETE", "bucket", "", "yes", "test_buckets_are_made_listed_and_removed"),
     # -- objects
