@@ -327,8 +327,8 @@ class Parts:
         table, now = self.heat.table, self.clock.now_ms() / 1000
         return [(chunk, table.per_hour(score, now)) for chunk, score in table.hottest(count)]
 
-    def _note_read(self, bucket: str, key: str, size: int) -> None:
-        self.recorder.read(bucket, key, size)
+    def _note_read(self, bucket: str, key: str, size: int, share: float) -> None:
+        self.recorder.read(bucket, key, size, share)
         self.read_soon.read(bucket, key, size)
 
     def _this_site(self) -> Self:

@@ -31,6 +31,7 @@ def main() -> None:
         {tier: int(size * share) for tier, size in question.fast.items()}, int(question.mem_bytes * share),
         question.slow, {tier: Speed(*speed) for tier, speed in question.speeds.items()},
         is_timed=True,      # the record is in milliseconds
+        chunk_bytes=question.chunk_bytes, rate_scale=question.rate_scale * share,
     )  # fmt: skip
     answer = compare(
         trace, parse(question.current), parse(question.proposed), fleet, has_curve=question.has_curve and len(trace) > 0

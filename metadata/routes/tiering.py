@@ -60,6 +60,7 @@ class TieringModel(BaseModel):
     mem_capacity_bytes: int
     history_requests: int
     history_bytes: int
+    chunk_bytes: int = Field(description="new bodies are cut into chunks of this size, in what-if too")
 
 
 class SimulateModel(BaseModel):
@@ -128,7 +129,7 @@ def build(
             heat_chunks=len(tiering.heat.table), mem_used_bytes=sum(used for used, _ in tiering.served.mem.values()),
             mem_capacity_bytes=sum(capacity for _, capacity in tiering.served.mem.values()),
             history_requests=whatif.recorder.requests,
-            history_bytes=whatif.recorder.used_bytes,
+            history_bytes=whatif.recorder.used_bytes, chunk_bytes=view.chunk_bytes,
         )  # fmt: skip
 
     @router.post(

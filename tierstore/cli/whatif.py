@@ -55,7 +55,11 @@ def fleet_of(tiers: list[dict[str, Any]], tiering: dict[str, Any], footprint_byt
         speeds[tier] = Speed(
             row["read_ms"] / 1000 or typical.seconds, row["read_bytes_per_second"] or typical.bytes_per_second
         )
-    return Fleet(fast, int(tiering.get("mem_capacity_bytes", 0)), order[-1], speeds)
+    return Fleet(
+        fast, int(tiering.get("mem_capacity_bytes", 0)), order[-1], speeds,
+        chunk_bytes=int(tiering.get("chunk_bytes", 0)),
+        rate_scale=max(1, min((by_name[tier]["devices"] for tier in order[:-1]), default=1)),
+    )  # fmt: skip
 
 
 def replay_here(trace: Trace, current: dict[str, Any], proposed: dict[str, Any], fleet: Fleet) -> dict[str, Any]:

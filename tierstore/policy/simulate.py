@@ -5,21 +5,23 @@ promoter fills, an inline RAM cache in front of what would wait for the slow one
 objects land as rules say and, under `auto`, get a fast copy where their bucket is read soon (rereads.py). Every tick
 the counts since the last one are merged as one heartbeat delta (the same 18-byte form) and the planner's copies take
 effect at once: the time that a copy takes is not modelled (the budgets bound it to a small part of a tick); that of a
-slow read is where the trace's times are fine enough: who comes meanwhile waits for it (`is_timed`). Latency is
-service time alone, without queues: it compares policies, it does not predict an answer time. Pure: no I/O, no clock, no
-chance; the same trace and policy give the same result.
+slow read is where the trace's times are fine enough: who comes meanwhile waits for it (`is_timed`). Objects are cut
+into chunks as the store cuts them (chunked.py), where the fleet says how large. Latency is service time alone, that of
+all chunks of a request, without queues: it compares policies, it does not predict an answer time. Pure: no I/O, no
+clock, no chance; the same trace and policy give the same result.
 
 Cost: 2-4 us a request without a tick, 20-30 us a candidate in a tick: 16-20 s for 1 M requests of 24 h.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tierstore.policy.chunked import in_chunks
 from tierstore.policy.decide import Planner
 from tierstore.policy.heat import HeatTable, pack_delta
 from tierstore.policy.memcache import MemCache
@@ -61,13 +63,19 @@ class Fleet:
     #: The trace's times tell who came while a read was under way: such a reader waits for the same access to the disk,
     #: and RAM serves him nothing. False for times in whole seconds: there a second's crowd would all seem to wait.
     is_timed: bool = False
+    #: Objects above it are cut; 0: they are one piece, whatever their size. A larger value: see chunked.ROWS_MAX.
+    chunk_bytes: int = 0
+    #: Of device_rate_max, what a device of the replay has: one that stands for three has three times as much, in a
+    #: sample of the keys the share of it.
+    rate_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy does to a trace. Ratios count GETs from the first request on (cold start included)."""
+    """What a policy does to a trace. Ratios count GETs from the first request on (cold start included); a GET of
+    several chunks counts for each tier by the share of them that it served."""
 
-    requests: int
+    requests: int                       # GETs
     hit_ratio: dict[str, float]         # share of GETs served by each tier
     byte_hit_ratio: dict[str, float]    # share of bytes
     mean_ms: float
@@ -85,7 +93,7 @@ class Outcome:
     tier_of: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
     promoted_at: dict[int, list[float]] = field(default_factory=dict)  # of the watched keys
     dropped_at: dict[int, list[float]] = field(default_factory=dict)   # by the promoter
-    tiers: tuple[str, ...] = ()         # tier_of[i] is an index into it, 255 for what was no GET
+    tiers: tuple[str, ...] = ()         # tier_of[i] (of several chunks: the slowest) is an index into it, 255: no GET
 
     @property
     def fast_ratio(self) -> float:
@@ -124,8 +132,17 @@ class _Replay:
         self._watch = watch
         self._promoted_at: dict[int, list[float]] = {}
         self._dropped_at: dict[int, list[float]] = {}
-        self._trace, self._policy, self._fleet = trace, policy, fleet
+        chunked = in_chunks(trace, fleet.chunk_bytes)
+        #: Of each row the request that it is of, and of each key the bytes of its object; None: objects are one chunk.
+        self._request = chunked.request if chunked is not None else None
+        self._object_bytes = chunked.object_bytes.tolist() if chunked is not None else None
+        trace = chunked.rows if chunked is not None else trace
         rules = policy.promoter
+        if rules.device_bytes_per_second_max:   # 0: no bound
+            rate = max(int(rules.device_bytes_per_second_max * fleet.rate_scale), 1)
+            rules = replace(rules, device_bytes_per_second_max=rate)
+            policy = Policy(policy.rules, rules)
+        self._trace, self._policy, self._fleet = trace, policy, fleet
         self._heat = HeatTable(half_life_seconds=rules.half_life_seconds)
         devices, self._slow_ids = _devices(fleet)
         self._tier_of_device = {device.id: device.tier for device in devices}
@@ -254,6 +271,8 @@ class _Replay:
         return Candidate(chunk, size, score, devices, rule.mode, rule.fast)
 
     def _rule(self, key: int, size: int, at: float) -> Rule:
+        if self._object_bytes is not None:
+            size = self._object_bytes[key]
         bucket, name = self._trace.names[key] if self._is_named else ("", "")
         return self._policy.rule_for(bucket, name, size, self._trace.start_at + at)
 
@@ -289,17 +308,23 @@ class _Replay:
         speeds = [self._fleet.speeds[name] for name in self._order]
         rates = np.array([speed.bytes_per_second for speed in speeds])
         seconds = np.array([speed.seconds for speed in speeds])[tier] + sizes / rates[tier]
-        slow = speeds[-1]
-        gets, total = max(len(tier), 1), max(float(sizes.sum()), 1.0)
+        slow_seconds = speeds[-1].seconds + sizes / speeds[-1].bytes_per_second
+        total = max(float(sizes.sum()), 1.0)
+        weights = np.ones(len(tier))        # of a row in its request
+        if self._request is not None and len(tier):
+            _, request, rows = np.unique(self._request[is_get], return_inverse=True, return_counts=True)
+            weights = 1.0 / rows[request]
+            seconds, slow_seconds = np.bincount(request, seconds), np.bincount(request, slow_seconds)
+        gets = len(seconds)
         days = max(float(trace.time[-1] - trace.time[0]) if len(trace) else 0.0, 1.0) / DAY_SECONDS
         moved = self._planner.moved_bytes
         return Outcome(
-            requests=len(tier),
-            hit_ratio={name: float((tier == n).sum()) / gets for n, name in enumerate(self._order)},
+            requests=gets,
+            hit_ratio={n: float(weights[tier == i].sum()) / max(gets, 1) for i, n in enumerate(self._order)},
             byte_hit_ratio={name: float(sizes[tier == n].sum()) / total for n, name in enumerate(self._order)},
-            mean_ms=float(seconds.mean()) * 1e3 if len(tier) else 0.0,
-            p99_ms=float(np.percentile(seconds, 99)) * 1e3 if len(tier) else 0.0,
-            slow_mean_ms=float((slow.seconds + sizes / slow.bytes_per_second).mean()) * 1e3 if len(tier) else 0.0,
+            mean_ms=float(seconds.mean()) * 1e3 if gets else 0.0,
+            p99_ms=float(np.percentile(seconds, 99)) * 1e3 if gets else 0.0,
+            slow_mean_ms=float(slow_seconds.mean()) * 1e3 if gets else 0.0,
             served_bytes=int(sizes.sum()),
             moved_bytes=moved,
             moved_bytes_per_day=moved / days,
@@ -308,24 +333,34 @@ class _Replay:
             promotions=self._promotions,
             demotions=self._demotions,
             wasted_promotions=self._wasted + len(self._unread),
-            prefixes=self._prefixes(trace.key[is_get], tier),
-            tier_of=by,
+            prefixes=self._prefixes(trace.key[is_get], tier, weights),
+            tier_of=self._tier_of_requests(),
             tiers=self._order,
             promoted_at=self._promoted_at,
             dropped_at=self._dropped_at,
         )
 
-    def _prefixes(self, keys: Ints, tier: npt.NDArray[np.uint8]) -> dict[str, tuple[int, int]]:
+    def _tier_of_requests(self) -> npt.NDArray[np.uint8]:
+        if self._request is None:
+            return self._served_by
+        slowest = np.zeros(int(self._request[-1]) + 1, dtype=np.uint8)
+        np.maximum.at(slowest, self._request, self._served_by)
+        return slowest
+
+    def _prefixes(
+        self, keys: Ints, tier: npt.NDArray[np.uint8], weights: npt.NDArray[np.float64]
+    ) -> dict[str, tuple[int, int]]:
         if not self._is_named:
             return {}
-        gets = np.bincount(keys, minlength=len(self._trace.names))
-        fast = np.bincount(keys[tier != len(self._order) - 1], minlength=len(self._trace.names))
-        found: dict[str, tuple[int, int]] = {}
+        names, is_fast = self._trace.names, tier != len(self._order) - 1
+        gets = np.bincount(keys, weights, minlength=len(names))
+        fast = np.bincount(keys[is_fast], weights[is_fast], minlength=len(names))
+        found: dict[str, tuple[float, float]] = {}
         for key in np.flatnonzero(gets).tolist():
-            name = prefix_of(*self._trace.names[key])
-            before = found.get(name, (0, 0))
-            found[name] = (before[0] + int(gets[key]), before[1] + int(fast[key]))
-        return found
+            name = prefix_of(*names[key])
+            before = found.get(name, (0.0, 0.0))
+            found[name] = (before[0] + float(gets[key]), before[1] + float(fast[key]))
+        return {name: (round(both[0]), round(both[1])) for name, both in found.items()}
 
 
 def _id(key: int) -> bytes:

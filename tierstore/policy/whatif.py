@@ -4,6 +4,9 @@ Owns the comparison and the hit-ratio curve; one replay is simulate.py's. Both p
 is replayed on a sample of the keys (SHARDS, Waldspurger et al., FAST 2015: sizes scaled by the same share), and its
 error is stated: what the sample gets wrong at the fleet's own size, where the exact answer is known.
 
+Objects are cut into the store's chunks (chunked.py); of a trace that would become too long by it, into larger ones, and
+`chunk_bytes` of the answer says so.
+
 Cost: 1 M requests of 24 h, current and proposed exact: about 40 s of one core; the curve about 1 s a point.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from tierstore.policy.chunked import chunk_bytes_for
 from tierstore.policy.rules import Policy
 from tierstore.policy.simulate import Fleet, Outcome, replay
 from tierstore.policy.trace import Trace
@@ -33,6 +37,7 @@ class Curve:
 
 def compare(trace: Trace, current: Policy, proposed: Policy, fleet: Fleet, *, has_curve: bool = True) -> dict[str, Any]:
     """The answer of the simulate route: current, proposed, difference, prefixes that gain or lose most."""
+    fleet = replace(fleet, chunk_bytes=chunk_bytes_for(trace, fleet.chunk_bytes))
     now, then = replay(trace, current, fleet), replay(trace, proposed, fleet)
     documents = {"current": now.document(), "proposed": then.document()}
     if has_curve:
@@ -53,6 +58,7 @@ def compare(trace: Trace, current: Policy, proposed: Policy, fleet: Fleet, *, ha
             "ssd_wear_bytes_per_day": round(then.wear_bytes_per_day - now.wear_bytes_per_day),
         },
         "prefixes": gains(now, then),
+        "chunk_bytes": fleet.chunk_bytes,
     }
 
 
@@ -74,17 +80,11 @@ def curve(trace: Trace, policy: Policy, fleet: Fleet, exact: Outcome) -> Curve:
     sample = trace.sampled(share)
     actual = max(sum(fleet.fast.values()), 1)
     kept = sample.footprint_bytes / max(trace.footprint_bytes, 1)  # the sample's share by bytes scales the tiers
-    promoter = policy.promoter
-    if promoter.device_bytes_per_second_max:
-        # A sampled store has a sampled device: its rate shrinks with the requests.
-        rate = max(int(promoter.device_bytes_per_second_max * kept), 1)
-        policy = Policy(policy.rules, replace(promoter, device_bytes_per_second_max=rate))
-
     def ratio(fast_bytes: float) -> float:
         scale = fast_bytes / actual * kept
         smaller = replace(
             fleet, fast={tier: int(size * scale) for tier, size in fleet.fast.items()},
-            mem_bytes=int(fleet.mem_bytes * kept),
+            mem_bytes=int(fleet.mem_bytes * kept), rate_scale=fleet.rate_scale * kept,
         )  # fmt: skip
         return replay(sample, policy, smaller).fast_ratio
 

@@ -66,8 +66,9 @@ class LookupService:
         self._recent: dict[bytes, _Recent] = {}
         self._before: dict[bytes, _Recent] = {}
         self._turns_at_ms = 0
-        #: Told of each body that is about to be read: bucket, key, size of the object. Must not raise or block.
-        self.on_read: Callable[[str, str, int], None] = lambda bucket, key, size: None
+        #: Told of each body that is about to be read: bucket, key, size of the object, share of it that is asked for.
+        #: Must not raise or block.
+        self.on_read: Callable[[str, str, int, float], None] = lambda bucket, key, size, share: None
         #: Told which chunks with rows of their own are of which object.
         self.on_window: Callable[[str, str, int, list[bytes], str], None] = lambda *_: None
         self.lookups = 0
@@ -164,7 +165,7 @@ class LookupService:
             chunks = self._inline(row, item) if item.want_chunks and row.body else []
         # One byte is what a HEAD asks for; a version is named by whoever reads on in a body that it began.
         if item.want_chunks and item.length != 1 and not item.version:
-            self.on_read(item.bucket, item.key, row.size)
+            self.on_read(item.bucket, item.key, row.size, _asked_share(item, row.size))
         meta = decode(row.meta, ObjectMeta) if row.meta is not None else None
         return LookupResult(
             "", "", row.version, row.size, row.etag, row.created_at_ms, meta, chunks, more, is_latest,
@@ -213,6 +214,14 @@ def _flags(item: LookupItem) -> int:
 def _stop(size: int, item: LookupItem) -> int:
     """The first byte that is not asked for."""
     return size if item.length < 0 else min(size, item.first + item.length)
+
+
+def _asked_share(item: LookupItem, size: int) -> float:
+    """Which part of a body of `size` bytes a lookup asks for, 0 to 1."""
+    if item.first <= 0 and not 0 <= item.length < size:
+        return 1.0
+    left = max(size - item.first, 0)
+    return (left if item.length < 0 else min(item.length, left)) / max(size, 1)
 
 
 def _missing(item: LookupItem, row: ObjectRow | None, *, is_latest: bool) -> LookupResult:

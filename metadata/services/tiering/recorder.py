@@ -64,12 +64,19 @@ class Recorder:
         self._one_at_a_time = asyncio.Lock()
         self._history = History(bytes_max=bytes_max, hours_kept=HOURS_KEPT)
         self._files: set[str] = set()
+        self._parts_read = 0.0      # of bodies read in part, what is not recorded yet: below 1
         self.requests = 0
         self.dropped = 0
 
     # -- recording --------------------------------------------------------------------------------------------
-    def read(self, bucket: str, key: str, size: int) -> None:
-        """A body is about to be read."""
+    def read(self, bucket: str, key: str, size: int, share: float = 1.0) -> None:
+        """A body is about to be read, or a share of it: of small parts so many are recorded, as whole reads, as make up
+        their bytes. So a replay serves the bytes that were served, and a chunk gets the heat that it got."""
+        if share < 1.0:
+            self._parts_read += share
+            if self._parts_read < 1.0:
+                return
+            self._parts_read -= 1.0
         self._note(self._clock.now_ms(), GET, bucket, key, size)
 
     def committed(self, events: Sequence[Committed]) -> None:

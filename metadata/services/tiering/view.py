@@ -208,6 +208,11 @@ class TieringView:
             )  # fmt: skip
         return found
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Into chunks of this size new bodies are cut; what-if takes all to be."""
+        return self._cluster.settings.chunk_bytes
+
     def fleet(self) -> Fleet:
         """Today's tiers for what-if: capacity that is not taken by home copies, and measured speeds."""
         planner = self._tiering.planner
@@ -227,7 +232,11 @@ class TieringView:
             for tier, some in by_tier.items()
         }  # fmt: skip
         mem = sum(capacity for _, capacity in self._tiering.served.mem.values())
-        return Fleet(fast, mem, order[-1], speeds | {"mem": Speed(0.01e-3, 8e9)})
+        return Fleet(
+            fast, mem, order[-1], speeds | {"mem": Speed(0.01e-3, 8e9)}, chunk_bytes=self.chunk_bytes,
+            # one device stands for a tier's; of tiers of several sizes the smallest, which is the first to be busy
+            rate_scale=min((len(by_tier[tier]) for tier in order[:-1]), default=1),
+        )  # fmt: skip
 
 
 def _add(found: dict[str, Hot], name: str, per_hour: float, size: int, tier: str, *, keep_bytes: bool = False) -> None:

@@ -37,6 +37,8 @@ class Question(msgspec.Struct, frozen=True):
     mem_bytes: int
     slow: str
     speeds: dict[str, tuple[float, float]]
+    chunk_bytes: int
+    rate_scale: float
     segments: list[bytes]
 
 
@@ -60,7 +62,7 @@ class WhatIf:
             question = Question(
                 self._policy().document(), proposed.document(), hours, has_curve, fleet.fast, fleet.mem_bytes,
                 fleet.slow, {tier: (s.seconds, s.bytes_per_second) for tier, s in fleet.speeds.items()},
-                list(await self.recorder.segments()),
+                fleet.chunk_bytes, fleet.rate_scale, list(await self.recorder.segments()),
             )  # fmt: skip
             return await _ask(question)
         finally:

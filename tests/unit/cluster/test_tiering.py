@@ -16,6 +16,7 @@ from metadata.services.names.writes import Committed
 from metadata.services.tiering import service
 from metadata.services.tiering.recorder import Recorder
 from metadata.services.tiering.whatif import WhatIf
+from tests.kit.names_world import ADMIN, NamesWorld
 from tests.unit.cluster.cluster_kit import follow_feed
 from tests.unit.cluster.tiering_rig import new_rig
 from tierstore.clock import ManualClock
@@ -25,6 +26,7 @@ from tierstore.policy.rules import Policy
 from tierstore.policy.simulate import Fleet, replay
 from tierstore.policy.trace import parse_csv
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
+from tierstore.wire.names import LookupItem
 
 MIB = 1 << 20
 
@@ -305,6 +307,35 @@ def test_an_export_goes_over_segments_and_ends_the_asked_hours_before_the_last_r
         assert (await whatif.history_csv(1.0)).splitlines() == [
             "time,key,size,op", "0.000,bkt/kept,10,GET", "3600.000,bkt/new line,20,PUT",
         ]  # fmt: skip
+
+    asyncio.run(run())
+
+
+def test_reads_of_parts_are_recorded_by_their_share(tmp_path: Path) -> None:
+    """A thousand reads of a footer are not a thousand reads of the file: what-if would serve gigabytes that nobody
+    asked for, earn budget by them, and call every chunk of it hot."""
+
+    async def run() -> None:
+        world = await NamesWorld.open(f"sqlite:///{tmp_path}/catalog.db")
+        recorder = Recorder(world.clock, None)
+        world.lookups.on_read = recorder.read
+        try:
+            await world.buckets.create("bbb", ADMIN)
+            assert (await world.put("k")).code == ""
+            size = (await world.lookups.lookup(LookupItem("bbb", "k"), ADMIN)).size
+            assert recorder.requests == 1
+            for _ in range(8):
+                await world.lookups.lookup(LookupItem("bbb", "k", first=size // 2), ADMIN)
+                await world.lookups.lookup(LookupItem("bbb", "k", length=size // 4), ADMIN)
+                await world.lookups.lookup(LookupItem("bbb", "k", length=1), ADMIN)     # a HEAD
+                await world.lookups.lookup(LookupItem("bbb", "k", first=size + 5), ADMIN)
+            assert recorder.requests - 1 == pytest.approx(8 * (size - size // 2 + size // 4) / size, abs=1)
+            before = recorder.requests
+            for _ in range(3):
+                await world.lookups.lookup(LookupItem("bbb", "k", length=10 * size), ADMIN)
+            assert recorder.requests == before + 3
+        finally:
+            await world.close()
 
     asyncio.run(run())
 

@@ -40,8 +40,8 @@ def test_ten_thousand_gets_write_nothing_into_the_catalog(tmp_path: Path) -> Non
         heat, recorder = HeatGatherer(world.clock, tmp_path / "heat.bin"), Recorder(world.clock, tmp_path)
         soon = ReadSoon(world.view, world.clock, rules=PromoterRules, table=lambda: heat.table)
 
-        def note(bucket: str, key: str, size: int) -> None:
-            recorder.read(bucket, key, size)
+        def note(bucket: str, key: str, size: int, share: float) -> None:
+            recorder.read(bucket, key, size, share)
             soon.read(bucket, key, size)
 
         world.lookups.on_read = note

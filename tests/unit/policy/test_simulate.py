@@ -201,3 +201,49 @@ def test_decisions_on_a_seeded_day_are_the_recorded_ones() -> None:
 
 
 GOLDEN = (3519, 2371, "180fb4971d321dfd")
+
+
+def test_an_object_of_many_chunks_is_replayed_chunk_by_chunk() -> None:
+    """As one piece a large object is above the largest chunk that may move: what-if called it slow for ever, while the
+    store had it on the fast tier after one tick."""
+    rows = trace(*[f"{t},b/big,9000000,GET" for t in range(0, 100, 5)])
+    whole, tier = Fleet({"ssd": 100_000_000}), 9_000_000
+    assert replay(rows, FREE, whole).fast_ratio == 0.0, "5 % of the tier are less than the object"
+    outcome = replay(rows, FREE, replace(whole, chunk_bytes=1 << 20))
+    assert outcome.fast_ratio > 0.8 and outcome.requests == 20 == len(outcome.tier_of)
+    assert outcome.served_bytes == 20 * tier and outcome.moved_bytes == tier, "its chunks, each once"
+    assert outcome.prefixes == {"b/": (20, round(20 * outcome.fast_ratio))}
+    assert outcome.slow_mean_ms == pytest.approx(9 * 8 + 9_000_000 / 160e6 * 1e3), "a seek for each chunk"
+    small = Fleet({"ssd": 1 << 30}, chunk_bytes=1 << 30)
+    assert replay(rows, FREE, small).document() == replay(rows, FREE, Fleet({"ssd": 1 << 30})).document()
+
+
+def test_rules_see_the_size_of_the_object_and_writes_reach_all_its_chunks() -> None:
+    """A rule for large objects must not miss them because they are cut; what is deleted leaves no chunk behind."""
+    rows = trace("1,b/big,3000,GET", "11,b/big,3000,GET", "12,b/big,1500,PUT", "13,b/big,1500,GET", "24,b/big,0,DELETE",
+                 "25,b/big,500,PUT", "26,b/big,500,GET")  # fmt: skip
+    fleet = Fleet({"ssd": 1 << 30}, chunk_bytes=1000)
+    assert replay(rows, FREE, fleet).tier_of.tolist() == [2, 1, 255, 2, 255, 255, 2]
+    large = Policy((Rule("large", Match(size_min=2500), "never"),), FREE.promoter)
+    assert replay(rows, large, fleet).promotions == 0
+    half = trace("1,b/o,1500,GET", "1,b/o,500,GET", "11,b/o,1500,GET")
+    assert replay(half, FREE, fleet).tier_of.tolist() == [2, 2, 1]
+
+
+def test_a_trace_that_would_become_too_long_is_cut_into_larger_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay must end: reads of huge objects become as many rows as they have chunks."""
+    monkeypatch.setattr("tierstore.policy.chunked.ROWS_MAX", 100)
+    rows = trace(*[f"{t},b/big,64000,GET" for t in range(10)])
+    fleet = Fleet({"ssd": 1 << 30}, chunk_bytes=1000)
+    answer = compare(rows, FREE, FREE, fleet, has_curve=False)
+    assert answer["chunk_bytes"] == 8000 and answer["current"]["requests"] == 10
+    assert compare(rows, FREE, FREE, Fleet({"ssd": 1 << 30}), has_curve=False)["chunk_bytes"] == 0
+
+
+def test_a_device_of_the_replay_may_stand_for_several() -> None:
+    """Three servers copy three times as fast as one: held to one device's rate, a forecast keeps the tier empty."""
+    rows = trace(*[f"{t},{n},1000000,GET" for t in range(0, 100, 10) for n in range(40)])
+    capped = Policy((), PromoterRules(device_bytes_per_second_max=400_000))
+    one = replay(rows, capped, Fleet({"ssd": 1 << 30}))
+    three = replay(rows, capped, Fleet({"ssd": 1 << 30}, rate_scale=3.0))
+    assert one.fast_ratio < three.fast_ratio
