@@ -231,6 +231,9 @@ class MetadataClient:
         self.note_catalog_ms(answer.now_ms)
         if answer.auth_revision >= 0:
             self._note_auth(answer.auth_revision)
+        if answer.policy_revision >= 0 and not answer.reregister:
+            # or the first write after a pause would go where an older policy says
+            self._note_map(answer.map_revision, answer.policy_revision)
         return answer
 
     def forget_rights(self) -> None:
@@ -255,9 +258,12 @@ class MetadataClient:
 
     def _note(self, reply: LookupReply | AllocateReply | CommitReply) -> None:
         self._note_auth(reply.auth_revision)
+        self._note_map(reply.map_revision, reply.policy_revision)
+
+    def _note_map(self, map_revision: int, policy_revision: int) -> None:
         # remembered apart from the map held, so that a metadata process that is behind does not cause a fetch per reply
-        if (reply.map_revision, reply.policy_revision) != self._revisions_seen:
-            self._revisions_seen = (reply.map_revision, reply.policy_revision)
+        if (map_revision, policy_revision) != self._revisions_seen:
+            self._revisions_seen = (map_revision, policy_revision)
             if not self._map_is_current():
                 self.refresh_map()
 

@@ -166,6 +166,7 @@ class HeartbeatAnswer(msgspec.Struct, array_like=True, frozen=True):
     trash_seconds: int = 86_400
     paused: bool = False
     auth_revision: int = -1       # when it differs, what was heard of keys and rights is stale; -1: not told
+    policy_revision: int = -1     # when this or map_revision differs, the map held is stale; -1: not told
 
 
 class ChunkHeader(msgspec.Struct, array_like=True, frozen=True):

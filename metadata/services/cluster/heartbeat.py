@@ -113,7 +113,7 @@ class Heartbeats:
             heat_acknowledged=acknowledged, heat_url="" if self._lease.is_mine else holder, jobs=jobs,
             cancelled=cancelled, ticket_keys=cluster.keys_of(server),
             scrub_bytes_per_second=self._scrub_bytes_per_second(), trash_seconds=cluster.settings.trash_seconds,
-            auth_revision=cluster.auth_revision(),
+            auth_revision=cluster.auth_revision(), policy_revision=cluster.policy()[0],
         )  # fmt: skip
 
     async def _take_bad(self, server: int, bad: Sequence[BadChunk]) -> None:

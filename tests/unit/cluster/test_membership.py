@@ -234,6 +234,14 @@ async def test_a_heartbeat_of_another_life_is_told_to_register_again() -> None:
     assert (await a.beat()).reregister
 
 
+async def test_a_heartbeat_s_answer_tells_the_revision_of_the_policy() -> None:
+    """A gateway that serves nobody hears of a new policy by nothing else."""
+    world = await new_world()
+    a = await joined(world, "a", 1)
+    world.cluster.policy = lambda: (5, b"")
+    assert (await a.beat()).policy_revision == 5
+
+
 async def test_flushed_heartbeats_are_seen_by_another_process() -> None:
     """With several metadata processes liveness is a row, not one process' memory."""
     world = await new_world()

@@ -197,7 +197,7 @@ class FakeMetadata:
 
         @app.post("/v1/internal/heartbeat")
         async def heartbeat(request: Request) -> Response:
-            return Response(wire.encode(HeartbeatAnswer(self.clock.now_ms(), 1, self.revision)))
+            return Response(wire.encode(HeartbeatAnswer(self.clock.now_ms(), 1, self.revision, policy_revision=0)))
 
         return app
 

@@ -11,7 +11,7 @@ from tests.unit.sdk.fake_cluster import METADATA_URL, FakeCluster, hang
 from tierstore.errors import NotFound, TierstoreError, UnavailableError
 from tierstore.transport.batches import BatchLane, Waiter
 from tierstore.transport.metadata_client import MetadataClient
-from tierstore.wire.cluster import BadChunk
+from tierstore.wire.cluster import BadChunk, Heartbeat
 from tierstore.wire.names import Delete, LookupItem, Put
 
 
@@ -219,6 +219,26 @@ def test_a_new_revision_of_the_map_is_fetched_once() -> None:
         assert (fetched, flushes) == ([7], [1])
         assert client.map is not None
         assert client.map.revision == 7
+
+    run(work)
+
+
+def test_a_gateway_without_requests_learns_of_a_new_revision_by_its_heartbeat() -> None:
+    """Only answers to requests told of it: the first write after a quiet night went where the policy of the evening
+    before said, home in place of the fast tier."""
+
+    async def work(cluster: FakeCluster, client: MetadataClient) -> None:
+        await client.cluster_map()
+        fetched: list[int] = []
+        client.on_map_change.append(lambda fresh: fetched.append(fresh.revision))
+        cluster.metadata.revision = 7
+        for sequence in (1, 2, 3):
+            await client.heartbeat(Heartbeat(1, 1, sequence))
+        async with asyncio.timeout(180):
+            while not fetched:
+                await asyncio.sleep(0.01)
+        await client.heartbeat(Heartbeat(1, 1, 4))
+        assert fetched == [7]
 
     run(work)
 
