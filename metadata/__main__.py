@@ -8,6 +8,7 @@ piece of work and return the lines of their report.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except TierstoreError as error:
         sys.stderr.write(f"metadata: {error.detail or error.code}\n")
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _run(options: argparse.Namespace, settings: Settings) -> None:

@@ -32,7 +32,7 @@ from tierstore.serving.daemon import settle
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, inherited, listen
 from tierstore.telemetry.log import get_logger
-from tierstore.transport.pool import PooledTransport
+from tierstore.transport.pool import PooledTransport, PoolLimits
 from tierstore.transport.tls import client_context
 
 log = get_logger("metadata")
@@ -56,7 +56,9 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[MetadataServer, Serv
     sock = inherited(at.fd) if at.fd >= 0 else listen(at.host, at.port)
     host = "127.0.0.1" if at.host == "0.0.0.0" else at.host
     advertise = at.advertise.rstrip("/") or f"http://{host}:{sock.getsockname()[1]}"
-    transport = PooledTransport(tls=client_context(settings.tls.ca_file))
+    transport = PooledTransport(
+        PoolLimits(connections_per_peer=settings.limits.peer_connections_max), tls=client_context(settings.tls.ca_file)
+    )
     database = await open_database(database_url(settings))
     around = Surroundings(
         clock=SystemClock(), rng=random.Random(secrets.randbits(64)), random_bytes=secrets.token_bytes,

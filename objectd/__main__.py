@@ -19,7 +19,7 @@ from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, serve
 from tierstore.serving.turn import wait_for_turn
 from tierstore.telemetry.log import get_logger
-from tierstore.transport.pool import PooledTransport
+from tierstore.transport.pool import PooledTransport, PoolLimits
 
 log = get_logger("objectd")
 
@@ -52,8 +52,9 @@ def run(config: ObjectdConfig) -> None:
         for begun in started:
             await begun.stop()
 
+    transport = PooledTransport(PoolLimits(connections_per_peer=config.limits.peer_connections_max))
     server = ObjectServer(
-        config, clock=clock, transport=PooledTransport(), open_devices=open_disks, state=state,
+        config, clock=clock, transport=transport, open_devices=open_disks, state=state,
         state_file=state_file, run_blocking=executor_runner(executor), rng=random.Random(secrets.randbits(64)),
         advertise=config.listen.url,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from tierstore.serving.daemon import settle, start
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, serve
 from tierstore.transport.loans import Borrower
-from tierstore.transport.pool import PooledTransport
+from tierstore.transport.pool import PooledTransport, PoolLimits
 from tierstore.transport.tls import client_context
 
 
@@ -25,7 +25,9 @@ def main() -> None:
 
 def run(config: GatewayConfig) -> None:
     """Join, serve, leave. Blocks."""
-    transport = PooledTransport(tls=client_context(config.tls.ca_file))
+    transport = PooledTransport(
+        PoolLimits(connections_per_peer=config.limits.peer_connections_max), tls=client_context(config.tls.ca_file)
+    )
     gateway = Gateway(config, clock=SystemClock(), transport=transport, rng=random.Random(), borrower=Borrower())
     scheme = "https" if config.tls.certificate else "http"
 

@@ -75,10 +75,9 @@ class Gateway:
         self.store: Store = Store(self.client, self.object_client, clock=clock, limits=store_limits(config))
         self.credentials = CredentialCache(self.client, clock)
         self.forwarder = Forwarder(
-            config.membership.metadata, self.credentials, clock, hold_seconds=config.timers.metadata_restart,
+            transport, config.membership.metadata, self.credentials, clock, hold_seconds=config.timers.metadata_restart,
             request_seconds=config.timers.request, body_bytes_max=config.limits.small_body_bytes_max,
-            connections_max=config.limits.peer_connections_max, on_rights=self.client.forget_rights,
-            is_secure=bool(config.tls.certificate),
+            on_rights=self.client.forget_rights, is_secure=bool(config.tls.certificate),
         )  # fmt: skip
         catalog = S3Catalog(self.client, clock)
         self.rights = NativeRights(catalog, self.store, clock, is_secure=bool(config.tls.certificate))
@@ -187,7 +186,6 @@ class Gateway:
             await asyncio.gather(self._joining, return_exceptions=True)
         await self.membership.stop()
         await self.bodies.close()
-        await self.forwarder.close()
         await self.s3.close()
         await self.store.close()
         await self._transport.close()

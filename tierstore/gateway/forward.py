@@ -1,6 +1,6 @@
 """Passing name and admin requests on to metadata, for the user who asked.
 
-Owns one httpx client. The gateway shows its own secret and names the user in `x-tierstore-access`, and where he comes
+The gateway shows its own secret and names the user in `x-tierstore-access`, and where he comes
 from in `x-tierstore-from`; whatever the client sent under these names is not passed on. Requests are held while
 metadata restarts: a connection that is refused is tried again for `hold_seconds`; one that broke after it was sent is
 repeated only when the method may be (GET, HEAD, PUT, DELETE: RFC 9110, 9.2.2).
@@ -12,12 +12,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import httpx
 from fastapi import Request, Response
 
 from tierstore.clock import Clock
 from tierstore.errors import NotAuthenticated, TooLarge, UnavailableError
 from tierstore.gateway.credentials import CredentialCache
+from tierstore.transport.peer import Headers, NotSent, PeerReply, PeerTransport
 from tierstore.wire.cluster import ACCESS_HEADER, FROM_HEADER
 
 _REQUEST_HEADERS: Final = ("accept", "content-type", "if-match", "if-none-match")
@@ -32,26 +32,23 @@ class Forwarder:
     """One per gateway process."""
 
     def __init__(
-        self, urls: Sequence[str], credentials: CredentialCache, clock: Clock, *, hold_seconds: float = 10.0,
-        request_seconds: float = 30.0, body_bytes_max: int = 4 << 20, connections_max: int = 64,
+        self, transport: PeerTransport, urls: Sequence[str], credentials: CredentialCache, clock: Clock, *,
+        hold_seconds: float = 10.0, request_seconds: float = 30.0, body_bytes_max: int = 4 << 20,
         on_rights: Callable[[], None] = lambda: None, is_secure: bool = False,
     ) -> None:  # fmt: skip
-        """is_secure: what it forwards came by TLS."""
+        """request_seconds: of silence. is_secure: what it forwards came by TLS."""
         self._scheme = "https" if is_secure else "http"
+        self._transport = transport
         self._urls = list(urls)
         self._at = 0
         self._credentials = credentials
         self._clock = clock
         self._hold_seconds = hold_seconds
+        self._request_seconds = request_seconds
         self._body_bytes_max = body_bytes_max
         self._on_rights = on_rights
         self._secret = ""
         self._is_open = False
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(request_seconds, connect=2.0),
-            limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=16),
-            trust_env=False,
-        )
 
     def set_secret(self, secret: str) -> None:
         """The gateway's credential, from its registration."""
@@ -68,11 +65,12 @@ class Forwarder:
         principal = await self._credentials.resolve(_authorization(request))
         if not principal.access:
             raise NotAuthenticated("send a token: Authorization: Bearer tst.<access>.<secret>")
-        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
-        headers["authorization"] = f"Bearer {self._secret}"
-        headers[ACCESS_HEADER] = principal.access
+        shown = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+        shown["authorization"] = f"Bearer {self._secret}"
+        shown[ACCESS_HEADER] = principal.access
         if request.client is not None and request.client.host:
-            headers[FROM_HEADER] = f"{request.client.host} {self._scheme}"
+            shown[FROM_HEADER] = f"{request.client.host} {self._scheme}"
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in shown.items()]
         # the raw path: a key in it must arrive with the escapes it came with
         target = bytes(request.scope.get("raw_path") or request.scope["path"].encode())
         if query := request.scope.get("query_string", b""):
@@ -81,26 +79,32 @@ class Forwarder:
         answer = await self._held(request.method, target, headers, body)
         if request.method != "GET" and target.startswith(_RIGHTS):
             self._on_rights()
-        kept = {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers}
-        return Response(answer.content, status_code=answer.status_code, headers=kept)
+        kept = {name: value.decode("latin-1") for name in _ANSWER_HEADERS if (value := answer.header(name.encode()))}
+        return Response(answer.body, status_code=answer.status, headers=kept)
 
-    async def _held(self, method: str, target: bytes, headers: dict[str, str], body: bytes) -> httpx.Response:
+    async def _held(self, method: str, target: bytes, headers: Headers, body: bytes) -> PeerReply:
         until = self._clock.monotonic() + self._hold_seconds
         while True:
-            base = httpx.URL(self._urls[self._at])
             try:
-                return await self._http.request(method, base.copy_with(raw_path=target), headers=headers, content=body)
-            except httpx.HTTPError as error:
-                may_repeat = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) or method in _REPEATABLE
+                return await self._once(method.encode(), target, headers, body)
+            except UnavailableError as error:
+                may_repeat = isinstance(error, NotSent) or method in _REPEATABLE
                 if not may_repeat or self._clock.monotonic() + _PAUSE_SECONDS >= until:
                     raise UnavailableError(
-                        f"metadata did not answer ({type(error).__name__}); try again", code="metadata-unreachable"
+                        f"metadata did not answer ({error.code}); try again", code="metadata-unreachable"
                     ) from error
             self._at = (self._at + 1) % len(self._urls)
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def close(self) -> None:
-        await self._http.aclose()
+    async def _once(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> PeerReply:
+        stream = await self._transport.open(
+            self._urls[self._at], method, target, headers=headers, body=body, seconds=self._request_seconds
+        )
+        try:
+            # however long: a history in CSV has more bytes than a message between processes may have
+            return PeerReply(stream.status, stream.headers, await stream.read_all(stream.content_length))
+        finally:
+            stream.close()
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

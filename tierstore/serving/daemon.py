@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
@@ -37,6 +38,8 @@ def start(kind: type[C], role: str, about: str, run: Callable[[C], None]) -> Non
     except TierstoreError as error:
         sys.stderr.write(f"{role}: {error.detail or error.code}\n")
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def settle() -> None:

@@ -2,7 +2,8 @@
 
 Order: announce (readiness false, still accepting: whoever routes by readiness goes elsewhere) -> stop (no more
 accepts; the listening socket belongs to the supervisor and stays open for the successor) -> each connection's next
-answer says `connection: close` -> idle ones are closed after a moment -> what still runs is bounded by drain_seconds.
+answer says `connection: close` -> idle ones are closed after a moment (at once where nobody comes after) -> what still
+runs is bounded by drain_seconds.
 Invariant: a request whose bytes have arrived is answered, unless it outlives drain_seconds.
 """
 
@@ -25,6 +26,8 @@ class Drain:
     def __init__(self) -> None:
         self.is_announced = False
         self.is_stopping = False
+        #: Nobody serves here after us: who is connected and asks nothing need not be left time to notice.
+        self.is_final = False
         self._listeners: list[Callable[[], None]] = []
 
     def announce(self) -> None:
@@ -54,13 +57,15 @@ class Drainable(Protocol):
 
 async def drain_connections(
     state: ServingState, connections: set[Drainable], tasks: set[asyncio.Task[None]], *, is_forced: Callable[[], bool],
+    is_final: bool = False,
 ) -> None:  # fmt: skip
-    """Let what runs finish and close what is idle. Nothing is accepted any more. Bounded by limits.drain_seconds."""
+    """Let what runs finish and close what is idle: after limits.drain_idle_seconds, or at once when nobody comes after
+    (is_final). Nothing is accepted any more. Bounded by limits.drain_seconds."""
     loop = asyncio.get_running_loop()
     limits = state.limits
     state.is_draining = True
     begun_at = loop.time()
-    idle_until = begun_at + limits.drain_idle_seconds
+    idle_until = begun_at + (0.0 if is_final else limits.drain_idle_seconds)
     until = begun_at + limits.drain_seconds
     while connections or tasks:
         now = loop.time()

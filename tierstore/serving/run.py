@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from types import FrameType
 from typing import Any, Final, cast
 
 import uvicorn
@@ -85,6 +86,12 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: another process may serve here next. SIGINT: nobody does. A second SIGINT ends the drain."""
+        if sig == signal.SIGINT:
+            self._drain.is_final = True
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         began_at = time.monotonic()
         self._drain.announce()
@@ -97,8 +104,9 @@ class _Server(uvicorn.Server):
             sock.close()
         connections = cast("set[Drainable]", self.server_state.connections)
         await drain_connections(
-            self._state, connections, self.server_state.tasks, is_forced=lambda: self.force_exit
-        )
+            self._state, connections, self.server_state.tasks, is_forced=lambda: self.force_exit,
+            is_final=self._drain.is_final,
+        )  # fmt: skip
         self._state.stop()
         await self.lifespan.shutdown()
         log.info("drained", seconds=round(time.monotonic() - began_at, 3))

@@ -16,7 +16,7 @@ from random import Random
 from typing import Final, Protocol
 
 from tierstore.errors import UnavailableError
-from tierstore.transport.peer import Buffer, Headers, PeerReply, PeerStream, PeerUpload
+from tierstore.transport.peer import Buffer, Headers, NotSent, PeerReply, PeerStream, PeerUpload
 
 _ANSWER_BYTES_MAX: Final = 80 * 1024 * 1024
 
@@ -149,7 +149,7 @@ class _Exchange:
         await network.step(self.source, self.url, loss=network.faults.request_loss)
         server = network.servers.get(self.url)
         if server is None:
-            raise UnavailableError(f"{self.url} refused the connection", code="unreachable", url=self.url)
+            raise NotSent(f"{self.url} refused the connection", code="unreachable", url=self.url)
         is_whole = body is not None or length is None
         chance = network.faults.duplication
         if is_whole and chance and network.random.random() < chance:

@@ -5,7 +5,8 @@ in-process one (simulation). Both pass tests/contract/test_peer_transport.py.
 
 Every call has a deadline in seconds from now that covers connecting, sending, waiting and reading; when it passes,
 UnavailableError(code="deadline") is raised and the connection is dropped. Connection failures before the first byte
-of an answer raise UnavailableError(code="unreachable"); a broken answer UnavailableError(code="broken-answer").
+of an answer raise UnavailableError(code="unreachable"), of the kind NotSent when no connection came about; a broken
+answer UnavailableError(code="broken-answer").
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tierstore.errors import UnavailableError
+
 Buffer = bytes | bytearray | memoryview
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+class NotSent(UnavailableError):
+    """The peer was not reached: it has seen nothing of the request, which may be sent again whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tierstore.errors import ConfigError, UnavailableError
 from tierstore.transport.connection import IDLE, READ_BYTES, WAITING, Connection
-from tierstore.transport.peer import Buffer, Headers, PeerReply, PeerStream, PeerUpload
+from tierstore.transport.peer import Buffer, Headers, NotSent, PeerReply, PeerStream, PeerUpload
 
 SWEEP_SECONDS: Final = 0.05             # while calls are under way
 IDLE_SWEEP_SECONDS: Final = 1.0         # while there are only idle connections
@@ -214,10 +214,10 @@ class PooledTransport:
         except TimeoutError:
             origin.admit_waiter(None)
             code = "deadline" if loop.time() >= deadline else "unreachable"
-            raise UnavailableError(f"{origin.url} did not accept in time", code=code, url=origin.url) from None
+            raise NotSent(f"{origin.url} did not accept in time", code=code, url=origin.url) from None
         except OSError as error:
             origin.admit_waiter(None)
-            raise UnavailableError(f"{origin.url}: {error}", code="unreachable", url=origin.url) from None
+            raise NotSent(f"{origin.url}: {error}", code="unreachable", url=origin.url) from None
         finally:
             origin.connecting -= 1
         origin.connections.add(connection)

@@ -30,7 +30,7 @@ BACKOFF_SECONDS_MIN: Final = 0.2
 BACKOFF_SECONDS_MAX: Final = 10.0
 #: A child that lived that long starts its next back-off from the beginning.
 STEADY_SECONDS: Final = 30.0
-#: SIGTERM asks a daemon to drain; what is still there after this time is killed.
+#: SIGTERM and SIGINT ask a daemon to drain; what is still there after this time is killed.
 STOP_SECONDS: Final = 20.0
 LOG_BYTES_MAX: Final = 16 << 20
 #: How long a planned restart waits for the successor's code to be loaded before the old process is asked to end.
@@ -201,20 +201,20 @@ class Child:
             log.warning("its successor is not loaded yet", name=self.name, pid=pid, seconds=LOAD_SECONDS_MAX)
 
     async def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL after STOP_SECONDS. Also whatever is still ending from a restart, or waits for
-        its turn."""
+        """End it, with nobody after it: SIGINT, and SIGKILL after STOP_SECONDS. Also whatever is still ending from a
+        restart, or waits for its turn."""
         self._wanted = False
         self._is_stopping = True
-        await asyncio.gather(*(self._end(pid) for pid in list(self._ends)))
+        await asyncio.gather(*(self._end(pid, signal.SIGINT) for pid in list(self._ends)))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _end(self, pid: int) -> None:
+    async def _end(self, pid: int, how: signal.Signals = signal.SIGTERM) -> None:
         ended = self._ends.get(pid)
         if ended is None:
             return
-        _signal(pid, signal.SIGTERM)
+        _signal(pid, how)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.shield(ended)

@@ -23,6 +23,7 @@ from tierstore.serving.run import serve
 from tierstore.serving.table import Route
 
 async def slow(exchange):
+    print("slow", flush=True)
     await asyncio.sleep(float(exchange.query(b"seconds")))
     exchange.reply(200, b"%d" % os.getpid())
 
@@ -37,13 +38,15 @@ async def on_start(serving):
 async def on_stop():
     print("stopped", flush=True)
 
-serve(FastAPI(), routes, fd=int(sys.argv[1]), limits=Limits(drain_idle_seconds=1), on_start=on_start, on_stop=on_stop)
+limits = Limits(drain_idle_seconds=int(sys.argv[2]), drain_seconds=int(sys.argv[3]))
+serve(FastAPI(), routes, fd=int(sys.argv[1]), limits=limits, on_start=on_start, on_stop=on_stop)
 """
 
 
-async def child(sock: socket.socket) -> asyncio.subprocess.Process:
+async def child(sock: socket.socket, idle_seconds: int = 1, seconds: int = 30) -> asyncio.subprocess.Process:
+    words = ["-c", CHILD, str(sock.fileno()), str(idle_seconds), str(seconds)]
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, str(sock.fileno()), pass_fds=[sock.fileno()], stdout=asyncio.subprocess.PIPE
+        sys.executable, *words, pass_fds=[sock.fileno()], stdout=asyncio.subprocess.PIPE
     )
 
 
@@ -103,6 +106,27 @@ def test_requests_made_while_nobody_accepts_wait_for_the_successor() -> None:
             assert (await asked).body == b"%d" % second.pid
             second.send_signal(signal.SIGTERM)
             await second.wait()
+            await transport.close()
+
+    run(main(), 600)
+
+
+def test_sigint_waits_for_running_requests_and_not_for_idle_connections() -> None:
+    """Nobody serves after it: who only stays connected would hold up the end of a whole cluster."""
+
+    async def main() -> None:
+        with closing(listen("127.0.0.1", 0)) as sock:
+            url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+            transport = PooledTransport()
+            only = await child(sock, idle_seconds=1000, seconds=1000)
+            asked = [transport.call(url, b"GET", b"/pid", seconds=120) for _ in range(4)]
+            assert {reply.status for reply in await asyncio.gather(*asked)} == {200}    # four connections stay
+            slow = asyncio.create_task(transport.call(url, b"GET", b"/slow?seconds=0.5", seconds=120))
+            assert only.stdout is not None
+            assert [await only.stdout.readline() for _ in range(2)] == [b"started\n", b"slow\n"]
+            only.send_signal(signal.SIGINT)
+            assert (await slow).status == 200
+            assert await asyncio.wait_for(only.wait(), 120) == 0
             await transport.close()
 
     run(main(), 600)
