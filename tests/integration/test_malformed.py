@@ -18,10 +18,13 @@ import pytest
 from tests.kit.cluster import Cluster, cluster
 from tests.kit.http import Client, raw
 
+#: What two tests wait for.
+SHORT = {"TIERSTORE_TIMERS__HEADER": "3s"}
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("malformed"), "--servers", "2") as c:
+    with cluster(tmp_path_factory.mktemp("malformed"), "--servers", "2", env=SHORT) as c:
 
         async def prepare() -> None:
             client = Client(c.gateway, token=c.token)
