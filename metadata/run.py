@@ -21,6 +21,7 @@ from metadata.catalog import snapshot_load, snapshots
 from metadata.catalog.database import open_database
 from metadata.catalog.setup import prepare
 from metadata.config import Settings
+from metadata.routes.delegations import delegate
 from metadata.services.names.commit import CommitService
 from metadata.services.upkeep.adopt import Adoption, Findings
 from metadata.services.upkeep.rebuild import Rebuild, finish
@@ -79,12 +80,17 @@ def serve(settings: Settings) -> None:
     async def main() -> None:
         async with opened(settings) as (server, serving):
             await server.start()
+            door = delegate(server.files, random_bytes=server.around.random_bytes)
             settle()
             log.info(
                 "serving", url=server.around.advertise, cluster=server.view.cluster_id,
                 database=server.database.dialect,
             )  # fmt: skip
-            await serving.run()
+            try:
+                await serving.run()
+            finally:
+                if door is not None:
+                    door.close()
 
     uvloop.run(main())
 

@@ -98,8 +98,9 @@ def create(connection: sa.Connection, name: str, *, owner: str, at_ms: int) -> B
     return Bucket(bucket_id, name, owner, "", at_ms)
 
 
-def delete(connection: sa.Connection, name: str, *, at_ms: int) -> None:
-    """Raises NotFound, ConflictError(code="bucket-not-empty") (old versions and unfinished uploads count too)."""
+def delete(connection: sa.Connection, name: str, *, at_ms: int) -> int:
+    """The id that it had. Raises NotFound, ConflictError(code="bucket-not-empty") (old versions and unfinished uploads
+    count too)."""
     bucket = get(connection, name, lock=True)
     if not bucket.versioning:
         objects.drop_tombstones(connection, bucket.id)
@@ -110,6 +111,7 @@ def delete(connection: sa.Connection, name: str, *, at_ms: int) -> None:
         connection, bucket.id
     )]  # fmt: skip
     append(connection, [*gone, NewChange(schema.CHANGE_BUCKET, bucket.id, name, 0)], at_ms=at_ms)
+    return bucket.id
 
 
 def _drop_directories(connection: sa.Connection, bucket_id: int) -> list[tuple[str, int]]:

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
 
-from metadata.catalog.session import BulkRead, Row, Session
+from metadata.catalog.session import BulkRead, NameWitness, Row, Session
 from tierstore.errors import ConfigError
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ class Database(Protocol):
 
     dialect: str                    # sqlite | postgresql
     batches_under_way_max: int      # how many batch() calls make sense at once
+    witness: NameWitness | None     # told of names before they are there; set by watch_names
 
     async def read(self, fn: Callable[[sa.Connection], T], *, seconds: float = 10.0) -> T: ...
 
@@ -53,6 +54,11 @@ class Database(Protocol):
 
     async def select(self, read: BulkRead, keys: list[Row]) -> list[Row]:
         """The rows, by a statement that starts after this call (rule 9)."""
+        ...
+
+    def watch_names(self, witness: NameWitness) -> bool:
+        """Have every name that comes told to the witness before its commit. False where other processes write to the
+        catalog too: then it is told nothing."""
         ...
 
     @property

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from metadata.catalog.migrate import APPLICATION, HEAD
 from metadata.catalog.postgres_session import BY_KEY, PostgresSession
-from metadata.catalog.session import BulkRead, Row, Session, StaleRows
+from metadata.catalog.session import BulkRead, NameWitness, Row, Session, StaleRows
 from tierstore.errors import CapacityError, ConfigError, RequestError, TierstoreError, UnavailableError
 
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class PostgresDatabase:
 
     dialect = "postgresql"
     batches_under_way_max = 2
+    witness: NameWitness | None = None
 
     def __init__(self, engine: AsyncEngine, pool: Any) -> None:
         self._engine = engine
@@ -163,6 +164,9 @@ class PostgresDatabase:
         return await self._transact(fn, seconds, read_only=True)
 
     # -- writes ---------------------------------------------------------------------------------------------
+    def watch_names(self, witness: NameWitness) -> bool:
+        return False
+
     @property
     def is_full(self) -> bool:
         """Not known beforehand: PostgreSQL says so when it happens."""

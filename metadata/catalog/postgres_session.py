@@ -19,7 +19,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.util import await_only
 
-from metadata.catalog.session import COMMIT_LOCK, BulkRead, BulkWrite, Row, StaleRows, unnest
+from metadata.catalog.session import COMMIT_LOCK, BulkRead, BulkWrite, NameWitness, Row, StaleRows, unnest
 
 T = TypeVar("T")
 
@@ -43,6 +43,8 @@ class PostgresSession:
     """See session.Session. Runs in SQLAlchemy's greenlet, on a connection whose transactions it makes itself."""
 
     is_remote = True
+    #: Other processes bring names too, and are not heard.
+    witness: NameWitness | None = None
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection

@@ -137,6 +137,8 @@ def move(
 ) -> None:
     """Move the `count` rows below source to target, with their changes for the feed (a delete and a put each)."""
     connection = session.connection
+    if session.witness is not None:
+        session.witness.moved(bucket_id)
     connection.execute(
         sa.delete(schema.objects).where(*_below(bucket_id, target), _O.kind == schema.KIND_MARKER)
     )

@@ -158,8 +158,25 @@ def unnest(table: sa.Table, names: Sequence[str], first: int, *, with_place: boo
     return f"unnest({arrays}) AS q({columns})"
 
 
+class NameWitness(Protocol):
+    """Who is told of names before they are there: in the transaction that brings them, before its commit. What it is
+    told may yet not happen. Called in the thread that the transaction runs in; must not block or raise."""
+
+    def came(self, names: Sequence[tuple[int, str]], by: str) -> None:
+        """Rows (bucket id, key) come to stand where none stood, or a delete marker. by: the mount that brings them, or
+        ""."""
+        ...
+
+    def moved(self, bucket_id: int) -> None:
+        """Directories of the bucket get other paths, or the bucket goes."""
+        ...
+
+
 class Session(Protocol):
     """The statements of one transaction. Not thread-safe; dies with the transaction."""
+
+    #: Told of names that come; None: nobody wants to know.
+    witness: NameWitness | None
 
     #: Whether each statement is a round trip to another process.
     is_remote: bool

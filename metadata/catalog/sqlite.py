@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
-from metadata.catalog.session import BulkRead, Row, Session
+from metadata.catalog.session import BulkRead, NameWitness, Row, Session
 from metadata.catalog.sqlite_log import LOG_KEPT_BYTES, WriteAheadLog
 from metadata.catalog.sqlite_session import SqliteSession, fetch_each
 from metadata.catalog.writer_thread import WriterThread
@@ -95,6 +95,7 @@ class SqliteDatabase:
         self._connection_write = _sqlalchemy(self._raw_write)
         self._connection_read = _sqlalchemy(self._raw_read) if path else self._connection_write
         self._session = SqliteSession(self._raw_write, self._connection_write)
+        self.witness: NameWitness | None = None
         self._batches: list[_Waiting] = []
         self._writes: list[_Waiting] = []
         self._turning: asyncio.Task[None] | None = None
@@ -152,6 +153,10 @@ class SqliteDatabase:
         return _in_snapshot(*self._scan_connection, fn)
 
     # -- writes ---------------------------------------------------------------------------------------------
+    def watch_names(self, witness: NameWitness) -> bool:
+        self.witness = self._session.witness = witness
+        return True
+
     @property
     def is_idle(self) -> bool:
         return not self._batches and not self._writes and (self._turning is None or self._turning.done())

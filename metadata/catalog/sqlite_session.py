@@ -11,7 +11,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from metadata.catalog.session import KEYS_PER_READ, BulkRead, BulkWrite, Row, StaleRows
+from metadata.catalog.session import KEYS_PER_READ, BulkRead, BulkWrite, NameWitness, Row, StaleRows
 
 #: Up to so many keys are read with a statement each: cheaper than a join.
 ONE_BY_ONE_MAX: Final = 2
@@ -29,6 +29,7 @@ class SqliteSession:
 
     def __init__(self, raw: sqlite3.Connection, connection: sa.Connection) -> None:
         self.connection = connection
+        self.witness: NameWitness | None = None
         self._raw = raw
 
     def fetch(self, read: BulkRead, keys: Sequence[Row]) -> list[Row]:

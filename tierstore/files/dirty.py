@@ -57,6 +57,7 @@ class Dirty(Looking):
             if node.body is not None:
                 await node.body.close()
         await self.remote.close()
+        self.absent.close()
         if failures:
             raise failures[0]
 

@@ -16,6 +16,7 @@ from typing import Final, Self
 import msgspec
 
 from tierstore.errors import ConflictError, NotFound, TierstoreError
+from tierstore.files.absent import Absent
 from tierstore.files.errno import FileError
 from tierstore.files.memory import ReadMemory
 from tierstore.files.node import ROOT, Node, Nodes
@@ -50,6 +51,8 @@ SPACE_SECONDS: Final = 5.0
 BRING_SECONDS: Final = 120.0
 BRING_POLL_SECONDS: Final = 0.1
 OWN_VERSIONS_MAX: Final = 50_000
+#: Names of a directory that is read to have it delegated.
+NAMES_OF_ONE_MAX: Final = 1000
 #: Open files that are looked at side by side when others changed their names.
 LOOKS_AT_ONCE: Final = 64
 #: How a look at a file may end that went away, or whose metadata is away: whoever uses it next is told.
@@ -69,7 +72,8 @@ class Looking:
         self.bucket = bucket
         self.mount = mount
         self.patience_seconds = patience_seconds
-        self.remote = FilesRemote(store.client, bucket, seconds=patience_seconds)
+        self.remote = FilesRemote(store.client, bucket, seconds=patience_seconds, mount=mount)
+        self.absent = Absent()
         self._rng = rng
         self._cache_seconds = cache_seconds
         # Halves, so that streams that read ahead never keep a writer waiting, nor the other way round.
@@ -205,14 +209,34 @@ class Looking:
         known = self.nodes.child(parent.ino, name)
         if known is not None and (known.pending or (known.body is not None and known.body.is_dirty)):
             return known
+        if known is None and self._may_answer and self.absent.is_known(parent.ino, name):
+            raise NotFound(f"there is no file {name!r}", code="no-such-file")
         try:
             found = await self.remote.ask(Look(self.bucket, self.nodes.path_of(parent, name)))
         except NotFound:
             if known is not None and not known.pending:
                 self.nodes.unbind(parent, name)
+            if self._may_answer and self.absent.is_worth_reading(parent.ino):
+                await self._learn_names(parent)
             raise
         assert found.entry is not None, "a look answers with an entry"
         return self.take_in(parent, found.entry)
+
+    @property
+    def _may_answer(self) -> bool:
+        """A mount that the feed does not reach may have lost its rights."""
+        return self.is_watched and self._cache_seconds > 0
+
+    async def _learn_names(self, parent: Node) -> None:
+        """Have the directory delegated, if it is small enough and metadata can do it now."""
+        with contextlib.suppress(TierstoreError, TimeoutError):
+            path = self.nodes.path(parent)
+            found = await self.remote.ask(ReadDirectory(self.bucket, path, limit=NAMES_OF_ONE_MAX, mount=self.mount))
+            directory = found.entry
+            if not found.delegation or directory is None:
+                return
+            if parent.ino == ROOT or directory.attributes.ino == parent.number:
+                self.absent.take(parent.ino, found.delegation, [entry.name for entry in found.entries])
 
     async def by_number(self, ino: int) -> Node:
         """The node with that number, also one that this mount has never seen: an NFS server keeps numbers for as long

@@ -44,8 +44,12 @@ NUMBERS_MAX: Final = 64
 class FilesRemote:
     """One per mount. Event loop only."""
 
-    def __init__(self, client: MetadataClient, bucket: str, *, seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, client: MetadataClient, bucket: str, *, seconds: float = PATIENCE_SECONDS, mount: str = ""
+    ) -> None:
+        """mount: whose changes these are, if it knows of all names that they bring (files/absent)."""
         self._client = client
+        self._mount = mount
         self._bucket = bucket
         self.seconds = seconds
         self._questions: BatchLane[FileQuestion, FileResult] = BatchLane(
@@ -73,7 +77,8 @@ class FilesRemote:
     async def change(self, mutation: FileMutation) -> FileResult:
         """Apply one change, once. Durable when it returns. Raises what metadata refuses, UnavailableError."""
         client = self._client
-        item = FileChange(client.new_operation(), client.catalog_ms() + int(self.seconds * 1000), mutation)
+        deadline_ms = client.catalog_ms() + int(self.seconds * 1000)
+        item = FileChange(client.new_operation(), deadline_ms, mutation, mount=self._mount)
         result = await self._changes.submit(item, self.seconds)
         if result.code:
             raise from_code(result.code, result.detail)

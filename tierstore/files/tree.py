@@ -55,6 +55,7 @@ class Tree(Dirty):
         if len(target) > TARGET_BYTES_MAX:
             raise FileError(errno.ENAMETOOLONG)
         await self._settle_name(parent, name)
+        self.absent.note(parent.ino, name)
         a = msgspec.structs.replace(self._new(parent, mode, uid, gid), rdev=rdev, target=target)
         result = await self._change(Make(self.bucket, self.nodes.path_of(parent, name), a))
         return self._made(parent, result)
@@ -71,6 +72,7 @@ class Tree(Dirty):
         """A file that is committed with its first bytes, or when it is closed. cut: O_TRUNC, should it be there by
         then."""
         a = self._new(parent, mode, uid, gid)
+        self.absent.note(parent.ino, name)
         node = Node(a.ino, a, pending=True)
         self.nodes.by_ino[a.ino] = node
         self.nodes.bind(parent, name, node)
@@ -123,6 +125,7 @@ class Tree(Dirty):
         await self.settle(source)
         if target is not None:
             await self.settle(target)
+        self.absent.note(to.ino, to_name)
         holder = self.mount if target is not None and target.opens else ""
         change = Rename(
             self.bucket, self.nodes.path_of(parent, name), self.nodes.path_of(to, to_name), self.now_ns(), no_replace,
@@ -144,6 +147,7 @@ class Tree(Dirty):
 
     async def link(self, node: Node, parent: Node, name: str) -> Node:
         await self.settle(node)
+        self.absent.note(parent.ino, name)
         result = await self._change(
             Link(self.bucket, self.nodes.path(node), self.nodes.path_of(parent, name), self.now_ns())
         )

@@ -141,6 +141,7 @@ class Mount:
             if is_cut:
                 await self._forget_everything()
             tree.is_watched = True
+            await tree.absent.attach(seen.place)
             after = seen.sequence
             tree.whereabouts.note(seen.changes)
             for change in seen.changes:

@@ -205,7 +205,7 @@ class _Lender:
         if self._loop.time() < self._retry_at:
             return False
         self._retry_at = self._loop.time() + self._retry_seconds
-        self._socket = _connected(self._name)
+        self._socket = connected(self._name)
         if self._socket is None:
             return False
         self._loop.add_reader(self._socket.fileno(), self._readable)
@@ -284,7 +284,7 @@ class _Lender:
         return True
 
 
-def _connected(name: bytes) -> socket.socket | None:
+def connected(name: bytes) -> socket.socket | None:
     """To the server of that name, if it runs here and as this user or root. Does not wait."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:

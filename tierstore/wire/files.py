@@ -67,12 +67,14 @@ class Look(msgspec.Struct, array_like=True, frozen=True, tag="look"):
 
 
 class ReadDirectory(msgspec.Struct, array_like=True, frozen=True, tag="readdir"):
-    """A page of a directory's entries with their attributes; after: `next` of the page before."""
+    """A page of a directory's entries with their attributes; after: `next` of the page before. mount: who wants the
+    directory delegated, if this page is all of it (wire/delegations); the answer's entry is the directory then."""
 
     bucket: str
     path: str
     after: str = ""
     limit: int = 1000
+    mount: str = ""
 
 
 class Extents(msgspec.Struct, array_like=True, frozen=True, tag="extents"):
@@ -205,10 +207,13 @@ FileMutation = Make | Remove | Rename | Link | SetAttributes | WriteFile | Hold
 
 
 class FileChange(msgspec.Struct, array_like=True, frozen=True):
+    """mount: who sends it, and so knows of the names that it brings ("": nobody's delegation stays)."""
+
     operation: bytes
     deadline_ms: int
     mutation: FileMutation
     access: str = ""
+    mount: str = ""
 
 
 class FileResult(msgspec.Struct, array_like=True, frozen=True):
@@ -226,6 +231,7 @@ class FileResult(msgspec.Struct, array_like=True, frozen=True):
     replaced: Entry | None = None       # rename: what stood at the new name; links 0: nothing is left of it
     is_remote: bool = False             # extents: (some of) its bytes are at another site; a gateway brings them
     touched: list[Entry] = []           # directories that a change left with new times; name: their whole path
+    delegation: int = 0                 # readdir: its number (wire/delegations); 0: none was given
 
 
 class FileQuestions(msgspec.Struct, array_like=True, frozen=True):
@@ -264,8 +270,10 @@ class Changed(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Watched(msgspec.Struct, array_like=True, frozen=True):
-    """resync: changes were missed; everything may have changed."""
+    """resync: changes were missed; everything may have changed. place: where this process's delegations are to be seen
+    (wire/delegations); "": it gives none."""
 
     sequence: int
     changes: list[Changed] = []
     resync: bool = False
+    place: str = ""

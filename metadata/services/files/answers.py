@@ -15,6 +15,7 @@ from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import unpack
 from metadata.catalog.queries import Connection
 from metadata.services.cluster.view import ClusterView
+from metadata.services.files.delegations import Delegations
 from metadata.services.files.names import check_clear
 from metadata.services.files.numbers import NUMBERS_MAX, paths_of
 from metadata.services.files.work import check_path, directory_key, name_of
@@ -46,6 +47,8 @@ class FileAnswers:
         self._view = view
         self._clock = clock
         self._copies = copies
+        #: What mounts may answer themselves; None: nothing.
+        self.delegations: Delegations | None = None
 
     async def ask(self, item: FileQuestion, who: Principal) -> FileResult:
         """One answer; errors of the item are in it."""
@@ -81,7 +84,7 @@ class FileAnswers:
         if isinstance(q, Look):
             return lambda c: FileResult(entry=self._look(c, bucket.id, bucket.created_at_ms, q.path))
         if isinstance(q, ReadDirectory):
-            return lambda c: self._page(c, bucket.id, bucket.created_at_ms, q)
+            return lambda c: self._directory(c, bucket.id, bucket.created_at_ms, q)
         return lambda c: self._extents(c, bucket.id, q)
 
     async def _find(self, bucket: Bucket, q: Find) -> FileResult:
@@ -111,6 +114,19 @@ class FileAnswers:
         if row is None:
             raise NotFound(f"there is no file {path!r}", code="no-such-file")
         return posix.entry(row, name_of(path))
+
+    def _directory(self, connection: Connection, bucket_id: int, created_at_ms: int, q: ReadDirectory) -> FileResult:
+        """A page; with a delegation, if it is asked for, the page is all, and no change is under way that has been told
+        (catalog/session.NameWitness) and cannot be seen yet."""
+        page = self._page(connection, bucket_id, created_at_ms, q)
+        is_whole = not q.after and page.next is None
+        if not q.mount or not is_whole or self.delegations is None or not self._database.is_idle:
+            return page
+        directory = self._look(connection, bucket_id, created_at_ms, q.path)
+        if not directory.attributes.is_directory:
+            return page
+        number = self.delegations.give(bucket_id, q.path, q.mount)
+        return msgspec.structs.replace(page, entry=directory, delegation=number)
 
     def _page(self, connection: Connection, bucket_id: int, created_at_ms: int, q: ReadDirectory) -> FileResult:
         """Files and directories in key order; two streams, merged."""

@@ -25,6 +25,7 @@ from metadata.catalog.session import Session, StaleRows
 from metadata.services.cluster.view import ClusterView
 from metadata.services.files.answers import FileAnswers
 from metadata.services.files.bodies import FileBodies
+from metadata.services.files.delegations import Delegations
 from metadata.services.files.watch import FileWatch
 from metadata.services.files.work import FileWork
 from metadata.services.names.bucket_names import BucketNames
@@ -89,13 +90,22 @@ class FilesService:
         self._names = names
         self._clock = clock
         self._watch = FileWatch(database, commits, names=names, clock=clock)
-        answers = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies)
+        self._answers = answers = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies)
         self.ask, self.ask_now = answers.ask, answers.ask_now
         self.watch, self.sweep = self._watch.watch, self._watch.sweep
         self.sync: SyncRules | None = None
         self._waiting: list[_Pending] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
+
+    def delegate(self, delegations: Delegations) -> bool:
+        """Let mounts of this machine answer for names that are not there. False where that cannot be: other processes
+        make names too."""
+        if not self._database.watch_names(delegations):
+            return False
+        self._answers.delegations = delegations
+        self._watch.place = delegations.place
+        return True
 
     # -- changes --------------------------------------------------------------------------------------------
     async def change(self, items: Sequence[tuple[FileChange, Principal]]) -> list[FileResult]:
@@ -253,7 +263,9 @@ class FilesService:
                 entry.told = _of_repeat(facts, entry.item, results[-1])
                 continue
             # The bytes of a directory's files are as hot after its move as before: nobody need hear of each.
-            writes = WriteSet(at_ms=now_ms, wants_events=bool(self._commits.listeners) and not entry.is_long)
+            writes = WriteSet(
+                at_ms=now_ms, wants_events=bool(self._commits.listeners) and not entry.is_long, by=entry.item.mount
+            )
             session.savepoint()
             try:
                 if is_full and isinstance(entry.item.mutation, WriteFile | Make | Link):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+import msgspec
+
 from metadata.catalog import feed, inodes, leases, schema
 from metadata.catalog.database import Database
 from metadata.catalog.inodes import DIRECTORY, hidden
@@ -48,6 +50,8 @@ class FileWatch:
         self._changed = asyncio.Event()
         self._watchers = 0
         self._mounts: dict[str, int] = {}
+        #: Of this process's delegations; "": it gives none.
+        self.place = ""
         commits.listeners.append(self._heard)
 
     def _heard(self, events: list[Committed]) -> None:
@@ -75,7 +79,7 @@ class FileWatch:
                 seen = await self._database.read(lambda c, after=after: _changes(c, bucket.id, after))  # type: ignore[misc]
                 left = until - self._clock.monotonic()
                 if seen.changes or seen.resync or item.after < 0 or left <= 0:
-                    return seen
+                    return msgspec.structs.replace(seen, place=self.place) if self.place else seen
                 after = seen.sequence
                 try:
                     async with asyncio.timeout(min(left, WATCH_POLL_SECONDS)):

@@ -95,7 +95,9 @@ class BucketService:
 
         def work(connection: Connection) -> None:
             accounts.note(connection, at_ms=at_ms, who=who.access, action="bucket.delete", target=name)
-            buckets.delete(connection, name, at_ms=at_ms)
+            bucket_id = buckets.delete(connection, name, at_ms=at_ms)
+            if self._database.witness is not None:
+                self._database.witness.moved(bucket_id)
 
         await self._database.write(work)
         self._names.forget()

@@ -80,7 +80,9 @@ class S3Names:
             if call.act == "create":
                 return buckets.create(connection, call.name, owner=call.owner, at_ms=at_ms)
             if call.act == "delete":
-                buckets.delete(connection, call.name, at_ms=at_ms)
+                bucket_id = buckets.delete(connection, call.name, at_ms=at_ms)
+                if self._database.witness is not None:
+                    self._database.witness.moved(bucket_id)
                 return None
             if call.act == "configure":
                 notify.begin(connection, call.documents.get(NOTIFICATIONS))

@@ -48,6 +48,8 @@ class WriteSet:
     wants_events: bool = False
     version_max: int = 0
     has_targets: bool = False     # other sites must hear of something
+    came: list[tuple[int, str]] = field(default_factory=list)   # rows that stand where none stood, or a delete marker
+    by: str = ""                  # the mount that all this is from
     #: bucket id -> [objects, bytes] that this batch adds; of buckets with a quota only (services/names/quotas).
     usage: dict[int, list[int]] = field(default_factory=dict)
 
@@ -65,6 +67,8 @@ class WriteSet:
         for bucket_id, (objects_added, bytes_added) in sorted(self.usage.items()):
             if objects_added or bytes_added:
                 usage.add(session.connection, bucket_id, objects=objects_added, held=bytes_added)
+        if session.witness is not None and self.came:
+            session.witness.came(self.came, self.by)
         return feed.append_bulk(session, self.changes, at_ms=self.at_ms, version=self.version_max)[1]
 
     def _marks(self) -> list[tuple[bytes, bytes]]:
@@ -76,6 +80,8 @@ class WriteSet:
     def put(self, row: ObjectRow, old: ObjectRow | None) -> None:
         """Make `row` the latest; `old` is the row that stands there now."""
         (self.inserted if old is None else self.replaced).append(row)
+        if old is None or old.kind == schema.KIND_MARKER:
+            self.came.append((row.bucket_id, row.key))
 
     def count(self, bucket_id: int, objects: int, held: int) -> None:
         """The bucket holds so much more (or less); of no interest where it has no quota."""
