@@ -273,13 +273,14 @@ class Parts:
         database, clock = self.database, self.clock
         courier = Courier(self.around.transport)
         keep_ms = int(self.settings.duties.tombstone_keep * 1000)
+        remembered_ms = min(keep_ms, int(self.settings.catalog.feed_retention * 1000))
         self.sites = Sites(
             database, self.names, clock, self.credentials, courier, me=self._this_site,
             random_hex=lambda: self.around.random_bytes(4).hex(),
         )  # fmt: skip
         self.backfills = Backfills(database, clock)
         self.comparison = Comparison(
-            database, clock, courier, keep_ms=keep_ms, devices_agree=lambda: self.guard.has_heard_all,
+            database, clock, courier, keep_ms=remembered_ms, devices_agree=lambda: self.guard.has_heard_all,
             token="" if database.dialect == "sqlite" else self.around.random_bytes(8).hex(),
         )
         hot = HotBodies(

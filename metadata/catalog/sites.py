@@ -281,6 +281,15 @@ def lock_backfill(connection: sa.Connection, target: str, *, make: bool = False)
     return state
 
 
+def is_compared(connection: sa.Connection, target: str) -> bool:
+    """Whether a site that was restored has asked for all names, and has not got them yet."""
+    state = backfill_state(connection, target)
+    if "compare" not in state or state.get("through") == -1:
+        return False
+    through = state.get("through")
+    return bool(state.get("parts")) or not through or names_before(connection, target, through) > 0
+
+
 def set_backfill(connection: sa.Connection, target: str, state: dict[str, Any]) -> None:
     leases.set_setting(connection, _BACKFILL + target, json.dumps(state))
 

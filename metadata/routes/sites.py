@@ -106,11 +106,19 @@ def _target(s: TargetStatus, now_ms: int, backfill: BackfillProgress) -> TargetM
         oldest_seconds=max(0, now_ms - b.oldest_ms) / 1000 if b.objects else 0.0,
         confirmed_seconds=max(0, now_ms - s.confirmed_at_ms) / 1000 if s.confirmed_at_ms else None,
         rate_bytes_per_second=rate, drain_seconds=drain,
-        state="paused" if s.is_paused else "ok" if s.is_reachable else "unreachable", latency_ms=s.latency_ms,
+        state=_state_of(s), latency_ms=s.latency_ms,
         error=s.error, names_sent=s.names_sent, bodies_sent=s.bodies_sent, bytes_sent=s.bytes_sent, parked=s.parked,
         failures=s.failures, backfill_left=backfill.parts, backfill_walked=backfill.walked,
         backfill_queued=backfill.queued, backfill_paused=backfill.is_paused, compare_left=s.compare_left,
     )  # fmt: skip
+
+
+def _state_of(s: TargetStatus) -> str:
+    if s.is_paused:
+        return "paused"
+    if not s.is_reachable:
+        return "unreachable"
+    return "held" if s.is_held else "ok"
 
 
 def _between(

@@ -88,7 +88,7 @@ class TargetModel(BaseModel):
     confirmed_seconds: float | None = Field(description="since it is known to have had everything; null: not yet")
     rate_bytes_per_second: float
     drain_seconds: float | None = Field(description="at that rate; null: nothing moves")
-    state: str = Field(description="ok, paused or unreachable")
+    state: str = Field(description="ok, paused, unreachable, or held: this site was restored, and hears from it first")
     latency_ms: float
     error: str
     names_sent: int

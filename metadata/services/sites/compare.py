@@ -9,6 +9,11 @@ tombstones are kept for at least `[duties] tombstone_keep`). Last writer wins th
 meanwhile is deleted again, what was written and had arrived elsewhere comes back. Writes to shared buckets are refused
 until every site that it knows has sent its names; reads go on. An operator may open it sooner (`accept`).
 
+Until a site has sent its names, nothing is sent to it either: the queue and the backfills of an old catalog name
+versions that were removed for good since, and no tombstone tells of those. What that site still knows of their end
+comes with its names, and takes them out of the queue (a row whose version is gone says nothing). Only when it is being
+compared, too, both send at once: else each would wait for the other.
+
 A site that has just started may have been restored a moment ago. Until it is shown that it was not, it holds writes to
 shared buckets for PROOF_SECONDS and then refuses them: another site that knows its epoch answers a hello, or all its
 object servers that live have been heard, and none has seen a later state of the catalog (rule 1). So a site that is cut
@@ -16,8 +21,8 @@ off from all others starts too. Where several processes share the catalog, one t
 one of them talks to other sites, and an operator's word reaches only one. A voucher answers a random token that the
 asker made after it had started, so a backup that holds an old answer vouches for nobody (setting ASKED).
 
-A backup older than tombstone_keep is not enough: tombstones may have gone. Such a site stays closed; it is to be
-rebuilt (`tierstore admin sites rebuild`).
+A backup older than tombstone_keep, or than the feed is kept, is not enough: deletes may have been forgotten. Such a
+site stays closed; it is to be rebuilt (`tierstore admin sites rebuild`).
 """
 
 from __future__ import annotations
@@ -64,8 +69,9 @@ class Standing:
 
 
 class Comparison:
-    """One per process. devices_agree: whether its object servers show that the catalog is not an older one; None: that
-    is known. token: random, of this life of the process; "": no other shares the catalog."""
+    """One per process. keep_ms: for how long all sites remember deletes. devices_agree: whether its object servers show
+    that the catalog is not an older one; None: that is known. token: random, of this life of the process; "": no other
+    shares the catalog."""
 
     def __init__(
         self, database: Database, clock: Clock, courier: Courier, *, keep_ms: int,
@@ -79,6 +85,8 @@ class Comparison:
         #: The sites that are waited for, as last read; not empty: writes to shared buckets are refused.
         self.waiting: list[str] = []
         self.is_too_old = False
+        #: Of `waiting`, those that are being compared themselves and wait for this site's names.
+        self._asking: frozenset[str] = frozenset()
         self._devices_agree = devices_agree
         self._is_proven = devices_agree is None
         #: Sites that have said what they know of this catalog since this process began.
@@ -182,6 +190,8 @@ class Comparison:
         self.is_too_old = 0 < now.newest_ms < self._clock.now_ms() - self._keep_ms
         if self.is_too_old:
             return 1
+        is_asking = await self._database.read(lambda c: sites.is_compared(c, row.name))
+        self._asking = self._asking | {row.name} if is_asking else self._asking - {row.name}
         answer = await self._courier.send(
             row, "/v1/sites/compare", Compare(me, now.epoch), CompareAnswer, seconds=COMPARE_SECONDS
         )
@@ -191,6 +201,10 @@ class Comparison:
             await self.refresh()
             log.warning("site %s has sent all its names; waiting for: %s", row.name, ", ".join(left) or "none")
         return answer.left
+
+    def holds_back(self, name: str) -> bool:
+        """Whether nothing may be sent to a site, because this one has yet to hear from it what it forgot."""
+        return name in self.waiting and name not in self._asking
 
     async def accept(self) -> list[str]:
         """An operator's word: take writes without having heard these sites."""
@@ -223,7 +237,7 @@ class Comparison:
         if not self.waiting:
             return ""
         if self.is_too_old:
-            return "this site's catalog is an old backup, older than tombstones are kept: rebuild it from another site"
+            return "this site's catalog is an old backup, older than deletes are kept: rebuild it from another site"
         return f"this site's catalog went back in time and is being compared with {', '.join(self.waiting)}"
 
 

@@ -115,14 +115,15 @@ class TargetWorker:
             status.is_reachable, status.has_asked = False, True
             status.error = str(error)
         else:
-            if self._target.answered():
-                self.kick()
             took_ms = (parts.clock.monotonic() - began) * 1000
             known = parts.known.latency_ms.get(self.name, took_ms)
             status.latency_ms = parts.known.latency_ms[self.name] = min(took_ms, known * 0.75 + took_ms * 0.25)
             others = [other.name for other in parts.known.rows]
-            await parts.comparison.judge(answer, others)
+            await parts.comparison.judge(answer, others)    # first: an old catalog's queue must not be sent
+            if self._target.answered():
+                self.kick()
             status.compare_left = await parts.comparison.go_on(row, me.name, others)
+            status.is_held = parts.comparison.holds_back(self.name)
         await self.measure()
         if status.is_reachable and status.lacks_nothing:
             status.confirmed_at_ms = now_ms

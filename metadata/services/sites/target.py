@@ -55,6 +55,7 @@ class TargetStatus:
     failures: int = 0
     bytes_per_second: float = 0.0
     compare_left: int = 0           # it is still sending this site what that has forgotten
+    is_held: bool = False           # and gets nothing from this one until it has
 
     @property
     def lacks_nothing(self) -> bool:
@@ -110,7 +111,9 @@ class Target:
 
     @property
     def may_send(self) -> bool:
-        return self.status.is_reachable and not self.is_paused and self.parts.epoch() != 0
+        """It answers, an operator has not paused it, and this site has nothing to hear from it first."""
+        is_held = self.parts.comparison.holds_back(self.name)
+        return self.status.is_reachable and not self.is_paused and not is_held and self.parts.epoch() != 0
 
     def answered(self) -> bool:
         """The site has answered a hello; whether it did not before."""
