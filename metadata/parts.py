@@ -235,6 +235,7 @@ class Parts:
             database, self.commits, FileBodies(self.versions, rng=rng, copies_for=self.copies.for_object),
             names=self.names, order=order, view=self.view, clock=clock, copies=lambda: self.settings.placement.copies,
         )  # fmt: skip
+        self.files.answers.on_read = self._note_read
         self.commits.listeners += [self.recorder.committed, self.tiering.committed, self.read_soon.committed]
         self.tiering_view = TieringView(
             database, self.cluster, self.names, self.tiering, self.walk, recorder=self.recorder

@@ -145,6 +145,25 @@ def test_a_file_written_by_a_mount_is_an_object(run: Run) -> None:
     on_files(run, test)
 
 
+def test_reads_of_a_mount_are_told_of_by_what_they_cover(run: Run) -> None:
+    """What-if replays what was recorded: with a store that is read through mounts it saw writes alone."""
+
+    async def test(f: Files) -> None:
+        told: list[tuple[str, str, int, float]] = []
+        f.service.answers.on_read = lambda *read: told.append(read)
+        await f.write("k", 100, 100, 200, make=True)
+        for first, length in ((0, 1 << 40), (100, 100), (300, 500), (0, 0), (0, 1), (400, 10)):
+            await f.extents("k", first, length)
+        assert told == [("bbb", "k", 400, 1.0), ("bbb", "k", 400, 0.25), ("bbb", "k", 400, 0.25)]
+        answer = await f.service.ask(FileQuestion(Extents("bbb", "k", 0, 400, is_own=True)), ADMIN)
+        assert answer.chunks and len(told) == 3, "the mount's own housekeeping is no read"
+        question = FileQuestion(Extents("bbb", "k", 0, 400))
+        if f.service.ask_now(question, ADMIN) is not None:
+            assert told[3:] == [("bbb", "k", 400, 1.0)]
+
+    on_files(run, test)
+
+
 def test_an_object_put_by_rest_is_a_file_with_defaults_and_a_number_that_stays(run: Run) -> None:
     async def test(f: Files) -> None:
         await f.w.put("x/y/z", size=10)

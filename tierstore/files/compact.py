@@ -94,7 +94,7 @@ class Compactor:
         window = self._store.chunk_bytes(self._bucket, path)
         at, size = 0, 1
         while at < size:
-            found = await self._remote.ask(Extents(self._bucket, path, at, window))
+            found = await self._remote.ask(Extents(self._bucket, path, at, window, is_own=True))
             if found.entry is None or found.is_remote:
                 return
             size = found.entry.size
@@ -123,7 +123,7 @@ class Compactor:
 
     async def _read(self, path: str, entry: Entry, at: int, length: int) -> bytes:
         async def find(first: int, count: int) -> FileResult:
-            return await self._remote.ask(Extents(self._bucket, path, first, count))
+            return await self._remote.ask(Extents(self._bucket, path, first, count, is_own=True))
 
         reader = Reader(     # the window's memory was taken above
             self._store, self._bucket, lambda: path, find, None, version=entry.version, size=entry.size

@@ -78,12 +78,14 @@ class ReadDirectory(msgspec.Struct, array_like=True, frozen=True, tag="readdir")
 
 
 class Extents(msgspec.Struct, array_like=True, frozen=True, tag="extents"):
-    """The chunks of a range, with read tickets; whatever version is the latest now (the answer's entry says which)."""
+    """The chunks of a range, with read tickets; whatever version is the latest now (the answer's entry says which).
+    Taken for a read of what it covers, unless it asks for less than two bytes."""
 
     bucket: str
     path: str
     first: int
     length: int
+    is_own: bool = False      # the mount's own housekeeping: no read in the access history
 
 
 class Space(msgspec.Struct, array_like=True, frozen=True, tag="space"):

@@ -49,6 +49,9 @@ class FileAnswers:
         self._copies = copies
         #: What mounts may answer themselves; None: nothing.
         self.delegations: Delegations | None = None
+        #: Told of each part of a file that is about to be read: bucket, path, size of the file, share of it that is
+        #: asked for. Must not raise or block.
+        self.on_read: Callable[[str, str, int, float], None] = lambda bucket, path, size, share: None
 
     async def ask(self, item: FileQuestion, who: Principal) -> FileResult:
         """One answer; errors of the item are in it."""
@@ -60,7 +63,7 @@ class FileAnswers:
                 return await self._space(bucket)
             if isinstance(q, Find):
                 return await self._find(bucket, q)
-            return await self._database.read(self._answer(bucket, q))
+            return self._told(q, await self._database.read(self._answer(bucket, q)))
         except TierstoreError as error:
             return FileResult(code=error.code, detail=error.detail)
 
@@ -74,9 +77,19 @@ class FileAnswers:
             if bucket is None:
                 return None
             authorize_all_in(who, "read", bucket)
-            return self._database.read_now(self._answer(bucket, q))
+            found = self._database.read_now(self._answer(bucket, q))
+            return self._told(q, found) if found is not None else None
         except TierstoreError as error:
             return FileResult(code=error.code, detail=error.detail)
+
+    def _told(self, q: Look | ReadDirectory | Extents, found: FileResult) -> FileResult:
+        """The answer; the history of accesses hears of it when it is where bytes to be read are."""
+        if isinstance(q, Extents) and q.length > 1 and found.chunks and found.entry is not None and not q.is_own:
+            last = found.chunks[-1]     # of a long file not all chunks of the range are told of
+            asked = min(q.first + q.length, last.start + last.length) - q.first
+            if asked > 0 and not q.path.startswith(ORPHAN):
+                self.on_read(q.bucket, q.path, found.entry.size, min(asked / found.entry.size, 1.0))
+        return found
 
     def _answer(self, bucket: Bucket, q: Look | ReadDirectory | Extents) -> Callable[[Connection], FileResult]:
         """What is to be read. Raises RequestError for what cannot be a path."""

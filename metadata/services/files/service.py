@@ -90,8 +90,8 @@ class FilesService:
         self._names = names
         self._clock = clock
         self._watch = FileWatch(database, commits, names=names, clock=clock)
-        self._answers = answers = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies)
-        self.ask, self.ask_now = answers.ask, answers.ask_now
+        self.answers = FileAnswers(database, names=names, order=order, view=view, clock=clock, copies=copies)
+        self.ask, self.ask_now = self.answers.ask, self.answers.ask_now
         self.watch, self.sweep = self._watch.watch, self._watch.sweep
         self.sync: SyncRules | None = None
         self._waiting: list[_Pending] = []
@@ -103,7 +103,7 @@ class FilesService:
         make names too."""
         if not self._database.watch_names(delegations):
             return False
-        self._answers.delegations = delegations
+        self.answers.delegations = delegations
         self._watch.place = delegations.place
         return True
 
