@@ -23,6 +23,7 @@ from objectd.fresh import Fresh
 from objectd.heat import HeatCounter
 from objectd.memory import Memory
 from objectd.residency import Residency
+from objectd.routes.handovers import HandoverDoor
 from objectd.routes.loans import ChunkLoans, LoanDoor
 from objectd.routes.reads import ChunkReads
 from objectd.routes.receipts import ReceiptRenewals
@@ -106,6 +107,7 @@ class ObjectServer:
         )  # fmt: skip
         self._loan_door = LoanDoor(self.loans)
         self.uploads: ChunkUploads = ChunkUploads(standing=self.standing, slots=self.slots, settings=config.chunks)
+        self.handovers: HandoverDoor = HandoverDoor(self.uploads)
         self.receipts = ReceiptRenewals(
             standing=self.standing, slots=self.slots, device_timeout=config.chunks.device_timeout
         )
@@ -194,13 +196,17 @@ class ObjectServer:
                 self._begin("scrub", partial(self.scrub.run, slot))
 
     def lend(self, url: str) -> None:
-        """Lend files to readers on this machine, who know the server as `url`, unless the settings say no."""
+        """Lend files to readers on this machine, who know the server as `url`, and take chunks from writers' memory,
+        unless the settings say no."""
         if self.config.chunks.lend_files:
             self._loan_door.open(url)
+        if self.config.chunks.take_memory:
+            self.handovers.open(url)
 
     async def stop(self) -> None:
         """End everything. The sockets are closed already."""
         self._loan_door.close()
+        await self.handovers.close()
         self._duties, duties = set(), self._duties
         for duty in duties:
             duty.cancel()

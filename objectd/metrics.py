@@ -24,6 +24,10 @@ _SERVER.counter(
     "tierstore_chunk_loans_total", "those of them that a reader on the same machine made from the lent file",
     lambda s: s.loans.loans_total,
 )  # fmt: skip
+_SERVER.counter(
+    "tierstore_chunk_handovers_total", "chunks taken from the shared memory of a writer on the same machine",
+    lambda s: s.handovers.handovers_total,
+)  # fmt: skip
 _SERVER.counter("tierstore_chunk_cold_reads_total", "reads that waited for a disk", lambda s: s.reads.cold_total)
 _SERVER.counter(
     "tierstore_chunk_joined_reads_total", "those of them that got what another read of the chunk brought",

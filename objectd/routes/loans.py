@@ -23,6 +23,7 @@ from functools import partial
 from typing import Final
 
 from objectd.residency import Residency
+from objectd.routes.machine_door import MachineDoor
 from objectd.routes.reads import ChunkReads
 from objectd.slots import Slot, Slots
 from objectd.standing import Standing
@@ -31,7 +32,6 @@ from objectd.store.reading import is_memory
 from tierstore.checksum import BLOCK_BYTES, block_count
 from tierstore.errors import RequestError, TierstoreError
 from tierstore.names import ChunkId
-from tierstore.telemetry.log import get_logger
 from tierstore.ticket import read_fields
 from tierstore.wire.loans import (
     QUESTION_BYTES_MAX,
@@ -44,10 +44,6 @@ from tierstore.wire.loans import (
     unpack_question,
 )
 
-log = get_logger("objectd")
-
-#: Readers of this machine; further ones use the network.
-CONNECTIONS_MAX: Final = 64
 #: A device that takes longer for a first block is left to the network, whose reads wait for it with all patience. Less
 #: than readers wait for an answer.
 COLD_SECONDS: Final = 0.5
@@ -190,68 +186,26 @@ def _read_only(fd: int) -> int:
     return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-class LoanDoor:
+class LoanDoor(MachineDoor):
     """The socket and its connections. open() in the loop, close() at the end."""
 
     def __init__(self, loans: ChunkLoans) -> None:
+        super().__init__(message_bytes_max=QUESTION_BYTES_MAX, messages_max=QUESTIONS_MAX)
         self._loans = loans
-        self._listener: socket.socket | None = None
-        self._connections: set[socket.socket] = set()
         #: Questions that wait for a device; their number is bounded by who asks (CONNECTIONS_MAX * QUESTIONS_MAX).
         self._waiting: set[asyncio.Task[None]] = set()
 
     def open(self, url: str) -> None:
-        """Listen under the name of the server's address. Without it everything goes by the network, so a failure is
-        logged and no more."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            listener.setblocking(False)
-            listener.bind(socket_name(url))
-            listener.listen(CONNECTIONS_MAX)
-        except OSError as error:
-            listener.close()
-            log.warning("chunks are not lent to readers on this machine", url=url, detail=str(error))
-            return
-        self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+        """Listen under the name of the server's address."""
+        self.open_under(socket_name(url), url=url, without="chunks are not lent to readers on this machine")
 
     def close(self) -> None:
         """Harmless to repeat; what was lent stays with its readers."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-            listener.close()
-        for connection in list(self._connections):
-            self._drop(connection)
+        self.shut()
         for task in self._waiting:
             task.cancel()
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return                  # gone again, or no descriptor left
-        if len(self._connections) >= CONNECTIONS_MAX:
-            connection.close()
-            return
-        connection.setblocking(False)
-        self._connections.add(connection)
-        asyncio.get_running_loop().add_reader(connection.fileno(), self._readable, connection)
-
-    def _readable(self, connection: socket.socket) -> None:
-        """Answer what was asked, so many questions a turn as one reader may have open."""
-        for _ in range(QUESTIONS_MAX):
-            try:
-                message = connection.recv(QUESTION_BYTES_MAX)
-            except BlockingIOError:
-                return
-            except OSError:
-                message = b""
-            if not message or not self._answered(connection, message):
-                self._drop(connection)
-                return
-
-    def _answered(self, connection: socket.socket, message: bytes) -> bool:
+    def received(self, connection: socket.socket, message: bytes, descriptors: list[int]) -> bool:
         """False: the reader is gone, does not keep to the form or does not take its answers."""
         try:
             lent = self._loans.lend(unpack_question(message))
@@ -266,13 +220,7 @@ class LoanDoor:
 
     async def _answer_later(self, connection: socket.socket, lend: Callable[[], Awaitable[Lent]]) -> None:
         if not _sent(connection, *await lend()):
-            self._drop(connection)
-
-    def _drop(self, connection: socket.socket) -> None:
-        if connection in self._connections:
-            self._connections.remove(connection)
-            asyncio.get_running_loop().remove_reader(connection.fileno())
-            connection.close()
+            self.drop(connection)
 
 
 def _sent(connection: socket.socket, answer: Answer, descriptor: int) -> bool:

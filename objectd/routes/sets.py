@@ -16,7 +16,8 @@ import asyncio
 from functools import partial
 from typing import Final
 
-from objectd.routes.uploads import BACK_PRESSURE_EVERY, NAME_BYTES_MAX, ChunkUploads, mismatch
+from objectd.routes.streams import mismatch
+from objectd.routes.uploads import BACK_PRESSURE_EVERY, NAME_BYTES_MAX, ChunkUploads
 from objectd.slots import Slot
 from objectd.store.device import Location
 from tierstore.checksum import sums_of

@@ -18,19 +18,16 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from objectd.config import STREAM_WINDOW_BYTES, Chunks
-from objectd.finishing import finish
+from objectd.routes.streams import RECEIPT_LINES, ChunkStream, Comparing, Source, mismatch
 from objectd.slots import Slot, Slots
 from objectd.standing import Standing
 from objectd.store.device import ChunkWriter, Location
-from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, BlockSummer, block_count, combine_sums, sums_of
+from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count, combine_sums, sums_of
 from tierstore.errors import (
     CapacityError,
-    ChecksumMismatch,
     ConflictError,
-    NotFound,
     RequestError,
     TicketRefused,
-    TierstoreError,
     TooLarge,
     UnavailableError,
 )
@@ -44,7 +41,6 @@ from tierstore.wire.hints import HINT_BYTES_MAX
 NAME_BYTES_MAX: Final = HINT_BYTES_MAX
 #: Every so many puts of a device go through put_small, which waits while the device's index is behind (its own bound).
 BACK_PRESSURE_EVERY: Final = 256
-_RECEIPT_LINES: Final = b"content-type: text/plain\r\n"
 _INDEX_MAX: Final = (1 << 32) - 1
 
 
@@ -75,7 +71,7 @@ class ChunkUploads:
         if chunk_bytes <= settings.segment_chunk_bytes_max:
             exchange.receive(_Small(self, exchange, slot, chunk, chunk_bytes, name=name))
         else:
-            stream = self._stream(exchange, slot, chunk, chunk_bytes, name)
+            stream = self.begin(exchange, slot, chunk, chunk_bytes, name)
             exchange.receive(stream)
             exchange.spawn(stream.run())
 
@@ -107,7 +103,9 @@ class ChunkUploads:
         """A chunk of up to this lies in a segment."""
         return self._settings.segment_chunk_bytes_max
 
-    def _stream(self, exchange: Exchange, slot: Slot, chunk: ChunkId, chunk_bytes: int, name: str) -> _Stream:
+    def begin(self, source: Source, slot: Slot, chunk: ChunkId, chunk_bytes: int, name: str) -> ChunkStream:
+        """The stream of a large chunk that was admitted; run() it. Raises UnavailableError when the same one is under
+        way, and what the device raises."""
         under_way = (slot.id, chunk)
         if under_way in self._streaming:
             raise UnavailableError(f"chunk {chunk.hex()} is being uploaded already", code="upload-under-way")
@@ -116,9 +114,9 @@ class ChunkUploads:
             writer = slot.device.begin(chunk, chunk_bytes, name_hint=name)
         except ConflictError:
             # it is here: with the same bytes this is a repeat and gets its receipt, which only the body can tell
-            writer = _Comparing(slot, chunk, chunk_bytes)
+            writer = Comparing(slot, chunk, chunk_bytes)
         self._streaming.add(under_way)
-        return _Stream(self, exchange, slot, chunk, chunk_bytes, writer=writer)
+        return ChunkStream(self, source, slot, chunk, chunk_bytes, writer=writer)
 
     def receipt(self, slot: Slot, chunk: ChunkId, chunk_bytes: int, sums: bytes, at: Location) -> bytes:
         """Sign for a chunk that is durable at `at`."""
@@ -230,137 +228,7 @@ class _Small:
         except Exception as error:  # in a callback nobody else would answer for it, and the request would hang
             self._exchange.fail(error)
         else:
-            self._exchange.reply(200, receipt, _RECEIPT_LINES)
-
-
-class _Stream:
-    """One large chunk on its way to the disk: sink of the body, and the coroutine that owns the exchange."""
-
-    def __init__(
-        self, uploads: ChunkUploads, exchange: Exchange, slot: Slot, chunk: ChunkId, chunk_bytes: int, *,
-        writer: ChunkWriter,
-    ) -> None:  # fmt: skip
-        self._uploads = uploads
-        self._exchange = exchange
-        self._slot = slot
-        self._chunk = chunk
-        self._chunk_bytes = chunk_bytes
-        self._held = min(chunk_bytes, STREAM_WINDOW_BYTES)
-        self._writer = writer
-        self._summer = BlockSummer()
-        self._sent_sums = bytearray()
-        self._wake = asyncio.Event()
-        self._is_complete = False
-        self._is_paused = False
-        self._is_ended = False
-        self._error: BaseException | None = None
-        uploads.hold(self._held)
-
-    def _end(self) -> None:
-        if not self._is_ended:
-            self._is_ended = True
-            self._writer.abort()    # no effect after finish
-            self._uploads.streamed(self._slot, self._chunk)
-            self._uploads.give_back(self._held)
-
-    def __del__(self) -> None:
-        # a coroutine that is cancelled before its first step never reaches its own finally
-        self._end()
-
-    def data(self, piece: memoryview) -> None:
-        if self._error is not None:
-            return      # already lost; the answer is on its way
-        left = self._chunk_bytes - self._summer.size
-        if left > 0:
-            body = piece[:left]
-            self._summer.update(body)
-            try:
-                self._writer.write(body)
-            except (TierstoreError, OSError) as error:
-                self.aborted(error)     # raised again by run(), which owns the answer
-                return
-            if self._writer.pending_bytes >= STREAM_WINDOW_BYTES and not self._is_paused:
-                self._is_paused = True
-                self._exchange.pause_body()
-                self._wake.set()
-        if left < len(piece):
-            self._sent_sums += piece[left:]
-
-    def complete(self) -> None:
-        self._is_complete = True
-        self._wake.set()
-
-    def aborted(self, error: BaseException) -> None:
-        self._error = error
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Until the body is here: wait, let the disk catch up. Then compare, sync, sign. How long the client may
-        stall is the adapter's limit; how long the disk may is ours."""
-        uploads, slot, timeout = self._uploads, self._slot, self._uploads.device_timeout
-        slot.waiting += 1
-        try:
-            while not self._is_complete:
-                await self._wake.wait()
-                self._wake.clear()
-                if self._error is not None:
-                    raise self._error
-                if self._is_paused:
-                    async with asyncio.timeout(timeout):
-                        await self._writer.drained()
-                    self._is_paused = False
-                    self._exchange.resume_body()
-            if self._error is not None:
-                raise self._error
-            sums = self._summer.sums()
-            if sums != self._sent_sums:
-                raise mismatch(self._chunk)
-            at = await finish(self._writer, sums, seconds=timeout)
-            hit("objectd.upload.before_receipt")
-            receipt = uploads.receipt(slot, self._chunk, self._chunk_bytes, sums, at)
-        except TimeoutError:
-            raise UnavailableError(
-                f"device {slot.id} did not keep up within {timeout:g} s", code="device-slow"
-            ) from None
-        finally:
-            slot.waiting -= 1
-            self._end()
-        self._exchange.reply(200, receipt, _RECEIPT_LINES)
-
-
-class _Comparing:
-    """A writer for a chunk that is here already: succeeds when what comes has the same sums."""
-
-    def __init__(self, slot: Slot, chunk: ChunkId, chunk_bytes: int) -> None:
-        self._slot = slot
-        self._chunk = chunk
-        self._chunk_bytes = chunk_bytes
-        self.pending_bytes = 0
-
-    def write(self, piece: bytes | bytearray | memoryview) -> None:
-        """Nothing to keep: the sums decide."""
-
-    async def drained(self) -> None:
-        return
-
-    async def finish(self, sums: bytes) -> Location:
-        """Where it lies (a file of its own). Raises ConflictError when the bytes are others."""
-        try:
-            opened = await self._slot.device.find(self._chunk)
-        except NotFound:
-            raise UnavailableError(
-                f"chunk {self._chunk.hex()} was deleted while it was sent again", code="upload-under-way"
-            ) from None
-        try:
-            is_same = opened.chunk_bytes == self._chunk_bytes and opened.sums == sums
-        finally:
-            opened.close()
-        if not is_same:
-            raise ConflictError(f"chunk {self._chunk.hex()} is here with other bytes", code="chunk-exists")
-        return Location(0, 0)
-
-    def abort(self) -> None:
-        """Nothing was begun."""
+            self._exchange.reply(200, receipt, RECEIPT_LINES)
 
 
 def data_bytes(body_bytes: int) -> int:
@@ -402,7 +270,3 @@ def _check_writable(slot: Slot) -> None:
         raise CapacityError(f"device {slot.id} is full: {slot.device.detail}")
     if state != "ok":
         raise UnavailableError(f"device {slot.id} is {state}: {slot.device.detail}", code="device-failed")
-
-
-def mismatch(chunk: ChunkId) -> ChecksumMismatch:
-    return ChecksumMismatch(f"the sums sent with chunk {chunk.hex()} do not fit its data; nothing was kept")

@@ -31,7 +31,7 @@ class StoreSettings:
     sync_waiters_max: int = 4096                # puts waiting for the committer
     write_behind_bytes: int = 8 * MIB           # a writer asks the disk to start after so many bytes
     write_pending_bytes_max: int = 32 * MIB     # bound of ChunkWriter.pending_bytes
-    direct_bytes_min: int = 4 * MIB             # chunks from here on are written around the page cache; 0: none
+    direct_bytes_min: int = MIB                 # chunks from here on are written around the page cache; 0: none
     segment_grace_seconds: float = 600.0        # a compacted segment stays for twice a ticket's life (rule 10)
     simulate_seek_ms: float = 0.0               # honest slow device (slow.py); 0: off
     simulate_bytes_per_second: int = 0

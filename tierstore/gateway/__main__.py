@@ -13,6 +13,7 @@ from tierstore.gateway.config import GatewayConfig
 from tierstore.serving.daemon import settle, start
 from tierstore.serving.limits import limits_of
 from tierstore.serving.run import Serving, serve
+from tierstore.transport.handovers import Handovers
 from tierstore.transport.loans import Borrower
 from tierstore.transport.pool import PooledTransport, PoolLimits
 from tierstore.transport.tls import client_context
@@ -28,7 +29,10 @@ def run(config: GatewayConfig) -> None:
     transport = PooledTransport(
         PoolLimits(connections_per_peer=config.limits.peer_connections_max), tls=client_context(config.tls.ca_file)
     )
-    gateway = Gateway(config, clock=SystemClock(), transport=transport, rng=random.Random(), borrower=Borrower())
+    gateway = Gateway(
+        config, clock=SystemClock(), transport=transport, rng=random.Random(), borrower=Borrower(),
+        handovers=Handovers(),
+    )  # fmt: skip
     scheme = "https" if config.tls.certificate else "http"
 
     async def on_start(serving: Serving) -> None:

@@ -37,6 +37,7 @@ from tierstore.serving.declared import declare
 from tierstore.serving.drain import Drain
 from tierstore.telemetry.log import get_logger
 from tierstore.telemetry.metrics import REGISTRY
+from tierstore.transport.handovers import Handovers
 from tierstore.transport.loans import Borrower
 from tierstore.transport.metadata_calls import MetadataLimits
 from tierstore.transport.metadata_client import MetadataClient
@@ -59,8 +60,10 @@ class Gateway:
     def __init__(
         self, config: GatewayConfig, *, clock: Clock, transport: PeerTransport, rng: random.Random,
         membership_kept: bool = True, borrower: Borrower | None = None,
+        handovers: Handovers | None = None,
     ) -> None:  # fmt: skip
-        """borrower: to read from the files of object servers on this machine; None: all by the network."""
+        """borrower: to read from the files of object servers on this machine; None: all by the network.
+        handovers: to give them chunks in shared memory; None: the same."""
         self.config = config
         self.drain = Drain()
         self._transport = transport
@@ -71,7 +74,7 @@ class Gateway:
         self.client = MetadataClient(
             transport, config.membership.metadata, token="", clock=clock, rng=rng, limits=bounds
         )
-        self.object_client: ObjectClient = ObjectClient(transport, clock, borrower=borrower)
+        self.object_client: ObjectClient = ObjectClient(transport, clock, borrower=borrower, handovers=handovers)
         self.store: Store = Store(self.client, self.object_client, clock=clock, limits=store_limits(config))
         self.credentials = CredentialCache(self.client, clock)
         self.forwarder = Forwarder(

@@ -45,6 +45,10 @@ _GATEWAY.counter(
     "tierstore_borrowed_chunks_total", "chunks (or ranges) read from the file that an object server here lent",
     lambda g: g.object_client.loans_total,
 )  # fmt: skip
+_GATEWAY.counter(
+    "tierstore_handed_over_chunks_total", "chunks that object servers here took from shared memory, not by TCP",
+    lambda g: g.object_client.handovers_total,
+)  # fmt: skip
 _GATEWAY.gauge("tierstore_gateway_requests", "object requests under way", lambda g: g.objects.in_flight)
 _GATEWAY.counter(
     "tierstore_gateway_answers_total", "object requests that their handlers have ended",

@@ -11,20 +11,26 @@ import asyncio
 from collections import deque
 from typing import Final
 
+from tierstore.transport.shared_memory import SharedMemory
+
 #: Buffers kept for reuse, in all.
 _KEPT_BYTES_MAX: Final = 32 << 20
 #: Smaller buffers are not worth keeping.
-_KEPT_SIZE_MIN: Final = 1 << 20
+_KEPT_SIZE_MIN: Final = (256 << 10) + 1
+
+ChunkBuffer = bytearray | SharedMemory
 
 
 class BufferBudget:
     """Event loop only."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, *, is_shared: bool = False) -> None:
+        """is_shared: buffers of chunks are in memory that can be handed to other processes of this machine."""
         self.bytes_max = bytes_max
+        self._is_shared = is_shared
         self.held_bytes = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._kept: dict[int, list[bytearray]] = {}
+        self._kept: dict[int, list[ChunkBuffer]] = {}
         self._kept_bytes = 0
 
     def try_take(self, size: int) -> bool:
@@ -61,17 +67,25 @@ class BufferBudget:
     def _fits(self, size: int) -> bool:
         return self.held_bytes == 0 or self.held_bytes + size <= self.bytes_max
 
-    def new_buffer(self, size: int) -> bytearray:
-        """A buffer of `size` bytes with any content."""
+    def new_buffer(self, size: int) -> ChunkBuffer:
+        """A buffer of at least `size` bytes with any content; in shared memory if chunks may be handed over in it."""
+        if size < _KEPT_SIZE_MIN:
+            return bytearray(size)
+        size = 1 << (size - 1).bit_length()     # few lengths, so that a body of any length finds a kept one
         kept = self._kept.get(size)
         if kept:
             self._kept_bytes -= size
             return kept.pop()
+        if self._is_shared:
+            try:
+                return SharedMemory(size)
+            except OSError:
+                pass        # no descriptor is left: the chunk goes by the network
         return bytearray(size)
 
-    def reuse(self, buffer: bytearray) -> None:
+    def reuse(self, buffer: ChunkBuffer) -> None:
         """Keep a buffer that nobody looks at any more."""
         size = len(buffer)
-        if size >= _KEPT_SIZE_MIN and self._kept_bytes + size <= _KEPT_BYTES_MAX:
+        if size >= _KEPT_SIZE_MIN and not size & (size - 1) and self._kept_bytes + size <= _KEPT_BYTES_MAX:
             self._kept_bytes += size
             self._kept.setdefault(size, []).append(buffer)

@@ -24,6 +24,7 @@ from tierstore.sdk.remote import GatewaySource
 from tierstore.sdk.route import nearest_gateway
 from tierstore.sdk.store import Store
 from tierstore.sdk.through import GatewayStore
+from tierstore.transport.handovers import Handovers
 from tierstore.transport.loans import Borrower
 from tierstore.transport.metadata_calls import MetadataLimits, error_of
 from tierstore.transport.metadata_client import MetadataClient
@@ -75,7 +76,10 @@ async def connect(
             transport, urls, token=token, clock=clock, rng=rng or random.Random(),
             limits=MetadataLimits(hold_seconds=limits.metadata_hold_seconds),
         )  # fmt: skip
-        objects = ObjectClient(transport, clock, borrower=Borrower(can_wait=True) if owned else None)
+        objects = ObjectClient(
+            transport, clock, borrower=Borrower(can_wait=True) if owned else None,
+            handovers=Handovers() if owned else None,
+        )  # fmt: skip
         store = Store(
             client, objects, clock=clock, limits=limits,
             buckets=Buckets(transport, endpoint, token), owned=transport if owned else None,

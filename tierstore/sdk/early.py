@@ -24,7 +24,8 @@ from tierstore.errors import TierstoreError
 from tierstore.names import TIERS, ChunkId
 from tierstore.sdk.limits import StoreLimits
 from tierstore.sdk.servers import ServerBook
-from tierstore.transport.object_client import FetchedChunk, ObjectClient
+from tierstore.transport.object_client import ObjectClient
+from tierstore.transport.verified import FetchedChunk
 from tierstore.wire.names import ChunkView, ReplicaView
 
 #: About 600 bytes each.

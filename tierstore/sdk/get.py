@@ -30,8 +30,9 @@ from tierstore.sdk.pins import Pins
 from tierstore.sdk.race import Race
 from tierstore.sdk.servers import ServerBook
 from tierstore.transport.metadata_client import MetadataClient
-from tierstore.transport.object_client import FetchedChunk, ObjectClient, VerifiedStream
+from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.pieces import PieceBuffers
+from tierstore.transport.verified import FetchedChunk, VerifiedStream
 from tierstore.wire.cluster import BadChunk
 from tierstore.wire.names import ChunkView, LookupItem, LookupResult, ReplicaView
 

@@ -24,7 +24,7 @@ import msgspec
 from tierstore.checksum import combine, encode_crc
 from tierstore.errors import ChecksumMismatch, ConflictError, RequestError, TooLarge, UnavailableError
 from tierstore.sdk.allocations import AllocationPool, PlacementClass, UploadRooms
-from tierstore.sdk.budget import BufferBudget
+from tierstore.sdk.budget import BufferBudget, ChunkBuffer
 from tierstore.sdk.fanout import ChunkFanout
 from tierstore.sdk.limits import OBJECT_BYTES_MAX, StoreLimits
 from tierstore.sdk.receipts import renew_receipts
@@ -88,7 +88,7 @@ class PutWalk:
         self._write = write
         self.size = 0
         self.tier = ""
-        self._buffer: bytearray | None = None
+        self._buffer: ChunkBuffer | None = None
         self._fill = 0
         self._reserved = 0
         self._overflow: list[bytes] = []
@@ -130,7 +130,7 @@ class PutWalk:
             assert self._buffer is not None
             room = self._chunk_bytes() - self._fill
             count = min(room, len(view) - at)
-            if self._fill + count > len(self._buffer):
+            if isinstance(self._buffer, bytearray) and self._fill + count > len(self._buffer):
                 self._buffer.extend(bytes(max(_GROWTH_BYTES, self._fill + count - len(self._buffer))))
             self._buffer[self._fill : self._fill + count] = view[at : at + count]
             self._fill += count
@@ -207,7 +207,7 @@ class PutWalk:
         if index == 1:
             self._keeper = self._start(self._keep_lease())
 
-    async def _store(self, index: int, buffer: bytearray, fill: int, reserved: int, name: str) -> None:
+    async def _store(self, index: int, buffer: ChunkBuffer, fill: int, reserved: int, name: str) -> None:
         try:
             allocation = await self._rooms.of(index)
             fanout = ChunkFanout(self._parts, allocation, data=memoryview(buffer)[:fill], name=name)

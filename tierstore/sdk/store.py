@@ -74,7 +74,7 @@ class Store(NameCalls):
         self.servers = ServerBook(client, clock, self.limits)
         self._allocations = AllocationPool(client, self.limits)
         self._placer = Placer(client, clock)
-        self.budget = BufferBudget(self.limits.buffer_bytes_max)
+        self.budget = BufferBudget(self.limits.buffer_bytes_max, is_shared=objects.hands_over)
         self._get_parts = GetParts(client, objects, self.servers, self.limits, clock)
         self.early = EarlyReads(objects, self.servers, clock, self.limits)
         self._put_parts: dict[PlacementClass, PutParts] = {}

@@ -15,7 +15,7 @@ import select
 import socket
 from typing import Final, Self
 
-from tierstore.transport.loans import connected
+from tierstore.transport.machine import connected
 from tierstore.wire.delegations import GREETING, PAGE_BYTES, slot_of, socket_name
 
 #: For the descriptor; who is slower than that is not asked again before the process changes.

@@ -1,11 +1,9 @@
 """Reading a chunk from the file that an object server on the same machine lends, in place of receiving it by TCP.
 
-Owns one Unix socket per object server of this machine, the questions under way on it, and lent descriptors until they
-are closed. Whether a server is on this machine is found by trying: its socket's name follows from its address.
+Owns lent descriptors until they are closed, and a connection (transport.machine) to each object server of this machine.
 
-Invariants: a ticket goes only to a process of this user or of root (SO_PEERCRED), so that nobody who takes the name
-collects tickets; a loan is a shortcut and never a condition: whatever goes wrong with it, the caller reads by the
-network, or from another copy; the loop waits for no disk: what is not in the page cache (any more) is read by a few
+Invariants: a loan is a shortcut and never a condition: whatever goes wrong with it, the caller reads by the network, or
+from another copy; the loop waits for no disk: what is not in the page cache (any more) is read by a few
 threads of the borrower, or, where it has none, by the network; each descriptor is closed exactly once, also when
 whoever asked has gone, and after the last thread that reads from it.
 
@@ -17,14 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Final
 
 from tierstore.errors import RequestError, UnavailableError
 from tierstore.transport.disk_waits import DiskWaits
+from tierstore.transport.machine import RETRY_SECONDS, MachineLink
 from tierstore.transport.peer import PeerStream
 from tierstore.wire.loans import (
     ANSWER_BYTES_MAX,
@@ -38,14 +35,8 @@ from tierstore.wire.loans import (
 
 #: For an answer; a server that is slower than that serves no better by a loan.
 ANSWER_SECONDS: Final = 1.0
-#: After a server was not found, or failed, before it is looked for again.
-RETRY_SECONDS: Final = 5.0
-#: Answers taken in one turn of the loop.
-_TURN_ANSWERS: Final = 16
 #: Read without a turn of the loop at most: others wait meanwhile (about 0.3 ms).
 TURN_BYTES: Final = 2 * 1024 * 1024
-_NUMBERS: Final = 1 << 32
-_CREDENTIALS: Final = struct.Struct("iII")      # struct ucred: pid, uid, gid (unix(7))
 
 
 class Loan:
@@ -185,123 +176,30 @@ class Borrower:
             self._waits.close()
 
 
-class _Lender:
+class _Lender(MachineLink[Loan]):
     """The connection to one object server, while there is one."""
 
     def __init__(self, url: str, retry_seconds: float, waits: DiskWaits | None) -> None:
-        self._retry_seconds = retry_seconds
+        super().__init__(
+            socket_name(url), retry_seconds=retry_seconds, questions_max=QUESTIONS_MAX,
+            answer_bytes_max=ANSWER_BYTES_MAX,
+        )  # fmt: skip
         self._waits = waits
-        self._name = socket_name(url)
-        self._loop = asyncio.get_running_loop()
-        self._socket: socket.socket | None = None
-        self._retry_at = 0.0
-        self._number = 0
-        self._asked: dict[int, asyncio.Future[Loan | None]] = {}
-
-    def is_found(self) -> bool:
-        """Whether the server is on this machine and ours; looks for it when it is time to."""
-        if self._socket is not None:
-            return True
-        if self._loop.time() < self._retry_at:
-            return False
-        self._retry_at = self._loop.time() + self._retry_seconds
-        self._socket = connected(self._name)
-        if self._socket is None:
-            return False
-        self._loop.add_reader(self._socket.fileno(), self._readable)
-        return True
 
     async def ask(self, ticket: bytes, first_block: int, last_block: int, seconds: float) -> Loan | None:
-        if self._socket is None or len(self._asked) >= QUESTIONS_MAX:
-            return None
-        self._number = number = (self._number + 1) % _NUMBERS
+        can_wait = self._waits is not None and self._waits.has_room
         try:
-            can_wait = self._waits is not None and self._waits.has_room
-            self._socket.send(pack_question(Question(number, first_block, last_block, ticket, can_wait)))
-        except BlockingIOError:
-            return None
-        except OSError:
-            self.leave()
-            return None
-        self._asked[number] = answered = self._loop.create_future()
-        try:
-            async with asyncio.timeout(seconds):
-                loan: Loan | None = await answered
-                return loan
+            return await self.question(
+                lambda number: pack_question(Question(number, first_block, last_block, ticket, can_wait)), seconds
+            )
         except TimeoutError:
-            _close_given(answered)
-            self.leave()        # a server that hangs: not each read shall wait for it
             return None
-        except BaseException:   # cancelled: nobody will close what came in this moment
-            _close_given(answered)
-            raise
-        finally:
-            self._asked.pop(number, None)
 
-    def leave(self) -> None:
-        """Drop the connection; who waits goes by the network."""
-        connection, self._socket = self._socket, None
-        if connection is not None:
-            self._loop.remove_reader(connection.fileno())
-            connection.close()
-            self._retry_at = self._loop.time() + self._retry_seconds
-        for answered in self._asked.values():
-            if not answered.done():
-                answered.set_result(None)
-
-    def _readable(self) -> None:
-        for _ in range(_TURN_ANSWERS):
-            if self._socket is None:
-                return
-            try:
-                message, descriptors, flags, _ = socket.recv_fds(
-                    self._socket, ANSWER_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                return
-            except OSError:
-                message, descriptors, flags = b"", [], 0
-            if not message or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not self._take(message, descriptors):
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                self.leave()
-                return
-
-    def _take(self, message: bytes, descriptors: list[int]) -> bool:
-        """Give an answer to who asked; False for one that makes no sense (its descriptors are still open)."""
-        try:
-            answer = unpack_answer(message)
-        except RequestError:
-            return False
+    def read(self, message: bytes, descriptors: list[int]) -> tuple[int, Loan | None]:
+        answer = unpack_answer(message)
         if len(descriptors) != answer.is_granted:
-            return False
-        loan = Loan(descriptors[0], answer, self._waits) if descriptors else None
-        answered = self._asked.get(answer.number)
-        if answered is not None and not answered.done():
-            answered.set_result(loan)
-        elif loan is not None:
-            loan.close()        # who asked has gone
-        return True
+            raise RequestError("a loan without a file, or a file without a loan", code="bad-request")
+        return answer.number, Loan(descriptors[0], answer, self._waits) if descriptors else None
 
-
-def connected(name: bytes) -> socket.socket | None:
-    """To the server of that name, if it runs here and as this user or root. Does not wait."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        connection.setblocking(False)
-        connection.connect(name)
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, uid, _ = _CREDENTIALS.unpack(raw)
-        if uid in (0, os.geteuid()):
-            return connection
-    except OSError:
-        pass                    # none here (the usual case), or its queue of connections is full
-    connection.close()
-    return None
-
-
-def _close_given(answered: asyncio.Future[Loan | None]) -> None:
-    if answered.done() and not answered.cancelled():
-        loan = answered.result()
-        if loan is not None:
-            loan.close()
+    def refuse(self, given: Loan) -> None:
+        given.close()

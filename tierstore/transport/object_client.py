@@ -12,24 +12,25 @@ no copy. A small read: one call, one or a few sums, a memoryview of the answer.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import quote_from_bytes
 
 import msgspec
 
-from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count, combine_sums, crc_of, unpack_sums, verify_block
+from tierstore.checksum import BLOCK_BYTES, SUM_BYTES, block_count, verify_block
 from tierstore.clock import Clock
-from tierstore.errors import IntegrityError, TierstoreError, UnavailableError, from_answer
+from tierstore.errors import TierstoreError, UnavailableError, from_answer
 from tierstore.names import ChunkId
 from tierstore.transport.chunk_lanes import ChunkLanes
+from tierstore.transport.handovers import Handovers
 from tierstore.transport.loans import Borrower, LentBody
 from tierstore.transport.peer import Buffer, Headers, PeerReply, PeerStream, PeerTransport, PeerUpload
 from tierstore.transport.pieces import PieceBuffers
+from tierstore.transport.shared_memory import memory_of
+from tierstore.transport.verified import Blocks, FetchedChunk, VerifiedStream
 from tierstore.wire.chunks import SmallChunk
+from tierstore.wire.handovers import Answer
 
-#: A piece of a stream: a share of its data, so that the first byte is not late, in whole blocks within these bounds.
-PIECE_BYTES: Final = 4 * BLOCK_BYTES
-LONG_PIECE_BYTES: Final = 16 * BLOCK_BYTES
 #: Chunks up to this are sent by one call; larger ones stream, so that an early refusal saves the bytes.
 SMALL_PUT_BYTES: Final = 256 * 1024
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024
@@ -49,121 +50,6 @@ def error_of(status: int, body: bytes, url: str) -> TierstoreError:
         if name not in ("type", "title", "status", "detail", "code", "instance", "request_id")
     }
     return from_answer(status, code, detail, **fields)
-
-
-class _Blocks:
-    """The blocks that a byte range of a chunk touches."""
-
-    __slots__ = ("begin", "data_bytes", "first_block", "last_block", "sums_bytes", "target")
-
-    def __init__(self, ticket: bytes, chunk_bytes: int, first: int, length: int) -> None:
-        assert length > 0 and first >= 0 and first + length <= chunk_bytes, "the range is outside the chunk"
-        count = block_count(chunk_bytes)
-        self.first_block = first // BLOCK_BYTES
-        self.last_block = (first + length - 1) // BLOCK_BYTES
-        self.begin = self.first_block * BLOCK_BYTES
-        self.data_bytes = min((self.last_block + 1) * BLOCK_BYTES, chunk_bytes) - self.begin
-        self.sums_bytes = count * SUM_BYTES
-        if self.last_block - self.first_block + 1 == count:
-            self.target = b"/v1/chunks/" + ticket
-        else:
-            self.target = b"/v1/chunks/%b?blocks=%d-%d" % (ticket, self.first_block, self.last_block)
-
-    def check_sums(self, sums: Buffer, chunk: ChunkId, chunk_bytes: int, crc32c: int) -> tuple[int, ...]:
-        if combine_sums(sums, chunk_bytes) != crc32c:
-            raise IntegrityError(f"the block sums of chunk {chunk.hex()} do not fit the catalog", code="bad-block")
-        return unpack_sums(sums)
-
-
-class FetchedChunk(NamedTuple):
-    """Verified bytes, and the tier that served them; "" when the server did not say."""
-
-    data: memoryview
-    tier: str
-
-
-class VerifiedStream:
-    """A chunk (or a range of it) that is read piece by piece. Always close() it."""
-
-    def __init__(  # noqa: PLR0917 - made in one place, below
-        self, client: ObjectClient, stream: PeerStream | LentBody, blocks: _Blocks, sums: tuple[int, ...],
-        chunk: ChunkId, first: int, length: int, tier: str,
-    ) -> None:  # fmt: skip
-        self._client = client
-        self.length = length
-        self.first_byte_seconds = 0.0   # from the request to the verified sums: steers hedging and load figures
-        self.tier = tier
-        self._stream = stream
-        self._sums = sums
-        self._chunk = chunk
-        self._block = blocks.first_block
-        self._data_left = blocks.data_bytes
-        self._skip = first - blocks.begin
-        self._left = length
-        self._piece_bytes = _piece_bytes(blocks.data_bytes)
-        self._memory = client.pieces.take(self._piece_bytes)
-        self._buffer = memoryview(self._memory)
-        self._given: memoryview | None = None
-
-    @property
-    def unread(self) -> int:
-        """Bytes of the range that were not yet given out."""
-        return self._left
-
-    async def next_piece(self) -> memoryview:
-        """The next verified bytes, up to LONG_PIECE_BYTES; empty at the end. Valid until the next call (one buffer).
-        Raises IntegrityError(code="bad-block") or UnavailableError; nothing of the bad block was released."""
-        if not self._left:
-            return self._buffer[:0]
-        if not self._memory:        # given away
-            self._memory = self._client.pieces.take(self._piece_bytes)
-            self._buffer = memoryview(self._memory)
-        size = min(self._piece_bytes, self._data_left)
-        view = self._buffer[:size]
-        await self._stream.read_into(view)
-        self._data_left -= size
-        self._verify(view, size)
-        begin, self._skip = self._skip, 0
-        piece = self._given = view[begin : begin + self._left]
-        self._left -= len(piece)
-        return piece
-
-    def give_away(self) -> None:
-        """The last piece stays valid for as long as its taker wants, who hands its buffer (`piece.obj`) to the client's
-        `pieces` in the end: this stream goes on in another one."""
-        self._given = None
-        self._buffer = memoryview(b"")
-        self._memory = bytearray()
-
-    def _verify(self, view: memoryview, size: int) -> None:
-        block, sums = self._block, self._sums
-        for at in range(0, size, BLOCK_BYTES):
-            if crc_of(view[at : at + BLOCK_BYTES]) != sums[block]:
-                raise IntegrityError(
-                    f"block {block} of chunk {self._chunk.hex()} has a wrong checksum", code="bad-block"
-                )
-            block += 1
-        self._client.blocks_verified += block - self._block
-        self._block = block
-
-    def close(self) -> None:
-        """Harmless to repeat. The last piece is no longer valid."""
-        self._stream.close()
-        if self._memory:
-            memory, self._memory = self._memory, bytearray()
-            try:
-                if self._given is not None:
-                    self._given.release()
-                self._buffer.release()
-            except BufferError:
-                return          # a write of it is still under way: the buffer is not kept
-            self._client.pieces.give_back(memory)
-
-
-def _piece_bytes(data_bytes: int) -> int:
-    """Half of the data, in whole blocks within the bounds: a chunk of 1 MiB comes in two pieces."""
-    half = block_count(-(-data_bytes // 2)) * BLOCK_BYTES
-    return min(max(half, PIECE_BYTES), LONG_PIECE_BYTES)
 
 
 class ChunkUpload:
@@ -203,10 +89,15 @@ class ChunkUpload:
 class ObjectClient:
     """Chunk calls over a peer transport. Share one per process; close() it where small chunks are stored together."""
 
-    def __init__(self, transport: PeerTransport, clock: Clock, *, borrower: Borrower | None = None) -> None:
-        """borrower: reads large chunks from the files that object servers on this machine lend; close() closes it."""
+    def __init__(
+        self, transport: PeerTransport, clock: Clock, *, borrower: Borrower | None = None,
+        handovers: Handovers | None = None,
+    ) -> None:  # fmt: skip
+        """borrower: reads large chunks from the files that object servers on this machine lend. handovers: gives large
+        chunks that lie in shared memory to object servers on this machine. close() closes both."""
         self._transport = transport
         self._borrower = borrower
+        self._handovers = handovers
         self._clock = clock
         self.pieces = PieceBuffers()
         #: Blocks whose sum was compared and right, for metrics.
@@ -217,12 +108,24 @@ class ObjectClient:
         """Fail what was handed to store_small() and is not done."""
         if self._borrower is not None:
             self._borrower.close()
+        if self._handovers is not None:
+            self._handovers.close()
         await self._lanes.close()
 
     @property
     def loans_total(self) -> int:
         """Chunks (or ranges) read from lent files."""
         return self._borrower.loans_total if self._borrower is not None else 0
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether chunks in shared memory may be spared the network."""
+        return self._handovers is not None
+
+    @property
+    def handovers_total(self) -> int:
+        """Chunks handed over in shared memory."""
+        return self._handovers.handovers_total if self._handovers is not None else 0
 
     async def read_chunk(
         self, url: str, ticket: bytes, *, chunk: ChunkId, chunk_bytes: int, crc32c: int, first: int = 0,
@@ -245,7 +148,7 @@ class ObjectClient:
         length = chunk_bytes - first if length is None else length
         if not length:
             return FetchedChunk(memoryview(b""), "")
-        blocks = _Blocks(ticket, chunk_bytes, first, length)
+        blocks = Blocks(ticket, chunk_bytes, first, length)
         reply = await self._transport.call(url, b"GET", blocks.target, seconds=seconds)
         if reply.status != 200:
             raise error_of(reply.status, reply.body, url)
@@ -268,7 +171,7 @@ class ObjectClient:
         """The same as a stream; `seconds` bounds the first byte and each later step. The sums are checked before it
         returns."""
         length = chunk_bytes - first if length is None else length
-        blocks = _Blocks(ticket, chunk_bytes, first, length)
+        blocks = Blocks(ticket, chunk_bytes, first, length)
         began_at = self._clock.monotonic()
         body: PeerStream | LentBody
         lent = await self._borrowed(url, ticket, blocks, chunk_bytes, seconds)
@@ -285,7 +188,7 @@ class ObjectClient:
         verified.first_byte_seconds = self._clock.monotonic() - began_at
         return verified
 
-    async def _opened(self, url: str, blocks: _Blocks, seconds: float) -> tuple[PeerStream, Buffer, str]:
+    async def _opened(self, url: str, blocks: Blocks, seconds: float) -> tuple[PeerStream, Buffer, str]:
         """The blocks by the network: their data, still to come, the chunk's sums and the tier."""
         stream = await self._transport.open(url, b"GET", blocks.target, seconds=seconds)
         try:
@@ -303,7 +206,7 @@ class ObjectClient:
         return stream, sums, _text(stream.headers, _TIER)
 
     async def _borrowed(
-        self, url: str, ticket: bytes, blocks: _Blocks, chunk_bytes: int, seconds: float
+        self, url: str, ticket: bytes, blocks: Blocks, chunk_bytes: int, seconds: float
     ) -> tuple[LentBody, Buffer, str] | None:
         """The same from the file of a server on this machine; None when it lends none. What the page cache loses
         meanwhile comes by the network: its sums were checked once, and are the same."""
@@ -319,7 +222,7 @@ class ObjectClient:
             return None
 
         async def by_network(at: int) -> PeerStream:
-            rest = _Blocks(ticket, chunk_bytes, at, blocks.begin + blocks.data_bytes - at)
+            rest = Blocks(ticket, chunk_bytes, at, blocks.begin + blocks.data_bytes - at)
             return (await self._opened(url, rest, seconds))[0]
 
         end = blocks.begin + blocks.data_bytes
@@ -331,6 +234,13 @@ class ObjectClient:
         """Store one whole chunk; durable there when it returns the receipt. May be repeated (write-once id)."""
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         if size > SMALL_PUT_BYTES:
+            memory = memory_of(data) if self._handovers is not None else None
+            if memory is not None and self._handovers is not None:
+                answer = await self._handovers.hand_over(
+                    url, ticket, memory, chunk_bytes=size, index=index, name=name, sums=sums, seconds=seconds
+                )
+                if answer is not None:
+                    return _taken(answer, url)
             upload = await self.begin_chunk(
                 url, ticket, index=index, name=name, chunk_bytes=size, seconds=seconds
             )
@@ -390,6 +300,12 @@ def _receipt(reply: PeerReply, url: str) -> bytes:
     if reply.status != 200:
         raise error_of(reply.status, reply.body, url)
     return reply.body.strip()
+
+
+def _taken(answer: Answer, url: str) -> bytes:
+    if answer.status != 200:
+        raise error_of(answer.status, answer.body, url)
+    return answer.body
 
 
 def _text(headers: Headers, name: bytes) -> str:
