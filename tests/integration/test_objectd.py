@@ -24,7 +24,10 @@ from objectd.residency import Residency
 from objectd.work.diskread import PIECE_BYTES, DiskReader
 from tierstore.checksum import BLOCK_BYTES, sums_of
 from tierstore.errors import IntegrityError
+from tierstore.transport.handovers import Handovers
 from tierstore.transport.loans import Borrower, Loan
+from tierstore.transport.shared_memory import SharedMemory
+from tierstore.wire import handovers
 from tierstore.wire.loans import socket_name
 
 SIZES = (1, 4096, 65_536, 65_537, 200_000, 262_145, 5 << 20)
@@ -147,15 +150,38 @@ def test_readers_that_can_wait_are_lent_cold_chunks(server: StandaloneObjectd) -
     asyncio.run(main())
 
 
-def test_a_server_lends_nothing_when_its_settings_say_so(tmp_path: Path) -> None:
-    """For those who want each byte to pass the server."""
-    alone = StandaloneObjectd(tmp_path, settings={"chunks": {"lend_files": False}})
+def test_writers_on_the_machine_hand_over_chunks_in_their_memory(server: StandaloneObjectd) -> None:
+    """Nobody is at the other end of the network; what was stored reads back after a kill -9."""
+    data = body(5 << 20)
+    memory = SharedMemory(len(data))
+    memory[:] = data
+
+    async def main() -> bytes:
+        writer = Handovers()
+        answer = await writer.hand_over(
+            server.url, server.write_ticket(server.new_upload()), memory, chunk_bytes=len(data), index=0, name="b/k",
+            sums=sums_of(data), seconds=120.0,
+        )  # fmt: skip
+        writer.close()
+        assert answer is not None and answer.status == 200, answer
+        return answer.body
+
+    receipt = asyncio.run(main())
+    server.stop(signal.SIGKILL)
+    server.start()
+    assert get(server, receipt) == (200, sums_of(data) + data)
+
+
+def test_a_server_lends_and_takes_nothing_when_its_settings_say_so(tmp_path: Path) -> None:
+    """For those who want each byte to pass the network."""
+    alone = StandaloneObjectd(tmp_path, settings={"chunks": {"lend_files": False, "take_memory": False}})
     alone.prepare()
     alone.start()
     try:
         assert get(alone, put(alone, body(262_145)))[0] == 200
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as reader, pytest.raises(ConnectionRefusedError):
-            reader.connect(socket_name(alone.url))
+        for name in (socket_name(alone.url), handovers.socket_name(alone.url)):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer, pytest.raises(ConnectionRefusedError):
+                peer.connect(name)
     finally:
         alone.stop()
 

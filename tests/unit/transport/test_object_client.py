@@ -24,8 +24,9 @@ from tierstore.serving.run import Serving, listen
 from tierstore.serving.table import Route
 from tierstore.transport.chunk_lanes import ALONE_SECONDS
 from tierstore.transport.inprocess import Network
-from tierstore.transport.object_client import LONG_PIECE_BYTES, ObjectClient
+from tierstore.transport.object_client import ObjectClient
 from tierstore.transport.pool import PooledTransport
+from tierstore.transport.verified import LONG_PIECE_BYTES
 from tierstore.wire.chunks import ChunkSet, StoredChunk, StoredSet
 
 CHUNK = ChunkId(b"c" * 16)
