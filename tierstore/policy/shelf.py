@@ -14,6 +14,8 @@ from typing import Final
 
 #: Speeds that differ by less leave the ranks as they are (a rebuild of the heaps costs time).
 SPEED_CHANGE: Final = 0.2
+#: Entries of a heap beyond two for each resident, before those of copies that are gone are taken out.
+STALE_MAX: Final = 64
 
 
 @dataclass(slots=True)
@@ -65,9 +67,23 @@ class Shelf:
         self.residents[chunk] = resident
         self.used_bytes += resident.size
         heappush(self.heap, (rank, chunk))
+        if self._has_many_stale():
+            self._forget_stale()
+
+    def _has_many_stale(self) -> bool:
+        return len(self.heap) > 2 * len(self.residents) + STALE_MAX
+
+    def _forget_stale(self) -> None:
+        """Leave one entry of each resident: the lowest, because a copy that is put again may rank lower than before."""
+        lowest: dict[bytes, float] = {}
+        for rank, chunk in self.heap:
+            if chunk in self.residents and rank <= lowest.get(chunk, rank):
+                lowest[chunk] = rank
+        self.heap = [(rank, chunk) for chunk, rank in lowest.items()]
+        heapify(self.heap)
 
     def drop(self, chunk: bytes) -> Resident | None:
-        """Its entry in the heap goes when it comes to the top, or at the next rebuild."""
+        """Its entry in the heap goes when it comes to the top, or when too many such are in it."""
         resident = self.residents.pop(chunk, None)
         if resident is not None:
             self.used_bytes -= resident.size
@@ -80,7 +96,7 @@ class Shelf:
     def lowest(self, rank: Callable[[bytes, Resident], float]) -> tuple[float, bytes] | None:
         """The resident of the lowest true rank (pinned ones left out), at the top of the heap; None when empty."""
         heap = self.heap
-        if len(heap) > 2 * len(self.residents) + 64:
+        if self._has_many_stale():
             self.rebuild(rank)
             heap = self.heap
         while heap:
