@@ -81,7 +81,7 @@ def build(parts: Parts, *, reasons_not_ready: Callable[[], list[str]]) -> tuple[
         )
     )
     app.include_router(admin_names.build(parts.credentials, parts.audit, callers))
-    app.include_router(policy_routes.build(parts.policies, callers))
+    app.include_router(policy_routes.build(parts.policies, parts.policy_doubts, callers))
     return routes, app
 
 

@@ -67,6 +67,7 @@ from metadata.services.sites.run import Replication
 from metadata.services.sites.target import Parts as SendParts
 from metadata.services.sites.tombstones import Tombstones
 from metadata.services.tiering import metrics as tiering_metrics
+from metadata.services.tiering.doubts import PolicyDoubts
 from metadata.services.tiering.pins import Pins
 from metadata.services.tiering.read_soon import ReadSoon
 from metadata.services.tiering.recorder import Recorder
@@ -224,6 +225,7 @@ class Parts:
         )
         self.policies = Policies(database, clock, parser.parse, servers=self.view.stores_that_stay)
         self.names = BucketNames(database)
+        self.policy_doubts = PolicyDoubts(self.names, self.view)
         order = ReplicaOrder(self.view, rng)
         self.lookups = LookupService(database, self.names, order, clock)
         self.lookups.on_read, self.lookups.on_window = self._note_read, self.tiering.finder.learn_names

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from metadata.routes.buckets import moment
 from metadata.routes.callers import Callers
 from metadata.services.access.policies import Current, Policies
+from metadata.services.tiering.doubts import PolicyDoubts
 from tierstore.errors import TooLarge
 from tierstore.policy.parser import json_tree, refusal, toml_tree
 
@@ -49,7 +50,7 @@ class Rollback(BaseModel):
     revision: int = Field(ge=0, description="Of the history; 0: the built-in policy.")
 
 
-def build(policies: Policies[Any], callers: Callers) -> APIRouter:
+def build(policies: Policies[Any], doubts: PolicyDoubts, callers: Callers) -> APIRouter:
     """The router."""
     router = APIRouter(tags=["admin"])
 
@@ -63,18 +64,18 @@ def build(policies: Policies[Any], callers: Callers) -> APIRouter:
 
     @router.put(
         "/v1/admin/policy", response_model=dict[str, Any], summary="Replace the policy", operation_id="put_policy",
-        description="`revision`, when given, must be the one that is replaced; `note` goes into the history.",
+        description="`revision`, when given, must be the one that is replaced; `note` goes into the history. The "
+        "answer's `warnings` name rules that are valid and have no effect here.",
         openapi_extra=_BODY,
     )  # fmt: skip
     async def put(request: Request, note: Annotated[str, Query()] = "", force: Force = False) -> dict[str, Any]:
         who = await callers.admin(request)
         document, text = await _document(request)
         expected = _taken_revision(document)
-        return _policy(
-            await policies.set(
-                document, text=text, who=who.access, note=note[:500], expected=expected, is_forced=force
-            )
+        taken = await policies.set(
+            document, text=text, who=who.access, note=note[:500], expected=expected, is_forced=force
         )
+        return {**_policy(taken), "warnings": await doubts.of(document)}
 
     @router.post(
         "/v1/admin/policy/check", response_model=dict[str, Any], summary="Check a policy without setting it",
@@ -84,7 +85,8 @@ def build(policies: Policies[Any], callers: Callers) -> APIRouter:
         await callers.admin(request)
         document, text = await _document(request)
         _taken_revision(document)
-        return policies.check(document, text=text, is_forced=force)
+        kept = policies.check(document, text=text, is_forced=force)
+        return {**kept, "warnings": await doubts.of(document)}
 
     @router.get(
         "/v1/admin/policy/history", response_model=PolicyHistory, summary="Earlier policies, the newest first",
@@ -107,7 +109,8 @@ def build(policies: Policies[Any], callers: Callers) -> APIRouter:
     )  # fmt: skip
     async def rollback(request: Request, wish: Rollback, force: Force = False) -> dict[str, Any]:
         who = await callers.admin(request)
-        return _policy(await policies.rollback(wish.revision, who=who.access, is_forced=force))
+        answer = _policy(await policies.rollback(wish.revision, who=who.access, is_forced=force))
+        return {**answer, "warnings": await doubts.of({k: v for k, v in answer.items() if k != "revision"})}
 
     return router
 
@@ -134,7 +137,10 @@ async def _document(request: Request) -> tuple[Any, str]:
 
 
 def _taken_revision(document: Any) -> int | None:
-    """The revision that is to be replaced, taken out of the document; None: whichever there is."""
+    """The revision that is to be replaced, taken out of the document; None: whichever there is. An answer to PUT may be
+    sent again: its warnings go, too."""
+    if isinstance(document, dict):
+        document.pop("warnings", None)
     expected = document.pop("revision", None) if isinstance(document, dict) else None
     if expected is not None and type(expected) is not int:
         raise refusal("revision: revision is the number that GET showed, or left out: the document replaces any")

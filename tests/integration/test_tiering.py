@@ -283,6 +283,19 @@ def test_more_copies_than_servers_by_force_are_shown_in_the_status(rest: httpx.C
     assert not warned()
 
 
+def test_a_policy_that_names_what_is_not_there_is_taken_with_a_warning(rest: httpx.Client) -> None:
+    """A misspelt bucket is no error: it may be made tomorrow. Said by nobody, the rule does nothing for ever."""
+    rules = [{"name": "typo", "match": {"bucket": "none-such"}, "mode": "pin"}]
+    answer = rest.post("/v1/admin/policy/check", json={"version": 1, "rules": rules}).json()
+    assert answer["warnings"] == ["rule 'typo': there is no bucket 'none-such'"]
+    before = rest.get("/v1/admin/policy").json()
+    before.pop("revision")
+    taken = rest.put("/v1/admin/policy", json={"version": 1, "rules": rules}).json()
+    assert taken["warnings"] == answer["warnings"] and rest.get("/v1/admin/policy").json()["rules"] == taken["rules"]
+    again = rest.put("/v1/admin/policy", json={**taken, **before})
+    assert again.status_code == 200, "an answer may be sent again"
+
+
 def test_figures_add_up(rest: httpx.Client, running: Cluster) -> None:
     """What the metrics call a hit is what the client saw."""
     before = _served(rest)

@@ -100,7 +100,7 @@ def policy_set(
     document = read_policy(path)
     with _with_lines(path), open_http(find(endpoint, token, profile)) as http:
         answer = http.call("PUT", "/v1/admin/policy", params={"note": note, **_forced(force)}, body=document)
-    print_json(answer) if as_json else say(f"in force as revision {answer.get('revision')}")
+    _show(answer, f"in force as revision {answer.get('revision')}", as_json)
 
 
 @policy.command("check")
@@ -113,7 +113,17 @@ def policy_check(
     document = read_policy(path)
     with _with_lines(path), open_http(find(endpoint, token, profile)) as http:
         answer = http.call("POST", "/v1/admin/policy/check", params=_forced(force), body=document)
-    print_json(answer or {}) if as_json else say(f"{path}: no errors")
+    _show(answer or {}, f"{path}: no errors", as_json)
+
+
+def _show(answer: dict[str, Any], done: str, as_json: bool) -> None:
+    """What came of a document, and what in it probably is not meant."""
+    if as_json:
+        print_json(answer)
+        return
+    say(done)
+    for warning in answer.get("warnings", []):
+        say(f"warning: {warning}")
 
 
 def _forced(force: bool) -> dict[str, str]:
@@ -143,7 +153,7 @@ def policy_rollback(
     """Put an older revision in force again, as a new one."""
     with open_http(find(endpoint, token, profile)) as http:
         answer = http.call("POST", "/v1/admin/policy/rollback", params=_forced(force), body={"revision": revision})
-    print_json(answer) if as_json else say(f"revision {revision} is in force again, as {answer.get('revision')}")
+    _show(answer, f"revision {revision} is in force again, as {answer.get('revision')}", as_json)
 
 
 @policy.command("simulate")

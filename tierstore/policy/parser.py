@@ -202,6 +202,8 @@ class _Parser:
         if type(candidates) is not int or not 1 <= candidates <= 100_000:
             what = f"candidates_max is a whole number from 1 to 100000, not {_shown(candidates)}"
             self._problem((*path, "candidates_max"), what)
+        # Documents of earlier releases have it. It never did anything: doubts.py says so.
+        self._number(path, table, "mem", 0.01, low=0, high=1)
         return PromoterRules(
             tick_seconds=self._seconds(path, table, "tick", base.tick_seconds, low=1, high=600),
             half_life_seconds=self._seconds(path, table, "half_life", base.half_life_seconds, low=60, high=30 * 86_400),
@@ -214,7 +216,6 @@ class _Parser:
             fill=self._number(path, table, "fill", base.fill, low=0, high=1),
             count_min=self._number(path, table, "min_count", base.count_min, low=0, high=1e6),
             chunk_share_max=self._number(path, table, "chunk_max", base.chunk_share_max, low=0, high=1),
-            mem=self._number(path, table, "mem", base.mem, low=0, high=1),
             candidates_max=candidates if type(candidates) is int else base.candidates_max,
             read_soon=self._number(path, table, "read_soon", base.read_soon, low=0, high=1),
             is_paused=paused is True,

@@ -88,8 +88,8 @@ class PromoterRules:
 
     budget: bytes moved per byte served. device_bytes_per_second_max: 0 = no cap. fill: share of a fast device that
     may be full. count_min: decayed reads that a chunk needs before it may move. chunk_share_max: largest chunk that
-    moves, as a share of the fastest tier. mem: share of an object server's stored bytes for its RAM cache. read_soon:
-    share of a bucket's new objects that must be read soon for new ones to get a fast copy at once; 0 = never.
+    moves, as a share of the fastest tier. read_soon: share of a bucket's new objects
+    that must be read soon for new ones to get a fast copy at once; 0 = never.
     """
 
     tick_seconds: float = 10.0
@@ -101,7 +101,6 @@ class PromoterRules:
     fill: float = 0.95
     count_min: float = 0.0
     chunk_share_max: float = 0.05
-    mem: float = 0.01
     candidates_max: int = 4096
     read_soon: float = 0.5
     is_paused: bool = False
@@ -206,7 +205,6 @@ def _promoter_document(promoter: PromoterRules) -> dict[str, Any]:
         "fill": promoter.fill,
         "min_count": promoter.count_min,
         "chunk_max": promoter.chunk_share_max,
-        "mem": promoter.mem,
         "candidates_max": promoter.candidates_max,
         "read_soon": promoter.read_soon,
         "paused": promoter.is_paused,

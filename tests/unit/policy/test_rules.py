@@ -154,7 +154,7 @@ def test_an_empty_document_has_the_defaults() -> None:
     policy = parse({"version": 1})
     rules = policy.promoter
     assert (rules.tick_seconds, rules.half_life_seconds, rules.hysteresis, rules.beta) == (10, 3600, 0.25, 0.5)
-    assert (rules.budget, rules.chunk_share_max, rules.fill, rules.mem) == (0.2, 0.05, 0.95, 0.01)
+    assert (rules.budget, rules.chunk_share_max, rules.fill) == (0.2, 0.05, 0.95)
     assert policy.rule_for("b", "k", 1, 0.0).mode == "auto"
 
 
