@@ -83,7 +83,7 @@ MUTANTS = (
         ("tests/unit/store/test_parts.py",), "failed_sync",
     ),
     Mutant(
-        "no checksum check on streamed reads", "tierstore/transport/object_client.py",
+        "no checksum check on streamed reads", "tierstore/transport/verified.py",
         "            if crc_of(view[at : at + BLOCK_BYTES]) != sums[block]:\n", "            if sums is None:\n",
         ("tests/unit/transport/test_object_client.py",), "bad_block",
     ),
@@ -94,7 +94,7 @@ MUTANTS = (
         ("tests/unit/transport/test_object_client.py",), "bad_block",
     ),
     Mutant(
-        "block sums are not compared with the catalog", "tierstore/transport/object_client.py",
+        "block sums are not compared with the catalog", "tierstore/transport/verified.py",
         "        if combine_sums(sums, chunk_bytes) != crc32c:\n", "        if crc32c < 0:\n",
         ("tests/unit/transport/test_object_client.py",), "catalog",
     ),
@@ -132,7 +132,7 @@ MUTANTS = (
         ("tests/unit/cluster/test_inventory_race.py",),
     ),
     Mutant(
-        "a condemned upload may commit", "metadata/services/names/commit.py",
+        "a condemned upload may commit", "metadata/services/names/fact_reads.py",
         "            facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}\n",
         "            facts.condemned = set()\n",
         ("tests/contract/test_catalog_names.py::test_condemned_and_lapsed_uploads_are_refused_and_leases_prolong",),

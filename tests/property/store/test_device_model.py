@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from objectd.store.disk import DiskDevice
+from tests.kit.waits import until
 from tests.unit.store.place import Place, body, chunk, content, put, put_large
 from tierstore.checksum import sums_of
 from tierstore.errors import NotFound
@@ -77,7 +78,7 @@ async def act(device: DiskDevice, model: Model, operation: str, number: int, siz
         writer = device.begin(chunk(number), size + 1)
         writer.write(body(number, size))
         writer.abort()
-        await device.run(int)   # a turn of the threads: the file is gone before its id may come again
+        await until(lambda: not device.is_writing(chunk(number)))   # the file is gone before its id may come again
 
 
 async def life(place: Place, model: Model, steps: list[tuple[str, int, int]], rng: random.Random,
