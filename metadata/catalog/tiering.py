@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from metadata.catalog import bodies, schema
+from metadata.catalog import bodies, objects, schema
 from metadata.catalog.among import among
 from metadata.catalog.book import Located
 from metadata.catalog.packed import PackedChunk, unpack
@@ -139,15 +139,13 @@ class Explained(NamedTuple):
     bytes_here: int
 
 
-def object_named(connection: sa.Connection, bucket_id: int, key: str) -> Explained | None:
-    """The latest version of one object with its chunks that are at this site (of a very large one the first
+def object_named(connection: sa.Connection, bucket_id: int, key: str, version: int = 0) -> Explained | None:
+    """One version of an object (0: the latest) with its chunks that are at this site (of a very large one the first
     OBJECT_CHUNKS_MAX); None when there is none."""
-    row = connection.execute(
-        sa.select(*_NAMED).where(
-            _OBJECTS.bucket_id == bucket_id, _OBJECTS.key == key, _OBJECTS.kind != schema.KIND_MARKER
-        )
-    ).first()
-    if row is None:
+    row = objects.latest(connection, bucket_id, key)
+    if version and (row is None or row.version != version):
+        row = objects.version(connection, bucket_id, key, version)
+    if row is None or row.kind == schema.KIND_MARKER:
         return None
     named = _named(connection, row)
     if row.kind == schema.KIND_INLINE or row.ref is None:

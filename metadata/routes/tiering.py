@@ -14,6 +14,7 @@ from metadata.routes.callers import Callers
 from metadata.services.tiering.service import Tiering
 from metadata.services.tiering.view import TieringView
 from metadata.services.tiering.whatif import WhatIf
+from tierstore.names import parse_version
 
 
 class HotModel(BaseModel):
@@ -103,8 +104,12 @@ def build(
         "/v1/explain/{bucket}/{key:path}", operation_id="explain", summary="Why an object is where it is, what is next",
         response_model=dict[str, Any],
     )  # fmt: skip
-    async def explain(request: Request, bucket: str, key: str) -> dict[str, Any]:
-        return await view.explain(bucket, key, await callers.who(request))
+    async def explain(
+        request: Request, bucket: str, key: str,
+        version: Annotated[str, Query(description="16 hex digits, in place of the latest")] = "",
+    ) -> dict[str, Any]:  # fmt: skip
+        who = await callers.who(request)
+        return await view.explain(bucket, key, who, version=parse_version(version) if version else 0)
 
     @router.get("/v1/admin/tiering", operation_id="tieringStatus", summary="Hit ratios and what the promoter did")
     async def status(request: Request) -> TieringModel:

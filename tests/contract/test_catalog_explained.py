@@ -7,13 +7,13 @@ import pytest
 from metadata.catalog import tiering
 from metadata.catalog.tiering import Explained
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
-from tests.kit.names_world import NamesWorld
+from tests.kit.names_world import ADMIN, NamesWorld
 
 __all__ = ["postgres", "run", "url_of"]
 
 
-async def explained(w: NamesWorld, key: str) -> Explained:
-    found = await w.database.scan(lambda c: tiering.object_named(c, 1, key))
+async def explained(w: NamesWorld, key: str, version: int = 0) -> Explained:
+    found = await w.database.scan(lambda c: tiering.object_named(c, 1, key, version))
     assert found is not None
     return found
 
@@ -37,5 +37,24 @@ def test_all_chunks_of_a_very_large_object_are_counted_though_only_the_first_are
         assert (await explained(w, "small"))[1:] == (1, 70)
         await w.put("empty", chunks=[])
         assert (await explained(w, "empty"))[1:] == (0, 0)
+
+    run(check)
+
+
+def test_older_versions_are_explained_and_markers_are_not(run: Run) -> None:
+    """The heat report shows an object hot and on ssd, and explain knew its latest version alone, which nobody reads."""
+
+    async def check(w: NamesWorld) -> None:
+        await w.buckets.configure("bbb", ADMIN, versioning="enabled")
+        chunks = [w.chunk(70), w.chunk(80)]
+        older = (await w.put("k", chunks=chunks[:1])).version
+        newer = (await w.put("k", chunks=chunks[1:])).version
+        for version, chunk in ((0, chunks[1]), (newer, chunks[1]), (older, chunks[0])):
+            found = await explained(w, "k", version)
+            assert [c.id for c in found.named.chunks] == [chunk.id] and found.bytes_here == chunk.chunk_bytes
+        marker = (await w.delete("k")).version
+        for gone in (0, marker, 1):
+            assert await w.database.scan(lambda c, v=gone: tiering.object_named(c, 1, "k", v)) is None
+        assert (await explained(w, "k", newer)).named.version == newer
 
     run(check)

@@ -125,6 +125,10 @@ def test_explain_answers_for_objects_of_all_kinds(rest: httpx.Client) -> None:
     empty = explain(rest, "odd/empty")
     assert (empty["chunks"], empty["chunks_total"], empty["heat_per_hour"]) == ([], 0, 0)
     assert rest.delete("/v1/objects/bkt/odd/unread").status_code == 204
+    version = explain(rest, "odd/large")["version"]
+    assert rest.get("/v1/explain/bkt/odd/large", params={"version": version}).json()["chunks_total"] == 3
+    assert rest.get("/v1/explain/bkt/odd/large", params={"version": "0" * 15 + "1"}).status_code == 404
+    assert rest.get("/v1/explain/bkt/odd/large", params={"version": "newest"}).json()["code"] == "bad-version"
     gone = rest.get("/v1/explain/bkt/odd/unread")
     assert gone.status_code == 404 and gone.json()["code"], gone.text
 

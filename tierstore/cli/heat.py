@@ -94,12 +94,14 @@ def history(
 
 def explain(
     target: Annotated[str, typer.Argument(help="ts://bucket/key")],
+    version: Annotated[str, typer.Option("--version", help="A version in place of the latest.")] = "",
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Why an object is where it is, and what happens to it next."""
     place = parse_place(target, needs_key=True)
     with open_http(find(endpoint, token, profile)) as http:
-        answer = http.get(f"/v1/explain/{quote(place.bucket, safe='')}/{quote(place.key)}")
+        asked = {"version": version} if version else {}
+        answer = http.get(f"/v1/explain/{quote(place.bucket, safe='')}/{quote(place.key)}", **asked)
     if as_json:
         print_json(answer)
         return

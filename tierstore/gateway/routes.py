@@ -265,7 +265,7 @@ def add_forwarded(app: FastAPI, forwarder: Forwarder) -> None:
         return await forwarder.forward(request)
 
     for method, path, operation, summary, status, answer, question in _FORWARDED:
-        extra: dict[str, Any] = {"parameters": _path(path)}
+        extra: dict[str, Any] = {"parameters": [*_path(path), *([_VERSION] if operation == "explainObject" else [])]}
         if question is not None:
             extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(question)}}}
         app.add_api_route(

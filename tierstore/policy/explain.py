@@ -77,8 +77,8 @@ def explain_chunk(
         ],
         "next": asdict(_landed(replicas, rule, home_tier) or next_of(planner, candidate, rule, now)),
         "decisions": [
-            {"at": d.at, "action": d.action, "device": d.device, "rank": _finite(d.rank), "lowest": _finite(d.lowest),
-             "why": d.why}
+            {"at": d.at, "action": d.action, "tier": planner.tier_of(d.device), "device": d.device,
+             "rank": _finite(d.rank), "lowest": _finite(d.lowest), "why": d.why}
             for d in decisions
         ],
     }  # fmt: skip

@@ -162,6 +162,11 @@ class Picture:
         """Fast tiers that hold (or are about to hold) a cache copy of the chunk."""
         return {self._devices[d].tier for d in self._held.get(chunk, ())}
 
+    def tier_of(self, device: int) -> str:
+        """Of a device that is known; else ""."""
+        found = self._devices.get(device)
+        return found.tier if found is not None else ""
+
     def used_bytes(self, tier: str) -> int:
         """Bytes of cache copies on a fast tier, those under way included."""
         return sum(shelf.used_bytes for name, shelves in self._tiers if name == tier for shelf in shelves)

@@ -122,17 +122,19 @@ class TieringView:
         return min(tiers, key=lambda tier: TIERS.index(tier) if tier in TIERS else len(TIERS), default="")
 
     # -- explain ----------------------------------------------------------------------------------------------
-    async def explain(self, bucket_name: str, key: str, who: Principal) -> dict[str, Any]:
-        """Why an object is where it is, and what happens to it next (DESIGN section 10). Raises NotFound,
-        AccessDenied. chunks: the first EXPLAINED_CHUNKS_MAX of chunks_total. remote: the site that the body is of,
-        when it is not or only in part here; else null. Ranks and decisions are those of the process that holds the
-        promoter's lease; another one knows the copies and the rule."""
+    async def explain(self, bucket_name: str, key: str, who: Principal, *, version: int = 0) -> dict[str, Any]:
+        """Why an object is where it is, and what happens to it next (DESIGN section 10). version: 0 is the latest; the
+        reads by the hour are of all versions. chunks: the first EXPLAINED_CHUNKS_MAX of chunks_total. remote: the site
+        that the body is of, when it is not or only in part here; else null. Ranks and decisions are those of the
+        process that holds the promoter's lease; another one knows the copies and the rule. Raises NotFound,
+        AccessDenied."""
         bucket = await self._names.get(bucket_name)
         authorize_in(who, "read", bucket, key)
         check_key(key)
-        explained = await self._database.scan(lambda c: rows.object_named(c, bucket.id, key))
+        explained = await self._database.scan(lambda c: rows.object_named(c, bucket.id, key, version))
         if explained is None:
-            raise NotFound(f"there is no {key!r} in bucket {bucket_name!r}")
+            of = f"version {version_text(version)} of {key!r}" if version else repr(key)
+            raise NotFound(f"there is no {of} in bucket {bucket_name!r}")
         found = explained.named
         remote = None
         if found.is_remote:

@@ -122,7 +122,7 @@ def test_the_answer_has_the_published_members() -> None:
     assert answer["rank"] == answer["lowest_resident_rank"]
     assert answer["replicas"][1] == {"server": "s1", "device": SSD, "tier": "ssd", "role": "cache", "site": "site1",
                                      "state": "ok"}  # fmt: skip
-    assert answer["decisions"][0]["why"] == "promoted"
+    assert answer["decisions"][0]["why"] == "promoted" and answer["decisions"][0]["tier"] == "ssd"
 
 
 def access(n: int, at_ms: int) -> Access:
