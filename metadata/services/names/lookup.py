@@ -191,6 +191,10 @@ class LookupService:
         known.turn += 1
         return known.variants[known.turn % RECENT_VARIANTS]
 
+    def own_views(self, row: ObjectRow, *, first: int, length: int) -> list[ChunkView]:
+        """The chunks of a range of an inline row that was read a moment ago; reading them makes no heat."""
+        return self._inline_views(row, LookupItem("", row.key, "", row.version, first, length, is_own=True))
+
     def _inline_views(self, row: ObjectRow, item: LookupItem) -> list[ChunkView]:
         assert row.body is not None, "called for inline rows only"
         stop, start, now_ms = _stop(row.size, item), 0, self._clock.now_ms()

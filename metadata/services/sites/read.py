@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from metadata.catalog.objects import ObjectRow
 from metadata.services.cluster.view import ClusterView
 from metadata.services.names.lookup import LookupService
 from tierstore.auth.access import Principal
@@ -33,13 +34,18 @@ class BodyReader:
         self._client = client
         self.turns = asyncio.Semaphore(READS_MAX)
 
-    async def read(self, bucket: str, key: str, version: int, *, first: int, length: int) -> bytes:
-        """Raises NotFound when the version is gone or its bytes are elsewhere, UnavailableError."""
-        item = LookupItem(bucket, key, "", version, first, length, is_own=True)
-        found = await self._lookups.lookup(item, _SELF)
-        if found.code:
-            raise NotFound(found.detail, code=found.code)
-        pieces = [await self._chunk(chunk, first, first + length) for chunk in found.chunks]
+    async def read(self, bucket: str, row: ObjectRow, *, first: int, length: int) -> bytes:
+        """Of a version that was read a moment ago. Raises NotFound when it is gone or its bytes are elsewhere,
+        UnavailableError."""
+        if row.body:
+            chunks = self._lookups.own_views(row, first=first, length=length)
+        else:
+            item = LookupItem(bucket, row.key, "", row.version, first, length, is_own=True)
+            found = await self._lookups.lookup(item, _SELF)
+            if found.code:
+                raise NotFound(found.detail, code=found.code)
+            chunks = found.chunks
+        pieces = [await self._chunk(chunk, first, first + length) for chunk in chunks]
         body = b"".join(pieces)
         if len(body) != length:
             raise NotFound("its bytes are not all at this site", code="body-not-here")

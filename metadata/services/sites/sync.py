@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from metadata.catalog import buckets, schema, sites
 from metadata.catalog.feed import NewChange
+from metadata.catalog.objects import ObjectRow
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow, SiteRow
 from metadata.services.sites.apply import rules_of
@@ -48,6 +49,24 @@ SYNC_SECONDS: Final = 8.0
 DELIVERED_MAX: Final = 10_000
 #: Changes of one message (a directory's move) that are on their way at the same time.
 CHANGES_AT_ONCE: Final = 16
+
+
+class _Said(NamedTuple):
+    """What another site is to hear of a change. held: the version as it was read with it, None: it is gone."""
+
+    bucket: buckets.Bucket
+    record: NameRecord
+    held: ObjectRow | None
+
+
+def _look(c: Connection, bucket: str, change: NewChange) -> _Said:
+    """All that a push needs of the catalog, in one read: a writer waits for it."""
+    found = buckets.get(c, bucket)
+    name = (found.id, change.key, change.version)
+    held = sites.versions_of(c, [name]).get(name)
+    row = QueueRow(0, 0, found.id, change.key, change.version, change.kind, change.size)
+    record = record_of(found, row, held) or NameRecord(bucket, change.key, NAME_GONE, change.version)
+    return _Said(found, record, held)
 
 
 class SyncWaits:
@@ -104,9 +123,9 @@ class SyncWaits:
 
     async def _confirm(self, name: str, change: NewChange) -> CommitResult:
         """code "" when every site that a sync rule names has the version, or its rule lets it come later."""
-        bucket = await self._parts.database.read(lambda c: buckets.get(c, name))
+        said = await self._parts.database.read(lambda c: _look(c, name, change))
         seen: set[str] = set()
-        for rule in rules_of(bucket):
+        for rule in rules_of(said.bucket):
             target = rule["target"]
             if not change.key.startswith(rule["prefix"]) or target in seen:
                 continue
@@ -114,7 +133,7 @@ class SyncWaits:
             if rule["mode"] != "sync":
                 continue
             is_degrading = rule["on_failure"] == "degrade"
-            problem = await self._deliver(target, bucket, change, may_skip=is_degrading)
+            problem = await self._deliver(target, said, change, may_skip=is_degrading)
             if problem and not is_degrading:
                 self.failed += 1
                 return CommitResult(
@@ -125,19 +144,17 @@ class SyncWaits:
                 self.degraded += 1
         return CommitResult()
 
-    async def _deliver(
-        self, target: str, bucket: buckets.Bucket, change: NewChange, *, may_skip: bool
-    ) -> str:
+    async def _deliver(self, target: str, said: _Said, change: NewChange, *, may_skip: bool) -> str:
         """"" when the target has it durably, else why not."""
         if may_skip and self._is_away(target):
             return "the site is away"
         # Metadata has no version of its own: each change of it is said for itself.
-        name = (target, bucket.id, change.key, change.version, change.kind)
+        name = (target, said.bucket.id, change.key, change.version, change.kind)
         key = (*name, object()) if change.kind == schema.CHANGE_META else name
         task = self._deliveries.get(key)
         if task is None:
             self.waits += 1
-            task = asyncio.get_running_loop().create_task(self._try(target, bucket, change), name=f"sync {target}")
+            task = asyncio.get_running_loop().create_task(self._try(target, said, change), name=f"sync {target}")
             self._deliveries[key] = task
             task.add_done_callback(lambda _: self._deliveries.pop(key, None))
         return await asyncio.shield(task)
@@ -149,51 +166,42 @@ class SyncWaits:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _try(self, target: str, bucket: buckets.Bucket, change: NewChange) -> str:
+    async def _try(self, target: str, said: _Said, change: NewChange) -> str:
         """"" when the target has it durably, else why not. Raises nothing that is expected."""
         try:
             async with asyncio.timeout(SYNC_SECONDS):
-                await self._send(target, bucket, change)
+                await self._send(target, said, change)
         except TimeoutError:
             return f"no answer in {SYNC_SECONDS:.0f} s"
         except TierstoreError as error:
             return str(error)
         return ""
 
-    async def _send(self, target: str, bucket: buckets.Bucket, change: NewChange) -> None:
-        row = self._members.known.get(target)
-        name = (bucket.id, change.key, change.version)
-
-        def work(c: Connection) -> NameRecord | None:
-            held = sites.versions_of(c, [name]).get(name)
-            row = QueueRow(0, 0, bucket.id, change.key, change.version, change.kind, change.size)
-            return record_of(bucket, row, held)
-
-        record = await self._parts.database.read(work)
-        record = record or NameRecord(bucket.name, change.key, NAME_GONE, change.version)
-        if record.kind == NAME_PUT and 0 < record.size <= PUSH_BYTES_MAX:
-            await self._push(row, bucket, record)
-            self._delivered[target, *name] = None
+    async def _send(self, target: str, said: _Said, change: NewChange) -> None:
+        row, bucket, record = self._members.known.get(target), said.bucket, said.record
+        if said.held is not None and record.kind == NAME_PUT and 0 < record.size <= PUSH_BYTES_MAX:
+            await self._push(row, said, said.held)
+            self._delivered[target, bucket.id, change.key, change.version] = None
             while len(self._delivered) > DELIVERED_MAX:
                 self._delivered.popitem(last=False)
         else:
             await self._name_and_fetch(row, bucket, record)
 
-    async def _push(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord) -> None:
+    async def _push(self, row: SiteRow, said: _Said, held: ObjectRow) -> None:
         """The name with its bytes: one round trip, segments beside each other."""
         try:
             async with asyncio.TaskGroup() as group:
-                for first in range(0, record.size, SEGMENT_BYTES):
-                    group.create_task(self._push_segment(row, bucket, record, first))
+                for first in range(0, held.size, SEGMENT_BYTES):
+                    group.create_task(self._push_segment(row, said, held, first))
         except* TierstoreError as errors:
             failed = [error for error in errors.exceptions if isinstance(error, TierstoreError)]
             raise UnavailableError(str(failed[0]), code=failed[0].code) from None
 
-    async def _push_segment(self, row: SiteRow, bucket: buckets.Bucket, record: NameRecord, first: int) -> None:
-        length = min(SEGMENT_BYTES, record.size - first)
+    async def _push_segment(self, row: SiteRow, said: _Said, held: ObjectRow, first: int) -> None:
+        length = min(SEGMENT_BYTES, held.size - first)
         async with self._body.turns:
-            data = await self._body.read(record.bucket, record.key, record.version, first=first, length=length)
-            push = Push(self._parts.me().name, record, bucket.versioning, first, crc_of(data), data)
+            data = await self._body.read(said.bucket.name, held, first=first, length=length)
+            push = Push(self._parts.me().name, said.record, said.bucket.versioning, first, crc_of(data), data)
             answer = await self._members.courier.send(
                 row, "/v1/sites/push", push, PushAnswer, seconds=SYNC_SECONDS
             )
