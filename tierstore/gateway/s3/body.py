@@ -20,6 +20,7 @@ from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.upload import Pushed, UploadSink
 from tierstore.serving.exchange import Exchange
+from tierstore.transport.pieces import PieceBuffers
 
 HASH_STEP_BYTES: Final = 256 * 1024
 HASH_BYTES_MAX: Final = 8 << 20
@@ -29,6 +30,10 @@ TRAILER_BYTES_MAX: Final = 16 * 1024
 CHUNK_BYTES_MAX: Final = 1 << 33
 #: Sums of bodies up to this are computed in the loop: a thread's hop costs more.
 INLINE_BYTES: Final = 32 * 1024
+
+
+#: Memory of bodies on their way to a hasher, used again: fresh memory costs as much as copying into it.
+_steps: Final = PieceBuffers(HASH_BYTES_MAX)
 
 
 class Decoder(Protocol):
@@ -65,39 +70,59 @@ class Hasher:
     def __init__(self, algorithms: set[str], executor: Executor | None) -> None:
         self._sums = {name: checksums.new(name) for name in algorithms}
         self._executor = executor
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._filling: bytearray | None = None      # the step that is not full: its first `_fill` bytes
+        self._fill = 0
+        self._waiting: list[bytearray] = []         # full steps
         self._busy_bytes = 0
         self._task: asyncio.Future[None] | None = None
         self.on_progress: Callable[[], None] | None = None
 
     def update(self, piece: memoryview) -> None:
-        self._waiting.append(bytes(piece))
-        self._waiting_bytes += len(piece)
-        if self._task is None and self._waiting_bytes >= HASH_STEP_BYTES:
+        """The next bytes (copied)."""
+        at = 0
+        while at < len(piece):
+            if self._filling is None:
+                self._filling, self._fill = _steps.take(HASH_STEP_BYTES), 0
+            count = min(HASH_STEP_BYTES - self._fill, len(piece) - at)
+            self._filling[self._fill : self._fill + count] = piece[at : at + count]
+            self._fill += count
+            at += count
+            if self._fill == HASH_STEP_BYTES:
+                self._waiting.append(self._filling)
+                self._filling = None
+        if self._task is None and self._waiting:
             self._start()
 
     @property
     def is_full(self) -> bool:
-        return self._waiting_bytes + self._busy_bytes > HASH_BYTES_MAX
+        return len(self._waiting) * HASH_STEP_BYTES + self._busy_bytes > HASH_BYTES_MAX
 
     def _start(self) -> asyncio.Future[None]:
         batch, self._waiting = self._waiting, []
-        self._busy_bytes, self._waiting_bytes = self._waiting_bytes, 0
-        task = self._task = asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
-        task.add_done_callback(self._done)
+        self._busy_bytes = len(batch) * HASH_STEP_BYTES
+        return self._run(batch, HASH_STEP_BYTES)
+
+    def _run(self, batch: list[bytearray], last_bytes: int) -> asyncio.Future[None]:
+        task = asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch, last_bytes)
+        self._task = task
+        task.add_done_callback(lambda _: self._done(task, batch))
         return task
 
-    def _work(self, batch: list[bytes]) -> None:
-        for total in self._sums.values():
-            for piece in batch:
-                total.update(piece)
+    def _work(self, batch: list[bytearray], last_bytes: int) -> None:
+        """All of the steps, of the last one its first bytes."""
+        for step in batch:
+            view = memoryview(step)[:last_bytes] if step is batch[-1] else memoryview(step)
+            for total in self._sums.values():       # all sums of a step while it is in the cache
+                total.update(view)
 
-    def _done(self, task: asyncio.Future[None]) -> None:
+    def _done(self, task: asyncio.Future[None], batch: list[bytearray]) -> None:
         self._task = None
         self._busy_bytes = 0
-        if not task.cancelled() and task.exception() is None and self._waiting_bytes >= HASH_STEP_BYTES:
-            self._start()
+        if not task.cancelled():        # else the thread may still look at them
+            for step in batch:
+                _steps.give_back(step)
+            if task.exception() is None and self._waiting:
+                self._start()
         if self.on_progress is not None:
             self.on_progress()
 
@@ -106,10 +131,13 @@ class Hasher:
         while (task := self._task) is not None:
             await task
             await asyncio.sleep(0)      # let _done run: it may start the next step
-        if self._waiting_bytes > INLINE_BYTES:
-            await self._start()
-        else:
-            self._work(self._waiting)
+        if self._filling is not None:
+            rest, self._filling = [self._filling], None
+            if self._fill > INLINE_BYTES:
+                await self._run(rest, self._fill)
+            else:
+                self._work(rest, self._fill)
+                _steps.give_back(rest[0])
         return {name: total.digest() for name, total in self._sums.items()}
 
 

@@ -19,11 +19,12 @@ from tierstore.gateway.s3.errors import S3Error
 
 #: Algorithm (lower case) -> bytes of its digest.
 ALGORITHMS: Final = {"crc32": 4, "crc32c": 4, "crc64nvme": 8, "sha1": 20, "sha256": 32}
+Buffer = bytes | bytearray | memoryview
 PREFIX: Final = "x-amz-checksum-"
 
 
 class Sum(Protocol):
-    def update(self, data: bytes, /) -> object: ...
+    def update(self, data: Buffer, /) -> object: ...
 
     def digest(self) -> bytes: ...
 
@@ -31,12 +32,12 @@ class Sum(Protocol):
 class _Crc:
     """A CRC with hashlib's manners."""
 
-    def __init__(self, step: Callable[[bytes, int], int], size: int) -> None:
+    def __init__(self, step: Callable[[Buffer, int], int], size: int) -> None:
         self._step = step
         self._size = size
         self.value = 0
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: Buffer) -> None:
         self.value = self._step(data, self.value)
 
     def digest(self) -> bytes:
@@ -55,7 +56,7 @@ def new(algorithm: str) -> Sum:
 
 
 @functools.cache
-def _crc64nvme() -> Callable[[bytes, int], int]:
+def _crc64nvme() -> Callable[[Buffer, int], int]:
     from awscrt import checksums  # a large library: loaded by preload(), or by whoever comes first
 
     return checksums.crc64nvme  # type: ignore[no-any-return]
