@@ -7,16 +7,15 @@ from typing import Final
 import msgspec
 
 from tierstore.auth.policy_language import Policy, PolicyError
-from tierstore.auth.policy_patterns import matches
 from tierstore.gateway.s3 import documents, grants, rights
 from tierstore.gateway.s3.acl import Acls, acl_document
 from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.documents import document, element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.policy_review import review
 from tierstore.gateway.s3.request import Call
 from tierstore.wire.s3 import POLICY, POLICY_BINDS_OWNER
 
-_ARN: Final = "arn:aws:s3:::"
 _JSON_LINE: Final = b"content-type: application/json\r\n"
 _SWITCHES: Final = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
 
@@ -40,12 +39,9 @@ class BucketRights:
         try:
             text = (await self._files.body(call)).decode()
             policy = Policy.of(text)
+            review(policy, call.bucket)
         except (PolicyError, UnicodeDecodeError) as error:
             raise S3Error("MalformedPolicy", str(error)) from None
-        for statement in policy.statements:
-            for resource in (*statement.resources, *statement.not_resources):
-                if not _is_about(resource.text, call.bucket):
-                    raise S3Error("MalformedPolicy", "Policy has invalid resource")
         if policy.is_public and rights.block_of(bucket).block_policy:
             raise S3Error("AccessDenied")
         binds_owner = (call.header(b"x-amz-confirm-remove-self-bucket-access") or "").lower() == "true"
@@ -120,9 +116,3 @@ class BucketRights:
         bucket = await self._files.bucket(call, "s3:PutBucketAcl")
         await self._files.set(call, rights.ACL, await self._acls.of_change(call, bucket, bucket.owner))
         call.reply(200)
-
-
-def _is_about(resource: str, bucket: str) -> bool:
-    """Whether a resource of a policy can be in this bucket: its name stands for it, by wildcards too."""
-    name, _, _ = resource.removeprefix(_ARN).partition("/")
-    return resource == "*" or matches(name, bucket)
