@@ -64,7 +64,8 @@ class LifecycleRule(msgspec.Struct, frozen=True):
 
 
 class Due(msgspec.Struct, frozen=True):
-    """What is to be done with a version: "expire", or "move" to a storage class. rule: by its name."""
+    """What is to be done with a version: "expire", or "move" to a storage class; with an upload: "abort". rule: by its
+    name."""
 
     action: str
     rule: str
@@ -160,10 +161,20 @@ def marker_is_due(rules: list[LifecycleRule], key: str, created_at_ms: int, now_
     return False
 
 
+def upload_end(
+    rules: list[LifecycleRule], key: str, created_at_ms: int, *, day_seconds: float = DAY_SECONDS
+) -> Due | None:
+    """When a multipart upload that is never completed is given up: the earliest of all rules; None: never."""
+    found: Due | None = None
+    for rule in rules:
+        if rule.enabled and rule.abort_days >= 0 and key.startswith(rule.prefix):
+            at_ms = moment_after(created_at_ms, rule.abort_days, day_seconds)
+            if found is None or at_ms < found.at_ms:
+                found = Due("abort", rule.name, at_ms)
+    return found
+
+
 def upload_is_due(rules: list[LifecycleRule], key: str, created_at_ms: int, now_ms: int, *, day_seconds: float) -> bool:
     """Whether a multipart upload that was never completed is given up."""
-    return any(
-        rule.enabled and rule.abort_days >= 0 and key.startswith(rule.prefix)
-        and moment_after(created_at_ms, rule.abort_days, day_seconds) <= now_ms
-        for rule in rules
-    )  # fmt: skip
+    due = upload_end(rules, key, created_at_ms, day_seconds=day_seconds)
+    return due is not None and due.at_ms <= now_ms

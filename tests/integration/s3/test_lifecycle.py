@@ -26,6 +26,38 @@ def rules(*made: dict[str, Any]) -> dict[str, Any]:
     return {"Rules": [{"ID": f"rule{i}", "Status": "Enabled", **rule} for i, rule in enumerate(made)]}
 
 
+def move(storage_class: str, **when: Any) -> dict[str, Any]:
+    return {"StorageClass": storage_class, **(when or {"Days": 60})}
+
+
+#: What would do something else than it says: days and dates in one rule, moves behind the end or to where all begin.
+RULES_THAT_CANNOT_BE: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"Expiration": {"Date": datetime(2040, 1, 1, tzinfo=UTC)}, "Transitions": [move("GLACIER")]}, "InvalidRequest"),
+    ({"Expiration": {"Days": 60}, "Transitions": [move("GLACIER")]}, "InvalidArgument"),
+    ({"Expiration": {"Date": datetime(2040, 1, 1, tzinfo=UTC)},
+      "Transitions": [move("GLACIER", Date=datetime(2041, 1, 1, tzinfo=UTC))]}, "InvalidArgument"),
+    ({"Transitions": [move("GLACIER"), move("GLACIER", Days=90)]}, "InvalidRequest"),
+    ({"Transitions": [move("STANDARD")]}, "MalformedXML"),
+    ({"NoncurrentVersionTransitions": [move("GLACIER", NoncurrentDays=5)],
+      "NoncurrentVersionExpiration": {"NoncurrentDays": 5}}, "InvalidArgument"),
+    ({"NoncurrentVersionExpiration": {"NoncurrentDays": 1, "NewerNoncurrentVersions": 101}}, "InvalidArgument"),
+)  # fmt: skip
+
+
+def test_an_upload_says_when_it_will_be_given_up(s3: Any, bucket: str) -> None:
+    """x-amz-abort-date and -rule-id, of the rule that ends it first; none where no rule does."""
+    made = rules(*(
+        {"Filter": {"Prefix": prefix}, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": days}}
+        for prefix, days in (("a", 9), ("ab", 2))
+    ))  # fmt: skip
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=made)
+    for key, rule in (("a1", "rule0"), ("ab1", "rule1"), ("c", None)):
+        begun = s3.create_multipart_upload(Bucket=bucket, Key=key)
+        listed = s3.list_parts(Bucket=bucket, Key=key, UploadId=begun["UploadId"])
+        assert [shown.get("AbortRuleId") for shown in (begun, listed)] == [rule, rule]
+        assert listed.get("AbortDate") == begun.get("AbortDate")
+
+
 def test_lifecycle_rules_round_trip(s3: Any, bucket: str, refused: Refused) -> None:
     """What is set is what is got, in every form of filter and action; nonsense has AWS's codes."""
     assert refused(s3.get_bucket_lifecycle_configuration, Bucket=bucket) == "NoSuchLifecycleConfiguration"
@@ -53,6 +85,9 @@ def test_lifecycle_rules_round_trip(s3: Any, bucket: str, refused: Refused) -> N
         assert refused(
             s3.put_bucket_lifecycle_configuration, Bucket=bucket, LifecycleConfiguration=rules(wrong)
         ) == code, wrong  # fmt: skip
+    for wrong, code in RULES_THAT_CANNOT_BE:
+        asked = {"Bucket": bucket, "LifecycleConfiguration": rules({"Filter": {"Prefix": ""}, **wrong})}
+        assert refused(s3.put_bucket_lifecycle_configuration, **asked) == code, wrong
     same = {"Rules": [{"ID": "a", "Status": "Enabled", "Prefix": p, "Expiration": {"Days": 1}} for p in "xy"]}
     assert refused(s3.put_bucket_lifecycle_configuration, Bucket=bucket, LifecycleConfiguration=same) == (
         "InvalidArgument"

@@ -139,6 +139,23 @@ def test_checksums_of_the_whole_are_compared(s3: Any, bucket: str, refused: Refu
     ) == "InvalidRequest"  # fmt: skip
 
 
+def test_checksums_of_checksums_are_compared(s3: Any, bucket: str, refused: Refused) -> None:
+    """COMPOSITE: the sum of the parts' sums, with their number behind it, as clients send it. It was refused with it.
+    Lists say for which checksums an upload was created."""
+    names = begin(s3, bucket, "k", ChecksumAlgorithm="SHA256")
+    for page in (s3.list_parts(**names), s3.list_multipart_uploads(Bucket=bucket)["Uploads"][0]):
+        assert (page["ChecksumAlgorithm"], page["ChecksumType"]) == ("SHA256", "COMPOSITE")
+    made = s3.upload_part(**names, PartNumber=1, Body=b"x", ChecksumAlgorithm="SHA256")
+    part = {"PartNumber": 1, "ETag": made["ETag"], "ChecksumSHA256": made["ChecksumSHA256"]}
+    ending = {**names, "MultipartUpload": {"Parts": [part]}}
+    digest = hashlib.sha256(base64.b64decode(made["ChecksumSHA256"])).digest()
+    right = base64.b64encode(digest).decode()
+    for wrong, code in ((f"{right}-2", "BadDigest"), (f"{made['ChecksumSHA256']}-1", "BadDigest"),
+                        (f"{right}-x", "InvalidRequest"), ("bad", "InvalidRequest")):  # fmt: skip
+        assert refused(s3.complete_multipart_upload, **ending, ChecksumSHA256=wrong) == code, wrong
+    assert s3.complete_multipart_upload(**ending, ChecksumSHA256=f"{right}-1")["ChecksumSHA256"] == f"{right}-1"
+
+
 def test_parts_copied_by_ranges(s3: Any, bucket: str, refused: Refused) -> None:
     """A range past the end, one of no sense, a source that is not there, conditions on the source."""
     body = bytes(range(256)) * 40

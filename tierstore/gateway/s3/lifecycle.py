@@ -5,6 +5,7 @@ The rules' meaning is tierstore.policy.lifecycle's; metadata's lifecycle duty ca
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,13 +21,18 @@ from tierstore.gateway.s3.bucket_files import BucketFiles
 from tierstore.gateway.s3.documents import Node, document, element, moment
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.request import Call
-from tierstore.policy.lifecycle import DOCUMENT, LifecycleRule, Move, expiry, rules_of, rules_text
+from tierstore.policy.lifecycle import DOCUMENT, LifecycleRule, Move, expiry, rules_of, rules_text, upload_end
 from tierstore.wire.names import BucketView
-from tierstore.wire.storage_class import STORAGE_CLASSES
 
 RULES_MAX: Final = 1000
+NEWER_KEPT_MAX: Final = 100
+#: AWS's TransitionStorageClass: where objects begin, none goes to.
+_MOVED_TO: Final = frozenset({
+    "GLACIER", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "DEEP_ARCHIVE", "GLACIER_IR",
+})  # fmt: skip
 _NAME_MAX: Final = 255
 _DAY_MS: Final = 86_400_000
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _ACTIONS: Final = (
     "Expiration", "NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload", "Transition",
     "NoncurrentVersionTransition",
@@ -72,6 +78,15 @@ def expiration_line(bucket: BucketView, key: str, size: int, tags: dict[str, str
     return f'x-amz-expiration: expiry-date="{http_moment(due.at_ms)}", rule-id="{quote(due.rule)}"\r\n'
 
 
+def abort_lines(bucket: BucketView, key: str, created_at_ms: int) -> str:
+    """x-amz-abort-date and -rule-id of an upload that a rule will end; "" else."""
+    text = bucket.config.get(DOCUMENT)
+    due = upload_end(_known(text), key, created_at_ms) if text is not None else None
+    if due is None:
+        return ""
+    return f"x-amz-abort-date: {http_moment(due.at_ms)}\r\nx-amz-abort-rule-id: {quote(due.rule)}\r\n"
+
+
 # -- reading ----------------------------------------------------------------------------------------------------
 def parse_rules(root: Node) -> list[LifecycleRule]:
     """Raises S3Error(MalformedXML, InvalidArgument, InvalidRequest)."""
@@ -105,7 +120,29 @@ def _rule(node: Node) -> LifecycleRule:
             rule = change(rule, part)
     moves = [_move(part, "Days") for part in node.all("Transition")]
     noncurrent = [_move(part, "NoncurrentDays") for part in node.all("NoncurrentVersionTransition")]
+    _check_times(rule, moves)
+    if any(0 <= rule.noncurrent_days <= move.days for move in noncurrent):
+        raise S3Error("InvalidArgument", "'NoncurrentDays' in the NoncurrentVersionExpiration action must be greater "
+                      "than 'NoncurrentDays' in the NoncurrentVersionTransition action")  # fmt: skip
+    for listed in (moves, noncurrent):
+        if len({move.storage_class for move in listed}) < len(listed):
+            raise S3Error("InvalidRequest", "'StorageClass' must be different for 'Transition' actions in one 'Rule'")
     return msgspec.structs.replace(rule, moves=moves, noncurrent_moves=noncurrent)
+
+
+def _check_times(rule: LifecycleRule, moves: list[Move]) -> None:
+    """A rule counts in days or names dates, not both; what expires has moved before. Raises S3Error."""
+    by_days = [move.days >= 0 for move in moves] + [True] * (rule.expire_days >= 0) + [False] * bool(rule.expire_at_ms)
+    if len(set(by_days)) > 1:
+        raise S3Error("InvalidRequest", "Found mixed 'Date' and 'Days' based Expiration and Transition actions in "
+                      "lifecycle rule")  # fmt: skip
+    for move in moves:
+        if 0 <= rule.expire_days <= move.days:
+            raise S3Error("InvalidArgument", "'Days' in the Expiration action must be greater than 'Days' in the "
+                          "Transition action")  # fmt: skip
+        if 0 < rule.expire_at_ms <= move.at_ms:
+            raise S3Error("InvalidArgument", "'Date' in the Expiration action must be later than 'Date' in the "
+                          "Transition action")  # fmt: skip
 
 
 def _with_filter(rule: LifecycleRule, node: Node) -> LifecycleRule:
@@ -143,9 +180,7 @@ def _with_noncurrent(rule: LifecycleRule, node: Node) -> LifecycleRule:
     days = _number(node, "NoncurrentDays", 1)
     if days < 0:
         raise S3Error("MalformedXML")
-    return msgspec.structs.replace(
-        rule, noncurrent_days=days, noncurrent_kept=max(0, _number(node, "NewerNoncurrentVersions", 1))
-    )
+    return msgspec.structs.replace(rule, noncurrent_days=days, noncurrent_kept=_newer_kept(node))
 
 
 def _with_abort(rule: LifecycleRule, node: Node) -> LifecycleRule:
@@ -166,10 +201,16 @@ _CHANGES: Final[dict[str, Callable[[LifecycleRule, Node], LifecycleRule]]] = {
 def _move(node: Node, days_name: str) -> Move:
     storage_class, date = node.text("StorageClass"), node.text("Date")
     days = _number(node, days_name, 0)
-    if storage_class not in STORAGE_CLASSES or (days < 0) == (date is None):
+    if storage_class not in _MOVED_TO or (days < 0) == (date is None):
         raise S3Error("MalformedXML")
-    kept = max(0, _number(node, "NewerNoncurrentVersions", 1))
-    return Move(storage_class, days, _date(date) if date is not None else 0, kept)
+    return Move(storage_class, days, _date(date) if date is not None else 0, _newer_kept(node))
+
+
+def _newer_kept(node: Node) -> int:
+    kept = _number(node, "NewerNoncurrentVersions", 1)
+    if kept > NEWER_KEPT_MAX:
+        raise S3Error("InvalidArgument", f"'NewerNoncurrentVersions' must be at most {NEWER_KEPT_MAX}")
+    return max(0, kept)
 
 
 def _number(node: Node, name: str, least: int) -> int:
@@ -187,8 +228,9 @@ def _number(node: Node, name: str, least: int) -> int:
 
 
 def _date(text: str) -> int:
+    """A date with hyphens, as XML has it: Python alone would read 20300101 too."""
     try:
-        at = datetime.fromisoformat(text.strip())
+        at = datetime.fromisoformat(text.strip() if _DATE.match(text.strip()) else "")
     except ValueError:
         raise S3Error("MalformedXML") from None
     at_ms = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -25,6 +25,7 @@ from tierstore.gateway.s3.conditions import why_refused, write_condition
 from tierstore.gateway.s3.copies import Copies
 from tierstore.gateway.s3.documents import document, element, moment, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
+from tierstore.gateway.s3.lifecycle import abort_lines
 from tierstore.gateway.s3.lock_forms import locked_meta
 from tierstore.gateway.s3.object_meta import (
     CHECKSUM_ALGORITHM,
@@ -36,7 +37,7 @@ from tierstore.gateway.s3.object_meta import (
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.sse import Cover, part_cover
 from tierstore.gateway.s3.sse_format import pieces_of
-from tierstore.gateway.s3.sse_keys import Vault, sealed_lines, sealed_of, with_sealed
+from tierstore.gateway.s3.sse_keys import Vault, Wish, sealed_lines, sealed_of, with_sealed
 from tierstore.gateway.s3.upload_lists import algorithm_of, permitted_upload, upload_id
 from tierstore.gateway.s3.uploads import PUT_BYTES_MAX, BodyReader, promise_of
 from tierstore.sdk.store import Store
@@ -97,6 +98,7 @@ class Multipart:
             sealed, _ = self._vault.seal(wish, is_parts=True)
             meta = with_sealed(meta, sealed)
             lines += "".join(f"{line}\r\n" for line in sealed_lines(sealed)).encode()
+        lines += abort_lines(bucket, call.key, self._catalog.now_ms).encode()
         upload = secrets.token_bytes(UPLOAD_BYTES)
         await self._catalog.create_upload(call.bucket, call.key, upload, call.principal.user, meta)
         inner = element("Bucket", call.bucket) + element("Key", call.key) + element("UploadId", upload.hex())
@@ -175,12 +177,17 @@ class Multipart:
 
     def _cover(self, call: Call, upload: UploadView) -> Cover:
         """How the parts of this upload are stored. Raises S3Error for a customer's key that is missing or another."""
+        sealed, customer = sealed_of(upload.meta), self._customer_of(call, upload)
+        return part_cover(sealed, self._vault.open(sealed, customer) if sealed is not None else b"")
+
+    def _customer_of(self, call: Call, upload: UploadView) -> Wish:
+        """The customer's key that a request on an upload brings, if any. Raises S3Error for another than its own."""
         sealed, customer = sealed_of(upload.meta), self._vault.customer(call)
         if sealed is None and customer.kind:
             raise S3Error("InvalidRequest", "The upload was begun without encryption by a customer's key.")
         if sealed is not None and customer.kind and customer.key_md5 != sealed.key_md5:
             raise S3Error("InvalidRequest", "The encryption parameters of the upload were others.")
-        return part_cover(sealed, self._vault.open(sealed, customer) if sealed is not None else b"")
+        return customer
 
     async def _check_alive(self, call: Call, upload: UploadView, part: int, version: int) -> None:
         """The upload may have ended while the part came: then nobody will ever take the part."""
@@ -206,6 +213,7 @@ class Multipart:
         except S3Error:
             await self._answer_repeat(call, bucket, identity)
             return
+        self._customer_of(call, upload)
         require_sums(upload, wanted)
         held = await self._catalog.all_parts(identity)
         parts = chosen(wanted, held)

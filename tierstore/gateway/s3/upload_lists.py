@@ -12,7 +12,8 @@ from tierstore.gateway.s3 import rights
 from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.documents import document, element, moment, url_encoded
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
-from tierstore.gateway.s3.object_meta import CHECKSUM_ALGORITHM, OWNER
+from tierstore.gateway.s3.lifecycle import abort_lines
+from tierstore.gateway.s3.object_meta import CHECKSUM_ALGORITHM, CHECKSUM_TYPE, OWNER
 from tierstore.gateway.s3.request import Call, number
 from tierstore.wire.names import BucketView
 from tierstore.wire.s3 import UPLOAD_BYTES, PartsAsk, UploadsAsk, UploadView
@@ -42,14 +43,14 @@ class UploadLists:
             inner += element("NextPartNumberMarker", parts[-1].number)
         inner += element("MaxParts", most) + element("IsTruncated", page.more and bool(parts))
         algorithm = algorithm_of(upload)
-        if algorithm:
-            inner += element("ChecksumAlgorithm", algorithm.upper())
+        inner += _sum_form(upload)
         for part in parts:
             body = element("PartNumber", part.number) + element("LastModified", moment(part.created_at_ms))
             body += element("ETag", f'"{part.etag}"') + element("Size", part.size)
             body += "".join(element(f"Checksum{n.upper()}", v) for n, v in part.checksums.items() if n == algorithm)
             inner += f"<Part>{body}</Part>"
-        call.reply(200, document("ListPartsResult", inner), XML_LINE)
+        lines = abort_lines(bucket, call.key, upload.created_at_ms).encode()
+        call.reply(200, document("ListPartsResult", inner), XML_LINE + lines)
 
     async def list_uploads(self, call: Call) -> None:
         """ListMultipartUploads."""
@@ -68,7 +69,8 @@ class UploadLists:
         uploads, prefixes, last = await self._page(start, delimiter)
         listed = "".join(
             f"<Upload>{element('Key', shown(upload.key))}{element('UploadId', upload.id.hex())}"
-            f"{_owner_and_class(upload, bucket)}{element('Initiated', moment(upload.created_at_ms))}</Upload>"
+            f"{_owner_and_class(upload, bucket)}{element('Initiated', moment(upload.created_at_ms))}"
+            f"{_sum_form(upload)}</Upload>"
             for upload in uploads
         )
         inner = element("Bucket", call.bucket) + element("KeyMarker", shown(key_marker))
@@ -124,6 +126,15 @@ def _owner_and_class(upload: UploadView, bucket: BucketView) -> str:
         for role, who in (("Initiator", upload.owner), ("Owner", owner))
     )
     return inner + element("StorageClass", class_of(upload.meta) or STANDARD)
+
+
+def _sum_form(upload: UploadView) -> str:
+    """Which checksums an upload was created for."""
+    extra = upload.meta.extra if upload.meta is not None else {}
+    if CHECKSUM_ALGORITHM not in extra:
+        return ""
+    kind = extra.get(CHECKSUM_TYPE, b"FULL_OBJECT").decode()
+    return element("ChecksumAlgorithm", algorithm_of(upload).upper()) + element("ChecksumType", kind)
 
 
 async def permitted_upload(catalog: S3Catalog, call: Call, bucket: BucketView, action: str) -> UploadView:

@@ -39,8 +39,8 @@ class Promise:
     is_chunked: bool
 
 
-def promise_of(call: Call) -> Promise:
-    """Raises S3Error before a byte of the body is read."""
+def promise_of(call: Call, *, sums_are_of_object: bool = False) -> Promise:
+    """Raises S3Error before a byte of the body is read. sums_are_of_object: see BodyReader.small."""
     exchange = call.exchange
     is_chunked = call.payload in STREAMS
     raw = call.header(b"x-amz-decoded-content-length") if is_chunked else None
@@ -52,7 +52,7 @@ def promise_of(call: Call) -> Promise:
         size = exchange.content_length or 0
     if size > PUT_BYTES_MAX:
         raise S3Error("EntityTooLarge")
-    algorithm, checksum = _checksum_header(call)
+    algorithm, checksum = _checksum_header(call, may_count_parts=sums_are_of_object)
     trailer = (call.header(b"x-amz-trailer") or "").lower()
     if trailer and is_chunked:
         if not trailer.startswith(checksums.PREFIX) or trailer[len(checksums.PREFIX) :] not in checksums.ALGORITHMS:
@@ -89,7 +89,8 @@ def form_promise(call: Call) -> Promise:
     return Promise(-1, _content_md5(call), "", algorithm, checksum, "", is_chunked=False)
 
 
-def _checksum_header(call: Call) -> tuple[str, bytes | None]:
+def _checksum_header(call: Call, *, may_count_parts: bool = False) -> tuple[str, bytes | None]:
+    """may_count_parts: "-3" may stand behind it, as behind the checksum of checksums of an upload of three parts."""
     if call.header_names.isdisjoint(_CHECKSUMS):
         return "", None
     found = [
@@ -99,7 +100,11 @@ def _checksum_header(call: Call) -> tuple[str, bytes | None]:
     if len(found) > 1:
         raise S3Error("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not "
                       "allowed.")  # fmt: skip
-    return (found[0][0], checksums.decode(*found[0])) if found else ("", None)
+    if not found:
+        return "", None
+    name, value = found[0]
+    said, _, parts = value.partition("-")
+    return name, checksums.decode(name, said if may_count_parts and parts.isdecimal() else value)
 
 
 @dataclass(slots=True)
@@ -138,7 +143,7 @@ class BodyReader:
         (CompleteMultipartUpload: of the object that is put together)."""
         if call.exchange.content_length is not None and call.exchange.content_length > limit_bytes:
             raise S3Error("MaxMessageLengthExceeded", "Your request was too large.")
-        promise = promise_of(call)
+        promise = promise_of(call, sums_are_of_object=sums_are_of_object)
         if sums_are_of_object and not promise.trailer:
             promise.algorithm, promise.checksum = "", None
         target = Collected(limit_bytes)
