@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.s3.conftest import client_of
 from tests.integration.s3.test_buckets import anonymous
 from tests.kit.cluster import Cluster
 
@@ -315,3 +316,51 @@ def test_settings_that_are_not_quite_right(s3: Any, bucket: str, refused: Refuse
     s3.put_object(Bucket=bucket, Key="k", Body=b"")
     gone = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k", "VersionId": "no-such-id"}]})
     assert [error["Code"] for error in gone["Errors"]] == ["NoSuchVersion"]
+
+
+def test_a_bucket_must_be_whose_the_client_expects(s3: Any, bucket: str, refused: Refused) -> None:
+    """x-amz-expected-bucket-owner, for sources of copies too: a name may have come to somebody else meanwhile."""
+    owner, other = s3.get_bucket_acl(Bucket=bucket)["Owner"]["ID"], "111122223333"
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x", ExpectedBucketOwner=owner)
+    assert refused(s3.head_bucket, Bucket=bucket, ExpectedBucketOwner=other) == "403"
+    for call, more in ((s3.get_object, {"Key": "k"}), (s3.put_object, {"Key": "k", "Body": b"y"}),
+                       (s3.delete_object, {"Key": "k"}), (s3.list_objects_v2, {}), (s3.get_bucket_acl, {}),
+                       (s3.create_multipart_upload, {"Key": "k"})):  # fmt: skip
+        assert refused(call, Bucket=bucket, ExpectedBucketOwner=other, **more) == "AccessDenied"
+    copy = {"Bucket": bucket, "Key": "c", "CopySource": {"Bucket": bucket, "Key": "k"}, "ExpectedBucketOwner": owner}
+    assert refused(s3.copy_object, **copy, ExpectedSourceBucketOwner=other) == "AccessDenied"
+    s3.copy_object(**copy, ExpectedSourceBucketOwner=owner)
+    assert s3.get_object(Bucket=bucket, Key="c")["Body"].read() == b"x"
+
+
+def test_who_pays_is_told_so(s3: Any, bucket: str, running: Cluster) -> None:
+    """x-amz-request-charged for strangers who said that they would, not for the owner."""
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    statement = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:PutObject"],
+                 "Resource": f"arn:aws:s3:::{bucket}/*"}  # fmt: skip
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Statement": [statement]}))
+    s3.put_bucket_request_payment(Bucket=bucket, RequestPaymentConfiguration={"Payer": "Requester"})
+    stranger = client_of(running, "CONFIGURED1", "configured-secret")
+    named = {"Bucket": bucket, "Key": "k", "RequestPayer": "requester"}
+    assert stranger.get_object(**named)["RequestCharged"] == "requester"
+    assert stranger.put_object(**named, Body=b"y")["RequestCharged"] == "requester"
+    assert "RequestCharged" not in s3.get_object(Bucket=bucket, Key="k")
+
+
+def test_a_copy_of_a_delete_marker_is_no_request(s3: Any, bucket: str, refused: Refused) -> None:
+    """A read of it by version is a method that is not allowed; a copy names what cannot be copied."""
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    marker = s3.delete_object(Bucket=bucket, Key="k")["VersionId"]
+    source = {"Bucket": bucket, "Key": "k", "VersionId": marker}
+    assert refused(s3.copy_object, Bucket=bucket, Key="c", CopySource=source) == "InvalidRequest"
+
+
+def test_buckets_are_listed_with_their_regions(s3: Any, bucket: str) -> None:
+    """And by region: that of a bucket without a location constraint is the default one."""
+    named = f"{bucket}-far"
+    s3.create_bucket(Bucket=named, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    shown = {b["Name"]: b["BucketRegion"] for b in s3.list_buckets(Prefix=bucket)["Buckets"]}
+    assert shown == {bucket: "us-east-1", named: "eu-west-1"}
+    far = s3.list_buckets(Prefix=bucket, BucketRegion="eu-west-1")["Buckets"]
+    assert [b["Name"] for b in far] == [named]

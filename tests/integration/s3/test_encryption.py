@@ -182,3 +182,38 @@ def files_of(root: Path) -> Iterator[bytes]:
     for path in root.rglob("*"):
         if path.is_file():
             yield path.read_bytes()
+
+
+def test_another_customers_key_ends_no_upload(s3: Any, bucket: str, refused: Refused) -> None:
+    """A completion needs no key, but one that it brings has to be the upload's."""
+    named = {"Bucket": bucket, "Key": "k"}
+    named["UploadId"] = s3.create_multipart_upload(**named, **customer())["UploadId"]
+    etag = s3.upload_part(PartNumber=1, Body=b"x", **named, **customer())["ETag"]
+    ended = {**named, "MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": etag}]}}
+    assert refused(s3.complete_multipart_upload, **ended, **customer(2)) == "InvalidRequest"
+    s3.complete_multipart_upload(**ended)
+    assert s3.get_object(Bucket=bucket, Key="k", **customer())["Body"].read() == b"x"
+
+
+def test_a_bucket_that_blocks_customers_keys(s3: Any, bucket: str, refused: Refused) -> None:
+    """AWS's BlockedEncryptionTypes, with a default and without: nothing new comes under a key that its owner lacks."""
+    s3.put_object(Bucket=bucket, Key="old", Body=b"x", **customer())
+    for rule in ({"BlockedEncryptionTypes": {"EncryptionType": ["SSE-C"]}},
+                 {"BlockedEncryptionTypes": {"EncryptionType": ["SSE-C"]},
+                  "ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}):  # fmt: skip
+        s3.put_bucket_encryption(Bucket=bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
+        shown = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"]
+        assert shown == [{**rule, "BucketKeyEnabled": False}]
+        assert refused(s3.put_object, Bucket=bucket, Key="k", Body=b"x", **customer()) == "AccessDenied"
+        assert refused(s3.create_multipart_upload, Bucket=bucket, Key="k", **customer()) == "AccessDenied"
+        assert refused(
+            s3.copy_object, Bucket=bucket, Key="k", CopySource={"Bucket": bucket, "Key": "old"}, **source_customer(),
+            **customer(),
+        ) == "AccessDenied"  # fmt: skip
+    assert s3.get_object(Bucket=bucket, Key="old", **customer())["Body"].read() == b"x"
+    open_again = {"Rules": [{"BlockedEncryptionTypes": {"EncryptionType": ["NONE"]}}]}
+    s3.put_bucket_encryption(Bucket=bucket, ServerSideEncryptionConfiguration=open_again)
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x", **customer())
+    for wrong in ({"BlockedEncryptionTypes": {"EncryptionType": ["SSE-D"]}}, {}):
+        asked = {"Bucket": bucket, "ServerSideEncryptionConfiguration": {"Rules": [wrong]}}
+        assert refused(s3.put_bucket_encryption, **asked) == "MalformedXML"

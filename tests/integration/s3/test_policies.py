@@ -416,3 +416,23 @@ def test_resources_by_wildcards(s3: Any, bucket: str, other: Any, refused: Refus
         statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": resource}
         policy = json.dumps({"Statement": [statement]})
         assert refused(s3.put_bucket_policy, Bucket=bucket, Policy=policy) == "MalformedPolicy", resource
+
+
+def test_who_may_list_a_prefix_hears_what_is_missing_below_it(
+    s3: Any, bucket: str, allow: SetPolicy, other: Any, refused: Refused
+) -> None:
+    """404 where a list would say as much, 403 elsewhere, and for what is there; reads have no prefix of their own."""
+    s3.put_object(Bucket=bucket, Key="public/there", Body=b"x")
+    allow("s3:ListBucket", {"StringLike": {"s3:prefix": "public/*"}})
+    assert refused(other.head_object, Bucket=bucket, Key="public/gone") == "404"
+    assert refused(other.get_object, Bucket=bucket, Key="public/gone") == "NoSuchKey"
+    assert refused(other.head_object, Bucket=bucket, Key="private/gone") == "403"
+    assert refused(other.get_object, Bucket=bucket, Key="public/there") == "AccessDenied"
+
+
+def test_policies_that_could_do_nothing_are_refused(s3: Any, bucket: str, refused: Refused) -> None:
+    """A slip in an action, or an action that is not about what the statement names."""
+    for action, resource in (("s3:PutObjekt", "/*"), ("s3:PutObject", ""), ("s3:ListBucket", "/*")):
+        policy = {"Statement": [{"Effect": "Deny", "Principal": "*", "Action": action,
+                                 "Resource": f"arn:aws:s3:::{bucket}{resource}"}]}  # fmt: skip
+        assert refused(s3.put_bucket_policy, Bucket=bucket, Policy=json.dumps(policy)) == "MalformedPolicy", action

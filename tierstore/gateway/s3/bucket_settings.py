@@ -12,7 +12,7 @@ from tierstore.gateway.s3.cors import CORS, parse_rules
 from tierstore.gateway.s3.documents import document, element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.request import Call
-from tierstore.gateway.s3.sse_keys import DEFAULT, KMS, S3, default_of
+from tierstore.gateway.s3.sse_keys import BLOCKED, BLOCKS_CUSTOMER, DEFAULT, KMS, S3, default_of
 from tierstore.gateway.s3.tagging import parse_tagging
 
 TAGS: Final = "s3.tagging"
@@ -55,33 +55,35 @@ class BucketSettings:
 
     async def get_encryption(self, call: Call) -> None:
         bucket = await self._files.bucket(call, "s3:GetEncryptionConfiguration")
-        wish = default_of(bucket)
-        if not wish.kind:
+        wish, blocked = default_of(bucket), bucket.config.get(BLOCKED)
+        if not wish.kind and blocked is None:
             raise S3Error("ServerSideEncryptionConfigurationNotFoundError",
                           "The server side encryption configuration was not found")  # fmt: skip
-        inner = element("SSEAlgorithm", wish.kind) + element("KMSMasterKeyID", wish.key_id or None)
-        rule = f"<ApplyServerSideEncryptionByDefault>{inner}</ApplyServerSideEncryptionByDefault>"
+        rule = ""
+        if wish.kind:
+            inner = element("SSEAlgorithm", wish.kind) + element("KMSMasterKeyID", wish.key_id or None)
+            rule = f"<ApplyServerSideEncryptionByDefault>{inner}</ApplyServerSideEncryptionByDefault>"
         rule += element("BucketKeyEnabled", False)
+        if blocked is not None:
+            rule += f"<BlockedEncryptionTypes>{element('EncryptionType', blocked)}</BlockedEncryptionTypes>"
         call.reply(200, document("ServerSideEncryptionConfiguration", f"<Rule>{rule}</Rule>"), XML_LINE)
 
     async def put_encryption(self, call: Call) -> None:
+        """A default, types that are blocked, or both."""
         await self._files.bucket(call, "s3:PutEncryptionConfiguration")
         root = documents.parse(await self._files.body(call), "ServerSideEncryptionConfiguration")
         rules = root.all("Rule")
         rule = rules[0] if len(rules) == 1 else None
-        default = rule.one("ApplyServerSideEncryptionByDefault") if rule is not None else None
-        kind, key_id = (default.text("SSEAlgorithm"), default.text("KMSMasterKeyID")) if default else (None, None)
-        if kind not in (S3, KMS):
+        default, blocked = (rule.one("ApplyServerSideEncryptionByDefault"), _blocked(rule)) if rule else (None, None)
+        if default is None and blocked is None:
             raise S3Error("MalformedXML")
-        if key_id and kind == S3:
-            raise S3Error("InvalidArgument", "a KMSMasterKeyID is not applicable if the default sse algorithm is not "
-                          "aws:kms or aws:kms:dsse", ArgumentName="ApplyServerSideEncryptionByDefault")  # fmt: skip
-        await self._files.set(call, DEFAULT, msgspec.json.encode((kind, key_id or "")).decode())
+        text = _default_text(default) if default is not None else None
+        await self._files.set_all(call, {DEFAULT: text, BLOCKED: blocked})
         call.reply(200)
 
     async def delete_encryption(self, call: Call) -> None:
         await self._files.bucket(call, "s3:PutEncryptionConfiguration")
-        await self._files.set(call, DEFAULT, None)
+        await self._files.set_all(call, {DEFAULT: None, BLOCKED: None})
         call.reply(204)
 
     async def get_cors(self, call: Call) -> None:
@@ -97,6 +99,28 @@ class BucketSettings:
         await self._files.bucket(call, "s3:PutBucketCORS")
         await self._files.set(call, CORS, None)
         call.reply(204)
+
+
+def _default_text(node: documents.Node) -> str:
+    """The default encryption as it is kept. Raises S3Error."""
+    kind, key_id = node.text("SSEAlgorithm"), node.text("KMSMasterKeyID")
+    if kind not in (S3, KMS):
+        raise S3Error("MalformedXML")
+    if key_id and kind == S3:
+        raise S3Error("InvalidArgument", "a KMSMasterKeyID is not applicable if the default sse algorithm is not "
+                      "aws:kms or aws:kms:dsse", ArgumentName="ApplyServerSideEncryptionByDefault")  # fmt: skip
+    return msgspec.json.encode((kind, key_id or "")).decode()
+
+
+def _blocked(rule: documents.Node) -> str | None:
+    """What the rule blocks, None where it says nothing of that. Raises S3Error(MalformedXML)."""
+    node = rule.one("BlockedEncryptionTypes")
+    if node is None:
+        return None
+    types = [each.value.strip() for each in node.all("EncryptionType")]
+    if len(types) != 1 or types[0] not in (BLOCKS_CUSTOMER, "NONE"):
+        raise S3Error("MalformedXML")
+    return types[0]
 
 
 def _cors_text(rules: list[dict[str, list[str]]]) -> str:

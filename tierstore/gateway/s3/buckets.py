@@ -17,6 +17,7 @@ from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.request import Call, number
 from tierstore.gateway.s3.uploads import BodyReader
 from tierstore.wire import lock
+from tierstore.wire.names import BucketView
 from tierstore.wire.s3 import UploadsAsk, VersionsAsk
 
 REGION: Final = "us-east-1"
@@ -43,12 +44,15 @@ class Buckets:
         who, query = call.principal, call.query
         most = number(query.get("max-buckets"), "max-buckets", default=10_000, least=1, most=10_000)
         prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
+        region = query.get("bucket-region", "")
         mine = [
             b for b in await self._catalog.buckets()
             if (b.owner == who.user or has_role(who, "list", b.name)) and b.name.startswith(prefix) and b.name > after
+            and region in ("", _region(b))
         ]  # fmt: skip
         listed = "".join(
-            f"<Bucket>{element('Name', b.name)}{element('CreationDate', moment(b.created_at_ms))}</Bucket>"
+            f"<Bucket>{element('Name', b.name)}{element('CreationDate', moment(b.created_at_ms))}"
+            f"{element('BucketRegion', _region(b))}</Bucket>"
             for b in mine[:most]
         )
         inner = f"<Owner>{element('ID', who.user)}{element('DisplayName', who.user)}</Owner><Buckets>{listed}</Buckets>"
@@ -96,7 +100,7 @@ class Buckets:
     async def head(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:ListBucket", bucket)
-        call.reply(200, b"", f"x-amz-bucket-region: {bucket.config.get(LOCATION, REGION)}\r\n".encode())
+        call.reply(200, b"", f"x-amz-bucket-region: {_region(bucket)}\r\n".encode())
 
     async def delete(self, call: Call) -> None:
         """Uploads that were never completed do not keep a bucket; objects, versions and markers do."""
@@ -139,6 +143,10 @@ class Buckets:
             raise S3Error("AccessDenied", "Mfa Authentication must be used for this request; users have no devices.")
         await self._catalog.configure(call.bucket, call.principal.user, versioning=status.lower())
         call.reply(200)
+
+
+def _region(bucket: BucketView) -> str:
+    return bucket.config.get(LOCATION, REGION)
 
 
 def _location(root: Node) -> str:

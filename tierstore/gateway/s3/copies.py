@@ -54,7 +54,13 @@ class Copies:
         version = version_of(query.removeprefix("versionId=") if query else None)
         bucket = await self._catalog.bucket(name)
         action = "s3:GetObjectVersion" if version else "s3:GetObject"
-        found = await self.reads.find(call, bucket, action, version=version, key=check_key(key), want_chunks=True)
+        try:
+            found = await self.reads.find(call, bucket, action, version=version, key=check_key(key), want_chunks=True)
+        except S3Error as error:
+            if error.code == "MethodNotAllowed":
+                raise S3Error("InvalidRequest", "The source of a copy request may not specifically refer to a delete "
+                              "marker by version id.") from None  # fmt: skip
+            raise
         data_key = self.reads.data_key(call, found, of_source=True)
         if not read_condition(call, found.etag, found.created_at_ms, prefix=b"x-amz-copy-source-"):
             raise S3Error("PreconditionFailed")

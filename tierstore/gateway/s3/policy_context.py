@@ -36,7 +36,7 @@ _HEADERS: Final = (
     (b"if-match", "s3:if-match"), (b"if-none-match", "s3:if-none-match"),
 )  # fmt: skip
 #: What a copy asks for is about what it makes; its source is read under these.
-_OF_SOURCES: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion"})
+OF_SOURCES: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion"})
 _SOURCE_HEADERS: Final = (
     (b"referer", "aws:referer"), (b"user-agent", "aws:useragent"),
     (b"x-amz-copy-source-server-side-encryption-customer-algorithm",
@@ -49,9 +49,11 @@ _QUERY: Final = (
 
 
 def question_of(
-    call: Call, action: str, bucket: BucketView, key: str = "", tags: Mapping[str, str] | None = None
-) -> Question:
-    """tags: of the object that is there, None when nobody looked."""
+    call: Call, action: str, bucket: BucketView, key: str = "", tags: Mapping[str, str] | None = None,
+    *, prefix: str | None = None,
+) -> Question:  # fmt: skip
+    """tags: of the object that is there, None when nobody looked. prefix: of the list that is meant, where it is not
+    the request's own."""
     who = call.principal
     now = call.at_ms / 1000
     context: dict[str, list[str]] = {
@@ -63,13 +65,15 @@ def question_of(
         context["aws:username"] = context["aws:userid"] = [who.user]
         context["s3:signatureversion"] = ["AWS4-HMAC-SHA256"]
         context["s3:authtype"] = [_way_of_signing(call)]
-    reads_source = action in _OF_SOURCES and b"x-amz-copy-source" in call.header_names
+    reads_source = action in OF_SOURCES and b"x-amz-copy-source" in call.header_names
     for header, name in _SOURCE_HEADERS if reads_source else _HEADERS:
         if header in call.header_names and (value := call.header(header)) is not None:
             context[name] = [value]
     for name, said in _QUERY:
         if name in call.query:
             context[said] = [call.query[name]]
+    if prefix is not None:
+        context["s3:prefix"] = [prefix]
     if reads_source:
         _add_existing(context, tags)
     else:

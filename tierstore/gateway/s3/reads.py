@@ -178,6 +178,9 @@ class Reads:
             if is_early and not has_acls:
                 call.early = self._store.early.begin(bucket.name, key)
         elif not has_acls:
+            if not version and rights.allowed(call, "s3:ListBucket", bucket, prefix=key) \
+                    and await self._lookup_or_none(bucket.name, key, 0) is None:  # fmt: skip
+                raise await self._why_missing(call, bucket, key, 0)     # no more than a list would tell
             raise S3Error("AccessDenied")
         else:
             # only an ACL of the object itself can let in: it must be read first
@@ -203,7 +206,8 @@ class Reads:
         self, call: Call, bucket: BucketView, key: str, version: int, *, code: str = ""
     ) -> S3Error:
         """What is heard of an object that is not there: nothing, by those who may not list."""
-        may_list = rights.allowed(call, "s3:ListBucket", bucket)
+        # as if the one key were listed: a policy may let callers list below some prefix only
+        may_list = rights.allowed(call, "s3:ListBucket", bucket, prefix=key)
         if bucket.versioning and (code or may_list):
             await self._raise_for_marker(bucket, key, version)
         if not may_list:

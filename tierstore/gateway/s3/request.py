@@ -102,6 +102,11 @@ class Call:
         self.answer.status, self.answer.length = status, len(body)
         self.exchange.reply(status, body, lines + self.extra_lines)
 
+    def add_line(self, line: bytes) -> None:
+        """A header line of the answer, once however often it is said."""
+        if line not in self.extra_lines:
+            self.extra_lines += line
+
     @property
     def resource(self) -> str:
         return f"/{self.bucket}/{self.key}" if self.key else f"/{self.bucket}"

@@ -1,8 +1,9 @@
 """May this caller do this? The one authorisation function of the S3 door: default deny, explicit Deny wins.
 
-In order: where requesters pay, strangers must say that they would; an explicit Deny of the bucket's policy, or of one
-attached to the user, refuses; then an Allow of the user's policies, roles (grants of the key), ownership of the bucket,
-an Allow of the policy, and a canned ACL may let in. Public access block takes the last two away from strangers.
+In order: a bucket must be whose the client expects; where requesters pay, strangers must say that they would; an
+explicit Deny of the bucket's policy, or of one attached to the user, refuses; then an Allow of the user's policies,
+roles (grants of the key), ownership of the bucket, an Allow of the policy, and a canned ACL may let in. Public access
+block takes the last two away from strangers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tierstore.auth.access import Action, Principal, has_role
 from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
 from tierstore.gateway.s3 import grants
 from tierstore.gateway.s3.errors import S3Error
-from tierstore.gateway.s3.policy_context import EXISTING_TAG, REQUEST_TAG, question_of
+from tierstore.gateway.s3.policy_context import EXISTING_TAG, OF_SOURCES, REQUEST_TAG, question_of
 from tierstore.gateway.s3.request import Call
 from tierstore.wire.names import BucketView
 from tierstore.wire.s3 import POLICY, POLICY_BINDS_OWNER
@@ -42,6 +43,10 @@ _ROLE: Final[dict[str, Action]] = {
     "s3:PutObjectRetention": "write", "s3:PutObjectLegalHold": "write", "s3:PutObjectAcl": "write",
     "s3:DeleteObject": "delete", "s3:DeleteObjectVersion": "delete",
 }  # fmt: skip
+_OWNER: Final = b"x-amz-expected-bucket-owner"
+_OWNER_OF_SOURCE: Final = b"x-amz-source-expected-bucket-owner"
+_EXPECTED: Final = frozenset({_OWNER, _OWNER_OF_SOURCE})
+_CHARGED: Final = b"x-amz-request-charged: requester\r\n"
 #: What a policy does not take from the bucket's owner, or nobody could mend it any more.
 _OF_POLICY: Final = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
 #: Who wrote an object may do so much with it, where ownership is the writer's.
@@ -85,22 +90,26 @@ def is_owner(principal: Principal, bucket: BucketView) -> bool:
 
 def allowed(
     call: Call, action: str, bucket: BucketView, key: str = "", *, object_acl: str = "", object_owner: str = "",
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None, prefix: str | None = None,
 ) -> bool:  # fmt: skip
     """object_acl, object_owner and tags: of the object, when they are known. object_owner: "" where nobody but the
     bucket's owner is one; what another owns opens to the bucket's owner as to everybody: by a policy or a list. Of
-    uploads: who began them."""
+    uploads: who began them. prefix: of a list that the request itself is not."""
     who = call.principal
-    if PAYER in bucket.config and not is_owner(who, bucket) and not _would_pay(call):
+    if not _EXPECTED.isdisjoint(call.header_names) and not _is_as_expected(call, bucket, action):
         return False
+    if PAYER in bucket.config and not is_owner(who, bucket):
+        if not _would_pay(call):
+            return False
+        call.add_line(_CHARGED)
     verdict = ""
     policy = policy_of(bucket)
     if policy is not None:
-        verdict = decide(policy, question_of(call, action, bucket, key, tags))
+        verdict = decide(policy, question_of(call, action, bucket, key, tags, prefix=prefix))
         if verdict == DENY and not _may_mend(call, action, bucket):
             return False
     if who.policies:
-        own = by_user(call, question_of(call, action, bucket, key, tags))
+        own = by_user(call, question_of(call, action, bucket, key, tags, prefix=prefix))
         if own:
             return own == ALLOW
     if has_role(who, _ROLE.get(action, "bucket"), bucket.name):
@@ -124,6 +133,13 @@ def allowed(
             (object_acl, True, (object_owner, bucket.owner)),
         )
     )
+
+
+def _is_as_expected(call: Call, bucket: BucketView, action: str) -> bool:
+    """Whether the bucket is whose the client thinks: a name may have come to somebody else meanwhile."""
+    of_source = b"x-amz-copy-source" in call.header_names and action in OF_SOURCES
+    expected = call.header(_OWNER_OF_SOURCE if of_source else _OWNER)
+    return expected is None or expected == bucket.owner
 
 
 def _may_mend(call: Call, action: str, bucket: BucketView) -> bool:

@@ -27,6 +27,9 @@ from tierstore.wire.names import BucketView, ObjectMeta
 #: Name in ObjectMeta.extra; document of a bucket: JSON [algorithm, key id].
 SEALED: Final = "s3.sse"
 DEFAULT: Final = "s3.encryption"
+#: Document of a bucket: "SSE-C" where nothing may be written under customers' keys, "NONE" where that was said.
+BLOCKED: Final = "s3.encryption-blocked"
+BLOCKS_CUSTOMER: Final = "SSE-C"
 S3: Final = "AES256"
 KMS: Final = "aws:kms"
 CUSTOMER: Final = "C"
@@ -104,6 +107,9 @@ class Vault:
             if algorithm is not None:
                 raise S3Error("InvalidArgument", "Server Side Encryption with Customer provided key is incompatible "
                               "with the encryption method specified")  # fmt: skip
+            if bucket is not None and bucket.config.get(BLOCKED) == BLOCKS_CUSTOMER:
+                raise S3Error("AccessDenied", "This bucket takes no objects under customers' keys (SSE-C): the "
+                              "encryption type is blocked by its encryption configuration.")  # fmt: skip
             return customer
         if algorithm is None:
             if key_id is not None:
