@@ -18,6 +18,7 @@ from tierstore.fuse.mount import Mount
 from tierstore.fuse.operations import Owner
 from tierstore.sdk.connect import connect
 from tierstore.sdk.limits import StoreLimits
+from tierstore.serving.daemon import settle
 from tierstore.telemetry.log import configure
 
 M_TRIM_THRESHOLD: Final = -1
@@ -79,6 +80,11 @@ async def _serve(wish: Wish) -> None:
             tree, wish.directory, owner=Owner(wish.uid, wish.gid), allow_other=wish.allow_other,
             name=f"tierstore#{wish.bucket}",
         )  # fmt: skip
-        await mount.run(lambda: print(f"{wish.bucket} is mounted on {wish.directory}", file=sys.stderr, flush=True))
+
+        def ready() -> None:
+            settle()
+            print(f"{wish.bucket} is mounted on {wish.directory}", file=sys.stderr, flush=True)
+
+        await mount.run(ready)
     finally:
         await store.close()
