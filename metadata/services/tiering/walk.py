@@ -6,8 +6,13 @@ it does not find are dropped; so whatever else changed the catalog (repair, drai
 is caught up with. A landed home copy (land-fast, or a write that found the slow tier full) is copied home; it stays as
 a cache copy if the chunk has no other, and then competes by rank like all of them.
 
-Bounds: PAGE chunks a step, SETTLE_OPEN_MAX copies home at once (SETTLE_OPEN_BUSY while clients write much). Cost: 15 us
-a chunk, one read a step, off the loop.
+While a round over all devices takes longer than LATE_SECONDS, each step also looks at what was written of late: ids of
+chunks begin with the time of their upload, so that is the end of a device's table. A burst that lands among millions of
+cache copies goes home, and is shown as exposed, at once, not when the round comes to it.
+
+Bounds: PAGE chunks a step, and as many on each of LATE_DEVICES_MAX devices of what is late; SETTLE_OPEN_MAX copies home
+at once (SETTLE_OPEN_BUSY while clients write much). Cost: 15 us a chunk, one read a step, off the loop; of what is late
+one more for each device, in a round that is long.
 """
 
 from __future__ import annotations
@@ -34,6 +39,11 @@ from tierstore.policy.rules import Rule
 from tierstore.ticket import ROLE_CACHE, ROLE_HOME
 
 PAGE: Final = 500
+#: A round that takes no longer finds by itself what landed.
+LATE_SECONDS: Final = 10.0
+#: How old the id of a chunk may be when it is committed, and some more: allocations are held for a few minutes.
+LATE_IDS_SECONDS: Final = 900.0
+LATE_DEVICES_MAX: Final = 16
 SETTLE_OPEN_MAX: Final = 2_048
 SETTLE: Final = "settle"
 #: While clients commit more often than this and the fast devices are less than half full, draining yields to them: it
@@ -48,16 +58,6 @@ _PLACE: Final[dict[str, int]] = {tier: place for place, tier in enumerate(TIERS)
 Choose = Callable[[int, str, Collection[int]], DeviceInfo | None]
 
 
-@dataclass(slots=True)
-class _Pass:
-    """One pass over one device."""
-
-    device: int
-    after: bytes = b""
-    seen: set[bytes] = field(default_factory=set)
-    known: list[bytes] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Exposed:
     """Home copies on fast devices that are to go home. oldest_at: of their oldest upload, s since 1970; 0: none."""
@@ -65,6 +65,17 @@ class Exposed:
     chunks: int = 0
     bytes: int = 0
     oldest_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One pass over one device, or over what is late on it."""
+
+    device: int
+    after: bytes = b""
+    seen: set[bytes] = field(default_factory=set)
+    known: list[bytes] = field(default_factory=list)
+    exposed: Exposed = Exposed()
 
 
 class ShelfWalk:
@@ -78,12 +89,23 @@ class ShelfWalk:
         self._choose = choose
         self._pass: _Pass | None = None
         self._epoch = -1
-        self._adding: dict[int, Exposed] = {}
-        self.exposed: dict[int, Exposed] = {}
+        self._round_began_at = tiering.now()
+        self._late: _Pass | None = None
+        self._exposed: dict[int, Exposed] = {}
+        self._exposed_late: dict[int, Exposed] = {}
         self._commits_seen = (tiering.commits, tiering.now())
         self._commits_per_second = 0.0
         self.passes = 0
         self.is_complete = False      # every fast device was walked once under this lease
+
+    @property
+    def exposed(self) -> dict[int, Exposed]:
+        """By fast device, as the last pass over it found; what landed since, when that is more."""
+        late = self._exposed_late
+        return {
+            device: max(self._exposed.get(device, Exposed()), late.get(device, Exposed()), key=lambda e: e.bytes)
+            for device in {*self._exposed, *late}
+        }
 
     async def step(self, epoch: int) -> tuple[int, bool]:
         """The next page; (what was acted on, is the pass over all devices unfinished)."""
@@ -91,36 +113,64 @@ class ShelfWalk:
         planner = self._tiering.planner
         assert planner is not None
         if epoch != self._epoch:
-            self._epoch, self._pass, self.is_complete = epoch, None, False
+            self._epoch, self._pass, self._late, self.is_complete = epoch, None, None, False
+            self._exposed_late = {}
         fast = self._fast_devices()
         if not fast:
-            self.exposed, self.is_complete = {}, True
+            self._exposed, self._exposed_late, self.is_complete = {}, {}, True
             return 0, False
         if self._pass is None or self._pass.device not in fast:
+            if self._pass is None:
+                self._round_began_at = self._tiering.now()
             self._pass = self._begin(fast[0])
         now = self._pass
         self._look_at_commits()
-        page = await self._database.scan(
-            lambda c: garbage.placed_between(c, now.device, after=now.after, last=None, limit=PAGE)
-        )
-        acted = 0
-        if page:
-            names = await self._tiering.finder.bucket_names()
-            found = await self._database.scan(
-                lambda c: tiering.find(c, {chunk: [now.device] for chunk, _ in page}, names)
-            )
-            acted = await self._look_at(now, found, epoch)
-            now.after = page[-1][0]
+        late = await self._look_at_late(fast, epoch)
+        acted, is_full = await self._page(now, epoch)
         is_first = not self.is_complete     # only the first pass hurries, and one that finds something to do
-        if len(page) == PAGE:
-            return acted, is_first or (acted > 0 and not self._yields(now.device))
+        if is_full:
+            return acted + late, is_first or (acted + late > 0 and not self._yields(now.device))
         acted += self._end(now)
         later = [device for device in fast if device > now.device]
         self._pass = self._begin(later[0]) if later else None
         if not later:
             self.passes += 1
             self.is_complete = True
-        return acted, is_first and bool(later)
+        return acted + late, is_first and bool(later)
+
+    async def _page(self, now: _Pass, epoch: int) -> tuple[int, bool]:
+        """The next page of a pass; (what was acted on, may there be more)."""
+        page = await self._database.scan(
+            lambda c: garbage.placed_between(c, now.device, after=now.after, last=None, limit=PAGE)
+        )
+        if not page:
+            return 0, False
+        names = await self._tiering.finder.bucket_names()
+        found = await self._database.scan(
+            lambda c: tiering.find(c, {chunk: [now.device] for chunk, _ in page}, names)
+        )
+        acted = await self._look_at(now, found, epoch)
+        now.after = page[-1][0]
+        return acted, len(page) == PAGE
+
+    async def _look_at_late(self, fast: list[int], epoch: int) -> int:
+        """What was written of late, device after device, as far as one step goes; what was acted on."""
+        at = self._tiering.now()
+        if at - self._round_began_at < LATE_SECONDS:
+            self._late, self._exposed_late = None, {}
+            return 0
+        acted = 0
+        for _ in range(min(len(fast), LATE_DEVICES_MAX)):
+            if self._late is None or self._late.device not in fast:
+                self._late = _late_pass(fast[0], at)
+            late = self._late
+            done, is_full = await self._page(late, epoch)
+            acted += done
+            if is_full:
+                break       # the rest with the next step
+            self._exposed_late[late.device] = late.exposed
+            self._late = _late_pass(next((device for device in fast if device > late.device), fast[0]), at)
+        return acted
 
     def _look_at_commits(self) -> None:
         """How often clients commit, over the last second or more."""
@@ -145,13 +195,13 @@ class ShelfWalk:
 
     def _begin(self, device: int) -> _Pass:
         planner = self._tiering.planner
-        self._adding[device] = Exposed()
         return _Pass(device, known=planner.residents_of(device) if planner is not None else [])
 
     def _end(self, over: _Pass) -> int:
-        self.exposed[over.device] = self._adding.pop(over.device, Exposed())
-        for gone in set(self.exposed) - set(self._fast_devices()):
-            del self.exposed[gone]
+        self._exposed[over.device] = over.exposed
+        for gone in {*self._exposed, *self._exposed_late} - set(self._fast_devices()):
+            self._exposed.pop(gone, None)
+            self._exposed_late.pop(gone, None)
         return self._tiering.disown(over.device, over.seen, over.known)
 
     async def _look_at(self, now: _Pass, found: dict[bytes, Located], epoch: int) -> int:
@@ -165,10 +215,10 @@ class ShelfWalk:
                 self._tiering.adopt(located, now.device)
             elif self._is_landed(located, now.device):
                 landed.append(located)
-                before = self._adding[now.device]
+                before = now.exposed
                 at = int.from_bytes(chunk[:6], "big") / 1000    # an upload's id begins with its time
                 oldest = min(before.oldest_at, at) if before.oldest_at else at
-                self._adding[now.device] = Exposed(before.chunks + 1, before.bytes + located.chunk.chunk_bytes, oldest)
+                now.exposed = Exposed(before.chunks + 1, before.bytes + located.chunk.chunk_bytes, oldest)
         return await self._settle(landed, now.device, epoch) if landed else 0
 
     def home_tier(self, rule: Rule) -> str:
@@ -230,3 +280,9 @@ class ShelfWalk:
                 return info
         found = self._choose(size, tier, taken)
         return found if found is not None and found.tier == tier and found.id not in held else None
+
+
+def _late_pass(device: int, at: float) -> _Pass:
+    """A pass that begins with the chunks of the uploads of the last while. at: s since 1970."""
+    since_ms = max(int((at - LATE_IDS_SECONDS) * 1000), 0)
+    return _Pass(device, after=since_ms.to_bytes(6, "big") + bytes(10))

@@ -380,6 +380,42 @@ def test_landed_homes_are_copied_home_and_stay_as_cache_copies() -> None:
     asyncio.run(run())
 
 
+def test_a_burst_goes_home_before_the_walk_over_millions_of_copies_comes_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ids stand at the end of the table: with a million copies before them the walk came there after an hour, and
+    showed nothing as exposed until then."""
+    monkeypatch.setattr("metadata.services.tiering.walk.PAGE", 1)
+
+    async def run() -> None:
+        rig = await new_rig()
+        await rig.cluster.add_server("c", 5)
+        rig.set_policy({"version": 1, "rules": [{"name": "old", "match": {"prefix": "old"}, "home": "ssd"}]})
+        for n in range(40):
+            await rig.cluster.put(f"old{n}", "a", "f", size=1000)
+        while not rig.walk.is_complete:
+            await rig.walk.step(0)
+        for _ in range(100):
+            await rig.cluster.pass_time(10.0, *rig.cluster.stores)
+        passes = rig.walk.passes
+        await rig.walk.step(0)      # a round begins
+        landed = await rig.cluster.put("k", "a", "f", size=MIB)
+        await rig.cluster.pass_time(11.0, *rig.cluster.stores)
+        for _ in range(3):
+            await rig.walk.step(0)
+        assert rig.walk.passes == passes, "the round is not over"
+        assert [e.bytes for e in rig.walk.exposed.values()] == [MIB]
+        for _ in range(4):
+            for store in rig.cluster.stores.values():
+                await store.turn(rig.cluster)
+            await follow_feed(rig.cluster.world)
+            await rig.cluster.pass_time(1.0, *rig.cluster.stores)
+            await rig.walk.step(0)
+        assert rig.walk.passes == passes
+        assert (await rig.cluster.replicas(landed))[rig.fast].role == ROLE_CACHE, "its home copies are on slow devices"
+        assert [e.bytes for e in rig.walk.exposed.values()] == [0]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(("size", "at_once"), [(4_000, 64), (100_000, 16), (MIB, 2)])
 def test_small_landed_chunks_go_home_by_the_dozen(size: int, at_once: int) -> None:
     """A server with two free slots gets as many as fill two sequential writes of a megabyte, not two records."""
