@@ -16,6 +16,7 @@ from pathlib import Path
 from metadata.config import Settings
 from tierstore.config.arguments import settings_of, settings_parser
 from tierstore.errors import TierstoreError
+from tierstore.serving.daemon import loading
 from tierstore.telemetry.log import configure
 
 _COMMANDS = {
@@ -57,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace, settings: Settings) -> None:
     # Imported here: a wrong setting is told at once, before the service's packages are loaded.
-    from metadata import run
-    from tierstore.serving.turn import wait_for_turn
+    with loading():
+        from metadata import run
+        from tierstore.serving.turn import wait_for_turn
 
     if options.command == "serve":
         wait_for_turn()

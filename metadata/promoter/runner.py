@@ -146,9 +146,9 @@ class DutyRunner:
         finally:
             for waiting in (sleeping, kicked):
                 waiting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await waiting
             self._kicked.clear()
+            # Not awaited one by one: who suppresses their end suppresses his own, when he is cancelled in that moment.
+            await asyncio.wait({sleeping, kicked})
 
 
 class Promoter:

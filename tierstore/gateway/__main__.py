@@ -1,53 +1,24 @@
 """`python -m tierstore.gateway --config FILE [--fd N]`: one gateway in this process.
 
-Owns the process: settings, logs, signals (through serving), exit code.
+Owns the process: settings, logs, exit code. What is done is run's.
 """
 
 from __future__ import annotations
 
-import random
-
-from tierstore.clock import SystemClock
-from tierstore.gateway.app import Gateway
 from tierstore.gateway.config import GatewayConfig
-from tierstore.serving.daemon import settle, start
-from tierstore.serving.limits import limits_of
-from tierstore.serving.run import Serving, serve
-from tierstore.transport.handovers import Handovers
-from tierstore.transport.loans import Borrower
-from tierstore.transport.pool import PooledTransport, PoolLimits
-from tierstore.transport.tls import client_context
+from tierstore.serving.daemon import loading, start
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. Exit code of the error when the start fails."""
-    start(GatewayConfig, "gateway", "A tierstore gateway: the door for clients.", run)
+    start(GatewayConfig, "gateway", "A tierstore gateway: the door for clients.", _run)
 
 
-def run(config: GatewayConfig) -> None:
-    """Join, serve, leave. Blocks."""
-    transport = PooledTransport(
-        PoolLimits(connections_per_peer=config.limits.peer_connections_max), tls=client_context(config.tls.ca_file)
-    )
-    gateway = Gateway(
-        config, clock=SystemClock(), transport=transport, rng=random.Random(), borrower=Borrower(),
-        handovers=Handovers(),
-    )  # fmt: skip
-    scheme = "https" if config.tls.certificate else "http"
-
-    async def on_start(serving: Serving) -> None:
-        await gateway.start(config.listen.advertise.rstrip("/") or f"{scheme}://{config.listen.host}:{serving.port}")
-        settle()
-
-    listen = config.listen
-    edge = limits_of(
-        config.limits, config.timers, connections_per_address=config.limits.connections_per_address_max
-    )
-    serve(
-        gateway.app, gateway.routes, host=listen.host, port=listen.port, fd=listen.fd if listen.fd >= 0 else None,
-        limits=edge, drain=gateway.drain, on_start=on_start, on_stop=gateway.stop,
-        tls_certificate=config.tls.certificate or None, tls_key=config.tls.key or None,
-    )  # fmt: skip
+def _run(config: GatewayConfig) -> None:
+    # Imported here: a wrong setting is told at once, before the gateway's packages are loaded.
+    with loading():
+        from tierstore.gateway.run import run
+    run(config)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,25 @@ async def test_a_duty_waits_for_the_lease_backs_off_and_obeys_its_pause() -> Non
     other = DutySwitches(database)
     await other.load()
     assert other.is_paused("flaky"), "a pause is durable"
+
+
+async def test_a_duty_ends_at_whatever_moment_it_is_cancelled() -> None:
+    """A cancellation that was lost while a duty woke up kept a metadata process from its end until it was killed."""
+    database, clock = await new_database(), ManualClock()
+    lease, switches, duty = LeaseKeeper(database, clock, Holder("a", "")), DutySwitches(database), Flaky()
+    await lease.renew()
+    runner = DutyRunner(duty, clock, lease, switches)
+    for turns in range(12):
+        task = asyncio.create_task(runner.run())
+        for _ in range(20):
+            await asyncio.sleep(0)      # it waits for its next turn
+        runner.kick()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert task.cancelled(), f"it goes on when it is cancelled {turns} turns after it was woken"
 
 
 async def test_a_resent_heat_delta_is_counted_once_and_a_snapshot_is_taken_up(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def test_an_object_server_and_the_supervisor_start_without_what_they_seldom_need
     one module would bring it back unseen. Alembic is the same for a metadata service with nothing to migrate."""
     unwanted = {
         "objectd.__main__": ("fastapi", "pydantic", "httpx", "numpy"),
+        "tierstore.gateway.run": ("httpx", "numpy", "rich"),
         "tierstore.up.supervisor": ("fastapi", "httpx", "rich"),
         "metadata.run": ("alembic", "mako", "httpx", "rich", "sqlalchemy.dialects.postgresql"),
     }
