@@ -32,6 +32,7 @@ def main() -> None:
         question.slow, {tier: Speed(*speed) for tier, speed in question.speeds.items()},
         is_timed=True,      # the record is in milliseconds
         chunk_bytes=question.chunk_bytes, rate_scale=question.rate_scale * share,
+        taken={tier: int(size * share) for tier, size in question.taken.items()},
     )  # fmt: skip
     answer = compare(
         trace, parse(question.current), parse(question.proposed), fleet, has_curve=question.has_curve and len(trace) > 0

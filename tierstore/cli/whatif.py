@@ -45,10 +45,13 @@ def fleet_of(tiers: list[dict[str, Any]], tiering: dict[str, Any], footprint_byt
     if not order:
         raise RequestError("the cluster has no devices yet", code="not-ready")
     residents = {row["tier"]: row["resident_bytes"] for row in tiering.get("tiers", [])}
-    fast = {
-        tier: max(0, by_name[tier]["capacity_bytes"] - by_name[tier]["used_bytes"] + residents.get(tier, 0))
-        for tier in order[:-1]
-    } or {"ssd": footprint_bytes // 10}
+    fast = {tier: by_name[tier]["capacity_bytes"] for tier in order[:-1]} or {"ssd": footprint_bytes // 10}
+    # as metadata counts it: what makes room by itself takes none
+    extra = {
+        tier: residents.get(tier, 0) + row.get("trash_bytes", 0) + row.get("garbage_bytes", 0)
+        for tier, row in by_name.items()
+    }
+    taken = {tier: max(0, by_name[tier]["used_bytes"] - extra[tier]) for tier in order[:-1]}
     speeds = dict(SPEEDS)
     for tier, row in by_name.items():
         typical = SPEEDS.get(tier, SPEEDS["hdd"])
@@ -58,7 +61,7 @@ def fleet_of(tiers: list[dict[str, Any]], tiering: dict[str, Any], footprint_byt
     return Fleet(
         fast, int(tiering.get("mem_capacity_bytes", 0)), order[-1], speeds,
         chunk_bytes=int(tiering.get("chunk_bytes", 0)),
-        rate_scale=max(1, min((by_name[tier]["devices"] for tier in order[:-1]), default=1)),
+        rate_scale=max(1, min((by_name[tier]["devices"] for tier in order[:-1]), default=1)), taken=taken,
     )  # fmt: skip
 
 

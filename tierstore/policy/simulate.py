@@ -68,6 +68,8 @@ class Fleet:
     #: Of device_rate_max, what a device of the replay has: one that stands for three has three times as much, in a
     #: sample of the keys the share of it.
     rate_scale: float = 1.0
+    #: Bytes of the faster tiers that home copies take: fill and the largest movable chunk are shares of the whole tier.
+    taken: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,8 +375,8 @@ def _devices(fleet: Fleet) -> tuple[list[Device], tuple[int, ...]]:
     for tier, capacity in fleet.fast.items():
         for n in range(fleet.devices_per_tier):
             speed = fleet.speeds[tier]
-            share = capacity // fleet.devices_per_tier
-            devices.append(Device(len(devices) + 1, n + 1, tier, share, speed.seconds, speed.bytes_per_second))
+            share, taken = capacity // fleet.devices_per_tier, fleet.taken.get(tier, 0) // fleet.devices_per_tier
+            devices.append(Device(len(devices) + 1, n + 1, tier, share, speed.seconds, speed.bytes_per_second, taken))
     slow, first = fleet.speeds[fleet.slow], len(devices) + 1
     for n in range(fleet.slow_devices):
         devices.append(Device(first + n, n + 1, fleet.slow, 1 << 62, slow.seconds, slow.bytes_per_second))

@@ -78,12 +78,13 @@ def curve(trace: Trace, policy: Policy, fleet: Fleet, exact: Outcome) -> Curve:
     """The hit-ratio curve of a policy; exact: its replay on the whole trace and fleet."""
     share = min(1.0, SAMPLE_REQUESTS_MAX / max(len(trace), 1))
     sample = trace.sampled(share)
-    actual = max(sum(fleet.fast.values()), 1)
+    free = {tier: size - fleet.taken.get(tier, 0) for tier, size in fleet.fast.items()}
+    actual = max(sum(free.values()), 1)
     kept = sample.footprint_bytes / max(trace.footprint_bytes, 1)  # the sample's share by bytes scales the tiers
     def ratio(fast_bytes: float) -> float:
         scale = fast_bytes / actual * kept
         smaller = replace(
-            fleet, fast={tier: int(size * scale) for tier, size in fleet.fast.items()},
+            fleet, fast={tier: int(size * scale) for tier, size in free.items()}, taken={},
             mem_bytes=int(fleet.mem_bytes * kept), rate_scale=fleet.rate_scale * kept,
         )  # fmt: skip
         return replay(sample, policy, smaller).fast_ratio

@@ -216,7 +216,7 @@ class TieringView:
         return self._cluster.settings.chunk_bytes
 
     def fleet(self) -> Fleet:
-        """Today's tiers for what-if: capacity that is not taken by home copies, and measured speeds."""
+        """Today's tiers for what-if: capacity, what home copies take of it, and measured speeds."""
         planner = self._tiering.planner
         by_tier: dict[str, list[Any]] = {}
         for device in tiering_fleet.devices(
@@ -226,7 +226,7 @@ class TieringView:
         order = sorted(by_tier, key=lambda t: TIERS.index(t) if t in TIERS else len(TIERS))
         if not order:
             raise UnavailableError("no device is known yet", code="not-ready")
-        fast = {tier: sum(d.capacity_bytes - d.other_bytes for d in by_tier[tier]) for tier in order[:-1]}
+        fast = {tier: sum(d.capacity_bytes for d in by_tier[tier]) for tier in order[:-1]}
         speeds = {
             tier: Speed(
                 sum(d.seconds for d in some) / len(some), sum(d.bytes_per_second for d in some) / len(some)
@@ -238,6 +238,7 @@ class TieringView:
             fast, mem, order[-1], speeds | {"mem": Speed(0.01e-3, 8e9)}, chunk_bytes=self.chunk_bytes,
             # one device stands for a tier's; of tiers of several sizes the smallest, which is the first to be busy
             rate_scale=min((len(by_tier[tier]) for tier in order[:-1]), default=1),
+            taken={tier: sum(d.other_bytes for d in by_tier[tier]) for tier in fast},
         )  # fmt: skip
 
 

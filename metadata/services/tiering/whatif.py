@@ -39,6 +39,7 @@ class Question(msgspec.Struct, frozen=True):
     speeds: dict[str, tuple[float, float]]
     chunk_bytes: int
     rate_scale: float
+    taken: dict[str, int]
     segments: list[bytes]
 
 
@@ -62,7 +63,8 @@ class WhatIf:
             question = Question(
                 self._policy().document(), proposed.document(), hours, has_curve, fleet.fast, fleet.mem_bytes,
                 fleet.slow, {tier: (s.seconds, s.bytes_per_second) for tier, s in fleet.speeds.items()},
-                fleet.chunk_bytes, fleet.rate_scale, list(await self.recorder.segments()),
+                fleet.chunk_bytes, fleet.rate_scale, fleet.taken,
+                list(await self.recorder.segments()),
             )  # fmt: skip
             return await _ask(question)
         finally:

@@ -247,3 +247,15 @@ def test_a_device_of_the_replay_may_stand_for_several() -> None:
     one = replay(rows, capped, Fleet({"ssd": 1 << 30}))
     three = replay(rows, capped, Fleet({"ssd": 1 << 30}, rate_scale=3.0))
     assert one.fast_ratio < three.fast_ratio
+
+
+def test_what_home_copies_take_of_a_fast_tier_is_no_room_and_makes_no_chunk_too_large() -> None:
+    """The largest movable chunk is a share of the whole tier: judged by what was left of it, a chunk of 8 MiB never
+    moved in a forecast for a tier of 192 MiB of which 40 were taken."""
+    rows = trace(*[f"{t},{n},8000000,GET" for t in (1, 12, 23, 34) for n in range(3)])
+    rich = Policy((), PromoterRules(device_bytes_per_second_max=0, budget=10.0))
+    fleet = Fleet({"ssd": 192_000_000}, taken={"ssd": 40_000_000})
+    assert replay(rows, rich, fleet).promotions == 3
+    assert replay(rows, rich, Fleet({"ssd": 152_000_000})).promotions == 0
+    assert replay(rows, rich, Fleet({"ssd": 192_000_000}, taken={"ssd": 170_000_000})).promotions == 1
+    assert compare(rows, rich, rich, fleet)["current"]["promotions"] == 3
