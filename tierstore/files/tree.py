@@ -7,6 +7,7 @@ attributes commits it first. Errors: tierstore.errors for what metadata says, Fi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from typing import Final
@@ -202,6 +203,25 @@ class Tree(Dirty):
         if node is not None:
             node.lookups = max(0, node.lookups - count)
             self.nodes.drop_if_idle(node)
+
+    async def opening(self, node: Node) -> bool:
+        """Count one more handle of the file; True when its bytes changed under us. Counted before metadata is asked:
+        who removes it while the answer is under way removes a file that is open (look_after). Raises what `check` does;
+        then there is no handle."""
+        node.opens += 1
+        try:
+            return await self.check(node, always=True)
+        except BaseException:
+            await self.failed_opening(node)
+            raise
+
+    async def failed_opening(self, node: Node) -> None:
+        """There is no handle after all. What was held for it goes, or, when that cannot be told now, at the end of the
+        mount's lease."""
+        node.opens -= 1
+        if node.orphan:
+            with contextlib.suppress(TierstoreError):
+                await self.closed(node)
 
     def commit_behind(self) -> Behind:
         """From now on a close does not wait for its commit: the rounds of what this returns see to it."""

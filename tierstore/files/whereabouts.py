@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 from tierstore.errors import NotFound, TierstoreError
 from tierstore.files.node import ROOT, Node, Nodes
 from tierstore.files.remote import FilesRemote
-from tierstore.wire.files import Changed, Entry, Hold, Look, orphan_path
+from tierstore.wire.files import Changed, Entry, Hold, Look, Remove, orphan_path
 
 HINTS_MAX: Final = 1024
 SEARCH_AGAIN_SECONDS: Final = 30.0
@@ -144,6 +144,9 @@ class Whereabouts:
             await self._remote.change(Hold(self._bucket, path, time.time_ns(), self._mount))
         node.set(links=0, ctime_ns=found.entry.attributes.ctime_ns)     # nobody asks for them before they are told
         self._nodes.unname(node)
+        if not node.opens:      # closed while it was being held: nobody else is going to let go of it
+            with contextlib.suppress(TierstoreError):
+                await self._remote.change(Remove(self._bucket, path, time.time_ns(), mount=self._mount))
         self.found += 1
         return True
 

@@ -266,13 +266,12 @@ class Operations(pyfuse3.Operations):
         node = self.tree.node(inode)
         if node.unlinked_elsewhere:     # by a name that the kernel remembers: told this, it looks it up anew
             raise FUSEError(errno.ESTALE)
-        changed = await self.tree.check(node, always=True)
+        changed = await self.tree.opening(node)
         if changed:
             # The pages go with the answer, but not the size that the kernel remembers, and it reads no further than
             # that. Attributes only: this waits for no page, so for no request that this loop has yet to answer.
             with contextlib.suppress(OSError):      # the kernel has just forgotten the file
                 pyfuse3.invalidate_inode(inode, attr_only=True)
-        node.opens += 1
         try:
             if flags & os.O_TRUNC:      # also of an empty file: its times change
                 await self.tree.body(node).truncate(0)
@@ -280,7 +279,7 @@ class Operations(pyfuse3.Operations):
                 self.tree.mark_dirty(node)
                 changed = True
         except BaseException:
-            node.opens -= 1
+            await self.tree.failed_opening(node)
             raise
         return FileInfo(fh=self._handles.add(Handle(node, flags, ctx.uid)), keep_cache=not changed)
 

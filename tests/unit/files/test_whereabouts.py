@@ -25,6 +25,7 @@ from tierstore.wire.files import (
     FileResult,
     Hold,
     Look,
+    Remove,
     SetAttributes,
     orphan_path,
 )
@@ -41,6 +42,8 @@ class Catalog:
         self.searched: list[int] = []
         self.changed: list[str] = []
         self.held: list[str] = []
+        self.released: list[str] = []
+        self.after_answer: Callable[[], Awaitable[None]] | None = None      # done once, before an answer comes
         self.is_read_only = False
         self.is_away = False
         self.answers = asyncio.Event()      # cleared: searches have found something, and nobody has heard of it
@@ -71,6 +74,9 @@ class Catalog:
     async def ask(self, question: Look | Extents) -> FileResult:
         self.asked.append(question.path)
         found = self.files.get(question.path)
+        after, self.after_answer = self.after_answer, None
+        if after is not None:
+            await after()
         if found is None and question.path:
             raise NotFound("nothing is there", code="no-such-file")
         return FileResult(entry=Entry(question.path.rpartition("/")[2], found or Attributes(1, DIRECTORY), version=1))
@@ -84,6 +90,12 @@ class Catalog:
                 raise AccessDenied("read only")
             assert mutation.mount == "m"
             self.held.append(mutation.path)
+            await self.answers.wait()
+            return FileResult(entry=Entry("", found, version=1))
+        if isinstance(mutation, Remove):
+            assert mutation.mount == "m"
+            self.released.append(mutation.path)
+            del self.files[mutation.path]
             return FileResult(entry=Entry("", found, version=1))
         assert isinstance(mutation, SetAttributes)
         if mutation.ino != found.ino:
@@ -408,6 +420,51 @@ def test_an_open_file_that_another_mount_unlinked_is_held_as_soon_as_the_feed_te
         assert node.orphan and node.attributes.links == 0 and here.tree.nodes.at("open") is None
         await here.tree.set_attributes(node, mode=0o600)
         assert here.catalog.changed == [orphan_path(7)]
+
+    play(test)
+
+
+@pytest.mark.parametrize("is_there_at_first", [True, False])
+def test_a_file_that_another_mount_unlinks_while_it_is_opened_is_held(is_there_at_first: bool) -> None:
+    """The answer that it is there, and the word that it went, may come in either order; who does not get to open it
+    lets go of it."""
+
+    async def test(here: Here) -> None:
+        here.catalog.add("f", 7)
+        node = await here.tree.lookup(here.tree.node(1), "f")
+        node.lookups += 1
+        told = [] if is_there_at_first else here.catalog.unlink("f")
+
+        async def meanwhile() -> None:
+            await here.tree.look_after(told or here.catalog.unlink("f"))
+
+        here.catalog.after_answer = meanwhile
+        if is_there_at_first:
+            await here.tree.opening(node)
+            assert node.opens == 1 and node.orphan and here.catalog.released == []
+        else:
+            with pytest.raises(NotFound):
+                await here.tree.opening(node)
+            assert node.opens == 0 and here.catalog.released == [orphan_path(7)]
+        assert here.catalog.held == [orphan_path(7)]
+
+    play(test)
+
+
+def test_a_file_that_is_closed_while_it_is_being_held_is_let_go() -> None:
+    async def test(here: Here) -> None:
+        here.catalog.add("f", 7)
+        node = await here.opened("f")
+        here.catalog.answers.clear()
+        looking = asyncio.create_task(here.tree.look_after(here.catalog.unlink("f")))
+        while not here.catalog.held:
+            await asyncio.sleep(0)
+        node.opens -= 1
+        await here.tree.closed(node)
+        assert here.catalog.released == []
+        here.catalog.answers.set()
+        await looking
+        assert here.catalog.released == [orphan_path(7)] and node.orphan
 
     play(test)
 
