@@ -216,6 +216,8 @@ def test_a_deleted_object_leaves_the_fast_tier(rest: httpx.Client) -> None:
 def test_what_if_replays_what_was_recorded_while_the_service_goes_on(rest: httpx.Client) -> None:
     """A simulation takes a core for a while: nobody else may notice."""
     body = put(rest, "quiet", 1000)
+    for _ in range(120):        # on its own, too, there is a history
+        get(rest, "quiet", body)
     stop, slowest = threading.Event(), [0.0]
 
     def keep_reading() -> None:
