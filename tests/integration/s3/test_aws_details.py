@@ -364,3 +364,21 @@ def test_buckets_are_listed_with_their_regions(s3: Any, bucket: str) -> None:
     assert shown == {bucket: "us-east-1", named: "eu-west-1"}
     far = s3.list_buckets(Prefix=bucket, BucketRegion="eu-west-1")["Buckets"]
     assert [b["Name"] for b in far] == [named]
+
+
+def test_what_is_not_supported_does_nothing_else(s3: Any, bucket: str, refused: Refused) -> None:
+    """Each was taken for the operation on the whole: objects were deleted, replaced or emptied, the bucket removed."""
+    for kind in ("metrics", "inventory", "analytics", "intelligent_tiering"):
+        call = getattr(s3, f"delete_bucket_{kind}_configuration")
+        assert refused(call, Bucket=bucket, Id="x") == "NotImplemented"
+    s3.put_object(Bucket=bucket, Key="k", Body=b"kept")
+    assert refused(s3.rename_object, Bucket=bucket, Key="k", RenameSource="other") == "NotImplemented"
+    asked = {"Bucket": bucket, "Key": "k", "Body": b"tail"}
+    assert refused(s3.put_object, **asked, WriteOffsetBytes=4) == "NotImplemented"
+    assert refused(s3.put_object, **asked, ChecksumXXHASH64="AAAAAAAAAAA=") == "NotImplemented"
+    assert refused(s3.put_object, **asked, WebsiteRedirectLocation="ftp:x") == "InvalidRedirectLocation"
+    assert refused(s3.delete_object_annotation, Bucket=bucket, Key="k", AnnotationName="a") == "NotImplemented"
+    assert refused(
+        s3.put_object_annotation, Bucket=bucket, Key="k", AnnotationName="a", AnnotationPayload=b"x"
+    ) == "NotImplemented"  # fmt: skip
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"kept"

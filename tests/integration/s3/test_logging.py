@@ -105,8 +105,13 @@ def test_logs_by_lists_grants_and_dates(s3: Any, bucket: str, running: Cluster) 
     shown = s3.get_bucket_logging(Bucket=bucket)["LoggingEnabled"]
     assert shown["TargetObjectKeyFormat"] == parted
     assert shown["TargetGrants"][0]["Grantee"]["ID"] == "configured"
-    s3.put_object(Bucket=bucket, Key="k", Body=b"")
-    _wait_for(s3, target, "by-day/", ("REST.PUT.OBJECT", "k", "200"))
+    s3.put_bucket_ownership_controls(Bucket=bucket, OwnershipControls={"Rules": [{"ObjectOwnership": "ObjectWriter"}]})
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x", ACL="public-read")
+    with urllib.request.urlopen(f"{running.gateway}/{bucket}/k", timeout=60) as answer:
+        assert answer.read() == b"x"
+    put, got = ("REST.PUT.OBJECT", "k", "200"), ("REST.GET.OBJECT", "k", "200")
+    found = _wait_for(s3, target, "by-day/", put, got)
+    assert (found[put][-1], found[got][-1]) == ("-", "Yes")     # which requests a bucket without lists would refuse
     owner = s3.get_bucket_acl(Bucket=bucket)["Owner"]["ID"]
     key = s3.list_objects_v2(Bucket=target, Prefix="by-day/")["Contents"][0]["Key"]
     unique = r"\d{4}-\d\d-\d\d-00-00-00-[0-9A-F]{16}"

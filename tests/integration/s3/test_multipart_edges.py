@@ -146,6 +146,9 @@ def test_checksums_of_checksums_are_compared(s3: Any, bucket: str, refused: Refu
     for page in (s3.list_parts(**names), s3.list_multipart_uploads(Bucket=bucket)["Uploads"][0]):
         assert (page["ChecksumAlgorithm"], page["ChecksumType"]) == ("SHA256", "COMPOSITE")
     made = s3.upload_part(**names, PartNumber=1, Body=b"x", ChecksumAlgorithm="SHA256")
+    s3.put_object(Bucket=bucket, Key="from", Body=b"x")
+    copied = s3.upload_part_copy(**names, PartNumber=2, CopySource=f"{bucket}/from")["CopyPartResult"]
+    assert copied["ChecksumSHA256"] == made["ChecksumSHA256"]
     part = {"PartNumber": 1, "ETag": made["ETag"], "ChecksumSHA256": made["ChecksumSHA256"]}
     ending = {**names, "MultipartUpload": {"Parts": [part]}}
     digest = hashlib.sha256(base64.b64decode(made["ChecksumSHA256"])).digest()

@@ -58,7 +58,8 @@ def line_of(call: Call, bucket: BucketView, *, ended_at_ms: int) -> str:
         answer.code or "-", str(answer.length) if answer.length else "-",
         str(answer.object_bytes) if answer.object_bytes >= 0 else "-", str(took), "-",
         _quoted(referrer), _quoted(agent), _plain(call.query.get("versionId", "")), "-",
-        "SigV4" if call.claim is not None else "-", "-", signed, _plain(host or ""), "-", "-", "-",
+        "SigV4" if call.claim is not None else "-", "-", signed, _plain(host or ""), "-", "-",
+        "Yes" if answer.by_list else "-",
     )  # fmt: skip
     return " ".join(fields) + "\n"
 

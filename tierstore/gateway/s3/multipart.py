@@ -161,6 +161,8 @@ class Multipart:
             await walk.abort()
         await self._check_alive(call, upload, part, made.version)
         inner = element("ETag", f'"{etag}"') + element("LastModified", moment(made.created_at_ms))
+        if algorithm_of(upload):
+            inner += element(f"Checksum{algorithm.upper()}", meta.checksums[algorithm])
         lines = b""
         if source.versioning:
             lines = f"x-amz-copy-source-version-id: {shown_version(found.version, found.is_null)}\r\n".encode()

@@ -63,6 +63,9 @@ def meta_of(call: Call) -> ObjectMeta:
         extra[STORAGE_CLASS] = str(storage).encode()
     redirect = call.header(b"x-amz-website-redirect-location")
     if redirect is not None:
+        if not redirect.startswith(("/", "http://", "https://")):
+            raise S3Error("InvalidRedirectLocation", "The website redirect location must have a prefix of 'http://' or "
+                          "'https://' or '/'.", 400)  # fmt: skip
         extra[REDIRECT] = _checked(redirect).encode()
     tags = parse_tag_header(call.header(b"x-amz-tagging"))
     return ObjectMeta(

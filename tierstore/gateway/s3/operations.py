@@ -1,8 +1,10 @@
 """Every operation of S3 and how this door stands to it: the table that requests are matched by, and that
 docs/reference/s3.md is made from. Pure data.
 
-Invariant: an operation that is not `yes` or `partly` is answered NotImplemented, with its name; the test of a supported
-one exists (tests/docs/test_s3_reference.py compares).
+Invariants: an operation that is not `yes` or `partly` is answered NotImplemented, with its name; the test of a
+supported one exists (tests/docs/test_s3_reference.py compares); a write that names a sub-resource is never taken for
+one of the whole: a DELETE of an object's annotation deletes no object (tests/unit/s3/test_operations.py asks AWS's
+model).
 """
 
 from __future__ import annotations
@@ -90,6 +92,18 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("DeleteBucketReplication", "DELETE", "bucket", "replication", "yes", "test_replication_rules_by_s3"),
     _row("GetBucketAccelerateConfiguration", "GET", "bucket", "accelerate", "unset", "test_what_is_never_set"),
     _row("PutBucketAccelerateConfiguration", "PUT", "bucket", "accelerate"),
+    *(_row(f"{verb}Bucket{name}", method, "bucket", query) for name, query in (
+        ("AnalyticsConfiguration", "analytics"), ("InventoryConfiguration", "inventory"),
+        ("MetricsConfiguration", "metrics"), ("IntelligentTieringConfiguration", "intelligent-tiering"),
+    ) for verb, method in (("Put", "PUT"), ("Delete", "DELETE"))),
+    *(_row(f"{verb}Bucket{name}", method, "bucket", query) for name, query in (
+        ("MetadataConfiguration", "metadataConfiguration"), ("MetadataTableConfiguration", "metadataTable"),
+    ) for verb, method in (("Create", "POST"), ("Get", "GET"), ("Delete", "DELETE"))),
+    *(_row(f"UpdateBucketMetadata{name}TableConfiguration", "PUT", "bucket", f"metadata{name}Table")
+      for name in ("Annotation", "Inventory", "Journal")),
+    _row("GetBucketAbac", "GET", "bucket", "abac"),
+    _row("PutBucketAbac", "PUT", "bucket", "abac"),
+    _row("CreateSession", "GET", "bucket", "session"),
     _row("ListBucketAnalyticsConfigurations", "GET", "bucket", "analytics"),
     _row("ListBucketInventoryConfigurations", "GET", "bucket", "inventory"),
     _row("ListBucketMetricsConfigurations", "GET", "bucket", "metrics"),
@@ -116,6 +130,11 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     _row("PutObjectRetention", "PUT", "object", "retention", "yes", "test_retention_and_who_may_pass_it"),
     _row("GetObjectLegalHold", "GET", "object", "legal-hold", "yes", "test_legal_hold"),
     _row("PutObjectLegalHold", "PUT", "object", "legal-hold", "yes", "test_legal_hold"),
+    _row("ListObjectAnnotations", "GET", "object", "annotation"),
+    _row("PutObjectAnnotation", "PUT", "object", "annotation"),
+    _row("DeleteObjectAnnotation", "DELETE", "object", "annotation"),
+    _row("UpdateObjectEncryption", "PUT", "object", "encryption"),
+    _row("RenameObject", "PUT", "object", "renameObject"),
     _row("GetObjectTorrent", "GET", "object", "torrent"),
     _row("RestoreObject", "POST", "object", "restore"),
     _row("SelectObjectContent", "POST", "object", "select"),
@@ -142,13 +161,21 @@ def _by_target() -> dict[tuple[str, str], tuple[Operation, ...]]:
 
 #: (method, scope) -> its rows, in the table's order.
 _BY_TARGET: Final = _by_target()
-#: (method, scope) -> the parameters that its rows look for, and the row of requests with none of them, nor a copy's
-#: source: most requests are such.
+#: What a write may not name if no row of its own method has it: scope -> sub-resources.
+_RESOURCES: Final = {
+    scope: frozenset(row.query for row in OPERATIONS if row.scope == scope and row.query) - {"list-type"}
+    for scope in ("service", "bucket", "object")
+}
+_WRITES: Final = frozenset({"PUT", "POST", "DELETE"})
+#: (method, scope) -> the parameters that ask for a closer look, and the row of requests with none of them, nor a
+#: copy's source: most requests are such.
 _PLAIN: Final = {
-    target: (frozenset(row.query for row in rows if row.query),
-             next((row for row in rows if not row.query and not row.header), None))
-    for target, rows in _BY_TARGET.items()
-}  # fmt: skip
+    (method, scope): (
+        frozenset(row.query for row in rows if row.query) | (_RESOURCES[scope] if method in _WRITES else frozenset()),
+        next((row for row in rows if not row.query and not row.header), None),
+    )
+    for (method, scope), rows in _BY_TARGET.items()
+}
 _NOTHING: Final[tuple[frozenset[str], Operation | None]] = (frozenset(), None)
 
 
@@ -162,5 +189,7 @@ def find(method: str, scope: Scope, names: frozenset[str], *, is_copy: bool) -> 
             continue
         if row.header and not is_copy:
             continue
+        if not row.query and method in _WRITES and not _RESOURCES[scope].isdisjoint(names):
+            return None
         return row
     return None

@@ -49,12 +49,13 @@ _NO_QUERY: Final = Query((), {}, frozenset(), b"")
 @dataclass(slots=True)
 class Answer:
     """What was answered, for access logs. length: of the body; object_bytes: of the object, -1 where there is none;
-    code: of an error."""
+    code: of an error; by_list: whether a list of grants let the caller in, and nothing else would have."""
 
     status: int = 0
     length: int = 0
     object_bytes: int = -1
     code: str = ""
+    by_list: bool = False
 
 
 @dataclass(slots=True)

@@ -126,13 +126,15 @@ def allowed(
     if who.access and object_owner == who.user and action in _OF_OBJECT_OWNER:
         return True
     user = who.user if who.access else ""
-    return any(
+    by_list = any(
         grants.allows(text, user, action, owners, of_object=of_object, without_public=block.ignore_acls)
         for text, of_object, owners in (
             (bucket.config.get(ACL, ""), False, ("", "")),
             (object_acl, True, (object_owner, bucket.owner)),
         )
     )
+    call.answer.by_list = call.answer.by_list or by_list
+    return by_list
 
 
 def _is_as_expected(call: Call, bucket: BucketView, action: str) -> bool:

@@ -57,6 +57,13 @@ class Writes:
     async def put(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", bucket, call.key)
+        if "versionId" in call.names:
+            raise S3Error("InvalidArgument", "This operation does not accept a version-id.",
+                          ArgumentName="versionId", ArgumentValue=call.query.get("versionId", "")[:64])  # fmt: skip
+        if call.header(b"x-amz-write-offset-bytes") is not None:
+            # passed over, the end of an object would replace all of it
+            raise S3Error("NotImplemented", "Only directory buckets append to objects.",
+                          Header="x-amz-write-offset-bytes")  # fmt: skip
         meta = locked_meta(call, bucket, meta_of(call), self._catalog.now_ms)
         meta = await self._acls.of_write(call, bucket, meta)
         condition = write_condition(call)
