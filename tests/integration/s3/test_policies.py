@@ -381,6 +381,9 @@ def test_strangers_and_what_they_may_not_even_with_rights(s3: Any, bucket: str, 
     assert anonymous(running, "GET", f"/{bucket}/k?response-content-type=text/html")[0] == 400
     assert anonymous(running, "GET", f"/{bucket}/k")[0] == 200
     assert anonymous(running, "GET", f"/{bucket}/none")[0] == 404
+    for method, query in (("GET", "policy"), ("PUT", "policy"), ("DELETE", "policy"), ("PUT", "logging")):
+        assert anonymous(running, method, f"/{bucket}?{query}", **{"Content-Length": "0"})[0] == 403, query
+    assert json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])["Statement"] == [statement]
     md5 = base64.b64encode(hashlib.md5(b"").digest()).decode()
     assert anonymous(running, "PUT", f"/{bucket}/new", **{"Content-MD5": md5, "Content-Length": "0"})[0] == 200
     assert anonymous(running, "DELETE", f"/{bucket}/new")[0] == 204

@@ -49,6 +49,8 @@ _EXPECTED: Final = frozenset({_OWNER, _OWNER_OF_SOURCE})
 _CHARGED: Final = b"x-amz-request-charged: requester\r\n"
 #: What a policy does not take from the bucket's owner, or nobody could mend it any more.
 _OF_POLICY: Final = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
+#: What a policy gives to nobody else: who could change it would give himself the rest, and logs name all who came.
+_NOT_GIVEN_AWAY: Final = _OF_POLICY | {"s3:PutBucketLogging"}
 #: Who wrote an object may do so much with it, where ownership is the writer's.
 _OF_OBJECT_OWNER: Final = frozenset({"s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectAcl", "s3:PutObjectAcl"})
 #: Who began an upload may do so much with it, whoever owns the bucket.
@@ -117,7 +119,8 @@ def allowed(
     if is_owner(who, bucket) and not (object_owner not in ("", who.user) and action in _OF_OBJECT_OWNER):
         return True
     block = block_of(bucket)
-    if verdict == ALLOW and policy is not None and not (block.restrict and policy.is_public):
+    if verdict == ALLOW and policy is not None and action not in _NOT_GIVEN_AWAY \
+            and not (block.restrict and policy.is_public):  # fmt: skip
         return True
     if who.access and object_owner == who.user and action in _OF_INITIATOR:
         return True
