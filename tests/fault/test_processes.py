@@ -129,13 +129,15 @@ def test_more_lost_than_promised_is_a_503_and_everything_is_back_when_one_return
         servers = [p.name for p in c.processes("objectd")]
         stopped = [c.send_signal(name, signal.SIGSTOP) for name in servers]
         try:
-            client = Client(c.gateway, token=c.token, seconds=300)
-            answer = await client.request("GET", "/v1/objects/load/k0")
-            assert answer.status == 503 and b'"code"' in answer.body, answer
-            answer = await client.request("PUT", "/v1/objects/load/new", b"x" * 1000)
-            assert answer.status == 503, answer
-            assert "retry-after" in answer.headers
-            client.close()
+            reader, writer = (Client(c.gateway, token=c.token, seconds=300) for _ in range(2))
+            read, written = await asyncio.gather(       # each waits its time for servers that say nothing
+                reader.request("GET", "/v1/objects/load/k0"),
+                writer.request("PUT", "/v1/objects/load/new", b"x" * 1000),
+            )
+            assert read.status == 503 and b'"code"' in read.body, read
+            assert written.status == 503 and "retry-after" in written.headers, written
+            reader.close()
+            writer.close()
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
