@@ -160,6 +160,7 @@ def test_a_file_under_random_use_is_right_while_servers_are_killed(files: Cluste
     [
         (31, (), 1_500_000), (32, (), 30_000_000), (33, ("--sync", "interval"), 1_500_000),
         (34, ("--cache", "0"), 9_000_000),
+        (35, ("--sync", "interval"), 1_500_000), (36, ("--sync", "interval"), 1_500_000),
     ],
 )
 def test_a_file_under_random_use_for_long(

@@ -163,11 +163,14 @@ class Nodes:
         return node
 
     def drop_if_idle(self, node: Node) -> None:
-        """Forget a node that nobody holds, and directories that only it held."""
+        """Forget a node that nobody holds, and directories that only it held. One that was forgotten already, whose
+        last close ends only now, takes nothing along: the kernel may know its file by another node since."""
         if node.ino == ROOT or node.is_busy:
             return
-        self.by_ino.pop(node.ino, None)
-        self.aliases.pop(node.alias, None)
+        if self.by_ino.get(node.ino) is node:
+            del self.by_ino[node.ino]
+        if self.aliases.get(node.alias) is node:
+            del self.aliases[node.alias]
         for key in list(node.names):
             self._drop_name(key, node)
             parent = self.by_ino.get(key[0])
