@@ -67,8 +67,7 @@ class Revisions:
 class SyncWaits(Protocol):
     """Commits of buckets with a sync rule wait here."""
 
-    @property
-    def is_wanted(self) -> bool: ...
+    def holds_back(self, items: Sequence[CommitItem]) -> bool: ...
 
     async def confirm(
         self, items: Sequence[CommitItem], results: Sequence[CommitResult]
@@ -181,7 +180,7 @@ class HotRoutes:
 
     def _commit_now(self, exchange: Exchange, items: list[CommitItem], caller: Principal) -> bool:
         """Queue a message of known callers; its answer follows without a task. False: it is _commit()'s."""
-        if self.sync is not None and self.sync.is_wanted:
+        if self._waits(items):
             return False
         pairs = []
         try:
@@ -194,7 +193,7 @@ class HotRoutes:
             return False            # an item's own error: told with the others' results
 
         def answer(results: list[CommitResult]) -> None:
-            if self.sync is not None and self.sync.is_wanted:
+            if self._waits(items):
                 exchange.spawn(self._confirm(exchange, items, results))     # a rule that came meanwhile
                 return
             try:
@@ -203,6 +202,11 @@ class HotRoutes:
                 exchange.fail(error)
 
         return self._commits.submit(pairs, answer)
+
+    def _waits(self, items: Sequence[CommitItem]) -> bool:
+        """Whether other sites must have some of it first. All others are answered before the queue is looked at, which
+        their commit has just woken."""
+        return self.sync is not None and self.sync.holds_back(items)
 
     async def _confirm(
         self, exchange: Exchange, items: Sequence[CommitItem], results: Sequence[CommitResult]
@@ -222,7 +226,7 @@ class HotRoutes:
                 ready.append((place, (item, who)))
         # Shielded: a client that goes away must not leave half of its message uncommitted.
         done = await asyncio.shield(self._commits.commit([pair for _, pair in ready]))
-        if self.sync is not None and self.sync.is_wanted:
+        if self.sync is not None and self.sync.holds_back(items):
             done = await self.sync.confirm([item for _, (item, _) in ready], done)
         for (place, _), result in zip(ready, done, strict=True):
             results[place] = result

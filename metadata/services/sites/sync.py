@@ -94,6 +94,11 @@ class SyncWaits:
         """Whether any bucket has a sync rule."""
         return bool(self._members.sync_buckets)
 
+    def holds_back(self, items: Sequence[CommitItem]) -> bool:
+        """Whether one of these changes a bucket that has a sync rule."""
+        wanted = self._members.sync_buckets
+        return bool(wanted) and any(item.mutation.bucket in wanted for item in items)
+
     async def confirm(
         self, items: Sequence[CommitItem], results: Sequence[CommitResult]
     ) -> list[CommitResult]:
