@@ -118,7 +118,7 @@ class Compactor:
 
     async def _header(self, handle: Handle, number: int, offset: int) -> Header | None:
         try:
-            raw = await self._device.read(number, offset, records.HEADER_BYTES, handle)
+            raw = await self._device.threads.read(number, offset, records.HEADER_BYTES, handle)
         except (OSError, IntegrityError):
             return None     # an unreadable place: whatever lived there is found by scrub and stays in this segment
         return records.parse(raw, segment=number, offset=offset, seed=records.seed_of(self._device.uuid))
@@ -154,7 +154,7 @@ class Compactor:
     async def _record(self, handle: Handle, header: Header) -> bytes:
         """The whole record; empty if the disk cannot read it: then it is as bad as wrong sums."""
         try:
-            return await self._device.read(header.segment, header.offset, header.record_bytes, handle)
+            return await self._device.threads.read(header.segment, header.offset, header.record_bytes, handle)
         except (OSError, IntegrityError):
             return b""
 

@@ -1,6 +1,6 @@
 """DiskDevice: one directory that keeps chunks; puts segments, files, index, trash and states together.
 
-Owns the device's state, its free space and its threads. Invariants:
+Owns the device's state and its free space. Invariants:
 - The index learns of a record only after the committer settled it, of a file only after finish(): what the index says
   is live can be read after a power cut.
 - After a failed write or sync of an EIO kind no descriptor that was written through is used again; check() begins a new
@@ -25,26 +25,27 @@ from typing import Any
 
 import lmdb
 
-from objectd.store import files, headers, records, segments
+from objectd.store import headers, records, segments
 from objectd.store.appends import Appends
 from objectd.store.committer import Appended
 from objectd.store.compaction import Compactor
 from objectd.store.device import Buffer, ChunkHeader, ChunkWriter, DeviceUsage, Location, OpenChunk
-from objectd.store.index import Entry, Index, pack, unpack
+from objectd.store.index import Entry, Index
 from objectd.store.keeper import IndexKeeper
 from objectd.store.layout import Layout
 from objectd.store.lookup import Lookup
 from objectd.store.openfiles import Handle, OpenFiles
 from objectd.store.opening import open_directory
-from objectd.store.reading import PageCache, is_memory, read_fully
+from objectd.store.probe import probe
+from objectd.store.reading import PageCache, is_memory
 from objectd.store.recovery import Report
 from objectd.store.removal import NO_SPACE, Removal
-from objectd.store.repeat import RepeatedWriter
 from objectd.store.settings import StoreSettings
 from objectd.store.slow import Spindle
+from objectd.store.threads import Threads
+from objectd.store.uploads import Uploads
 from tierstore.clock import Clock
 from tierstore.errors import CapacityError, IntegrityError, NotFound, UnavailableError
-from tierstore.failpoints import hit
 from tierstore.names import ChunkId, Tier
 
 
@@ -63,32 +64,30 @@ class DiskDevice:
         self.cluster_id = layout.identity.cluster_id
         self.recovered = report
         self.settings = settings
-        self._layout = layout
-        self._index = index
+        self.layout = layout
+        self.index = index
         self._capacity = capacity_bytes
-        self._clock = clock
+        self.clock = clock
         self._loop = loop
-        self._pool = pool
         self._noting = asyncio.Lock()
         self._seed = records.seed_of(self.uuid)
-        #: Failpoints of all devices of a tier: of a read that waits for the disk, and of an append.
-        self._read_point, self.write_point = f"store.read.{tier}", f"store.write.{tier}"
-        self._spindle = Spindle(seek_ms=settings.simulate_seek_ms,
-                                bytes_per_second=settings.simulate_bytes_per_second) if settings.is_simulated else None
+        self.write_point = f"store.write.{tier}"      # failpoint of an append, of all devices of a tier
+        self.spindle = Spindle(seek_ms=settings.simulate_seek_ms,
+                               bytes_per_second=settings.simulate_bytes_per_second) if settings.is_simulated else None
         self._in_memory = is_memory(layout.root)
         cache = PageCache(os.path.join(layout.root, "device.json"), is_memory=self._in_memory,
                           is_bypassed=settings.is_simulated)
         self._open_segments = OpenFiles(settings.open_files_max)
-        self._open_files = OpenFiles(settings.open_files_max)
-        self._writing: dict[bytes, int] = {}        # large chunks under way -> bytes set aside
-        self._going: set[asyncio.Task[None]] = set()    # files of writers that gave up, until they are unlinked
+        self.open_files = OpenFiles(settings.open_files_max)
         self._changing: dict[bytes, asyncio.Future[None]] = {}
         self.ballast_is_out = False     # given back for a delete; filled again when there is room
         self._room = 0
         self._is_closed = False
-        self._log: segments.SegmentLog
+        self.log: segments.SegmentLog
         self._appends: Appends
-        self._lookup = Lookup(self, cache, self._open_segments, self._open_files)
+        self.threads = Threads(self, pool, loop, spindle=self.spindle)
+        self._uploads = Uploads(self, loop, direct_bytes_min=0 if self._in_memory else settings.direct_bytes_min)
+        self._lookup = Lookup(self, cache, self._open_segments, self.open_files)
         self._compactor = Compactor(self)
         self._removal = Removal(self)
         self._keeper = IndexKeeper(self)
@@ -119,15 +118,15 @@ class DiskDevice:
         return device
 
     def _start(self) -> None:
-        numbers = self._layout.segment_numbers()
-        self._log = segments.SegmentLog(
-            self._layout, self._open_segments, seed=self._seed, segment_bytes_max=self.settings.segment_bytes_max,
-            next_number=max([self._layout.high_water(), *numbers]) + 1)
+        numbers = self.layout.segment_numbers()
+        self.log = segments.SegmentLog(
+            self.layout, self._open_segments, seed=self._seed, segment_bytes_max=self.settings.segment_bytes_max,
+            next_number=max([self.layout.high_water(), *numbers]) + 1)
         last = numbers[-1] if numbers else 0
-        known = self._index.figures.segments.get(last)
+        known = self.index.figures.segments.get(last)
         if known is not None and known.end < self.settings.segment_bytes_max * 3 // 4:
-            self._log.resume(last, known.end)
-        self._appends = Appends(self, self._log, inline=self._in_memory and self._spindle is None)
+            self.log.resume(last, known.end)
+        self._appends = Appends(self, self.log, inline=self._in_memory and self.spindle is None)
         self.refresh_room()
         self._keeper.start()
 
@@ -138,75 +137,46 @@ class DiskDevice:
         self._is_closed = True
         await self._keeper.stop()
         is_settled = await self._appends.settled(self.settings.io_deadline_seconds)
-        if self._going:     # else a file without a footer stays, and a clean start does not look for any
-            _, stuck = await asyncio.wait(self._going, timeout=self.settings.io_deadline_seconds)
-            for task in stuck:
-                task.cancel()
-        is_clean = is_settled and self.state in ("ok", "full") and not self._writing
+        is_ended = await self._uploads.ended(self.settings.io_deadline_seconds)
+        is_clean = is_settled and is_ended and self.state in ("ok", "full")
         await self._loop.run_in_executor(None, self._appends.committer.close)
         await self._loop.run_in_executor(None, self._close_blocking, is_clean)
         self._open_segments.close()
-        self._open_files.close()
-        self._pool.shutdown(wait=False)
+        self.open_files.close()
+        self.threads.close()
 
     def _close_blocking(self, is_clean: bool) -> None:
         try:
-            self._log.close()
-            flush = self._index.take()
+            self.log.close()
+            flush = self.index.take()
             if flush is not None:
-                self._index.write(flush)
-                self._index.done()
+                self.index.write(flush)
+                self.index.done()
             if is_clean:
-                self._index.mark_clean(True)
+                self.index.mark_clean(True)
         except (OSError, lmdb.Error):
             pass    # the device failed: the next start recovers from the log
-        self._index.close()
-        self._layout.close()
+        self.index.close()
+        self.layout.close()
 
     # threads
 
-    async def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a blocking call in the device's threads, within its deadline. The call itself is not interrupted: a disk
-        that hangs fails the device (UnavailableError), the thread stays until the kernel lets go."""
-        return await self.settled(self.submit(call, *arguments))
+    def run(self, call: Callable[..., Any], *arguments: Any) -> Coroutine[Any, Any, Any]:
+        """Run a blocking call in the device's threads, within its deadline."""
+        return self.settled(self.submit(call, *arguments))
 
-    async def settled(self, future: asyncio.Future[Any]) -> Any:
+    def settled(self, future: asyncio.Future[Any]) -> Coroutine[Any, Any, Any]:
         """The result of what was handed to the threads, within the deadline."""
-        if future.done():
-            return future.result()
-        done, _ = await asyncio.wait({future}, timeout=self.settings.io_deadline_seconds)
-        if not done:
-            future.add_done_callback(_look_at)
-            self.fail("failed", f"no answer from the disk for {self.settings.io_deadline_seconds:.0f} s")
-            raise UnavailableError(f"{self.path} does not answer", code="device-failed")
-        return future.result()
+        return self.threads.settled(future)
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         """Hand a blocking call to the device's threads. The caller sees to the deadline and the result."""
-        return self._loop.run_in_executor(self._pool, call, *arguments)
-
-    async def read(self, where: object, offset: int, count: int, handle: Handle) -> bytes:
-        """For open chunks: exactly count bytes of the handle's file, which stays open until the thread is done."""
-        handle.acquire()
-        future = self.submit(self._read_blocking, where, offset, count, handle.fd)
-        future.add_done_callback(lambda _: handle.release())
-        done, _ = await asyncio.wait({future}, timeout=self.settings.io_deadline_seconds)
-        if not done:
-            future.add_done_callback(_look_at)
-            raise UnavailableError(f"{self.path} does not answer", code="device-failed")
-        raw: bytes = future.result()
-        return raw
-
-    def _read_blocking(self, where: object, offset: int, count: int, fd: int) -> bytes:
-        hit(self._read_point)
-        if self._spindle is not None:
-            self._spindle.transfer(where, offset, count)
-        return read_fully(fd, count, offset)
+        return self.threads.submit(call, *arguments)
 
     # state and space
 
     def usage(self) -> DeviceUsage:
-        figures = self._index.figures
+        figures = self.index.figures
         return DeviceUsage(capacity_bytes=self._capacity, used_bytes=figures.live_bytes,
                            trash_bytes=figures.trash_bytes, garbage_bytes=figures.garbage_bytes,
                            free_bytes=max(0, self._room), chunks=figures.chunks,
@@ -215,7 +185,7 @@ class DiskDevice:
 
     def refresh_room(self) -> None:
         """Look at the space again; opens a full device when there is some, fails one whose directory is gone."""
-        figures = self._index.figures
+        figures = self.index.figures
         occupied = figures.live_bytes + figures.trash_bytes + figures.garbage_bytes
         reserve = self.settings.reserve_of(self._capacity)
         if self.ballast_is_out:
@@ -226,8 +196,7 @@ class DiskDevice:
             self._room = 0
             self.write_failed(error)
             return
-        promised = sum(self._writing.values())
-        self._room = min(self._capacity - occupied, fs.f_bavail * fs.f_frsize) - reserve - promised
+        self._room = min(self._capacity - occupied, fs.f_bavail * fs.f_frsize) - reserve - self._uploads.reserved_bytes
         if fs.f_files and fs.f_favail < 8:
             self._room = min(self._room, 0)     # no inodes left
         if self.state in ("ok", "full"):
@@ -267,7 +236,7 @@ class DiskDevice:
         if self._is_closed:
             raise UnavailableError(f"{self.path} is closed", code="device-failed")
         try:
-            await self.run(self._probe)
+            await self.run(probe, self.path)
         except (OSError, IntegrityError) as error:
             if self.state in ("ok", "full"):
                 self.write_failed(error) if isinstance(error, OSError) else self.fail("failed", str(error))
@@ -278,24 +247,10 @@ class DiskDevice:
             self.submit(old.close)
         self.refresh_room()
 
-    def _probe(self) -> None:
-        path = os.path.join(self.path, "probe")
-        content = os.urandom(4096)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            hit("store.check.before_write")
-            os.pwrite(fd, content, 0)
-            os.fsync(fd)
-            if read_fully(fd, len(content), 0) != content:
-                raise IntegrityError("the probe came back changed", code="bad-probe")
-        finally:
-            os.close(fd)
-            files.discard(path)
-
     # small chunks
 
     async def put_small(self, chunk: ChunkId, data: Buffer, sums: bytes, *, name_hint: str = "") -> Location:
-        if len(self._index.fresh) >= self.settings.index_fresh_max:
+        if len(self.index.fresh) >= self.settings.index_fresh_max:
             await self.flush()
         # who is cancelled must not take the record's future from another put of the same chunk
         return await asyncio.shield(self.submit_small(chunk, data, sums, name_hint=name_hint))
@@ -310,27 +265,7 @@ class DiskDevice:
     def begin(
         self, chunk: ChunkId, chunk_bytes: int, *, name_hint: str = "", keep_warm: bool = False
     ) -> ChunkWriter:
-        known = self._index.lookup(chunk)
-        if known is not None:
-            return RepeatedWriter(chunk, unpack(known), chunk_bytes, self.accept_repeat)
-        if chunk in self._writing or self._appends.has(chunk):
-            raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy")
-        hint = name_hint.encode()[: self.settings.name_hint_bytes_max]
-        stored = records.file_bytes(chunk_bytes, len(hint))
-        self.admit(stored)
-        try:
-            writer = files.FileWriter(
-                self, self._layout, chunk, chunk_bytes, hint, seed=self._seed, wall_ms=self._clock.now_ms(),
-                behind_bytes=self.settings.write_behind_bytes, spindle=self._spindle,
-                pending_bytes_max=self.settings.write_pending_bytes_max,
-                direct_bytes_min=0 if self._in_memory or keep_warm else self.settings.direct_bytes_min)
-        except FileExistsError:
-            raise UnavailableError(f"chunk {chunk.hex()} is being written", code="chunk-busy") from None
-        except OSError as error:
-            raise self.write_failed(error) from error
-        self._writing[chunk] = stored
-        self._room -= stored
-        return writer
+        return self._uploads.begin(chunk, chunk_bytes, name_hint=name_hint, keep_warm=keep_warm)
 
     async def accept_repeat(self, chunk: ChunkId, entry: Entry) -> Location:
         """The same bytes came again."""
@@ -341,25 +276,6 @@ class DiskDevice:
         except NotFound:    # it left the trash in this moment; the next attempt writes it anew
             raise UnavailableError(f"chunk {chunk.hex()} is being changed", code="chunk-busy") from None
 
-    def finished(self, writer: files.FileWriter, handle: Handle, data_crc: int) -> None:
-        """For FileWriter: the file is whole and durable."""
-        self._writing.pop(writer.chunk, None)
-        value = pack(0, 0, writer.chunk_bytes, writer.stored_bytes, data_crc, records.LIVE, writer.wall_ms)
-        self._index.apply(writer.chunk, value, self._index.lookup(writer.chunk))
-        self._open_files.add(bytes(writer.chunk), handle)
-
-    def given_up(self, writer: files.FileWriter, gone: Coroutine[Any, Any, None]) -> None:
-        """For FileWriter: it was aborted or failed. Its room is free, and the chunk may come again, once gone ends."""
-        task = self._loop.create_task(gone)
-        self._going.add(task)
-        task.add_done_callback(lambda _: self._file_has_gone(writer, task))
-
-    def _file_has_gone(self, writer: files.FileWriter, task: asyncio.Task[None]) -> None:
-        self._going.discard(task)
-        if not task.cancelled() and task.exception() is None:   # else it counts as under way: no clean close
-            stored = self._writing.pop(writer.chunk, 0)
-            self._room += stored if self.state != "full" else 0     # a full device looks at its space anew
-
     # reading
 
     def read_small_now(self, chunk: ChunkId, hint: Location, chunk_bytes: int) -> memoryview | None:
@@ -369,7 +285,7 @@ class DiskDevice:
         return self._lookup.open_chunk(chunk, hint)
 
     def forget_open(self, chunk: ChunkId) -> None:
-        self._open_files.drop(bytes(chunk))
+        self.open_files.drop(bytes(chunk))
 
     async def find(self, chunk: ChunkId) -> OpenChunk:
         return await self._lookup.find(chunk)
@@ -394,9 +310,9 @@ class DiskDevice:
 
     async def current(self, chunk: bytes) -> bytes | None:
         """The packed entry, waiting for the disk if the index is too large to stay in memory."""
-        value = self._index.fresh.get(chunk)
+        value = self.index.fresh.get(chunk)
         if value is None:
-            value = await self.run(self._index.lookup_in_thread, chunk)
+            value = await self.run(self.index.lookup_in_thread, chunk)
         return value or None
 
     async def trash(self, chunk: ChunkId) -> bool:
@@ -417,11 +333,11 @@ class DiskDevice:
     # enumeration, compaction, identity
 
     def chunks(self, after: bytes = b"") -> Iterator[tuple[ChunkId, int, Location]]:
-        for chunk, entry in self._index.iterate(after):
+        for chunk, entry in self.index.iterate(after):
             yield ChunkId(chunk), entry.chunk_bytes, Location(entry.segment, entry.offset)
 
     def stored_since(self, since_ms: int, after: bytes = b"") -> Iterator[ChunkHeader]:
-        return headers.stored_since(self._index, self._layout, self._seed, since_ms, after)
+        return headers.stored_since(self.index, self.layout, self._seed, since_ms, after)
 
     async def compact(self, *, garbage_ratio: float, bytes_max: int) -> int:
         return await self._compactor.run(garbage_ratio=garbage_ratio, bytes_max=bytes_max)
@@ -431,10 +347,10 @@ class DiskDevice:
         async with self._noting:
             if cluster_id == self.cluster_id and seen_sequence < self.seen_sequence:
                 return      # a newer one was written while this one waited; the mark only rises
-            identity = replace(self._layout.identity, cluster_id=cluster_id, seen_sequence=seen_sequence)
-            if identity != self._layout.identity:
+            identity = replace(self.layout.identity, cluster_id=cluster_id, seen_sequence=seen_sequence)
+            if identity != self.layout.identity:
                 try:
-                    await self.run(self._layout.store, identity)
+                    await self.run(self.layout.store, identity)
                 except OSError as error:
                     raise self.write_failed(error) from error
             self.cluster_id, self.seen_sequence = cluster_id, seen_sequence
@@ -455,7 +371,11 @@ class DiskDevice:
 
     def is_writing(self, chunk: bytes) -> bool:
         """Whether a large chunk of that id is under way."""
-        return chunk in self._writing
+        return chunk in self._uploads
+
+    def is_appending(self, chunk: bytes) -> bool:
+        """Whether a small chunk of that id is under way."""
+        return self._appends.has(chunk)
 
     def take_room(self, count: int) -> None:
         """So many bytes were used of the room that is left."""
@@ -467,39 +387,10 @@ class DiskDevice:
 
     def release_ballast(self) -> bool:
         """Give the ballast back to a full disk, for a delete or the index; False if it is out already."""
-        is_released = self._layout.release_ballast()
+        is_released = self.layout.release_ballast()
         self.ballast_is_out = self.ballast_is_out or is_released
         return is_released
 
-    @property
-    def layout(self) -> Layout:
-        return self._layout
-
-    @property
-    def index(self) -> Index:
-        return self._index
-
-    @property
-    def log(self) -> segments.SegmentLog:
-        return self._log
-
-    @property
-    def open_files(self) -> OpenFiles:
-        return self._open_files
-
-    @property
-    def spindle(self) -> Spindle | None:
-        return self._spindle
-
-    @property
-    def clock(self) -> Clock:
-        return self._clock
-
     def forget_segment(self, number: int) -> None:
         self._open_segments.drop(number)
-        self._index.drop_segment(number)
-
-
-def _look_at(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()      # the caller was told already
+        self.index.drop_segment(number)

@@ -52,6 +52,11 @@ class Owner(Protocol):
     def submit(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]: ...
     def settled(self, future: asyncio.Future[Any]) -> Awaitable[Any]: ...
     def write_failed(self, error: OSError) -> Exception: ...
+
+
+class Register(Protocol):
+    """Who is told of a writer's end."""
+
     def finished(self, writer: FileWriter, handle: Handle, data_crc: int) -> None: ...
     def given_up(self, writer: FileWriter, gone: Coroutine[Any, Any, None]) -> None: ...
 
@@ -59,9 +64,9 @@ class Owner(Protocol):
 class FileWriter:
     """One chunk file under way. See device.ChunkWriter."""
 
-    def __init__(self, owner: Owner, layout: Layout, chunk: ChunkId, chunk_bytes: int, hint: bytes, *, seed: int,
-                 wall_ms: int, behind_bytes: int, pending_bytes_max: int, spindle: Spindle | None,
-                 direct_bytes_min: int = 0) -> None:
+    def __init__(self, owner: Owner, layout: Layout, chunk: ChunkId, chunk_bytes: int, hint: bytes, *,
+                 register: Register, seed: int, wall_ms: int, behind_bytes: int, pending_bytes_max: int,
+                 spindle: Spindle | None, direct_bytes_min: int = 0) -> None:
         """Creates the file. direct_bytes_min: go around the page cache from that length on; 0: never.
         Raises OSError; FileExistsError when the same chunk is being written already."""
         self.chunk = chunk
@@ -69,6 +74,7 @@ class FileWriter:
         self.stored_bytes = records.file_bytes(chunk_bytes, len(hint))
         self.wall_ms = wall_ms
         self._owner = owner
+        self._register = register
         self._hint = hint
         self._seed = seed
         self._behind_bytes = behind_bytes
@@ -201,7 +207,7 @@ class FileWriter:
                 raise self._owner.write_failed(error) from error
             raise
         fd, self._fd = self._fd, -1
-        self._owner.finished(self, Handle(fd, chunk_bytes=self.chunk_bytes, sums=sums), data_crc)
+        self._register.finished(self, Handle(fd, chunk_bytes=self.chunk_bytes, sums=sums), data_crc)
         return Location(0, 0)
 
     def _complete(self, tail: bytes) -> None:
@@ -232,7 +238,7 @@ class FileWriter:
             self._behind = self._direct.abandon()
         if self._named is not None:
             self._named.add_done_callback(_look_at)
-        self._owner.given_up(self, self._gone())
+        self._register.given_up(self, self._gone())
 
     async def _gone(self) -> None:
         """Close and unlink once no thread uses the descriptor."""

@@ -66,7 +66,7 @@ class Lookup:
             if handle is None:
                 return None
             return StoredChunk(handle, sums=handle.sums, chunk_bytes=handle.chunk_bytes, data_offset=0,
-                               cache=self._cache, pool=self._device, where=chunk)
+                               cache=self._cache, pool=self._device.threads, where=chunk)
         handle = self._open_segments.get(segment)
         if handle is None:
             return None
@@ -79,7 +79,8 @@ class Lookup:
         if length < 0 or data_offset > len(raw):
             return None
         return StoredChunk(handle, sums=bytes(raw[records.HEADER_BYTES : data_offset]), chunk_bytes=length,
-                           data_offset=offset + data_offset, cache=self._cache, pool=self._device, where=segment)
+                           data_offset=offset + data_offset, cache=self._cache, pool=self._device.threads,
+                           where=segment)
 
     async def find(self, chunk: ChunkId) -> OpenChunk:
         value = self._device.index.fresh.get(chunk)
@@ -92,7 +93,7 @@ class Lookup:
             return await self._find_file(chunk)
         handle = await self.segment_handle(entry.segment)
         # header, sums and data in one read: a small chunk costs a slow disk one seek
-        raw = await self._device.read(entry.segment, entry.offset, records.aligned(
+        raw = await self._device.threads.read(entry.segment, entry.offset, records.aligned(
             records.HEADER_BYTES + SUM_BYTES * block_count(entry.chunk_bytes) + entry.chunk_bytes), handle)
         header = records.parse(raw[: records.HEADER_BYTES], segment=entry.segment, offset=entry.offset, seed=self._seed)
         if header is None or header.chunk != chunk or header.length != entry.chunk_bytes:
@@ -120,7 +121,7 @@ class Lookup:
                 raise IntegrityError(f"the file of chunk {chunk.hex()} is missing", code="bad-footer") from None
             handle = self._open_files.add(bytes(chunk), Handle(fd, chunk_bytes=footer.length, sums=sums))
         return StoredChunk(handle, sums=handle.sums, chunk_bytes=handle.chunk_bytes, data_offset=0,
-                           cache=self._cache, pool=self._device, where=chunk)
+                           cache=self._cache, pool=self._device.threads, where=chunk)
 
     def _open_file_blocking(self, chunk: bytes) -> tuple[int, records.Header, bytes]:
         opened = files.open_file(self._device.layout.file_path(chunk), chunk, self._seed)

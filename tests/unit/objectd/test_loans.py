@@ -25,6 +25,7 @@ from objectd.slots import Slot, Slots
 from objectd.standing import Standing
 from objectd.store.device import Location
 from objectd.store.disk import DiskDevice
+from objectd.store.reading import read_fully
 from tests.unit.store import place
 from tierstore.checksum import BLOCK_BYTES, sums_of
 from tierstore.clock import SystemClock
@@ -237,13 +238,12 @@ def test_cold_loans_have_the_bounds_of_cold_reads(tmp_path: Path, monkeypatch: p
         assert await here.ask_cold(name, LARGE) == refused
         here.reads.cold_reads = 0
         release = threading.Event()
-        real = here.device._read_blocking
 
-        def hang(where: object, offset: int, count: int, fd: int) -> bytes:
+        def hang(fd: int, count: int, offset: int) -> bytes:
             release.wait(300)
-            return real(where, offset, count, fd)
+            return read_fully(fd, count, offset)
 
-        here.device._read_blocking = hang  # type: ignore[method-assign]
+        monkeypatch.setattr("objectd.store.threads.read_fully", hang)
         try:
             assert await here.ask_cold(name, LARGE) == refused
             assert here.slot._observations == 1, "that it was slow is noticed"

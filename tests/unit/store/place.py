@@ -60,7 +60,7 @@ class Place:
 
     def cut(self, device: DiskDevice, rng: random.Random) -> None:
         """The same for a power cut: bytes that no finished sync covers are dropped, torn or kept."""
-        known = {n: f.end for n, f in device._index.figures.segments.items()}
+        known = {n: f.end for n, f in device.index.figures.segments.items()}
         self.kill()
         for number, path in self.segments().items():
             size, synced = os.path.getsize(path), known.get(number, 0)

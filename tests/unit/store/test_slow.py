@@ -60,7 +60,7 @@ def test_puts_share_the_seek_of_their_group(tmp_path: Path) -> None:
 
     async def walk() -> None:
         async with place.open() as device:
-            spindle = device._spindle
+            spindle = device.spindle
             assert spindle is not None
             before = spindle.seeks
             await asyncio.gather(*(put(device, chunk(n), body(n, 1000)) for n in range(40)))
