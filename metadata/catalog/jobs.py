@@ -23,7 +23,7 @@ _class = _jobs.c["class"]
 WAITING: Final = "waiting"
 LEASED: Final = "leased"
 FAILED: Final = "failed"
-_OPEN: Final = (WAITING, LEASED)
+OPEN: Final = (WAITING, LEASED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class NewJob:
 
 
 class JobRow(NamedTuple):
-    """A row of the queue, in the order of _COLUMNS."""
+    """A row of the queue, in the order of COLUMNS."""
 
     id: int
     kind: str
@@ -66,17 +66,7 @@ class JobRow(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class JobCount:
-    kind: str
-    why: str
-    state: str
-    jobs: int
-    bytes: int
-    oldest_at_ms: int
-
-
-_COLUMNS = [
+COLUMNS = [
     _jobs.c.id, _jobs.c.kind, _jobs.c.why, _jobs.c.state, _class, _jobs.c.heat, _jobs.c.server_id,
     _jobs.c.device_id, _jobs.c.chunk_id, _jobs.c.payload, _jobs.c.bytes, _jobs.c.token, _jobs.c.lease_ms,
     _jobs.c.attempts, _jobs.c.not_before_ms, _jobs.c.created_at_ms, _jobs.c.progress, _jobs.c.code, _jobs.c.detail,
@@ -90,7 +80,7 @@ _WAITING_SERVERS: Final = Statement(
     .distinct()
 )  # fmt: skip
 _WAITING_OF: Final = (
-    sa.select(*_COLUMNS)
+    sa.select(*COLUMNS)
     .where(
         _jobs.c.server_id == sa.bindparam("of_server"), _jobs.c.state == WAITING,
         _jobs.c.not_before_ms <= sa.bindparam("now_ms"),
@@ -103,7 +93,7 @@ _WAITING_OF_ALL_KINDS: Final = Statement(_WAITING_OF)
 _IS_HELD: Final = sa.and_(
     _jobs.c.id == sa.bindparam("job_id"), _jobs.c.token == sa.bindparam("under"), _jobs.c.state == LEASED
 )
-_HELD: Final = Statement(sa.select(*_COLUMNS).where(_IS_HELD).with_for_update())
+_HELD: Final = Statement(sa.select(*COLUMNS).where(_IS_HELD).with_for_update())
 _EXTEND: Final = Statement(
     sa.update(_jobs).where(_IS_HELD).values(progress=sa.bindparam("done"), lease_ms=sa.bindparam("until_ms"))
 )
@@ -118,7 +108,7 @@ _LEASE: Final = Statement(
 _REMOVE: Final = Statement(sa.delete(_jobs).where(_jobs.c.id == sa.bindparam("job_id")))
 _BUSY: Final = Statement(
     sa.select(_jobs.c.device_id, _jobs.c.kind).where(
-        _jobs.c.chunk_id == sa.bindparam("of_chunk"), _jobs.c.state.in_([sa.literal(state) for state in _OPEN])
+        _jobs.c.chunk_id == sa.bindparam("of_chunk"), _jobs.c.state.in_([sa.literal(state) for state in OPEN])
     )
 )
 _INSERTED: Final = (
@@ -128,7 +118,8 @@ _INSERTED: Final = (
 _INSERT: Final = Statement(sa.insert(_jobs), columns=_INSERTED)
 
 
-def _row(values: Sequence[object]) -> JobRow:
+def row_of(values: Sequence[object]) -> JobRow:
+    """The row of a statement that selects COLUMNS."""
     row = JobRow._make(values)
     return row if row.payload is not None else row._replace(payload=b"")
 
@@ -145,24 +136,12 @@ def busy_chunks(
         return {(chunks[0], int(device)) for device, of_kind in open_ if kind in ("", of_kind)} & set(pairs)
     for at in range(0, len(chunks), 500):
         query = sa.select(_jobs.c.chunk_id, _jobs.c.device_id).where(
-            among(_jobs.c.chunk_id, chunks[at : at + 500]), _jobs.c.state.in_(_OPEN)
+            among(_jobs.c.chunk_id, chunks[at : at + 500]), _jobs.c.state.in_(OPEN)
         )
         if kind:
             query = query.where(_jobs.c.kind == kind)
         found.update((bytes(row.chunk_id), int(row.device_id)) for row in connection.execute(query))
     return found & set(pairs)
-
-
-def open_kinds_of(connection: sa.Connection, chunks: Collection[bytes]) -> dict[bytes, list[tuple[str, int]]]:
-    """Open jobs of each chunk: [(kind, device)], so that one chunk is never copied twice at the same time."""
-    found: dict[bytes, list[tuple[str, int]]] = {}
-    if chunks:
-        query = sa.select(_jobs.c.chunk_id, _jobs.c.kind, _jobs.c.device_id).where(
-            among(_jobs.c.chunk_id, set(chunks)), _jobs.c.state.in_(_OPEN)
-        )
-        for row in connection.execute(query):
-            found.setdefault(bytes(row.chunk_id), []).append((row.kind, int(row.device_id)))
-    return found
 
 
 def add(connection: sa.Connection, jobs: Iterable[NewJob], *, now_ms: int) -> int:
@@ -207,13 +186,13 @@ def waiting(
     and all but checks on devices that take no writes now: they would fail, and wait ever longer when it is back."""
     asked = {"of_server": server_id, "now_ms": now_ms, "at_most": limit}
     if not without and not only_reads_on:
-        return [_row(row) for row in _WAITING_OF_ALL_KINDS.rows(connection, **asked)]
+        return [row_of(row) for row in _WAITING_OF_ALL_KINDS.rows(connection, **asked)]
     query = _WAITING_OF
     if without:
         query = query.where(_jobs.c.kind.not_in(without), _jobs.c.why.not_in(without))
     if only_reads_on:
         query = query.where(sa.or_(_jobs.c.device_id.not_in(only_reads_on), _jobs.c.kind == "verify"))
-    return [_row(row) for row in connection.execute(query, asked)]
+    return [row_of(row) for row in connection.execute(query, asked)]
 
 
 def lease(connection: sa.Connection, rows: Sequence[JobRow], *, until_ms: int) -> list[JobRow]:
@@ -228,7 +207,7 @@ def lease(connection: sa.Connection, rows: Sequence[JobRow], *, until_ms: int) -
 def held(connection: sa.Connection, job_id: int, token: int) -> JobRow | None:
     """The job if it is still leased under that token, its row locked; None when the result comes too late."""
     row = _HELD.first(connection, job_id=job_id, under=token)
-    return _row(row) if row else None
+    return row_of(row) if row else None
 
 
 def extend(connection: sa.Connection, job_id: int, token: int, *, progress: float, until_ms: int) -> bool:
@@ -267,12 +246,12 @@ def give_up(connection: sa.Connection, job_id: int, *, code: str, detail: str, n
 def lapse(connection: sa.Connection, *, now_ms: int, not_before_ms: int, limit: int) -> list[JobRow]:
     """Take back jobs whose lease ran out; they wait until not_before_ms. The rows as they were."""
     query = (
-        sa.select(*_COLUMNS)
+        sa.select(*COLUMNS)
         .where(_jobs.c.state == LEASED, _jobs.c.lease_ms < now_ms)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    rows = [_row(row) for row in connection.execute(query)]
+    rows = [row_of(row) for row in connection.execute(query)]
     if rows:
         connection.execute(
             sa.update(_jobs)
@@ -292,44 +271,9 @@ def age_waiting(connection: sa.Connection, *, older_than_ms: int, floor: int) ->
     return int(result.rowcount)
 
 
-def counts(connection: sa.Connection) -> list[JobCount]:
-    """How much of what is queued."""
-    query = sa.select(
-        _jobs.c.kind, _jobs.c.why, _jobs.c.state, sa.func.count(), sa.func.coalesce(sa.func.sum(_jobs.c.bytes), 0),
-        sa.func.min(_jobs.c.created_at_ms),
-    ).group_by(_jobs.c.kind, _jobs.c.why, _jobs.c.state)  # fmt: skip
-    return [JobCount(r[0], r[1], r[2], int(r[3]), int(r[4]), int(r[5])) for r in connection.execute(query)]
-
-
-def open_count(connection: sa.Connection, why: str) -> int:
-    """Open jobs of one reason: how far a duty's queue is filled."""
-    query = sa.select(sa.func.count()).where(_jobs.c.why == why, _jobs.c.state.in_(_OPEN))
-    return int(connection.execute(query).scalar_one())
-
-
-def open_on_device(connection: sa.Connection, device_id: int, kinds: Collection[str], *, why: str = "") -> int:
-    """Open jobs of these kinds on a device; why: only those of that reason."""
-    query = sa.select(sa.func.count()).where(
-        _jobs.c.device_id == device_id, _jobs.c.kind.in_(kinds), _jobs.c.state.in_(_OPEN)
-    )
-    if why:
-        query = query.where(_jobs.c.why == why)
-    return int(connection.execute(query).scalar_one())
-
-
 def waiting_servers(connection: sa.Connection, now_ms: int) -> set[int]:
     """Servers for which something waits that may go now: so that an idle heartbeat asks nothing."""
     return {int(row[0]) for row in _WAITING_SERVERS.rows(connection, now_ms=now_ms)}
-
-
-def listing(connection: sa.Connection, *, state: str = "", why: str = "", limit: int = 100) -> list[JobRow]:
-    """Jobs in the queue's order, for people."""
-    query = sa.select(*_COLUMNS).order_by(_class, _jobs.c.heat.desc(), _jobs.c.id).limit(limit)
-    if state:
-        query = query.where(_jobs.c.state == state)
-    if why:
-        query = query.where(_jobs.c.why == why)
-    return [_row(row) for row in connection.execute(query)]
 
 
 def retry_failed(connection: sa.Connection, why: str = "") -> int:
@@ -343,7 +287,7 @@ def retry_failed(connection: sa.Connection, why: str = "") -> int:
 def remove_open_of_device(connection: sa.Connection, device_id: int, kinds: Collection[str]) -> int:
     """Drop open jobs of these kinds on a device that is gone or will be reconciled anyway."""
     change = sa.delete(_jobs).where(
-        _jobs.c.device_id == device_id, _jobs.c.kind.in_(kinds), _jobs.c.state.in_(_OPEN)
+        _jobs.c.device_id == device_id, _jobs.c.kind.in_(kinds), _jobs.c.state.in_(OPEN)
     )
     return int(connection.execute(change).rowcount)
 
@@ -368,13 +312,13 @@ def remove_checks(connection: sa.Connection, chunks: Collection[bytes]) -> None:
 def internal(connection: sa.Connection, *, limit: int, now_ms: int) -> list[JobRow]:
     """The first waiting jobs that metadata does itself, their rows locked."""
     query = (
-        sa.select(*_COLUMNS)
+        sa.select(*COLUMNS)
         .where(_jobs.c.server_id == 0, _jobs.c.state == WAITING, _jobs.c.not_before_ms <= now_ms)
         .order_by(_class, _jobs.c.heat.desc(), _jobs.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [_row(row) for row in connection.execute(query)]
+    return [row_of(row) for row in connection.execute(query)]
 
 
 def remove_waiting(connection: sa.Connection, why: str) -> int:
@@ -387,16 +331,3 @@ def remove_waiting_on(connection: sa.Connection, device_id: int, why: str) -> in
     """The same on one device only."""
     change = sa.delete(_jobs).where(_jobs.c.device_id == device_id, _jobs.c.why == why, _jobs.c.state == WAITING)
     return int(connection.execute(change).rowcount)
-
-
-def batches_on(connection: sa.Connection, device_id: int, *, limit: int) -> list[bytes]:
-    """Payloads of open jobs on a device that delete many chunks at once."""
-    query = (
-        sa.select(_jobs.c.payload)
-        .where(
-            _jobs.c.device_id == device_id, _jobs.c.kind == "delete", _jobs.c.state.in_(_OPEN),
-            _jobs.c.chunk_id == b"",
-        )
-        .limit(limit)
-    )  # fmt: skip
-    return [bytes(row[0]) for row in connection.execute(query)]

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs, tiering
+from metadata.catalog import garbage, jobs, tiering, workload
 from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
@@ -242,8 +242,8 @@ class ShelfWalk:
 
         def work(c: Connection) -> int:
             require_epoch(c, PROMOTER, epoch)
-            room = open_max - jobs.open_count(c, SETTLE)
-            busy = jobs.open_kinds_of(c, [job.chunk for job in wanted])
+            room = open_max - workload.open_count(c, SETTLE)
+            busy = workload.open_kinds_of(c, [job.chunk for job in wanted])
             # One copy of a chunk at a time, so that the second sees where the first one went.
             return jobs.add(c, [job for job in wanted if job.chunk not in busy][: max(room, 0)], now_ms=now_ms)
 

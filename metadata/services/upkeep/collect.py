@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs, leases, operations, placements
+from metadata.catalog import garbage, jobs, leases, operations, placements, workload
 from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection, require_epoch
 from metadata.catalog.packed import PackedChunk
@@ -195,7 +195,7 @@ class Collection:
         """Queue the deletion of the oldest garbage; (chunks queued, more)."""
         await self._guard.check()
         self.why_idle = self._guard.why_not()
-        if self.why_idle or await self._database.read(lambda c: jobs.open_count(c, "collect")) >= OPEN_MAX:
+        if self.why_idle or await self._database.read(lambda c: workload.open_count(c, "collect")) >= OPEN_MAX:
             return 0, False
         now_ms = self._cluster.now_ms()
         return await self._database.write(lambda c: self._collect(c, epoch, now_ms))

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs, leases
+from metadata.catalog import garbage, jobs, leases, workload
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection
@@ -182,10 +182,10 @@ class CatalogComparison:
     def _spoken_for(c: Connection, device: int, chunks: list[bytes]) -> set[bytes] | None:
         """Those that wait for their collection or a job; None when too much waits to be looked through."""
         collecting = garbage.in_garbage(c, chunks, since_ms=0, rows_max=GARBAGE_ROWS_LOOKED_AT)
-        batches = jobs.batches_on(c, device, limit=BATCHES_LOOKED_AT)
+        batches = workload.batches_on(c, device, limit=BATCHES_LOOKED_AT)
         if collecting is None or len(batches) == BATCHES_LOOKED_AT:
             return None
-        going = collecting | set(jobs.open_kinds_of(c, chunks))
+        going = collecting | set(workload.open_kinds_of(c, chunks))
         for payload in batches:
             ids = msgspec.msgpack.decode(payload, type=BatchWork).ids
             going.update(ids[at : at + CHUNK_ID_BYTES] for at in range(0, len(ids), CHUNK_ID_BYTES))

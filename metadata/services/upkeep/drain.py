@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from metadata.catalog import garbage, jobs, operations, placements, servers
+from metadata.catalog import garbage, jobs, operations, placements, servers, workload
 from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection, require_epoch
 from metadata.catalog.session import Session, StaleRows, lock_out_commits
@@ -235,7 +235,7 @@ class Drains:
 
 def _still_open(c: Connection, device: int, kinds: list[str], *, since_ms: int, now_ms: int) -> str:
     """What may still bring chunks to a device, or take them from it; "" for nothing. kinds: of jobs that matter."""
-    if jobs.open_on_device(c, device, kinds):
+    if workload.open_on_device(c, device, kinds):
         return "jobs under way"
     if now_ms - since_ms < LONG_UPLOADS_WAIT_MS and operations.is_any_leased(c, begun_ms=since_ms, now_ms=now_ms):
         return "uploads under way"

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs, operations, servers
+from metadata.catalog import garbage, jobs, operations, servers, workload
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection
@@ -95,7 +95,10 @@ class Inventories:
             wanted.append(NewJob("inventory", "reconcile", CLASS_INVENTORY, device.server, device.id, payload=payload))
 
         def work(c: Connection) -> int:
-            fresh = [job for job in wanted if not jobs.open_on_device(c, job.device_id, ["inventory"], why="reconcile")]
+            fresh = [
+                job for job in wanted
+                if not workload.open_on_device(c, job.device_id, ["inventory"], why="reconcile")
+            ]  # fmt: skip
             return jobs.add(c, fresh, now_ms=now_ms)
 
         return await self._database.write(work) if wanted else 0
@@ -198,7 +201,7 @@ class Inventories:
     def _verdict(self, c: Connection, device: int, chunks: list[bytes], now_ms: int) -> tuple[list[bytes], int]:
         """(orphans, strays whose deletion was queued) of chunks whose uploads can no longer commit."""
         placed = garbage.placed(c, chunks, list(self._cluster.view.devices))
-        busy = jobs.open_kinds_of(c, chunks)
+        busy = workload.open_kinds_of(c, chunks)
         held = operations.pinned(c, chunks, now_ms=now_ms)
         collecting = garbage.in_garbage(
             c, chunks, since_ms=now_ms - self._over_ms, rows_max=GARBAGE_ROWS_LOOKED_AT

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import garbage, jobs
+from metadata.catalog import garbage, jobs, workload
 from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
@@ -86,7 +86,7 @@ class Repair:
         scan = self._scans.get(device)
         if scan is None or scan.why != why:
             scan = self._scans[device] = Scan(why)
-        if await self._database.read(lambda c: jobs.open_count(c, why)) >= OPEN_MAX:
+        if await self._database.read(lambda c: workload.open_count(c, why)) >= OPEN_MAX:
             return 0, False
         now_ms = self._cluster.now_ms()
 
@@ -94,7 +94,7 @@ class Repair:
             require_epoch(c, PROMOTER, epoch)
             page = garbage.placed_between(c, device, after=scan.after, last=None, limit=PAGE)
             located = [self._book.locate(c, device, chunk) for chunk, _ in page]
-            busy = jobs.open_kinds_of(c, [chunk for chunk, _ in page])
+            busy = workload.open_kinds_of(c, [chunk for chunk, _ in page])
             made: list[NewJob] = []
             dropped = stuck = 0
             for (chunk, _), found in zip(page, located, strict=True):
@@ -180,7 +180,7 @@ class Repair:
     @staticmethod
     def _still_busy(c: Connection, made: list[tuple[int, NewJob]]) -> set[int]:
         """Those mend jobs whose copy cannot be queued now, as another job works on that chunk of that device."""
-        kinds = jobs.open_kinds_of(c, {job.chunk for _, job in made})
+        kinds = workload.open_kinds_of(c, {job.chunk for _, job in made})
         return {
             id for id, job in made
             if any(device == job.device_id and kind != "mend" for kind, device in kinds.get(job.chunk, []))

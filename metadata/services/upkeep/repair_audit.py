@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metadata.catalog import buckets, garbage, jobs, tiering
+from metadata.catalog import buckets, garbage, jobs, tiering, workload
 from metadata.catalog.book import Located
 from metadata.catalog.database import Database
 from metadata.catalog.leases import Connection, require_epoch
@@ -94,7 +94,7 @@ class Audit:
     def _mend(self, c: Connection, device: int, chunks: Sequence[bytes], *, epoch: int, now_ms: int) -> int:
         """Judge these chunks as their rows are now, locked; how many were acted upon."""
         require_epoch(c, PROMOTER, epoch)
-        busy = jobs.open_kinds_of(c, chunks)
+        busy = workload.open_kinds_of(c, chunks)
         acted = 0
         for chunk in chunks:
             located = self._book.locate(c, device, chunk)

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from metadata.catalog import feed, garbage, jobs, leases, placements
+from metadata.catalog import feed, garbage, jobs, leases, placements, workload
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import NewJob
 from metadata.catalog.leases import Connection, require_epoch
@@ -170,7 +170,7 @@ class Scrub:
 
         def work(c: Connection) -> tuple[list[NewJob], bytes | None, bool]:
             require_epoch(c, PROMOTER, epoch)
-            if jobs.open_on_device(c, device, ["verify"]) >= OPEN_PER_DEVICE:
+            if workload.open_on_device(c, device, ["verify"]) >= OPEN_PER_DEVICE:
                 return [], None, True
             page = garbage.placed_between(c, device, after=after, last=None, limit=PAGE)
             made: list[NewJob] = []
@@ -190,7 +190,7 @@ class Scrub:
         state = self._state
         waiting, ahead = await self._database.read(
             lambda c: (
-                sum(n.jobs for n in jobs.counts(c) if n.why == WHY and n.state != jobs.FAILED),
+                sum(n.jobs for n in workload.counts(c) if n.why == WHY and n.state != jobs.FAILED),
                 sum(garbage.count_after(c, int(d), after=bytes.fromhex(last)) for d, last in state.left.items()),
             )
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from metadata.catalog import garbage, jobs
+from metadata.catalog import garbage, jobs, workload
 from metadata.catalog.database import Database
 from metadata.catalog.jobs import JobRow
 from metadata.services.cluster.membership import Cluster
@@ -149,7 +149,7 @@ class Status:
         unplanned = {"repair": self._losses.status.lost_devices, "drain": list(self._drains.progress)}
         counts, left = await self._database.scan(
             lambda c: (
-                jobs.counts(c),
+                workload.counts(c),
                 {why: [garbage.count_on_device(c, d) for d in devices] for why, devices in unplanned.items()},
             )
         )
@@ -180,7 +180,7 @@ class Status:
 
     async def listing(self, *, state: str = "", why: str = "", limit: int = 100) -> list[JobRow]:
         """Jobs in the order of the queue."""
-        return await self._database.read(lambda c: jobs.listing(c, state=state, why=why, limit=limit))
+        return await self._database.read(lambda c: workload.listing(c, state=state, why=why, limit=limit))
 
     async def cluster(self) -> ClusterStatus:
         view, now_ms = self._cluster.view, self._cluster.now_ms()

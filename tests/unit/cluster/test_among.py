@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from metadata.catalog import garbage, jobs, operations, placements, schema
+from metadata.catalog import garbage, jobs, operations, placements, schema, workload
 from metadata.catalog.among import among, filled
 from tests.unit.cluster.cluster_kit import new_database
 
@@ -47,7 +47,7 @@ async def test_lists_of_all_lengths_make_few_texts(name: str) -> None:
     def run(c: sa.Connection, ids: list[bytes], pairs: list[tuple[bytes, int]]) -> object:
         acts: dict[str, Any] = {
             "busy": lambda: jobs.busy_chunks(c, [*pairs, (b"x" * 16, 1)]),
-            "kinds": lambda: jobs.open_kinds_of(c, ids),
+            "kinds": lambda: workload.open_kinds_of(c, ids),
             "checks": lambda: jobs.remove_checks(c, ids),
             "pinned": lambda: operations.pinned(c, ids, now_ms=1),
             "condemn": lambda: operations.condemn(c, [chunk[:12] for chunk in ids], at_ms=1),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from metadata.catalog import jobs, leases, operations, schema
+from metadata.catalog import jobs, leases, operations, schema, workload
 from metadata.catalog.packed import BAD, DELETING
 from metadata.services.jobs.queue import RESULTS_AT_ONCE
 from metadata.services.jobs.work import is_alive
@@ -89,7 +89,7 @@ async def test_the_most_endangered_chunks_go_first() -> None:
     await c.pass_time(61, "c", "d", "e")
     for _ in range(3):
         await c.repair.step(0)
-    rows = await c.world.database.read(lambda k: jobs.listing(k))
+    rows = await c.world.database.read(lambda k: workload.listing(k))
     ranks = {row.chunk: row.rank for row in rows}
     assert {ranks[chunk] for chunk in one_left if chunk in ranks} == {1}
     assert {ranks[chunk] for chunk in two_left if chunk in ranks} == {2}
@@ -364,7 +364,7 @@ async def test_a_job_that_always_fails_is_given_up_visibly() -> None:
     for _ in range(14):
         await c.stores["c"].turn(c)
         await c.pass_time(700, "b", "c")
-    failed = await c.world.database.read(lambda k: jobs.listing(k, state="failed"))
+    failed = await c.world.database.read(lambda k: workload.listing(k, state="failed"))
     assert [(row.code, row.attempts) for row in failed] == [("device-failed", 10)]
     c.stores["c"].refuse = ""
     assert await c.world.database.write(lambda k: jobs.retry_failed(k)) == 1

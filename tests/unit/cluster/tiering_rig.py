@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from metadata.catalog import buckets, jobs
-from metadata.catalog.jobs import JobCount
+from metadata.catalog import buckets, workload
+from metadata.catalog.workload import JobCount
 from metadata.promoter.heat import HeatGatherer
 from metadata.services.cluster.view import DeviceInfo
 from metadata.services.tiering.service import Tiering
@@ -56,7 +56,7 @@ class Rig:
         return {d for d, r in (await self.cluster.replicas(chunk)).items() if r.role == ROLE_CACHE and r.state == 0}
 
     async def counts(self) -> list[JobCount]:
-        return await self.cluster.world.database.read(jobs.counts)
+        return await self.cluster.world.database.read(workload.counts)
 
     def set_policy(self, document: dict[str, Any]) -> None:
         self.policy, self.revision = parse(document), self.revision + 1
