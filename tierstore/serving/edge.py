@@ -1,8 +1,8 @@
 """The edge of a connection: the limits it keeps, the files it sends, and the ways in which it ends.
 
-Derives from uvicorn's HttpToolsProtocol; serving.protocol derives from this and owns requests and their order. Here
-stands what does not depend on whose request is answered: admission, the phase and its time limits (judged by the
-second's sweep), refusals without an exchange, lingering, draining.
+Derives from uvicorn's HttpToolsProtocol; serving.order derives from this and keeps requests in order. Here stands what
+does not depend on whose request is answered: admission, the phase and its time limits (judged by the second's sweep),
+refusals without an exchange, lingering, draining.
 
 Invariants: the write buffer's mark is 0, so "not paused" means that every byte written is in the kernel; a file is sent
 only then; a connection that was not admitted never becomes a request.

@@ -1,8 +1,9 @@
 """HotProtocol: uvicorn's HTTP/1.1 protocol class with hot routes answered in the protocol.
 
 Derives from uvicorn's HttpToolsProtocol (pinned to a minor; tests/unit/serving holds the hooks it relies on) by way of
-serving.edge, which has the limits. Owns the requests of one connection: it parses heads, decides hot or FastAPI, keeps
-the order of pipelined requests and receives large bodies through a BufferedProtocol put in place for their duration.
+serving.order, which answers one request after the other, and serving.edge, which has the limits. Owns what comes in on
+one connection: it parses heads, decides hot or FastAPI, and receives large bodies through a BufferedProtocol put in
+place for their duration.
 
 Invariants: at most one request is under way; a hot request is only taken when none is, all others queue in uvicorn's
 pipeline (a hot route among them is served by the ASGI adapter); answers leave in the order of the requests; the body
@@ -16,20 +17,17 @@ from __future__ import annotations
 from typing import Any, Final
 
 import httptools
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tierstore.errors import TierstoreError
 from tierstore.serving import problem
-from tierstore.serving.asgi import hot_application
 from tierstore.serving.body_receiver import BodyReceiver
-from tierstore.serving.edge import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, EdgeProtocol
+from tierstore.serving.edge import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER
 from tierstore.serving.framing import check_framing, check_size, expects_continue, first_values
 from tierstore.serving.hot_exchange import OPEN, STREAMING, HotExchange
 from tierstore.serving.known_heads import KnownRequest
+from tierstore.serving.order import OrderedProtocol
 from tierstore.serving.problem import EdgeError
 from tierstore.serving.state import ServingState
-from tierstore.serving.table import Route
 
 #: What came of a body together with its head is not copied out of that read when it is more than this.
 VIEW_BYTES_MIN: Final = 32 << 10
@@ -39,7 +37,7 @@ class _AfterClose(Exception):
     """Bytes behind the last request of a connection: stop parsing, they are nobody's."""
 
 
-class HotProtocol(EdgeProtocol):
+class HotProtocol(OrderedProtocol):
     """Use `HotProtocol.bound(state)` as uvicorn's `Config(http=...)`."""
 
     @classmethod
@@ -50,13 +48,10 @@ class HotProtocol(EdgeProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._parsing: HotExchange | None = None        # the hot request whose body the parser is in
-        self._running: RequestResponseCycle | None = None
-        self._in_head = False
         self._head_bytes = 0
         self._first = b""                               # what was read at the beginning of a request, till it is parsed
         self._is_suspect = False                        # the head may be larger than the limit: count it
         self._receiver: BodyReceiver | None = None
-        self._route: Route | None = None
 
     # -- connection -------------------------------------------------------------------------------------------
     def connection_lost(self, exc: Exception | None) -> None:
@@ -213,44 +208,6 @@ class HotProtocol(EdgeProtocol):
             self._phase = BODY
             self._invoke(exchange)
 
-    def _to_asgi(self, route: Route | None, headers: list[tuple[bytes, bytes]]) -> None:
-        url, expect = self.url, self.expect_100_continue
-        super().on_message_begin()
-        self.url, self.headers, self.expect_100_continue = url, headers, expect
-        self.scope["headers"] = headers
-        state = self.state
-        state.request_number += 1
-        self.scope["state"]["request_id"] = f"{state.request_prefix.decode('ascii')}{state.request_number:x}"
-        self._route = route
-        super().on_headers_complete()
-        self._route = None
-        if self._no_more:
-            self.cycle.keep_alive = False
-        pipeline = self.pipeline
-        if pipeline and pipeline[0][0] is self.cycle:
-            if route is not None:
-                pipeline[0] = (self.cycle, hot_application(route))
-            if len(pipeline) >= state.limits.pipelined_max:
-                self._no_more = True        # those in the queue are answered, then the connection closes
-                self.cycle.keep_alive = False
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        if self.exchange is not None:
-            # behind a hot request: uvicorn's pipeline is the one queue, and its order is the order of arrival
-            self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, app))
-            return
-        if cycle is self.cycle and self._route is not None:
-            app, self._route = hot_application(self._route), None
-        self._running = cycle
-        if self.state.is_draining:
-            cycle.keep_alive = False
-        request_id = str(cycle.scope["state"].get("request_id", "-")).encode("ascii")
-        cycle.default_headers = [
-            (b"date", self.state.date_line[6:-2]), (b"x-request-id", request_id), *cycle.default_headers,
-        ]  # fmt: skip
-        super()._start_asgi_task(cycle, app)
-
     def on_body(self, body: bytes) -> None:
         exchange = self._parsing
         if exchange is None:
@@ -362,7 +319,6 @@ class HotProtocol(EdgeProtocol):
             and exchange.body_left <= self.state.limits.discard_bytes_max
         )
 
-    # -- answer -----------------------------------------------------------------------------------------------
     def answered(self, exchange: HotExchange) -> None:
         """From the exchange: its answer is written (or handed to the kernel) wholly."""
         self.server_state.total_requests += 1
@@ -372,49 +328,3 @@ class HotProtocol(EdgeProtocol):
             self._next(exchange)            # the rest of the body is read away while lingering
         elif self.flow.read_paused:
             self.continue_body(exchange)    # discarded; the next request begins when it has come
-
-    def _next(self, exchange: HotExchange) -> None:
-        """The exchange is over: close, or go on with what queued behind it."""
-        if self.exchange is not exchange:
-            return
-        self.exchange = None
-        if self.transport.is_closing():
-            return
-        if not exchange.keep_alive:
-            self._no_more = True
-            if exchange.body_ended:
-                self.close_idle()
-            else:
-                self._linger()
-            return
-        self.since = self.state.tick
-        if self.pipeline:
-            self.flow.resume_reading()
-            self._phase = BUSY
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-            return
-        self._phase = HEAD if self._in_head else IDLE
-        self.flow.resume_reading()
-
-    def on_response_complete(self) -> None:
-        """From uvicorn's cycle: an ASGI answer is complete. Replaces its keep-alive timer by the sweep."""
-        self.server_state.total_requests += 1
-        running, self._running = self._running, None
-        self.since = self.state.tick
-        if self.transport.is_closing():
-            self._phase = CLOSED
-            self._moved_mark = -1
-            return
-        if self.pipeline:
-            self.flow.resume_reading()
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-            return
-        if running is not None and running.more_body:
-            # answered before the body came: the rest is read away by the parser (bounded by the sweep)
-            self._phase = BODY
-            self._linger_left = self.state.limits.linger_bytes_max
-        else:
-            self._phase = HEAD if self._in_head else IDLE
-        self.flow.resume_reading()

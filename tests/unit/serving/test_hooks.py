@@ -11,9 +11,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from tests.contract.exchange_subjects import Handlers, application, run, subject
 from tierstore.serving.edge import EdgeProtocol
+from tierstore.serving.order import OrderedProtocol
 from tierstore.serving.protocol import HotProtocol
 
-OURS = (HotProtocol, EdgeProtocol)
+OURS = (HotProtocol, OrderedProtocol, EdgeProtocol)
 
 
 def test_uvicorn_has_the_hooks_that_the_protocol_class_overrides() -> None:
