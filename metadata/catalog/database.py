@@ -7,7 +7,8 @@ connections and the order of writes; it knows no table.
     scan(fn)    the same for reads that may take long; SQLite: on a connection and thread of their own.
     write(fn)   fn(connection) -> T in one write transaction, durable when it returns. SQLite: in the one writer
                 thread, joined with whatever else waits into one transaction (a savepoint each).
-    batch(fn)   fn(session) -> T, the hot form: bulk statements; durable when it returns.
+    batch(fn)   fn(session) -> T, the hot form: bulk statements; durable when it returns. soon: seen by all when it
+                returns, durable a moment later (SQLite: catalog/unsynced.py; PostgreSQL: when it returns).
     work(fn)    the same for what takes long: SQLite runs it in the writer thread, beside the loop.
 
 fn is synchronous, must not touch the event loop, must not commit, and may be run again (it is redone when the
@@ -40,7 +41,11 @@ class Database(Protocol):
 
     async def write(self, fn: Callable[[sa.Connection], T], *, seconds: float = 30.0) -> T: ...
 
-    async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T: ...
+    async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0, soon: bool = False) -> T: ...
+
+    async def synced(self) -> None:
+        """Return when every commit that was answered until now is durable. Raises UnavailableError."""
+        ...
 
     async def work(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T: ...
 

@@ -179,7 +179,10 @@ class PostgresDatabase:
     async def write(self, fn: Callable[[sa.Connection], T], *, seconds: float = 30.0) -> T:
         return await self._again(lambda: self._transact(fn, seconds))
 
-    async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
+    async def synced(self) -> None:
+        """Every commit waits for its sync here."""
+
+    async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0, soon: bool = False) -> T:
         return await self._again(
             lambda: self._transact(lambda connection: PostgresSession(connection).run(fn), seconds, by_hand=True)
         )

@@ -4,6 +4,9 @@ A batch's statements run in-line in the event loop (3 us each; in another thread
 GIL back from the loop, which costs 10 times that under load) and only COMMIT, which waits for the disk, runs in the
 writer thread, together with the `write(fn)` calls that wait. While it runs, later batches gather: no timers.
 
+Batches that may be durable a moment later (`soon`) need no disk: they commit in-line, where nothing else waits with
+them (unsynced.py).
+
 Cost of a batch of n items: one hop (about 30 us) + one fsync + n times the statements of the item.
 Invariant: at most one write transaction is open, and only `_turn` opens or ends one.
 """
@@ -28,6 +31,7 @@ from sqlalchemy.pool import StaticPool
 from metadata.catalog.session import BulkRead, NameWitness, Row, Session
 from metadata.catalog.sqlite_log import LOG_KEPT_BYTES, WriteAheadLog
 from metadata.catalog.sqlite_session import SqliteSession, fetch_each
+from metadata.catalog.unsynced import Unsynced
 from metadata.catalog.writer_thread import WriterThread
 from tierstore.errors import CapacityError, IntegrityError, UnavailableError
 from tierstore.failpoints import hit
@@ -67,6 +71,7 @@ def translate(error: Exception) -> Exception:
 class _Waiting:
     fn: Callable[[Any], Any]
     done: asyncio.Future[Any]
+    is_soon: bool = False
     value: Any = None
     error: Exception | None = None
 
@@ -107,6 +112,10 @@ class SqliteDatabase:
         self.commit_delay_seconds = 0.0
         self.commits = 0
         self.log = WriteAheadLog(path, self._raw_write, self._writer, lambda: _connect(path)) if path else None
+        #: Where a commit may be answered before its sync.
+        self.unsynced: Unsynced | None = None
+        if self.log is not None and self._writer is not None:
+            self.unsynced = Unsynced(self._raw_write, self._writer, self.log.sync)
         self.has_ballast = False
         if path:
             self._keep_ballast()
@@ -164,17 +173,23 @@ class SqliteDatabase:
     async def write(self, fn: Callable[[sa.Connection], T], *, seconds: float = 30.0) -> T:
         return await self._queue(self._writes, fn, seconds)
 
-    async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
-        return await self._queue(self._batches, fn, seconds)
+    async def batch(self, fn: Callable[[Session], T], *, seconds: float = 30.0, soon: bool = False) -> T:
+        return await self._queue(self._batches, fn, seconds, soon)
+
+    async def synced(self) -> None:
+        if self.unsynced is not None:
+            await self.unsynced.synced()
 
     async def work(self, fn: Callable[[Session], T], *, seconds: float = 30.0) -> T:
         return await self._queue(self._writes, lambda _: fn(self._session), seconds)
 
-    async def _queue(self, queue: list[_Waiting], fn: Callable[[Any], T], seconds: float) -> T:
+    async def _queue(
+        self, queue: list[_Waiting], fn: Callable[[Any], T], seconds: float, is_soon: bool = False
+    ) -> T:
         if self._closed or len(queue) >= WRITES_WAITING_MAX:
             raise UnavailableError("the catalog is closing" if self._closed else "too many writes wait for the catalog")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(fn, loop.create_future())
+        waiting = _Waiting(fn, loop.create_future(), is_soon)
         queue.append(waiting)
         if self._turning is None or self._turning.done():
             self._turning = loop.create_task(self._turns(), name="catalog-writer")
@@ -206,22 +221,29 @@ class SqliteDatabase:
                 await self.log.look()
 
     async def _turn(self, batches: list[_Waiting], writes: list[_Waiting]) -> None:
+        is_soon = self.unsynced is not None and not writes and all(waiting.is_soon for waiting in batches)
+        if self.unsynced is not None:
+            self.unsynced.begin(is_soon=is_soon)
         self._raw_write.execute("BEGIN IMMEDIATE")
         try:
             for waiting in batches:
                 self._attempt(waiting, self._session)
-            if self._writer is None:
+            if self._writer is None or is_soon:
                 self._finish(writes)
             else:
                 await self._writer.run(partial(self._finish, writes))
-        except BaseException:  # a cancelled turn too must not leave its transaction open for the next
+        except BaseException as error:  # a cancelled turn too must not leave its transaction open for the next
+            if self.unsynced is not None and isinstance(error, sqlite3.Error):
+                self.unsynced.failed(error)
             if self._raw_write.in_transaction:
                 self._raw_write.execute("ROLLBACK")
             raise
         self.commits += 1
+        if self.unsynced is not None:
+            self.unsynced.committed()
 
     def _finish(self, writes: list[_Waiting]) -> None:
-        """The write calls and the commit, in the writer thread."""
+        """The write calls and the commit: in the writer thread, unless nothing of it waits for the disk."""
         for waiting in writes:
             self._attempt(waiting, self._connection_write)
         hit("catalog.before_commit")
@@ -291,6 +313,8 @@ class SqliteDatabase:
             await asyncio.wait([self._turning])
         if self.log is not None:
             await self.log.settled()
+        if self.unsynced is not None:
+            await self.unsynced.close()
         if self._writer is not None:
             self._writer.close()
         if self._scanner is not None:

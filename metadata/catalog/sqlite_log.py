@@ -59,8 +59,7 @@ class WriteAheadLog:
     def reaches(self, count: int) -> bool:
         """Whether the log in use has so many bytes."""
         try:
-            if self._fd < 0:
-                self._fd = os.open(self._path + "-wal", os.O_RDONLY)
+            self._open()
             header = os.pread(self._fd, _HEADER.size, 0)
             if len(header) < _HEADER.size:
                 return False
@@ -70,6 +69,15 @@ class WriteAheadLog:
             return bool(os.pread(self._fd, _SALTS_BYTES, at) == salts)
         except OSError:
             return False        # no log yet; one that cannot be read fails the next commit, which says so
+
+    def _open(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self._path + "-wal", os.O_RDONLY)
+
+    def sync(self) -> None:
+        """All that was committed before this call is durable. Blocking. Raises OSError."""
+        self._open()
+        os.fdatasync(self._fd)
 
     async def look(self) -> None:
         """After a commit: see to a checkpoint when one is due. In the writer's turn."""

@@ -53,6 +53,10 @@ class Dirty(Looking):
     async def close(self) -> None:
         """Commit what is written, let go of open unlinked files."""
         failures = await self._settle_each([node for node, _ in self._dirty.values()])
+        try:
+            await self.remote.synced()
+        except TierstoreError as error:
+            failures.append(error)
         for node in list(self.nodes.by_ino.values()):
             if node.body is not None:
                 await node.body.close()
@@ -73,6 +77,15 @@ class Dirty(Looking):
         """Commit what the node has that metadata does not: its name, its bytes."""
         if node.pending or (node.body is not None and node.body.is_dirty):
             await self.body(node).flush()
+
+    async def sync(self, node: Node) -> None:
+        """fsync: the node's name and bytes are durable when it returns, of a directory the names in it; so is every
+        change of names that this mount was answered before."""
+        if node.attributes.is_directory:
+            await self.settle_children(node)
+        else:
+            await self.settle(node)
+        await self.remote.synced()
 
     async def settle_children(self, parent: Node) -> None:
         below = [

@@ -13,6 +13,7 @@ from tierstore.errors import from_code
 from tierstore.transport.batches import BatchLane, Waiter
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.wire.files import (
+    MAY_BE_SOON,
     Entry,
     Extents,
     FileChange,
@@ -26,6 +27,7 @@ from tierstore.wire.files import (
     Look,
     ReadDirectory,
     Space,
+    Sync,
     Watch,
     Watched,
 )
@@ -52,6 +54,10 @@ class FilesRemote:
         self._mount = mount
         self._bucket = bucket
         self.seconds = seconds
+        #: Changes of names and attributes need not be durable when they return; synced() sees to it.
+        self.is_soon = False
+        self._soon = 0          # of these, so many were answered
+        self._synced = 0        # and so many are durable
         self._questions: BatchLane[FileQuestion, FileResult] = BatchLane(
             "files", self._send_questions, depth=4, items_max=ITEMS_MAX, waiting_max=WAITING_MAX
         )
@@ -75,14 +81,26 @@ class FilesRemote:
         return result
 
     async def change(self, mutation: FileMutation) -> FileResult:
-        """Apply one change, once. Durable when it returns. Raises what metadata refuses, UnavailableError."""
+        """Apply one change, once. Durable when it returns, unless is_soon. Raises what metadata refuses,
+        UnavailableError."""
         client = self._client
         deadline_ms = client.catalog_ms() + int(self.seconds * 1000)
-        item = FileChange(client.new_operation(), deadline_ms, mutation, mount=self._mount)
+        is_soon = self.is_soon and isinstance(mutation, MAY_BE_SOON)
+        before = self._soon
+        item = FileChange(client.new_operation(), deadline_ms, mutation, mount=self._mount, soon=is_soon)
         result = await self._changes.submit(item, self.seconds)
         if result.code:
             raise from_code(result.code, result.detail)
+        if is_soon:
+            self._soon += 1
+        else:
+            self._synced = max(self._synced, before)
         return result
+
+    async def synced(self) -> None:
+        """Return when every change that was answered until now is durable. Raises UnavailableError."""
+        if self._soon > self._synced:
+            await self.change(Sync(self._bucket))
 
     async def watch(self, watch: Watch) -> Watched:
         return await self._client.ask(

@@ -224,7 +224,9 @@ class Tree(Dirty):
                 await self.closed(node)
 
     def commit_behind(self) -> Behind:
-        """From now on a close does not wait for its commit: the rounds of what this returns see to it."""
+        """From now on a close does not wait for its commit: the rounds of what this returns see to it. Nor do changes
+        of names and attributes wait for the disk: metadata syncs them within a moment."""
+        self.remote.is_soon = True
         self.behind = Behind(self._commit_behind, self.abandon)
         return self.behind
 

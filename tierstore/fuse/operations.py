@@ -305,7 +305,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self.tree.settle(self._handles.file(fh).node)
+        await self.tree.sync(self._handles.file(fh).node)
 
     @answered
     async def release(self, fh: int) -> None:
@@ -350,4 +350,4 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self.tree.settle_children(self._handles.directory(fh).node)
+        await self.tree.sync(self._handles.directory(fh).node)

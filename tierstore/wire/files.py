@@ -149,6 +149,14 @@ class Hold(msgspec.Struct, array_like=True, frozen=True, tag="hold"):
     mount: str
 
 
+class Sync(msgspec.Struct, array_like=True, frozen=True, tag="sync"):
+    """Changes nothing; durable when it is answered, and so is all that was answered before it was sent."""
+
+    bucket: str
+    path: str = ""
+    now_ns: int = 0
+
+
 class Link(msgspec.Struct, array_like=True, frozen=True, tag="link"):
     bucket: str
     path: str
@@ -205,17 +213,21 @@ class WriteFile(msgspec.Struct, array_like=True, frozen=True, tag="write"):
     keep_times: bool = False
 
 
-FileMutation = Make | Remove | Rename | Link | SetAttributes | WriteFile | Hold
+FileMutation = Make | Remove | Rename | Link | SetAttributes | WriteFile | Hold | Sync
+#: Changes of names and attributes, which may be answered before they are durable when their sender says so.
+MAY_BE_SOON: Final = (Make, Remove, Rename, Link, SetAttributes)
 
 
 class FileChange(msgspec.Struct, array_like=True, frozen=True):
-    """mount: who sends it, and so knows of the names that it brings ("": nobody's delegation stays)."""
+    """mount: who sends it, and so knows of the names that it brings ("": nobody's delegation stays). soon: it may be
+    durable a moment after its answer (docs/adr/0740): of MAY_BE_SOON only, and where no other site hears of it."""
 
     operation: bytes
     deadline_ms: int
     mutation: FileMutation
     access: str = ""
     mount: str = ""
+    soon: bool = False
 
 
 class FileResult(msgspec.Struct, array_like=True, frozen=True):

@@ -109,6 +109,8 @@ class Cluster:
                 servers.all_servers(c), servers.all_devices(c), servers.ticket_keys(c), servers.feed_sequence(c),
             )
         )  # fmt: skip
+        # Devices note it, and are right to distrust a catalog that is behind it: a power cut must not take it back.
+        await self._database.synced()
         self._offset_ms = now_ms - clock_ms
         self.sequence = max(self.sequence, sequence)
         view = self.view

@@ -40,6 +40,7 @@ from tierstore.clock import Clock
 from tierstore.errors import CapacityError, TierstoreError, UnavailableError
 from tierstore.wire import decode, encode
 from tierstore.wire.files import (
+    MAY_BE_SOON,
     FileChange,
     FileMutation,
     FileResult,
@@ -49,6 +50,7 @@ from tierstore.wire.files import (
     Remove,
     Rename,
     SetAttributes,
+    Sync,
     WriteFile,
 )
 from tierstore.wire.names import CommitItem, CommitResult, ObjectMeta, Put, SetMeta
@@ -65,6 +67,7 @@ class _Pending:
     principal: Principal
     done: asyncio.Future[FileResult]
     is_long: bool = False       # moves a directory: a transaction of its own, beside the loop
+    is_soon: bool = False       # may be answered before it is durable
     told: list[NewChange] = field(default_factory=list)     # what other sites hear of
 
 
@@ -109,13 +112,17 @@ class FilesService:
 
     # -- changes --------------------------------------------------------------------------------------------
     async def change(self, items: Sequence[tuple[FileChange, Principal]]) -> list[FileResult]:
-        """Apply each on its own; results in order, durable when they come. Safe to repeat with the same ids."""
+        """Apply each on its own; results in order, durable when they come, but for items that may be so a moment later
+        (`soon`). Safe to repeat with the same ids."""
         self._check_room(len(items))
         if self._commits.gate is not None and self._commits.gate.may_refuse:
             await self._commits.gate.settle()
         loop = asyncio.get_running_loop()
         entries = [
-            _Pending(item, who, loop.create_future(), await self._moves_a_directory(item)) for item, who in items
+            _Pending(
+                item, who, loop.create_future(), await self._moves_a_directory(item), is_soon=self._is_soon(item)
+            )
+            for item, who in items
         ]
         for entry in entries:
             self._refuse_closed(entry)
@@ -136,7 +143,9 @@ class FilesService:
             return False
         self._check_room(len(items))
         loop = asyncio.get_running_loop()
-        entries = [_Pending(item, who, loop.create_future()) for item, who in items]
+        entries = [
+            _Pending(item, who, loop.create_future(), is_soon=self._is_soon(item)) for item, who in items
+        ]
         left = len(entries)
 
         def settled(_: asyncio.Future[FileResult]) -> None:
@@ -182,6 +191,16 @@ class FilesService:
             return result
         answer = await self.sync.confirm_changes(entry.item.mutation.bucket, entry.told)
         return FileResult(code=answer.code, detail=answer.detail) if answer.code else result
+
+    def _is_soon(self, item: FileChange) -> bool:
+        """Not where other sites hear of it: they must not know of a name that a power cut takes back here."""
+        if not item.soon or not isinstance(item.mutation, MAY_BE_SOON):
+            return False
+        try:
+            bucket = self._names.now(item.mutation.bucket)
+        except TierstoreError:
+            return False        # the change itself is going to say what is wrong
+        return bucket is not None and not bucket.is_replicated
 
     async def _moves_a_directory(self, item: FileChange) -> bool:
         """As it looks now: should it become one in between, only the loop waits longer."""
@@ -237,11 +256,14 @@ class FilesService:
         return None
 
     async def _attempt(self, batch: list[_Pending]) -> None:
+        def transact(session: Session) -> tuple[list[FileResult], list[Committed]]:
+            return self._transaction(session, batch)
+
         if batch[0].is_long:
-            run, seconds = self._database.work, MOVE_SECONDS
+            results, events = await self._database.work(transact, seconds=MOVE_SECONDS)
         else:
-            run, seconds = self._database.batch, COMMIT_SECONDS
-        results, events = await run(lambda session: self._transaction(session, batch), seconds=seconds)
+            is_soon = all(entry.is_soon for entry in batch)
+            results, events = await self._database.batch(transact, seconds=COMMIT_SECONDS, soon=is_soon)
         for entry, result in zip(batch, results, strict=True):
             _settle(entry, result)
         for listener in self._commits.listeners if events else ():
@@ -314,6 +336,8 @@ class FilesService:
             return self._rules.remove(w, m)
         if isinstance(m, Hold):
             return self._rules.hold(w, m)
+        if isinstance(m, Sync):
+            return FileResult()     # noted as done, so that there is something to sync
         assert isinstance(m, Link), "no other change exists"
         return self._rules.link(w, m)
 

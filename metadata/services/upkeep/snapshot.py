@@ -134,6 +134,7 @@ class Snapshots:
                 return feed.head(c)[0]
 
             sequence = await self._database.scan(dump, seconds=SCAN_SECONDS)
+            await self._database.synced()       # no sequence is used twice
             size = os.path.getsize(path)
             chunks = []
             count = -(-size // PART_BYTES)
@@ -158,6 +159,7 @@ class Snapshots:
             return reached, more, b"".join(frames)
 
         reached, more, data = await self._database.scan(read, seconds=SCAN_SECONDS)
+        await self._database.synced()       # no sequence is used twice
         chunks = [
             await self._put("journal", reached, epoch, part, data[at : at + PART_BYTES])
             for part, at in enumerate(range(0, len(data), PART_BYTES))
