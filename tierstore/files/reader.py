@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from tierstore.checksum import BLOCK_BYTES
+from tierstore.errors import UnavailableError
 from tierstore.files.memory import ReadMemory
 from tierstore.files.stream import AHEAD_BYTES, BEHIND_BYTES, NEAR_BYTES, Bytes, Stream
 from tierstore.sdk import Store
@@ -60,25 +61,38 @@ class Reader:
         self._drop_stream()
 
     async def read(self, first: int, length: int) -> Bytes:
-        """Good until the next await. Raises UnavailableError(no-replica), NotFound when the file is gone."""
+        """Good until the next await. Shorter where somebody cuts the file meanwhile. Raises
+        UnavailableError(no-replica), NotFound when the file is gone."""
         async with asyncio.timeout(self._seconds):
             end = min(first + length, self._size)
-            if end <= first:
-                return b""
-            stream = self._stream
-            if stream is not None and stream.reaches(first, end):
-                data = await stream.read(first, end)
-                if data is not None:
-                    self._read_on(stream, end)
-                    return data
-            is_next = abs(first - self._next) <= NEAR_BYTES and self._next >= 0
-            if self._size >= STREAM_BYTES_MIN and (is_next or first == 0) and end < self._size:
-                data = await self._begin_stream(first, end)
-                if data is not None:
-                    self._next = end
-                    return data
-            self._next = end
-            return await self._range(first, end)
+            while end > first:
+                try:
+                    return await self._read(first, end)
+                except UnavailableError as error:
+                    if error.code != "no-replica":
+                        raise
+                    self._views = []
+                    entry = (await self.find(first, 0)).entry
+                    if entry is None or entry.size >= end:
+                        raise
+                    end = entry.size
+            return b""
+
+    async def _read(self, first: int, end: int) -> Bytes:
+        stream = self._stream
+        if stream is not None and stream.reaches(first, end):
+            data = await stream.read(first, end)
+            if data is not None:
+                self._read_on(stream, end)
+                return data
+        is_next = abs(first - self._next) <= NEAR_BYTES and self._next >= 0
+        if self._size >= STREAM_BYTES_MIN and (is_next or first == 0) and end < self._size:
+            data = await self._begin_stream(first, end)
+            if data is not None:
+                self._next = end
+                return data
+        self._next = end
+        return await self._range(first, end)
 
     def _read_on(self, stream: Stream, end: int) -> None:
         self._next = end

@@ -6,12 +6,14 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tierstore.errors import UnavailableError
 from tierstore.files.memory import ReadMemory
 from tierstore.files.reader import Reader
 from tierstore.files.stream import AHEAD_BYTES, NEAR_BYTES
 from tierstore.units import KIB, MIB
-from tierstore.wire.files import FileResult
+from tierstore.wire.files import S_IFREG, Attributes, Entry, FileResult
 
 SIZE = 64 * MIB
 PIECE = bytes(range(256)) * 1024
@@ -92,6 +94,58 @@ def test_a_reader_of_a_stream_that_is_dropped_reads_by_range() -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert bytes(await reader.read(far, 1000)) == PIECE[:1000]
             assert await near == PIECE[: 128 * KIB]
+        await reader.close()
+
+    asyncio.run(main())
+
+
+def test_a_file_that_is_cut_while_it_is_read_ends_there() -> None:
+    """The kernel reads ahead while a program, or another mount, cuts the file: what is left was EIO too, because
+    metadata knew no chunk behind the new end."""
+    size, left = 300_000, 50_000
+
+    class Cut(Walk):
+        async def next_piece(self) -> memoryview:
+            if self.end > left:
+                raise UnavailableError(f"metadata knows no chunk at byte {left}", code="no-replica")
+            return await super().next_piece()
+
+    async def main() -> None:
+        def walk(bucket: str, key: str, found: Any, *, first: int, length: int, lookup: Any) -> Walk:
+            free = asyncio.Event()
+            free.set()
+            return Cut(first, length, free, fails=False)
+
+        async def find(first: int, length: int) -> FileResult:
+            return FileResult(entry=Entry("f", Attributes(7, S_IFREG | 0o644), left, 2))
+
+        store: Any = SimpleNamespace(file_walk=walk)
+        reader = Reader(store, "b", lambda: "f", find, ReadMemory(64 * MIB), version=1, size=size)
+        assert bytes(await reader.read(0, 128 * KIB)) == PIECE[:left]
+        assert bytes(await reader.read(128 * KIB, 128 * KIB)) == b""
+        await reader.close()
+
+    asyncio.run(main())
+
+
+def test_bytes_that_nobody_has_are_an_error_and_no_end() -> None:
+    """A file that nobody has cut, whose servers are away: never shorter than it is."""
+
+    class Lost(Walk):
+        async def next_piece(self) -> memoryview:
+            raise UnavailableError("metadata knows no chunk at byte 0", code="no-replica")
+
+    async def main() -> None:
+        async def find(first: int, length: int) -> FileResult:
+            return FileResult(entry=Entry("f", Attributes(7, S_IFREG | 0o644), 1000, 1))
+
+        def walk(bucket: str, key: str, found: Any, *, first: int, length: int, lookup: Any) -> Walk:
+            return Lost(first, length, asyncio.Event(), fails=False)
+
+        store: Any = SimpleNamespace(file_walk=walk)
+        reader = Reader(store, "b", lambda: "f", find, ReadMemory(64 * MIB), version=1, size=1000)
+        with pytest.raises(UnavailableError):
+            await reader.read(0, 1000)
         await reader.close()
 
     asyncio.run(main())
