@@ -75,7 +75,7 @@ class FilesRemote:
 
     async def ask(self, question: Look | ReadDirectory | Extents | Space | Find) -> FileResult:
         """Raises NotFound(no-such-file), RequestError, UnavailableError."""
-        result = await self._questions.submit(FileQuestion(question), self.seconds)
+        result = await self._questions.ask(FileQuestion(question), self.seconds)
         if result.code:
             raise from_code(result.code, result.detail)
         return result
@@ -88,7 +88,7 @@ class FilesRemote:
         is_soon = self.is_soon and isinstance(mutation, MAY_BE_SOON)
         before = self._soon
         item = FileChange(client.new_operation(), deadline_ms, mutation, mount=self._mount, soon=is_soon)
-        result = await self._changes.submit(item, self.seconds)
+        result = await self._changes.ask(item, self.seconds)
         if result.code:
             raise from_code(result.code, result.detail)
         if is_soon:

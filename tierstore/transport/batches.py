@@ -9,7 +9,7 @@ Invariants: an item joins only a batch whose body is built after it arrived (rul
 question); results come back in the order of the items; every waiter gets a result or an error, at the latest at its
 deadline; at most `waiting_max` items wait, more are refused at once.
 
-Cost: one future and about 2 us per item, one task and one request per batch.
+Cost: one future and about 2 us per item, one task and one request per batch; no task for what is asked alone (ask).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tierstore.errors import TierstoreError, UnavailableError
 
@@ -53,7 +53,7 @@ class BatchLane(Generic[Item, Result]):
     items_max: int = 256
     waiting_max: int = 8192
     _waiting: deque[Waiter[Item, Result]] = field(default_factory=deque)
-    _under_way: set[asyncio.Task[None]] = field(default_factory=set)
+    _under_way: set[asyncio.Task[Any]] = field(default_factory=set)
     _flush_due: bool = False
     _sweep: asyncio.TimerHandle | None = None
     _impatient: asyncio.TimerHandle | None = None
@@ -79,6 +79,36 @@ class BatchLane(Generic[Item, Result]):
         if self._sweep is None:
             self._sweep = loop.call_later(SWEEP_SECONDS, self._expire)
         return future
+
+    async def ask(self, item: Item, seconds: float) -> Result:
+        """submit() and its result. When nothing of this lane is about, the item is sent in the caller's own task:
+        without a task and two turns of the loop, which is what a program that waits for each answer pays for.
+        Cancelling it then gives up the batch. What arises meanwhile waits or leaves as behind any other batch."""
+        task = asyncio.current_task()
+        if self._under_way or self._waiting or self._flush_due or self._closed or task is None:
+            return await self.submit(item, seconds)
+        loop = asyncio.get_running_loop()
+        waiter: Waiter[Item, Result] = Waiter(item, loop.create_future(), loop.time() + seconds)
+        self._under_way.add(task)
+        try:
+            results = await self.send([waiter])
+        except asyncio.CancelledError:
+            if not self.is_closed:
+                raise
+            task.uncancel()         # by close(): the caller is not what was meant
+            raise UnavailableError("shutting down", code="draining") from None
+        finally:
+            self._under_way.discard(task)
+            self._go_on()
+        if len(results) != 1:
+            raise self._broken(results, 1)
+        if isinstance(results[0], TierstoreError):
+            raise results[0]
+        return results[0]
+
+    def _broken(self, results: Sequence[object], count: int) -> UnavailableError:
+        detail = f"{self.peer} answered {len(results)} results for {count} items"
+        return UnavailableError(detail, code="broken-answer")
 
     def _be_patient(self) -> None:
         """See to it that what waits behind batches that hang leaves all the same."""
@@ -109,9 +139,7 @@ class BatchLane(Generic[Item, Result]):
         try:
             results = await self.send(batch)
             if len(results) != len(batch):
-                raise UnavailableError(
-                    f"{self.peer} answered {len(results)} results for {len(batch)} items", code="broken-answer"
-                )
+                raise self._broken(results, len(batch))
         except TierstoreError as error:
             for waiter in batch:
                 if not waiter.future.done():
@@ -136,6 +164,10 @@ class BatchLane(Generic[Item, Result]):
         self._under_way.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler({"message": f"{self.name} batch", "exception": error})
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """A batch has come back: the next ones may leave."""
         if self._waiting and not self._closed:
             self._flush()
             self._be_patient()
@@ -154,6 +186,11 @@ class BatchLane(Generic[Item, Result]):
             self._waiting.popleft()
         if self._waiting or self._under_way:
             self._sweep = loop.call_later(SWEEP_SECONDS, self._expire)
+
+    @property
+    def is_closed(self) -> bool:
+        """close() was called."""
+        return self._closed
 
     @property
     def is_idle(self) -> bool:

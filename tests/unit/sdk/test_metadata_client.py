@@ -62,6 +62,58 @@ def test_items_that_arise_while_batches_are_under_way_share_the_next_one() -> No
     asyncio.run(main())
 
 
+def test_what_is_asked_alone_needs_no_task_and_holds_up_nobody() -> None:
+    """One program that waits for each answer: its item leaves at once, in its own task. What others ask meanwhile goes
+    together, as ever, also when the first one is given up or fails."""
+
+    async def main() -> None:
+        gates: list[asyncio.Future[None]] = []
+        sent: list[list[int]] = []
+        senders: list[asyncio.Task[object] | None] = []
+
+        async def send(batch: list[Waiter[int, int]]) -> list[int]:
+            sent.append([waiter.item for waiter in batch])
+            senders.append(asyncio.current_task())
+            gates.append(asyncio.get_running_loop().create_future())
+            await gates[-1]
+            return [waiter.item * 10 for waiter in batch]
+
+        lane: BatchLane[int, int] = BatchLane("test", send, depth=1)  # type: ignore[arg-type]
+        first = asyncio.create_task(lane.ask(1, 5))
+        await asyncio.sleep(0)
+        assert sent == [[1]] and senders == [first]
+        others = [asyncio.create_task(lane.ask(number, 5)) for number in (2, 3)]
+        await asyncio.sleep(0.01)
+        assert sent == [[1]] and not lane.is_idle
+        gates[0].set_result(None)
+        assert await first == 10
+        await asyncio.sleep(0.01)
+        assert sent == [[1], [2, 3]]
+        gates[1].set_result(None)
+        assert await asyncio.gather(*others) == [20, 30]
+        given_up = asyncio.create_task(lane.ask(4, 5))
+        await asyncio.sleep(0)
+        last = asyncio.create_task(lane.ask(5, 5))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        await asyncio.sleep(0.01)
+        assert sent[2:] == [[4], [5]]
+        gates[3].set_exception(UnavailableError("away"))
+        with pytest.raises(UnavailableError, match="away"):
+            await last
+        assert lane.is_idle
+        under_way = asyncio.create_task(lane.ask(6, 5))
+        await asyncio.sleep(0)
+        await lane.close()
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await under_way
+        with pytest.raises(UnavailableError, match="closed"):
+            await lane.ask(7, 5)
+
+    asyncio.run(main())
+
+
 def test_what_waits_behind_a_batch_that_hangs_leaves_after_its_patience() -> None:
     """One batch at a time makes the batches large; a commit that waits for another site must not stop all others."""
 
