@@ -54,6 +54,7 @@ from metadata.services.names.replicas import ReplicaOrder
 from metadata.services.names.s3_names import S3Names
 from metadata.services.names.uploads import UploadService
 from metadata.services.sites import metrics as sites_metrics
+from metadata.services.sites.ahead import AheadReader
 from metadata.services.sites.apply import NameTaker
 from metadata.services.sites.backfill import Backfills
 from metadata.services.sites.compare import Comparison
@@ -296,7 +297,8 @@ class Parts:
             is_delivered=self._is_delivered, lost_devices=self.view.lost_devices,
         )  # fmt: skip
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
-        self.replication = Replication(parts, self.sites, body, backfills=self.backfills, hot=hot)
+        ahead = AheadReader(body, self.commits.reads.receipts_of)
+        self.replication = Replication(parts, self.sites, body, ahead, backfills=self.backfills, hot=hot)
         vouchers = Vouchers(
             clock, courier, self.sites.known, statuses=self.replication.statuses,
             settle_seconds=self.settings.duties.fetched_settle,

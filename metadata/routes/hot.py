@@ -9,6 +9,7 @@ Cost of a lookup of one item: decode 1 us, caller 0.3 us, row and tickets (servi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -19,6 +20,7 @@ from metadata.services.names.commit import CommitService
 from metadata.services.names.listing import ListingService
 from metadata.services.names.lookup import ITEMS_MAX, LookupService
 from metadata.services.names.uploads import UploadService
+from metadata.services.sites.ahead import Ahead
 from tierstore.auth.access import Principal
 from tierstore.clock import Clock
 from tierstore.errors import NotAuthenticated, RequestError, TierstoreError
@@ -69,8 +71,10 @@ class SyncWaits(Protocol):
 
     def holds_back(self, items: Sequence[CommitItem]) -> bool: ...
 
+    def read_ahead(self, items: Sequence[CommitItem]) -> Ahead: ...
+
     async def confirm(
-        self, items: Sequence[CommitItem], results: Sequence[CommitResult]
+        self, items: Sequence[CommitItem], results: Sequence[CommitResult], ahead: Ahead | None = None
     ) -> list[CommitResult]: ...
 
 
@@ -224,10 +228,15 @@ class HotRoutes:
                 results[place] = CommitResult(code=problem.code, detail=problem.detail)
             else:
                 ready.append((place, (item, who)))
-        # Shielded: a client that goes away must not leave half of its message uncommitted.
-        done = await asyncio.shield(self._commits.commit([pair for _, pair in ready]))
-        if self.sync is not None and self.sync.holds_back(items):
-            done = await self.sync.confirm([item for _, (item, _) in ready], done)
+        taken = [item for _, (item, _) in ready]
+        with contextlib.ExitStack() as stack:
+            ahead = None
+            if self.sync is not None and self.sync.holds_back(taken):
+                ahead = stack.enter_context(self.sync.read_ahead(taken))
+            # Shielded: a client that goes away must not leave half of its message uncommitted.
+            done = await asyncio.shield(self._commits.commit([pair for _, pair in ready]))
+            if self.sync is not None and self.sync.holds_back(taken):
+                done = await self.sync.confirm(taken, done, ahead)
         for (place, _), result in zip(ready, done, strict=True):
             results[place] = result
         self._reply(exchange, CommitReply(results, *self._revisions.now()))  # type: ignore[arg-type]

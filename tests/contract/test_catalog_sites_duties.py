@@ -458,7 +458,9 @@ def test_every_process_knows_which_site_is_away_once_the_one_that_asks_does(run:
                 hot=HotParts(), foreground=lambda: 0,
             )  # fmt: skip
             hot = HotBodies(w.database, w.clock, hottest=nobody, find=nobody, name_of=nobody)
-            return Replication(parts, members, nobody, backfills=Backfills(w.database, w.clock), hot=hot), members
+            return Replication(
+                parts, members, nobody, nobody, backfills=Backfills(w.database, w.clock), hot=hot
+            ), members
 
         is_known, is_there = asyncio.Event(), asyncio.Event()
 

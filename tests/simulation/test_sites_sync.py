@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from metadata.catalog.sites import SiteRow
+from metadata.services.sites.ahead import AheadReader
 from metadata.services.sites.registry import Known, Self
 from metadata.services.sites.sync import SYNC_SECONDS, SyncWaits
 from tests.kit import virtual_time
@@ -28,14 +31,23 @@ class FarSite:
         self.seconds = seconds
         self.pushed = 0
         self._clock = world.clock
-        self.turns = asyncio.Semaphore(4)
+        self.read_from_servers = 0
 
     async def send(self, *_: Any, **__: Any) -> PushAnswer:
         self.pushed += 1
         await self._clock.sleep(self.seconds)
         return PushAnswer()
 
+    @asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[None]:
+        yield
+
     async def read(self, *_: Any, first: int, length: int) -> bytes:
+        self.read_from_servers += 1
+        return bytes(length)
+
+    async def read_packed(self, body: bytes, size: int, *, first: int, length: int) -> bytes:
+        self.read_from_servers += 1
         return bytes(length)
 
 
@@ -44,7 +56,8 @@ def _waits(world: NamesWorld, far: FarSite) -> SyncWaits:
     parts: Any = SimpleNamespace(database=world.database, me=lambda: Self("site1", 1, []))
     members: Any = SimpleNamespace(known=known, courier=far, sync_buckets={"bbb"})
     body: Any = far
-    return SyncWaits(parts, members, body, is_away=lambda _: False)
+    ahead = AheadReader(body, world.commits.reads.receipts_of)
+    return SyncWaits(parts, members, body, ahead, is_away=lambda _: False)
 
 
 async def _attempt(world: NamesWorld, waits: SyncWaits, made: CommitResult) -> str | None:

@@ -177,7 +177,7 @@ class LookupService:
         the same body under the same map gives the same answer, in one of a few orders of its replicas."""
         assert row.body is not None, "called for inline rows only"
         if item.first or item.length >= 0 or item.is_own:
-            return self._inline_views(row, item)
+            return self._inline_views(row.body, row.size, item)
         now_ms, revision = self._clock.now_ms(), self._order.revision
         known = self._recent.get(row.body) or self._before.get(row.body)
         if known is None or known.revision != revision or now_ms >= known.until_ms:
@@ -186,20 +186,19 @@ class LookupService:
                 self._before, self._recent = self._recent, {}
             known = self._recent[row.body] = _Recent(revision, now_ms + RECENT_MS)
         if len(known.variants) < RECENT_VARIANTS:
-            known.variants.append(self._inline_views(row, item))
+            known.variants.append(self._inline_views(row.body, row.size, item))
             return known.variants[-1]
         known.turn += 1
         return known.variants[known.turn % RECENT_VARIANTS]
 
-    def own_views(self, row: ObjectRow, *, first: int, length: int) -> list[ChunkView]:
-        """The chunks of a range of an inline row that was read a moment ago; reading them makes no heat."""
-        return self._inline_views(row, LookupItem("", row.key, "", row.version, first, length, is_own=True))
+    def own_views(self, body: bytes, size: int, *, first: int, length: int) -> list[ChunkView]:
+        """The chunks of a range of a packed body of `size` bytes; reading them makes no heat."""
+        return self._inline_views(body, size, LookupItem("", "", "", 0, first, length, is_own=True))
 
-    def _inline_views(self, row: ObjectRow, item: LookupItem) -> list[ChunkView]:
-        assert row.body is not None, "called for inline rows only"
-        stop, start, now_ms = _stop(row.size, item), 0, self._clock.now_ms()
+    def _inline_views(self, body: bytes, size: int, item: LookupItem) -> list[ChunkView]:
+        stop, start, now_ms = _stop(size, item), 0, self._clock.now_ms()
         views = []
-        for chunk in iter_packed(row.body):
+        for chunk in iter_packed(body):
             if start < stop and start + chunk.length > item.first:
                 views.append(
                     self._order.chunk_view(

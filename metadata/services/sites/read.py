@@ -6,7 +6,8 @@ one round trip between sites, and every hop through a gateway would be one more 
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from metadata.catalog.objects import ObjectRow
@@ -15,13 +16,14 @@ from metadata.services.names.lookup import LookupService
 from tierstore.auth.access import Principal
 from tierstore.errors import IntegrityError, NotFound, TierstoreError, UnavailableError
 from tierstore.names import ChunkId
+from tierstore.transport.byte_budget import ByteBudget
 from tierstore.transport.object_client import ObjectClient
 from tierstore.wire.names import ChunkView, LookupItem
 
 #: For one copy to answer; then the next is asked.
 READ_SECONDS: Final = 3.0
-#: Reads under way; each holds at most a segment.
-READS_MAX: Final = 8
+#: Bytes held for pushes, from the read to the other site's answer; more wait in line.
+PUSHED_BYTES_MAX: Final = 64 << 20
 _SELF: Final = Principal("", "replication", {"*": "readonly"})
 
 
@@ -32,19 +34,33 @@ class BodyReader:
         self._lookups = lookups
         self._view = view
         self._client = client
-        self.turns = asyncio.Semaphore(READS_MAX)
+        self._room = ByteBudget(PUSHED_BYTES_MAX)
+
+    @asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[None]:
+        """Hold so many bytes of a body."""
+        await self._room.take(size)
+        try:
+            yield
+        finally:
+            self._room.give_back(size)
 
     async def read(self, bucket: str, row: ObjectRow, *, first: int, length: int) -> bytes:
         """Of a version that was read a moment ago. Raises NotFound when it is gone or its bytes are elsewhere,
         UnavailableError."""
         if row.body:
-            chunks = self._lookups.own_views(row, first=first, length=length)
-        else:
-            item = LookupItem(bucket, row.key, "", row.version, first, length, is_own=True)
-            found = await self._lookups.lookup(item, _SELF)
-            if found.code:
-                raise NotFound(found.detail, code=found.code)
-            chunks = found.chunks
+            return await self.read_packed(row.body, row.size, first=first, length=length)
+        item = LookupItem(bucket, row.key, "", row.version, first, length, is_own=True)
+        found = await self._lookups.lookup(item, _SELF)
+        if found.code:
+            raise NotFound(found.detail, code=found.code)
+        return await self._read(found.chunks, first, length)
+
+    async def read_packed(self, body: bytes, size: int, *, first: int, length: int) -> bytes:
+        """The same of a packed body of `size` bytes."""
+        return await self._read(self._lookups.own_views(body, size, first=first, length=length), first, length)
+
+    async def _read(self, chunks: Sequence[ChunkView], first: int, length: int) -> bytes:
         pieces = [await self._chunk(chunk, first, first + length) for chunk in chunks]
         body = b"".join(pieces)
         if len(body) != length:

@@ -21,6 +21,7 @@ from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.queries import Connection
 from metadata.catalog.sites import QueueRow, SiteRow
+from metadata.services.sites.ahead import Ahead, AheadReader
 from metadata.services.sites.apply import rules_of
 from metadata.services.sites.queue import name_batch, record_of
 from metadata.services.sites.read import BodyReader
@@ -52,11 +53,13 @@ CHANGES_AT_ONCE: Final = 16
 
 
 class _Said(NamedTuple):
-    """What another site is to hear of a change. held: the version as it was read with it, None: it is gone."""
+    """What another site is to hear of a change. held: the version as it was read with it, None: it is gone. ahead: its
+    body, perhaps, read meanwhile."""
 
     bucket: buckets.Bucket
     record: NameRecord
     held: ObjectRow | None
+    ahead: Ahead | None = None
 
 
 def _look(c: Connection, bucket: str, change: NewChange) -> _Said:
@@ -72,10 +75,13 @@ def _look(c: Connection, bucket: str, change: NewChange) -> _Said:
 class SyncWaits:
     """One per process. is_away: whether a site is known not to answer."""
 
-    def __init__(self, parts: Parts, members: Sites, body: BodyReader, *, is_away: Callable[[str], bool]) -> None:
+    def __init__(
+        self, parts: Parts, members: Sites, body: BodyReader, ahead: AheadReader, *, is_away: Callable[[str], bool]
+    ) -> None:
         self._parts = parts
         self._members = members
         self._body = body
+        self._ahead = ahead
         self._is_away = is_away
         #: (site, bucket, key, version) that it has, by a push of this process: its queue row needs no message.
         self._delivered: OrderedDict[tuple[str, int, str, int], None] = OrderedDict()
@@ -99,11 +105,15 @@ class SyncWaits:
         wanted = self._members.sync_buckets
         return bool(wanted) and any(item.mutation.bucket in wanted for item in items)
 
+    def read_ahead(self, items: Sequence[CommitItem]) -> Ahead:
+        """Begin to read what these bring to such buckets, before they are committed; for confirm()."""
+        return self._ahead.begin([item for item in items if item.mutation.bucket in self._members.sync_buckets])
+
     async def confirm(
-        self, items: Sequence[CommitItem], results: Sequence[CommitResult]
+        self, items: Sequence[CommitItem], results: Sequence[CommitResult], ahead: Ahead | None = None
     ) -> list[CommitResult]:
         """The results as their writers may hear them, after the sites of sync rules have what they must."""
-        return list(await asyncio.gather(*(self._one(i, r) for i, r in zip(items, results, strict=True))))
+        return list(await asyncio.gather(*(self._one(i, r, ahead) for i, r in zip(items, results, strict=True))))
 
     async def confirm_changes(self, name: str, changes: Sequence[NewChange]) -> CommitResult:
         """The same for what one message changed in a bucket; code "" when the writer may hear of success."""
@@ -118,17 +128,17 @@ class SyncWaits:
         found = await asyncio.gather(*(one(change) for change in changes))
         return next((result for result in found if result.code), CommitResult())
 
-    async def _one(self, item: CommitItem, result: CommitResult) -> CommitResult:
+    async def _one(self, item: CommitItem, result: CommitResult, ahead: Ahead | None) -> CommitResult:
         m = item.mutation
         if result.code or not result.version or m.bucket not in self._members.sync_buckets:
             return result
         kind = schema.CHANGE_META if isinstance(m, SetMeta) else schema.CHANGE_PUT
-        answer = await self._confirm(m.bucket, NewChange(kind, 0, m.key, result.version, result.size))
+        answer = await self._confirm(m.bucket, NewChange(kind, 0, m.key, result.version, result.size), ahead)
         return answer if answer.code else result
 
-    async def _confirm(self, name: str, change: NewChange) -> CommitResult:
+    async def _confirm(self, name: str, change: NewChange, ahead: Ahead | None = None) -> CommitResult:
         """code "" when every site that a sync rule names has the version, or its rule lets it come later."""
-        said = await self._parts.database.read(lambda c: _look(c, name, change))
+        said = (await self._parts.database.read(lambda c: _look(c, name, change)))._replace(ahead=ahead)
         seen: set[str] = set()
         for rule in rules_of(said.bucket):
             target = rule["target"]
@@ -204,8 +214,10 @@ class SyncWaits:
 
     async def _push_segment(self, row: SiteRow, said: _Said, held: ObjectRow, first: int) -> None:
         length = min(SEGMENT_BYTES, held.size - first)
-        async with self._body.turns:
-            data = await self._body.read(said.bucket.name, held, first=first, length=length)
+        async with self._body.room(length):
+            data = await said.ahead.body(held.body) if said.ahead is not None and length == held.size else None
+            if data is None:
+                data = await self._body.read(said.bucket.name, held, first=first, length=length)
             push = Push(self._parts.me().name, said.record, said.bucket.versioning, first, crc_of(data), data)
             answer = await self._members.courier.send(
                 row, "/v1/sites/push", push, PushAnswer, seconds=SYNC_SECONDS
