@@ -65,11 +65,14 @@ class Duties:
     fetched_settle: Seconds = setting(
         600.0, "another site must have answered that long without a break before a body is let go of on its word"
     )
+    sync_wait: Seconds = setting(
+        300.0, "a write under a sync rule waits at most so long for a body that is moving towards the other site"
+    )
     tombstone_keep: Seconds = setting(604_800.0, "deletes are remembered for other sites; bounds the age of a backup")
     deleted_share_max: float = setting(0.01, "share of a device that collection may delete a day without an operator")
 
     def __post_init__(self) -> None:
-        for name in ("orphan_after", "inventory_interval", "placements_interval"):
+        for name in ("orphan_after", "inventory_interval", "placements_interval", "sync_wait"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0")
         if not 0 < self.deleted_share_max <= 1:

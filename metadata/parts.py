@@ -294,11 +294,15 @@ class Parts:
             database, clock, courier, self.sites.known, self._this_site, self.heats_of, epoch=lambda: self.lease.epoch,
             comparison=self.comparison, hot=hot.parts,
             foreground=lambda: self.lookups.lookups + self.commits.items - self.commits.fills,
-            is_delivered=self._is_delivered, lost_devices=self.view.lost_devices,
+            is_delivered=self._is_delivered,
+            is_under_way=self._is_under_way, lost_devices=self.view.lost_devices,
         )  # fmt: skip
         body = BodyReader(self.lookups, self.view, ObjectClient(self.around.transport, clock))
         ahead = AheadReader(body, self.commits.reads.receipts_of)
-        self.replication = Replication(parts, self.sites, body, ahead, backfills=self.backfills, hot=hot)
+        self.replication = Replication(
+            parts, self.sites, body, ahead, backfills=self.backfills, hot=hot,
+            sync_seconds=self.settings.duties.sync_wait,
+        )  # fmt: skip
         vouchers = Vouchers(
             clock, courier, self.sites.known, statuses=self.replication.statuses,
             settle_seconds=self.settings.duties.fetched_settle,
@@ -327,6 +331,9 @@ class Parts:
 
     def _is_delivered(self, target: str, bucket_id: int, key: str, version: int) -> bool:
         return self.replication.sync.is_delivered(target, bucket_id, key, version)
+
+    def _is_under_way(self, target: str, bucket_id: int, key: str, version: int) -> bool:
+        return self.replication.sync.is_under_way(target, bucket_id, key, version)
 
     def _hottest(self, count: int) -> list[tuple[bytes, float]]:
         """Chunks with their reads per hour, the hottest first."""

@@ -459,7 +459,8 @@ def test_every_process_knows_which_site_is_away_once_the_one_that_asks_does(run:
             )  # fmt: skip
             hot = HotBodies(w.database, w.clock, hottest=nobody, find=nobody, name_of=nobody)
             return Replication(
-                parts, members, nobody, nobody, backfills=Backfills(w.database, w.clock), hot=hot
+                parts, members, nobody, nobody, backfills=Backfills(w.database, w.clock), hot=hot,
+                sync_seconds=300.0,
             ), members
 
         is_known, is_there = asyncio.Event(), asyncio.Event()

@@ -30,7 +30,8 @@ RETRIED_CODES = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class MetadataLimits:
-    """Bounds of one client. attempt_seconds: one request; hold_seconds: how long a request is held for a restart.
+    """Bounds of one client. attempt_seconds: one request; hold_seconds: how long a request is held for a restart;
+    under_way_seconds: how long one goes on asking after a commit that metadata says is on its way to another site.
     depth: batches of one kind under way; beyond the first one only when it has not come back within the patience."""
 
     depth: int = 4
@@ -39,6 +40,7 @@ class MetadataLimits:
     items_max: int = 256
     waiting_max: int = 8192
     attempt_seconds: float = 5.0
+    under_way_seconds: float = 3600.0
     hold_seconds: float = 10.0
     pause_seconds_min: float = 0.02
     pause_seconds_max: float = 0.25

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from tierstore.transport.metadata_calls import MetadataCalls, MetadataLimits, de
 from tierstore.transport.peer import PeerTransport
 from tierstore.wire.cluster import BadChunk, ClusterMap, Credential, Heartbeat, HeartbeatAnswer, Register, Registered
 from tierstore.wire.names import (
+    UNDER_WAY,
     AllocateBatch,
     AllocateItem,
     AllocateReply,
@@ -59,6 +61,10 @@ UPLOAD_YOUNG_MS = 600_000
 #: Results of one item after which the same operation is sent again.
 _REPEATED_RESULTS = frozenset({"outcome-unknown", "unavailable", "catalog-unavailable"})
 _COMMIT_REPEATS = 4
+#: Commits that wait for other sites (sync rules) travel apart from all others, which would wait with them: so many
+#: messages at a time, of the buckets whose commits did lately.
+FAR_DEPTH = 64
+FAR_BUCKETS_MAX = 1_000
 
 
 class MetadataClient:
@@ -90,6 +96,10 @@ class MetadataClient:
         self._commits: BatchLane[CommitItem, CommitResult] = self._lane(
             "commit", self._send_commits, bounds, patience_seconds=bounds.commit_patience_seconds
         )
+        self._far_commits: BatchLane[CommitItem, CommitResult] = BatchLane(
+            "commit", self._send_commits, depth=FAR_DEPTH, items_max=bounds.items_max, waiting_max=bounds.waiting_max
+        )
+        self._far_buckets: OrderedDict[str, None] = OrderedDict()
         self._bad: dict[tuple[bytes, int], BadChunk] = {}
         self._bad_task: asyncio.Task[None] | None = None
 
@@ -137,16 +147,37 @@ class MetadataClient:
             access=access,
         )
         assert len(item.operation) == OPERATION_ID_BYTES
-        until = asyncio.get_running_loop().time() + seconds
-        for _ in range(_COMMIT_REPEATS):
-            result = await self._commits.submit(item, max(until - asyncio.get_running_loop().time(), 0.0))
+        loop = asyncio.get_running_loop()
+        until, began = loop.time() + seconds, loop.time()
+        repeats = 0
+        while True:
+            lane = self._far_commits if mutation.bucket in self._far_buckets else self._commits
+            result = await lane.submit(item, max(until - loop.time(), 0.0))
+            self._note_wait(mutation.bucket, result)
             if result.code not in _REPEATED_RESULTS:
+                break
+            if result.waits == UNDER_WAY and loop.time() < began + self.limits.under_way_seconds:
+                until = max(until, loop.time() + seconds)       # another site is taking it: metadata says when not
+                continue
+            repeats += 1
+            if repeats == _COMMIT_REPEATS:
                 break
             # the same operation id: if it was applied after all, its result comes back
             await asyncio.sleep(self.limits.pause_seconds_min * (1 + self._rng.random()))
         if result.code:
             raise from_code(result.code, result.detail)
         return result
+
+    def _note_wait(self, bucket: str, result: CommitResult) -> None:
+        """Remember the buckets whose commits wait for other sites."""
+        if not result.waits:
+            if not result.code:
+                self._far_buckets.pop(bucket, None)
+            return
+        self._far_buckets[bucket] = None
+        self._far_buckets.move_to_end(bucket)
+        if len(self._far_buckets) > FAR_BUCKETS_MAX:
+            self._far_buckets.popitem(last=False)
 
     def new_operation(self) -> bytes:
         return operation_id(self.catalog_ms(), self._rng.getrandbits(80))
@@ -321,7 +352,7 @@ class MetadataClient:
             await self.bad_chunks(list(batch.values()))
 
     async def close(self) -> None:
-        for lane in (self._lookups, self._allocations, self._commits):
+        for lane in (self._lookups, self._allocations, self._commits, self._far_commits):
             await lane.close()
         for task in (self._map_task, self._bad_task):
             if task is not None:

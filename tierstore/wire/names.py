@@ -257,6 +257,12 @@ class CommitItem(msgspec.Struct, array_like=True, frozen=True):
     access: str = ""
 
 
+#: CommitResult.waits: it waited for another site, as a sync rule wants it.
+WAITED: Final = 1
+#: The same, and it still does: ask again under the same operation.
+UNDER_WAY: Final = 2
+
+
 class CommitResult(msgspec.Struct, array_like=True, frozen=True):
     code: str = ""
     detail: str = ""
@@ -266,6 +272,7 @@ class CommitResult(msgspec.Struct, array_like=True, frozen=True):
     size: int = 0
     is_delete_marker: bool = False
     existed: bool = False         # delete: there was something to delete
+    waits: int = 0                # 0, WAITED or UNDER_WAY
 
 
 class CommitBatch(msgspec.Struct, array_like=True, frozen=True):

@@ -28,7 +28,8 @@ AHEAD_BYTES_MAX: Final = 32 << 20
 class Ahead:
     """The bodies of one message. Leave it (`with`) when its items are answered."""
 
-    def __init__(self, budget: ByteBudget) -> None:
+    def __init__(self, reader: AheadReader, budget: ByteBudget) -> None:
+        self._reader = reader
         self._budget = budget
         self._held: dict[bytes, tuple[int, asyncio.Task[bytes]]] = {}
 
@@ -46,11 +47,13 @@ class Ahead:
         return None if task.cancelled() or task.exception() is not None else task.result()
 
     def __enter__(self) -> Self:
+        self._reader.open += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._reader.open -= 1
         for size, task in self._held.values():
             task.cancel()
             task.add_done_callback(_retrieve)
@@ -67,10 +70,11 @@ class AheadReader:
         self._body = body
         self._opened = opened
         self._budget = ByteBudget(AHEAD_BYTES_MAX)
+        self.open = 0       # messages that have not been answered
 
     def begin(self, items: Sequence[CommitItem]) -> Ahead:
         """Read the bodies of these puts, as far as there is room."""
-        ahead = Ahead(self._budget)
+        ahead = Ahead(self, self._budget)
         for item in items:
             m = item.mutation
             if not isinstance(m, Put) or not 0 < m.size <= SEGMENT_BYTES or len(m.chunks) > INLINE_CHUNKS_MAX:

@@ -148,7 +148,7 @@ class BodySender:
             if loaded.held is None or self._is_delivered(row):
                 finished.append(row.sequence)       # replaced or deleted since: the newer name says so; or pushed
                 continue
-            if loaded.is_pushed:
+            if loaded.is_pushed or self._is_under_way(row):
                 self._retries[row.sequence] = (row, now + PUSH_GRACE_MS / 1000, 0)
                 continue
             hot = self._parts.hot.chunks(body_of(self._target.name, row))
@@ -164,6 +164,9 @@ class BodySender:
 
     def _is_delivered(self, row: QueueRow) -> bool:
         return self._parts.is_delivered(self._target.name, row.bucket_id, row.key, row.version)
+
+    def _is_under_way(self, row: QueueRow) -> bool:
+        return self._parts.is_under_way(self._target.name, row.bucket_id, row.key, row.version)
 
     async def _take_back(self) -> None:
         """Rows whose time to be tried again has come."""

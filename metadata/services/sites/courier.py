@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from metadata.catalog.sites import SiteRow
@@ -16,6 +16,8 @@ from tierstore.wire import MEDIA_TYPE, decode, encode
 T = TypeVar("T")
 
 SECONDS_PER_CALL: Final = 10.0
+#: What a link takes of a message between two signs of life.
+PIECE_BYTES: Final = 256 << 10
 
 
 class Courier:
@@ -24,13 +26,18 @@ class Courier:
     def __init__(self, transport: PeerTransport) -> None:
         self._transport = transport
 
-    async def send(self, row: SiteRow, path: str, message: object, kind: type[T], *, seconds: float) -> T:
-        """Raises what the site answered, UnavailableError when none of its gateways does."""
+    async def send(
+        self, row: SiteRow, path: str, message: object, kind: type[T], *, seconds: float,
+        moved: Callable[[], None] | None = None,
+    ) -> T:  # fmt: skip
+        """Raises what the site answered, UnavailableError when none of its gateways does. moved: called whenever the
+        link has taken a piece of a long message; then `seconds` bound each step."""
         headers = [
             (b"authorization", b"Bearer " + str(row.link.get("token", "")).encode("latin-1")),
             (b"content-type", MEDIA_TYPE.encode()),
         ]
-        reply = await self._first(row.gateways, b"POST", path.encode(), headers, encode(message), seconds)
+        body = encode(message)
+        reply = await self._first(row.gateways, b"POST", path.encode(), headers, body, seconds, moved)
         return decode(reply.body, kind)
 
     async def send_json(
@@ -46,14 +53,17 @@ class Courier:
 
     async def _first(  # noqa: PLR0917 - the parts of one request
         self, urls: Sequence[str], method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes,
-        seconds: float,
+        seconds: float, moved: Callable[[], None] | None = None,
     ) -> PeerReply:  # fmt: skip
         failure: TierstoreError = UnavailableError("no gateway of that site is known", code="unreachable")
         for url in urls:
             try:
-                reply = await self._transport.call(
-                    url, method, target, headers=headers, body=body, seconds=seconds
-                )
+                if moved is not None and len(body) > PIECE_BYTES:
+                    reply = await self._in_pieces(url, method, target, headers, body, seconds, moved)
+                else:
+                    reply = await self._transport.call(
+                        url, method, target, headers=headers, body=body, seconds=seconds
+                    )
             except UnavailableError as error:
                 failure = error
                 continue
@@ -63,6 +73,27 @@ class Courier:
             if reply.status < 500:
                 break
         raise failure
+
+    async def _in_pieces(  # noqa: PLR0917 - the parts of one request
+        self, url: str, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes, seconds: float,
+        moved: Callable[[], None],
+    ) -> PeerReply:  # fmt: skip
+        upload = await self._transport.upload(
+            url, method, target, headers=headers, length=len(body), seconds=seconds
+        )
+        whole = memoryview(body)
+        try:
+            for at in range(0, len(body), PIECE_BYTES):
+                await upload.write(whole[at : at + PIECE_BYTES])
+                moved()
+        except UnavailableError as error:
+            if error.code != "answered-early":
+                upload.abort()
+                raise
+        except BaseException:
+            upload.abort()
+            raise
+        return await upload.finish()
 
 
 def _object(url: str, body: bytes) -> dict[str, Any]:

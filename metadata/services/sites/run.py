@@ -23,7 +23,7 @@ from tierstore.wire.names import CommitItem, CommitResult, Fill
 
 log = logging.getLogger(__name__)
 
-#: From a commit to the worker's look at it. At once it ran before the commit's answer: 1 ms of each write.
+#: From a commit under a sync rule to the worker's look at it. At once it ran before the push: 1 ms of each write.
 KICK_SECONDS: Final = 0.002
 #: Pages of a backfill per step.
 BACKFILL_PAGES: Final = 8
@@ -34,7 +34,7 @@ class Replication:
 
     def __init__(
         self, parts: Parts, members: Sites, body: BodyReader, ahead: AheadReader, *, backfills: Backfills,
-        hot: HotBodies,
+        hot: HotBodies, sync_seconds: float,
     ) -> None:  # fmt: skip
         self._parts = parts
         self._members = members
@@ -42,7 +42,7 @@ class Replication:
         self._hot = hot
         self._workers: dict[str, tuple[TargetWorker, asyncio.Task[None]]] = {}
         self._kick: asyncio.TimerHandle | None = None
-        self.sync = SyncWaits(parts, members, body, ahead, is_away=self.is_away)
+        self.sync = SyncWaits(parts, members, body, ahead, is_away=self.is_away, wait_seconds=sync_seconds)
 
     # -- workers --------------------------------------------------------------------------------------------
     async def step(self) -> int:
@@ -88,12 +88,16 @@ class Replication:
         await asyncio.gather(task, return_exceptions=True)
 
     def kick(self) -> None:
-        """Something was queued: the workers look at it in a moment, after its writer was answered."""
-        if self._kick is None and self._workers:
+        """Something was queued. While a writer under a sync rule waits, the workers look at it a moment later."""
+        if not self.sync.has_writers:
+            self._kick_workers()
+        elif self._kick is None:
             self._kick = asyncio.get_running_loop().call_later(KICK_SECONDS, self._kick_workers)
 
     def _kick_workers(self) -> None:
-        self._kick = None
+        if self._kick is not None:
+            self._kick.cancel()
+            self._kick = None
         for worker, _ in self._workers.values():
             worker.kick()
 

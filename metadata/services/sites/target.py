@@ -68,7 +68,7 @@ class Parts:
     """What a worker works with. epoch: of the promoter's lease, 0 without it. hot: what goes because of its heat,
     though its name went before. foreground: requests of clients that this process has had, counted up. lost_devices:
     those whose copies count no more. is_delivered, asked with (target, bucket, key, version): whether a push has
-    brought that version there."""
+    brought that version there; is_under_way: whether one is bringing it."""
 
     database: Database
     clock: Clock
@@ -81,6 +81,7 @@ class Parts:
     hot: HotParts
     foreground: Callable[[], int] = lambda: 0
     is_delivered: Callable[[str, int, str, int], bool] = lambda target, bucket_id, key, version: False
+    is_under_way: Callable[[str, int, str, int], bool] = lambda target, bucket_id, key, version: False
     lost_devices: Callable[[], Collection[int]] = tuple
 
 
