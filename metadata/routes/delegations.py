@@ -42,7 +42,7 @@ class DelegationDoor:
             self._listener.setblocking(False)
             self._listener.bind(socket_name(place))
             self._listener.listen(CONNECTIONS_MAX)
-        except BaseException:
+        except BaseException:   # whatever it was: nobody else knows what is open here
             self._listener.close()
             os.close(self._fd)
             raise

@@ -231,16 +231,21 @@ class ObjectClient:
     async def put_chunk(
         self, url: str, ticket: bytes, *, index: int, name: str = "", data: Buffer, sums: bytes, seconds: float,
     ) -> bytes:  # fmt: skip
-        """Store one whole chunk; durable there when it returns the receipt. May be repeated (write-once id)."""
+        """Store one whole chunk; durable there when it returns the receipt. May be repeated (write-once id). seconds: also
+        for a handover that breaks and the network after it, together."""
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         if size > SMALL_PUT_BYTES:
             memory = memory_of(data) if self._handovers is not None else None
             if memory is not None and self._handovers is not None:
+                ends_at = self._clock.monotonic() + seconds
                 answer = await self._handovers.hand_over(
                     url, ticket, memory, chunk_bytes=size, index=index, name=name, sums=sums, seconds=seconds
                 )
                 if answer is not None:
                     return _taken(answer, url)
+                seconds = ends_at - self._clock.monotonic()
+                if seconds <= 0:
+                    raise UnavailableError(f"{url} did not answer in time", code="deadline", url=url)
             upload = await self.begin_chunk(
                 url, ticket, index=index, name=name, chunk_bytes=size, seconds=seconds
             )

@@ -22,27 +22,24 @@ import pytest
 from objectd.config import Chunks
 from objectd.routes.handovers import HandoverDoor
 from objectd.routes.uploads import ChunkUploads
-from objectd.slots import Slots
-from objectd.standing import Standing
 from objectd.store.disk import DiskDevice
 from tests.kit.waits import until
-from tests.unit.store import place
+from tests.unit.objectd.one_device import DEVICE, KEY, SERVER, one_device
 from tests.unit.transport.test_object_client import FakeObjectServer
 from tierstore.checksum import BLOCK_BYTES, crc_of, sums_of
-from tierstore.clock import SystemClock
-from tierstore.errors import ChecksumMismatch, IntegrityError, RequestError, TicketRefused
-from tierstore.names import DeviceId, ServerId, UploadId, chunk_id
+from tierstore.clock import ManualClock, SystemClock
+from tierstore.errors import ChecksumMismatch, IntegrityError, RequestError, TicketRefused, UnavailableError
+from tierstore.names import UploadId, chunk_id
 from tierstore.sdk.budget import BufferBudget
 from tierstore.serving.inprocess import InProcessServer
 from tierstore.ticket import WriteTicket, mint_write, open_receipt
 from tierstore.transport.handovers import Handovers
 from tierstore.transport.inprocess import Network
 from tierstore.transport.object_client import ObjectClient
+from tierstore.transport.peer import PeerUpload
 from tierstore.transport.shared_memory import SharedMemory
-from tierstore.wire.cluster import DeviceGrant, TicketKey
 from tierstore.wire.handovers import Answer, Chunk, pack_answer, pack_chunk, socket_name, unpack_answer, unpack_chunk
 
-SERVER, DEVICE, KEY = ServerId(1), DeviceId(4), b"k" * 32
 LONG_SECONDS = 120.0
 SIZE = 5 * BLOCK_BYTES + 11
 DATA = random.Random(5).randbytes(3 << 20)
@@ -87,15 +84,10 @@ def upload_of(number: int) -> UploadId:
 
 @asynccontextmanager
 async def world(root: Path) -> AsyncIterator[World]:
-    clock = SystemClock()
-    standing = Standing(clock, incarnation=1)
-    standing.server = SERVER
-    standing.set_keys([TicketKey(1, KEY)])
-    async with place.Place(root).open() as device:
-        slots = Slots()
-        slots.add([device])
-        slots.grant([DeviceGrant(device.uuid, DEVICE)])
-        uploads = ChunkUploads(standing=standing, slots=slots, settings=Chunks(segment_chunk_bytes_max=64 << 10))
+    async with one_device(root) as here:
+        uploads = ChunkUploads(
+            standing=here.standing, slots=here.slots, settings=Chunks(segment_chunk_bytes_max=64 << 10)
+        )
         door = HandoverDoor(uploads)
         url = f"http://{uuid.uuid4()}:7411"
         door.open(url)
@@ -103,9 +95,9 @@ async def world(root: Path) -> AsyncIterator[World]:
         host = InProcessServer(server.routes())
         network = Network(random.Random(1))
         network.register(url, host)
-        client = ObjectClient(network.transport("http://g:1"), clock, handovers=Handovers(retry_seconds=0.0))
+        client = ObjectClient(network.transport("http://g:1"), SystemClock(), handovers=Handovers(retry_seconds=0.0))
         try:
-            yield World(url, device, uploads, door, client, server)
+            yield World(url, here.device, uploads, door, client, server)
         finally:
             await client.close()
             await door.close()
@@ -260,6 +252,43 @@ def test_a_server_that_goes_away_in_the_middle_leaves_the_chunk_to_the_network(t
             connection.close()
             assert await handing is None and handovers.handovers_total == 0
             handovers.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("waited", "left"), [(100.0, [20.0]), (130.0, [])])
+def test_the_network_gets_what_a_broken_handover_left_of_the_time(waited: float, left: list[float]) -> None:
+    """It got all of it again: a server that took a chunk and died cost a writer up to twice his deadline."""
+
+    async def main() -> None:
+        url, clock = f"http://{uuid.uuid4()}:7411", ManualClock()
+        network, asked = Network(random.Random(1)).transport("http://g:1"), []
+
+        async def upload(*_: object, seconds: float, **__: object) -> PeerUpload:
+            asked.append(seconds)
+            raise UnavailableError("the network is not of interest here", code="unreachable")
+
+        network.upload = upload  # type: ignore[method-assign]
+        client = ObjectClient(network, clock, handovers=Handovers(retry_seconds=0.0))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.setblocking(False)
+            listener.bind(socket_name(url))
+            listener.listen(1)
+            memory = memory_with(DATA[:SIZE])
+            putting = asyncio.create_task(client.put_chunk(
+                url, b"ticket", index=0, data=memoryview(memory)[:SIZE], sums=sums_of(DATA[:SIZE]), seconds=120.0
+            ))  # fmt: skip
+            loop = asyncio.get_running_loop()
+            connection, _ = await loop.sock_accept(listener)
+            connection.setblocking(False)
+            await loop.sock_recv(connection, 65_536)
+            clock.advance(waited)
+            connection.close()
+            with pytest.raises(UnavailableError) as refused:
+                await putting
+            assert asked == left
+            assert refused.value.code == ("unreachable" if left else "deadline")
+        await client.close()
 
     asyncio.run(main())
 

@@ -21,20 +21,17 @@ from objectd.memory import Memory
 from objectd.residency import Residency
 from objectd.routes.loans import ChunkLoans
 from objectd.routes.reads import ChunkReads
-from objectd.slots import Slot, Slots
-from objectd.standing import Standing
+from objectd.slots import Slot
 from objectd.store.device import Location
 from objectd.store.disk import DiskDevice
 from objectd.store.reading import read_fully
+from tests.unit.objectd.one_device import DEVICE, KEY, SERVER, one_device
 from tests.unit.store import place
 from tierstore.checksum import BLOCK_BYTES, sums_of
-from tierstore.clock import SystemClock
 from tierstore.names import ChunkId, DeviceId, ServerId
 from tierstore.ticket import NO_HEAT, ReadTicket, mint_read
-from tierstore.wire.cluster import DeviceGrant, TicketKey
 from tierstore.wire.loans import Answer, Question
 
-SERVER, DEVICE, KEY = ServerId(1), DeviceId(4), b"k" * 32
 IN_FILE = Location(0, 0)
 LARGE = 6 * BLOCK_BYTES + 11
 COLD_READS_MAX = 3
@@ -70,15 +67,9 @@ class Lender:
 
 @asynccontextmanager
 async def lender(root: Path) -> AsyncIterator[Lender]:
-    """One device that keeps chunks above 64 KiB in files of their own."""
-    clock = SystemClock()
-    standing = Standing(clock, incarnation=1)
-    standing.server = SERVER
-    standing.set_keys([TicketKey(1, KEY)])
-    async with place.Place(root).open() as device:
-        slots = Slots()
-        slots.add([device])
-        slots.grant([DeviceGrant(device.uuid, DEVICE)])
+    """What reads and lends of one device."""
+    async with one_device(root) as here:
+        standing, slots = here.standing, here.slots
         heat = HeatCounter(entries_max=100, now_seconds=0)
         memory = Memory(8 << 20)
         reads = ChunkReads(
@@ -89,7 +80,7 @@ async def lender(root: Path) -> AsyncIterator[Lender]:
             standing=standing, slots=slots, reads=reads, residency=Residency(), bytes_min=2 * BLOCK_BYTES,
             cold_reads_max=COLD_READS_MAX,
         )  # fmt: skip
-        yield Lender(device, loans, reads, heat, memory, slots.slot(DEVICE))
+        yield Lender(here.device, loans, reads, heat, memory, slots.slot(DEVICE))
 
 
 def _nothing(slot: Slot, chunk: ChunkId, chunk_bytes: int) -> None:
