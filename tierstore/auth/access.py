@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from tierstore.auth.policy_language import ALLOW, DENY, Policy, Question, decide
-from tierstore.errors import AccessDenied, NotAuthenticated
+from tierstore.errors import AccessDenied, ConfigError, NotAuthenticated
 
 Role = Literal["readonly", "readwrite", "admin"]
 #: read/list/write/delete act on objects of a bucket; bucket: create, delete or configure it; admin: the cluster.
@@ -239,6 +239,15 @@ def _text(secret_bytes: bytes) -> str:
 def token_hash(token: str | bytes) -> bytes:
     """What is stored of a token: its SHA-256 (the token is long and random, so no slow hash is needed)."""
     return hashlib.sha256(token.encode() if isinstance(token, str) else token).digest()
+
+
+def sendable_token(token: str) -> str:
+    """The token as a client sends it, without white space around it. Raises ConfigError for a text that no header may
+    hold, such as one copied with a line break in it."""
+    text = token.strip()
+    if not all("!" <= letter <= "~" for letter in text):
+        raise ConfigError("the token has white space or other characters in it that no token has; copy it again")
+    return text
 
 
 def parse_bearer(header: bytes | str | None) -> tuple[str, str, str]:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
+from tierstore.auth.access import sendable_token
 from tierstore.errors import ConfigError, RequestError, UnavailableError, from_answer
 from tierstore.names import check_bucket_name, check_key
 
@@ -58,7 +59,7 @@ def find(endpoint: str | None = None, token: str | None = None, profile: Path | 
     held = _read_profile(profile)
     address = Address(
         endpoint=(endpoint or os.environ.get("TIERSTORE_ENDPOINT") or held.get("endpoint", "")).rstrip("/"),
-        token=token or os.environ.get("TIERSTORE_TOKEN") or held.get("token", ""),
+        token=sendable_token(token or os.environ.get("TIERSTORE_TOKEN") or held.get("token", "")),
         data=held.get("data", ""),
     )
     if not address.endpoint:
@@ -67,6 +68,8 @@ def find(endpoint: str | None = None, token: str | None = None, profile: Path | 
         parts = urlsplit(url.strip())
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{url!r} is not an endpoint; write it like http://127.0.0.1:7480")
+    if not address.token:
+        raise ConfigError("with which token? Set TIERSTORE_TOKEN (`tierstore up` prints it)")
     return address
 
 

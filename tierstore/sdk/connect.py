@@ -16,6 +16,7 @@ import random
 from typing import Final
 
 from tierstore import wire
+from tierstore.auth.access import sendable_token
 from tierstore.clock import Clock, SystemClock
 from tierstore.errors import ConfigError, UnavailableError
 from tierstore.sdk.buckets import Buckets
@@ -53,7 +54,7 @@ async def connect(
 
     Raises ConfigError when they are missing, NotAuthenticated, UnavailableError."""
     endpoint = (endpoint or os.environ.get(ENDPOINT_VARIABLE, "")).rstrip("/")
-    token = token or os.environ.get(TOKEN_VARIABLE, "")
+    token = sendable_token(token or os.environ.get(TOKEN_VARIABLE, ""))
     if not endpoint or not token:
         raise ConfigError(
             f"where is the cluster? Give endpoint and token, or set {ENDPOINT_VARIABLE} and {TOKEN_VARIABLE}"

@@ -231,8 +231,8 @@ class ObjectClient:
     async def put_chunk(
         self, url: str, ticket: bytes, *, index: int, name: str = "", data: Buffer, sums: bytes, seconds: float,
     ) -> bytes:  # fmt: skip
-        """Store one whole chunk; durable there when it returns the receipt. May be repeated (write-once id). seconds: also
-        for a handover that breaks and the network after it, together."""
+        """Store one whole chunk; durable there when it returns the receipt. May be repeated (write-once id). seconds:
+        also for a handover that breaks and the network after it, together."""
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         if size > SMALL_PUT_BYTES:
             memory = memory_of(data) if self._handovers is not None else None

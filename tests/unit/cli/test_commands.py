@@ -42,7 +42,7 @@ def test_options_win_over_environment_over_profile(monkeypatch: pytest.MonkeyPat
     assert cluster.find("http://o:3", "tst.o.x").endpoint == "http://o:3"
     default = tmp_path / ".config/tierstore/profile.toml"
     default.parent.mkdir(parents=True)
-    default.write_text('[cluster]\nendpoint = "http://d:4"\n')
+    default.write_text('[cluster]\nendpoint = "http://d:4"\ntoken = "tst.d.x"\n')
     monkeypatch.delenv("TIERSTORE_PROFILE")
     monkeypatch.delenv("TIERSTORE_ENDPOINT")
     assert cluster.find().endpoint == "http://d:4"
@@ -52,6 +52,12 @@ def test_no_cluster_wrong_endpoint_and_missing_profile_say_what_to_do(tmp_path: 
     """The first error everybody meets."""
     with pytest.raises(ConfigError, match="TIERSTORE_ENDPOINT"):
         cluster.find()
+    with pytest.raises(ConfigError, match="Set TIERSTORE_TOKEN"):      # "cannot be reached; is the cluster up?" before
+        cluster.find("http://127.0.0.1:7480")
+    for token in ("tst.a\nb.c", "tst.ä.b"):      # the second one was a traceback
+        with pytest.raises(ConfigError, match="copy it again"):
+            cluster.find("http://127.0.0.1:7480", token)
+    assert cluster.find("http://127.0.0.1:7480", "tst.a.b\n").token == "tst.a.b"
     with pytest.raises(ConfigError, match="write it like http://"):
         cluster.find("localhost:7480")
     with pytest.raises(ConfigError, match="does not exist"):
@@ -160,7 +166,8 @@ def test_answers_become_tables_or_json(answer: Any, shown: str, capsys: pytest.C
         (["mb", "ts://NO"], "is not a bucket name", 2),
         (["admin", "keys", "create", "u", "--grant", "x=owner"], "write it like", 2),
         (["admin", "policy", "set", "/no/such.toml"], "does not exist", 2),
-        (["admin", "status", "--endpoint", "http://127.0.0.1:1"], "is the cluster up?", 6),
+        (["admin", "status", "--endpoint", "http://127.0.0.1:1", "--token", "tst.a.b"], "is the cluster up?", 6),
+        (["admin", "status", "--endpoint", "http://127.0.0.1:1"], "Set TIERSTORE_TOKEN", 2),
     ],
 )
 def test_an_error_is_one_line_that_says_what_to_do(words: list[str], message: str, code: int) -> None:
