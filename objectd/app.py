@@ -287,6 +287,7 @@ async def open_disks(config: ObjectdConfig, clock: Clock) -> list[Device]:
             write_pending_bytes_max=STREAM_WINDOW_BYTES,
             direct_bytes_min=config.chunks.direct_bytes_min,
             io_deadline_seconds=config.chunks.device_timeout,
+            segment_grace_seconds=config.upkeep.segment_grace,
             simulate_seek_ms=device.simulate_seek * 1000,
             simulate_bytes_per_second=device.simulate_rate,
         )

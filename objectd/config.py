@@ -61,6 +61,7 @@ class Upkeep:
     interval: Seconds = setting(10.0, "between two rounds: checks of failed devices, trash, compaction")
     garbage_ratio: float = setting(0.4, "segments with more dead bytes than this share are rewritten")
     compact_bytes_max: Size = setting(64 * MIB, "bytes moved by compaction in one round")
+    segment_grace: Seconds = setting(600.0, "an emptied segment stays for readers whose tickets name places in it")
     trash: Seconds = setting(86_400.0, "deleted chunks are kept; the metadata service may say otherwise")
     trash_min: Seconds = setting(900.0, "kept at least, also when space runs short")
     short_of_space: float = setting(0.05, "share of free space below which the trash is emptied early")
