@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from metadata.catalog import schema
 from metadata.catalog.sites import SiteRow
 from metadata.services.sites import send
 from metadata.services.sites.compare import Comparison
@@ -19,9 +20,9 @@ from metadata.services.sites.registry import Known, Self
 from metadata.services.sites.send import TargetWorker
 from metadata.services.sites.target import Parts
 from tests.kit import virtual_time
-from tests.kit.names_world import NamesWorld
+from tests.kit.names_world import ADMIN, NamesWorld
 from tests.simulation.test_sites import Carrier, Link, _site
-from tierstore.wire.sites import FetchBatch, NameBatch
+from tierstore.wire.sites import NAME_GONE, FetchBatch, NameAnswer, NameBatch
 
 
 class Listening(Carrier):
@@ -40,11 +41,13 @@ class Listening(Carrier):
 
 
 @asynccontextmanager
-async def _sending(hot: set[bytes]) -> AsyncIterator[tuple[NamesWorld, TargetWorker, Listening]]:
+async def _sending(
+    hot: set[bytes], kind: type[Listening] | None = None
+) -> AsyncIterator[tuple[NamesWorld, TargetWorker, Any]]:
     """A site that writes, and its worker for another one, not begun. hot: chunks that are read, the others are not."""
     worlds = [await _site(n + 1, n, 0) for n in range(2)]
     world = worlds[0]
-    carrier = Listening(Link(random.Random(1)), worlds[1], "site2", world)
+    carrier = (kind or Listening)(Link(random.Random(1)), worlds[1], "site2", world)
     courier: Any = carrier
     parts = Parts(
         world.database, world.clock, courier, Known(rows=[SiteRow(2, "site2", [], [], {})]),
@@ -56,6 +59,42 @@ async def _sending(hot: set[bytes]) -> AsyncIterator[tuple[NamesWorld, TargetWor
     finally:
         for each in worlds:
             await each.close()
+
+
+class Parking(Listening):
+    """The first word of a removed version is parked there, as by a clock that is a day behind."""
+
+    parked = 0
+
+    async def send(self, row: Any, path: str, message: Any, kind: type[Any], *, seconds: float) -> Any:
+        if isinstance(message, NameBatch) and not self.parked and message.names[0].kind == NAME_GONE:
+            self.parked = 1
+            return NameAnswer(0, 0, [0])
+        return await super().send(row, path, message, kind, seconds=seconds)
+
+
+def test_a_removed_version_that_was_parked_is_said_again() -> None:
+    """Nothing of it is here any more, so its row was taken for done: at the other site it stayed for good."""
+
+    async def main() -> None:
+        async with _sending(set(), Parking) as (world, worker, carrier):
+            await world.buckets.configure("bbb", ADMIN, versioning="enabled")
+            old = await world.put("k")
+            await world.put("k")
+            task = asyncio.get_running_loop().create_task(worker.run())
+            while worker.status.bodies_sent < 2:
+                await world.clock.sleep(0.1)
+            await world.delete("k", version=old.version)
+            worker.kick()
+            far = carrier.target
+            async with asyncio.timeout(600):
+                while carrier.parked == 0 or worker.status.backlog.objects:
+                    await world.clock.sleep(0.1)
+            assert carrier.parked and [row.version for row in await far.rows(schema.versions)] == []
+            assert len(await far.rows(schema.objects)) == 1
+            await _ended(task)
+
+    virtual_time.run(1, lambda _: main(), simulation=True)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

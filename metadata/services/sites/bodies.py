@@ -145,6 +145,9 @@ class BodySender:
         now = self._parts.clock.monotonic()
         for loaded in found:
             row = loaded.row
+            if row.kind == schema.CHANGE_DELETE:
+                waiting.append(Waiting(row, [], ()))        # its name was parked there: nothing else says it again
+                continue
             if loaded.held is None or self._is_delivered(row):
                 finished.append(row.sequence)       # replaced or deleted since: the newer name says so; or pushed
                 continue
@@ -224,6 +227,10 @@ class BodySender:
             gone = [row.sequence for row in rows if row.bucket_id not in names]
             await self._finish(gone)
             whole = [row for row in rows if row.bucket_id in names and row.sequence not in parts]
+            for row in whole:
+                if row.kind == schema.CHANGE_DELETE:
+                    await self._name_again(row, names)
+            whole = [row for row in whole if row.kind != schema.CHANGE_DELETE]
             small = [row for row in whole if row.size <= SEGMENT_BYTES]
             if small:
                 items = [
