@@ -28,7 +28,7 @@ from metadata.services.names.replicas import ReplicaOrder
 from metadata.services.names.uploads import UploadService
 from metadata.services.sites.apply import NameTaker
 from metadata.services.upkeep.placements import PlacementIndexer
-from tierstore.auth.access import Principal
+from tierstore.auth.access import JUDGED, Principal
 from tierstore.clock import Clock, HybridClock, ManualClock
 from tierstore.names import (
     ChunkId,
@@ -61,7 +61,8 @@ from tierstore.wire.names import (
     SetMeta,
 )
 
-ADMIN = Principal("ADMIN", "admin", {"*": "admin"})
+#: As a gateway asks for an administrator.
+ADMIN = Principal("ADMIN", "admin", {"*": "admin"}, seen=JUDGED)
 INCARNATION = 7
 
 

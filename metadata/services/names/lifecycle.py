@@ -21,7 +21,7 @@ from metadata.catalog.database import Database
 from metadata.catalog.lifecycle import VersionRow
 from metadata.services.names.commit import CommitService
 from metadata.services.names.s3_names import S3Names
-from tierstore.auth.access import Principal
+from tierstore.auth.access import JUDGED, Principal
 from tierstore.clock import Clock
 from tierstore.errors import NotFound
 from tierstore.names import operation_id
@@ -45,7 +45,7 @@ UPLOADS_MAX: Final = 100
 COMMIT_MS: Final = 60_000
 #: A part may come a while before its upload is seen to be gone; then the gateway removes it itself.
 PART_AGE_MS: Final = 3_600_000
-_ME: Final = Principal(access="", user="lifecycle", grants={"*": "admin"})
+_ME: Final = Principal(access="", user="lifecycle", grants={"*": "admin"}, seen=JUDGED)
 #: Above every version id.
 _TOP: Final = (1 << 63) - 1
 

@@ -14,7 +14,7 @@ from metadata.catalog.buckets import Bucket
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import unpack
 from metadata.catalog.session import Session
-from metadata.services.names import object_lock, quotas
+from metadata.services.names import claims, object_lock, quotas
 from metadata.services.names.compose import compose
 from metadata.services.names.facts import Facts, check_operation
 from metadata.services.names.posix import of_copy
@@ -58,6 +58,7 @@ class Mutator(Puts):
         bucket = facts.bucket(m.bucket)
         authorize_in(who, "write", bucket, m.key)
         check_key(m.key)
+        claims.check_new(who, m.etag, m.meta)
         meta = new_meta(bucket, m.meta, facts)
         old = facts.latest.get((bucket.id, m.key))
         check_condition(m.condition, old)
@@ -154,7 +155,7 @@ class Mutator(Puts):
             if notify.DOCUMENT in bucket.config and not m.rename:
                 meta = _marked_as_copy(meta)
         else:
-            meta = new_meta(bucket, m.meta, facts)
+            meta = new_meta(bucket, claims.of_copy(who, m.meta, source), facts)
         if not m.rename or source_bucket is not bucket:
             quotas.check(session, writes, bucket, source.size, old)
         newest = max(source.version, old.version if old is not None else 0)
@@ -229,6 +230,7 @@ class Mutator(Puts):
         check_condition(m.condition, row)
         if row is None or row.kind == schema.KIND_MARKER:
             raise missing(m.bucket, m.key, m.version)
+        m = claims.of_change(who, m, row)
         new = row._replace(meta=pack_meta(object_lock.for_change(bucket, row, m, facts.now_ms)))
         session.write(objects.REPLACE_LATEST if row is latest else objects.REPLACE_VERSION, [new])
         self._note(writes, schema.CHANGE_META, bucket, new, None)

@@ -12,7 +12,7 @@ from metadata.catalog.feed import NewChange
 from metadata.catalog.objects import ObjectRow
 from metadata.catalog.packed import INLINE_CHUNKS_MAX, unpack
 from metadata.catalog.session import Session
-from metadata.services.names import quotas
+from metadata.services.names import claims, quotas
 from metadata.services.names.facts import Facts, check_uploads
 from metadata.services.names.fill import fill
 from metadata.services.names.receipts import Opened, pack_bodies
@@ -42,6 +42,7 @@ class Puts(Steps):
             raise opened
         uploads = _check_chunks(m)
         check_uploads(facts, uploads)
+        claims.check_new(who, m.etag, m.meta)
         meta = new_meta(bucket, m.meta, facts)
         copies = self._copies_for(m.bucket, m.key, m.size, class_of(m.meta))
         packed = pack_bodies(m.chunks, opened, facts.members, copies)
@@ -80,6 +81,7 @@ class Puts(Steps):
         """Bytes of a remote version. A gateway brings them for whoever may read the object."""
         bucket = facts.bucket(m.bucket)
         authorize_in(who, "read", bucket, m.key)
+        claims.check_fill(who, m)
         if isinstance(opened, TierstoreError):
             raise opened
         latest = facts.latest.get((bucket.id, m.key))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metadata.catalog.buckets import Bucket
+from metadata.services.names.claims import check_bucket
 from tierstore.auth.access import Action, Principal, authorize, authorize_all, require_by_bucket, require_undenied
 from tierstore.wire.s3 import POLICY
 
@@ -20,7 +21,8 @@ def authorize_in(who: Principal, action: Action, bucket: Bucket, key: str = "") 
 
 
 def require_by_policy(who: Principal, action: Action, bucket: Bucket, key: str = "") -> None:
-    """Only what the bucket's policy says of it. Raises AccessDenied."""
+    """Only what the bucket's policy says of it. Raises AccessDenied, NotFound for the system's own buckets."""
+    check_bucket(who, bucket.name)
     if bucket.config and (policy := bucket.config.get(POLICY)):
         require_by_bucket(who, action, bucket.name, key, policy=policy)
 
@@ -39,6 +41,7 @@ def authorize_bypass(who: Principal, bucket: Bucket) -> None:
 
 def authorize_all_in(who: Principal, action: Action, bucket: Bucket) -> None:
     """For doors that see the bucket as a whole. Raises as authorize_in does."""
+    check_bucket(who, bucket.name)
     authorize_all(who, action, bucket.name)
     if bucket.config and (policy := bucket.config.get(POLICY)):
         require_by_bucket(who, action, bucket.name, "*", policy=policy, of_all=True)

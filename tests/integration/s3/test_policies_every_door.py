@@ -24,10 +24,12 @@ from tierstore.wire.names import (
     CommitReply,
     Delete,
     ListItem,
+    ListResult,
     LookupBatch,
     LookupItem,
     LookupReply,
     ObjectMeta,
+    Put,
     SetMeta,
 )
 
@@ -289,3 +291,35 @@ def test_a_policy_against_everybody_can_be_removed(
 
         wait_until(is_open, seconds=60, what="the gateway believes a bucket's view for a second")
         assert doors.reads() == EVERYWHERE
+
+
+def test_what_a_writer_says_himself_reaches_no_reader(running: Cluster, s3: Any) -> None:
+    """By the SDK's own messages: an ETag that split answers, a mark that stopped whoever listed the bucket, the sealed
+    key of a version under retention taken away, parts of others' uploads listed and replaced."""
+    name = f"doors-lock-{next(_NUMBERS)}"
+    s3.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+    until = datetime.now(UTC) + timedelta(days=1)
+    s3.put_object(
+        Bucket=name, Key="k", Body=b"sealed", ServerSideEncryption="AES256", ObjectLockMode="COMPLIANCE",
+        ObjectLockRetainUntilDate=until, Tagging="a=b",
+    )  # fmt: skip
+    upload = s3.create_multipart_upload(Bucket=name, Key="other")
+    part = {"Bucket": name, "Key": "other", "UploadId": upload["UploadId"]}
+    s3.upload_part(**part, PartNumber=1, Body=b"part")
+    headers = {"Authorization": f"Bearer {running.token}"}
+    with httpx.Client(base_url=running.gateway, headers=headers, timeout=180) as admin:
+        key = admin.post("/v1/admin/keys", json={"user": "forger", "grants": {"*": "readwrite"}}).json()
+    theirs = Doors(running, key, name)
+    for etag in ('x"\r\nSet-Cookie: a=b', "a;zz"):
+        assert theirs.change(Put(name, "f", 0, etag, [])) == "bad-meta"
+    for meta in (ObjectMeta(extra={"s3.parts": b"x"}), ObjectMeta("a\r\nb: c"), ObjectMeta(headers={"x": "y"})):
+        assert theirs.change(Put(name, "f", 0, "", [], meta)) == "bad-meta"
+    assert not theirs.change(SetMeta(name, "k", ObjectMeta("text/plain", tags={"a": "c"})))
+    assert theirs.ask("list", ListItem(".multipart"), ListResult) == 404
+    of_part = f"{upload['UploadId']}/00001"
+    assert theirs.change(Put(".multipart", of_part, 0, "e", [])) == "no-such-bucket"
+    assert theirs.change(Delete(".multipart", of_part)) == "no-such-bucket"
+    theirs.close()
+    read = s3.get_object(Bucket=name, Key="k")
+    assert (read["Body"].read(), read["ContentType"], read["ObjectLockMode"]) == (b"sealed", "text/plain", "COMPLIANCE")
+    assert [found["Size"] for found in s3.list_parts(**part)["Parts"]] == [4]
