@@ -366,7 +366,20 @@ def test_buckets_are_listed_with_their_regions(s3: Any, bucket: str) -> None:
     assert [b["Name"] for b in far] == [named]
 
 
-def test_what_is_not_supported_does_nothing_else(s3: Any, bucket: str, refused: Refused) -> None:
+def _with_query(query: str) -> Callable[..., None]:
+    def change(params: dict[str, Any], **_: Any) -> None:
+        params["url"] += "?" + query
+
+    return change
+
+
+def _with_chunks(request: Any, **_: Any) -> None:
+    request.headers.add_header("Transfer-Encoding", "chunked")
+
+
+def test_what_is_not_supported_does_nothing_else(
+    s3: Any, bucket: str, running: Cluster, refused: Refused
+) -> None:
     """Each was taken for the operation on the whole: objects were deleted, replaced or emptied, the bucket removed."""
     for kind in ("metrics", "inventory", "analytics", "intelligent_tiering"):
         call = getattr(s3, f"delete_bucket_{kind}_configuration")
@@ -377,6 +390,14 @@ def test_what_is_not_supported_does_nothing_else(s3: Any, bucket: str, refused: 
     assert refused(s3.put_object, **asked, WriteOffsetBytes=4) == "NotImplemented"
     assert refused(s3.put_object, **asked, ChecksumXXHASH64="AAAAAAAAAAA=") == "NotImplemented"
     assert refused(s3.put_object, **asked, WebsiteRedirectLocation="ftp:x") == "InvalidRedirectLocation"
+    for query, code in (("versionId=null", "InvalidArgument"), ("partNumber=1", "InvalidArgument")):
+        other = client_of(running)
+        other.meta.events.register("before-call.s3.PutObject", _with_query(query))
+        assert refused(other.put_object, **asked) == code, query
+    other = client_of(running, request_checksum_calculation="when_required")
+    other.meta.events.register_first("before-sign.s3.PutObject", _with_chunks)
+    assert refused(other.put_object, **asked) == "NotImplemented"
+    assert refused(s3.get_object, Bucket=bucket, Key="k", PartNumber=10_001) == "InvalidArgument"
     assert refused(s3.delete_object_annotation, Bucket=bucket, Key="k", AnnotationName="a") == "NotImplemented"
     assert refused(
         s3.put_object_annotation, Bucket=bucket, Key="k", AnnotationName="a", AnnotationPayload=b"x"

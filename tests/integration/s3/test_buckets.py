@@ -52,6 +52,8 @@ def test_a_bucket_keeps_the_location_that_was_named(s3: Any, bucket: str, refuse
     located(f"{bucket}-east", "us-east-1")
     assert s3.get_bucket_location(Bucket=f"{bucket}-east")["LocationConstraint"] is None
     assert s3.head_bucket(Bucket=bucket)["BucketRegion"] == "us-east-1"
+    for again in ("us-east-1", "eu-west-1"):
+        assert refused(located, name=f"{bucket}-west", location=again) == "BucketAlreadyOwnedByYou"
     assert refused(located, name=f"{bucket}-no", location="no such place") == "InvalidLocationConstraint"
     assert refused(s3.head_bucket, Bucket=f"{bucket}-no") == "404"
 
@@ -182,6 +184,8 @@ def test_canned_acls(s3: Any, running: Cluster, bucket: str, refused: Refused) -
     s3.put_bucket_acl(Bucket=bucket, ACL="public-read")
     assert len(s3.get_bucket_acl(Bucket=bucket)["Grants"]) == 2
     assert anonymous(running, "GET", f"/{bucket}")[0] == 200
+    s3.create_bucket(Bucket=bucket)     # one's own again: as in us-east-1, with the list that this request names
+    assert len(s3.get_bucket_acl(Bucket=bucket)["Grants"]) == 1
     s3.delete_bucket_ownership_controls(Bucket=bucket)
 
 

@@ -118,7 +118,8 @@ def test_grants_come_with_a_write(running: Cluster, admin: httpx.Client, s3: Any
 def test_grants_on_a_bucket(
     running: Cluster, admin: httpx.Client, s3: Any, open_bucket: str, refused: Refused
 ) -> None:
-    """READ lists, WRITE puts and removes; who wrote an object owns it where ownership is the writer's."""
+    """READ lists, WRITE makes new objects; who wrote an object owns it where ownership is the writer's, and what
+    others own, he neither replaces nor removes."""
     friend, theirs = new_user(running, admin)
     s3.put_bucket_acl(Bucket=open_bucket, GrantRead=f"id={friend}")
     assert theirs.list_objects_v2(Bucket=open_bucket)["KeyCount"] == 0
@@ -130,6 +131,18 @@ def test_grants_on_a_bucket(
     theirs.put_object(Bucket=open_bucket, Key="k", Body=b"mine")
     assert theirs.get_object_acl(Bucket=open_bucket, Key="k")["Owner"]["ID"] == friend
     assert theirs.get_object(Bucket=open_bucket, Key="k")["Body"].read() == b"mine"
+    theirs.put_object(Bucket=open_bucket, Key="k", Body=b"still mine")
+    s3.put_object(Bucket=open_bucket, Key="owners", Body=b"kept")
+    others = {"Bucket": open_bucket, "Key": "owners"}
+    source = {"CopySource": {"Bucket": open_bucket, "Key": "k"}}
+    for call, more in (
+        (theirs.put_object, {"Body": b"x"}), (theirs.copy_object, source), (theirs.create_multipart_upload, {}),
+        (theirs.delete_object, {}),
+    ):  # fmt: skip
+        assert refused(call, **others, **more) == "AccessDenied"
+    gone = theirs.delete_objects(Bucket=open_bucket, Delete={"Objects": [{"Key": "owners"}, {"Key": "k"}]})
+    assert [e["Code"] for e in gone["Errors"]] == ["AccessDenied"] and [d["Key"] for d in gone["Deleted"]] == ["k"]
+    assert s3.get_object(**others)["Body"].read() == b"kept"
     assert refused(theirs.put_bucket_policy, Bucket=open_bucket, Policy="{}") == "AccessDenied"
     rules = {"Rules": [{"ObjectOwnership": "BucketOwnerPreferred"}]}
     s3.put_bucket_ownership_controls(Bucket=open_bucket, OwnershipControls=rules)

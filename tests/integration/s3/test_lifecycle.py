@@ -80,6 +80,8 @@ def test_lifecycle_rules_round_trip(s3: Any, bucket: str, refused: Refused) -> N
         ({"Filter": {"Prefix": ""}, "Expiration": {"Days": 1}, "ID": "a" * 256}, "InvalidArgument"),
         ({"Filter": {"Prefix": ""}, "Expiration": {"Date": datetime(2040, 1, 1, 5, tzinfo=UTC)}}, "InvalidArgument"),
         ({"Filter": {"Prefix": ""}, "Expiration": {}}, "MalformedXML"),
+        ({"Filter": {"And": {"Prefix": "x"}}, "Expiration": {"Days": 1}}, "MalformedXML"),
+        ({"Filter": {"Prefix": "x", "And": {"Prefix": "x", "Tags": [tag]}}, "Expiration": {"Days": 1}}, "MalformedXML"),
         ({"Filter": {"Prefix": ""}}, "InvalidRequest"), ({"Expiration": {"Days": 1}}, "MalformedXML"),
     ):  # fmt: skip
         assert refused(

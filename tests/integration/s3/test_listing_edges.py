@@ -74,8 +74,14 @@ def test_markers_need_not_be_keys(s3: Any, bucket: str, refused: Refused) -> Non
         assert by_v1["Marker"] == marker
     one = s3.list_objects_v2(Bucket=bucket, StartAfter="bar", MaxKeys=1)
     token = one["NextContinuationToken"]
-    assert listed(s3.list_objects_v2(Bucket=bucket, StartAfter="quxx", ContinuationToken=token))[0] == ["foo", "quxx"]
-    assert refused(s3.list_objects_v2, Bucket=bucket, ContinuationToken="\u20ac") == "InvalidArgument"
+    both = s3.list_objects_v2(Bucket=bucket, StartAfter="quxx", ContinuationToken=token)
+    assert listed(both)[0] == ["foo", "quxx"] and "StartAfter" not in both
+    for wrong in ("\u20ac", ""):
+        assert refused(s3.list_objects_v2, Bucket=bucket, ContinuationToken=wrong) == "InvalidArgument"
+    # as AWS encodes, and SDKs undo: a space is "+"
+    fill(s3, bucket, "a b+c~/*")
+    shown = s3.list_objects_v2(Bucket=bucket, Prefix="a ", EncodingType="url")
+    assert [entry["Key"] for entry in shown["Contents"]] == ["a+b%2Bc%7E/*"]
 
 
 def test_bounds_of_a_page(s3: Any, bucket: str, refused: Refused) -> None:

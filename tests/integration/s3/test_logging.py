@@ -62,7 +62,12 @@ def test_requests_are_logged_into_another_bucket(s3: Any, bucket: str, running: 
     assert "LoggingEnabled" not in s3.get_bucket_logging(Bucket=bucket)
     _let_logs_in(s3, bucket, target)
     _turn_on(s3, bucket, target)
-    assert s3.get_bucket_logging(Bucket=bucket)["LoggingEnabled"] == {"TargetBucket": target, "TargetPrefix": "logs/"}
+    plain = {"TargetBucket": target, "TargetPrefix": "logs/"}
+    assert s3.get_bucket_logging(Bucket=bucket)["LoggingEnabled"] == plain
+    _turn_on(s3, bucket, target, TargetObjectKeyFormat={"SimplePrefix": {}})
+    assert s3.get_bucket_logging(Bucket=bucket)["LoggingEnabled"] == {
+        **plain, "TargetObjectKeyFormat": {"SimplePrefix": {}}
+    }  # fmt: skip
     s3.put_object(Bucket=bucket, Key="a key", Body=b"12345")
     s3.get_object(Bucket=bucket, Key="a key")["Body"].read()
     s3.list_objects_v2(Bucket=bucket)
@@ -73,9 +78,13 @@ def test_requests_are_logged_into_another_bucket(s3: Any, bucket: str, running: 
             urllib.request.urlopen(asked, timeout=60)
         except HTTPError as error:
             error.close()
+    s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "one"}, {"Key": "two", "VersionId": "none"}]})
     put, got = ("REST.PUT.OBJECT", "a%20key", "200"), ("REST.GET.OBJECT", "a%20key", "200")
+    both = (("BATCH.DELETE.OBJECT", "one", "204"), ("BATCH.DELETE.OBJECT", "two", "404"))
     missing, stranger = ("REST.GET.OBJECT", "missing", "404"), ("REST.GET.OBJECT", "stranger", "403")
-    found = _wait_for(s3, target, "logs/", put, got, missing, stranger, ("REST.GET.BUCKET", "-", "200"))
+    found = _wait_for(s3, target, "logs/", put, got, missing, stranger, ("REST.GET.BUCKET", "-", "200"), *both,
+                      ("REST.POST.MULTI_OBJECT_DELETE", "-", "200"))  # fmt: skip
+    assert (found[both[1]][8], found[both[1]][10], found[both[1]][17]) == ('"-"', "NoSuchVersion", "none")
     assert {len(line) for line in found.values()} == {_FIELDS}
     owner = s3.get_bucket_acl(Bucket=bucket)["Owner"]["ID"]
     assert found[got][:2] == [owner, bucket]

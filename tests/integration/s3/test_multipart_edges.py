@@ -165,7 +165,8 @@ def test_parts_copied_by_ranges(s3: Any, bucket: str, refused: Refused) -> None:
     etag = s3.put_object(Bucket=bucket, Key="from/ä b", Body=body)["ETag"]
     names = begin(s3, bucket, "to")
     copy = {**names, "PartNumber": 1, "CopySource": {"Bucket": bucket, "Key": "from/ä b"}}
-    assert refused(s3.upload_part_copy, **copy, CopySourceRange="bytes=0-99999") == "InvalidRange"
+    assert refused(s3.upload_part_copy, **copy, CopySourceRange="bytes=0-99999") == "InvalidArgument"
+    assert refused(s3.complete_multipart_upload, **names) == "InvalidRequest"       # nothing is named at all
     for wrong in ("bytes=a-b", "0-1", "bytes=5-", "bytes=-5"):
         assert refused(s3.upload_part_copy, **copy, CopySourceRange=wrong) == "InvalidArgument"
     assert refused(s3.upload_part_copy, **{**copy, "CopySource": f"{bucket}/none"}) == "NoSuchKey"

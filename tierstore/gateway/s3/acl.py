@@ -20,6 +20,7 @@ from tierstore.gateway.s3.grants import GRANTS_MAX, GROUPS, LOG_DELIVERY, PERMIS
 from tierstore.gateway.s3.object_meta import ACL, OWNER, canned_acl
 from tierstore.gateway.s3.request import Call, header_text
 from tierstore.gateway.s3.uploads import BodyReader
+from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, ObjectMeta
 
 _GRANT_HEADERS: Final = {
@@ -35,12 +36,29 @@ _XSI: Final = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type='
 class Acls:
     """What a request says of access, checked. One per gateway process."""
 
-    def __init__(self, catalog: S3Catalog, reader: BodyReader) -> None:
+    def __init__(self, store: Store, catalog: S3Catalog, reader: BodyReader) -> None:
+        self._store = store
         self._catalog = catalog
         self._reader = reader
 
+    async def require_own(self, call: Call, bucket: BucketView, key: str, action: str, *, version: int = 0) -> None:
+        """A grant of WRITE lets others make new objects; those that are there are for the bucket's owner and their own
+        to replace and remove (Amazon S3 User Guide, "What permissions can I grant?"). Costs a look-up where a list
+        alone let the caller in. Raises S3Error(AccessDenied)."""
+        if action not in call.by_list:
+            return
+        try:
+            found = await self._store.find(bucket.name, key, version=version, want_chunks=False)
+        except NotFound:
+            return
+        extra = found.meta.extra if found.meta is not None else {}
+        if (extra.get(OWNER, b"").decode() or bucket.owner) != call.principal.user:
+            raise S3Error("AccessDenied")
+
     async def of_write(self, call: Call, bucket: BucketView, meta: ObjectMeta) -> ObjectMeta:
-        """The metadata of a new object with the list that its request names. Raises S3Error."""
+        """The metadata of a new object with the list that its request names, for somebody who may replace what is
+        there. Raises S3Error."""
+        await self.require_own(call, bucket, call.key, "s3:PutObject")
         if call.header_names.isdisjoint(_ACL_HEADERS):
             return meta
         text = await self._of_headers(call)

@@ -79,7 +79,11 @@ class Buckets:
             held = await self._catalog.bucket(call.bucket, fresh=True)
             if held.owner != who.user:
                 raise S3Error("BucketAlreadyExists") from error
-            # as in us-east-1: making one's own bucket again succeeds and changes nothing
+            if location or LOCATION in held.config:
+                raise S3Error("BucketAlreadyOwnedByYou") from error
+            # as in us-east-1: making one's own bucket again succeeds, and its list is what this request says
+            if rights.has_acls(held) and held.config.get(rights.ACL, "") != acl:
+                await self._catalog.configure(call.bucket, who.user, documents={rights.ACL: acl or None})
             call.reply(200, b"", f"location: /{call.bucket}\r\n".encode())
             return
         wanted: dict[str, str | None] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote_plus
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml.common import DefusedXmlException
@@ -46,8 +46,8 @@ def document(name: str, inner: str) -> bytes:
 
 
 def url_encoded(value: str) -> str:
-    """encoding-type=url."""
-    return quote(value, safe="-._~/*")
+    """encoding-type=url, as AWS does it and SDKs undo it: that of forms, but for slashes and stars."""
+    return quote_plus(value, safe="/*").replace("~", "%7E")
 
 
 def moment(at_ms: int) -> str:

@@ -59,7 +59,7 @@ class Doors:
 def build(store: Store, catalog: S3Catalog, reader: BodyReader, vault: Vault, auth: Authenticator) -> Doors:
     """Everything, put together."""
     files, reads = BucketFiles(catalog, reader), Reads(store, catalog, vault)
-    acls = Acls(catalog, reader)
+    acls = Acls(store, catalog, reader)
     copies = Copies(store, catalog, reads, vault, acls)
     return Doors(
         Buckets(catalog, reader, files, acls), files, BucketRights(files, acls), BucketSettings(files),

@@ -157,7 +157,7 @@ def _with_filter(rule: LifecycleRule, node: Node) -> LifecycleRule:
     above, below = _number(place, "ObjectSizeGreaterThan", 0), _number(place, "ObjectSizeLessThan", 0)
     prefix = place.text("Prefix")
     count = (prefix is not None) + len(tags) + (above >= 0) + (below >= 0)
-    if group is None and count > 1:
+    if (count > 1) != (group is not None) or (group is not None and len(node.children) > 1):
         raise S3Error("MalformedXML")
     if 0 <= below <= above:
         raise S3Error("InvalidRequest", "ObjectSizeGreaterThan must be less than ObjectSizeLessThan")

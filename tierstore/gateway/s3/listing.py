@@ -56,7 +56,7 @@ class Listings:
         inner += element("ContinuationToken", token)
         if is_truncated:
             inner += element("NextContinuationToken", _token(page.next_start_after or ""))
-        if "start-after" in call.query:
+        if token is None and "start-after" in call.query:      # of the two, the token counts
             inner += element("StartAfter", shown(call.query["start-after"]))
         with_owner = call.query.get("fetch-owner") == "true"
         inner += _encoding(call) + _contents(page, bucket, shown, with_owner=with_owner)
@@ -161,6 +161,8 @@ def _token(after: str) -> str:
 
 def _opened(token: str) -> str:
     try:
+        if not token:
+            raise ValueError("empty")
         return base64.urlsafe_b64decode(token.encode("ascii")).decode()
     except (ValueError, UnicodeError):
         raise S3Error("InvalidArgument", "The continuation token provided is incorrect") from None

@@ -122,8 +122,9 @@ class LogDelivery:
             return
         rule = LogRule.of(bucket)
         if rule is not None and call.answer.status:
-            line = line_of(call, bucket, ended_at_ms=self._clock.now_ms())
-            self.log.add(bucket.name, rule, line, at_ms=call.at_ms)
+            for of in (None, *call.answer.deleted):
+                line = line_of(call, bucket, ended_at_ms=self._clock.now_ms(), of=of)
+                self.log.add(bucket.name, rule, line, at_ms=call.at_ms)
 
     async def _deliver(self, batch: Batch) -> None:
         rule = batch.name.rule

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
-from tierstore.gateway.s3.request import Call
+from tierstore.gateway.s3.request import Call, Deleted
 from tierstore.wire.names import BucketView
 
 _UNSAFE = re.compile(r'[^\x21-\x7e]|"')
@@ -43,9 +43,15 @@ def operation_of(call: Call) -> str:
     return f"REST.{'COPY' if is_copy and resource == 'PART' else call.method}.{resource}"
 
 
-def line_of(call: Call, bucket: BucketView, *, ended_at_ms: int) -> str:
-    """The line of a call that was answered, with its end."""
+def line_of(call: Call, bucket: BucketView, *, ended_at_ms: int, of: Deleted | None = None) -> str:
+    """The line of a call that was answered, with its end; of: of one of the keys that it deleted."""
     answer, who = call.answer, call.principal
+    operation, key, request = operation_of(call), call.key, f'"{_request_line(call)}"'
+    status, code, length = answer.status, answer.code, answer.length
+    version = call.query.get("versionId", "")
+    if of is not None:
+        operation, key, request = "BATCH.DELETE.OBJECT", of.key, '"-"'
+        status, code, length, version = of.status, of.code, 0, of.version
     took = max(ended_at_ms - call.at_ms, 0)
     agent, referrer, host = (call.header(name) for name in (b"user-agent", b"referer", b"host"))
     signed = "-" if call.claim is None else "QueryString" if call.claim.is_presigned else "AuthHeader"
@@ -53,11 +59,10 @@ def line_of(call: Call, bucket: BucketView, *, ended_at_ms: int) -> str:
     user = _plain(who.user) if who.access else "-"
     fields = (
         bucket.owner or "-", bucket.name, began.strftime("[%d/%b/%Y:%H:%M:%S %z]"), _plain(call.exchange.peer), user,
-        call.exchange.request_id, operation_of(call),
-        quote(call.key, safe="/-._~") if call.key else "-", f'"{_request_line(call)}"', str(answer.status),
-        answer.code or "-", str(answer.length) if answer.length else "-",
+        call.exchange.request_id, operation, quote(key, safe="/-._~") if key else "-", request, str(status),
+        code or "-", str(length) if length else "-",
         str(answer.object_bytes) if answer.object_bytes >= 0 else "-", str(took), "-",
-        _quoted(referrer), _quoted(agent), _plain(call.query.get("versionId", "")), "-",
+        _quoted(referrer), _quoted(agent), _plain(version), "-",
         "SigV4" if call.claim is not None else "-", "-", signed, _plain(host or ""), "-", "-",
         "Yes" if answer.by_list else "-",
     )  # fmt: skip

@@ -29,6 +29,7 @@ class LogRule(msgspec.Struct, frozen=True, array_like=True):
     prefix: str
     by_date: Literal["", "EventTime", "DeliveryTime"] = ""
     grants: tuple[grants.Grant, ...] = ()
+    is_simple: bool = False     # that they are plain was said, and is shown
 
     @staticmethod
     def of(bucket: BucketView) -> LogRule | None:
@@ -56,7 +57,8 @@ def parse_logging(root: Node) -> tuple[LogRule | None, list[Node]]:
         raise S3Error("InvalidArgument", f"TargetPrefix has at most {PREFIX_CHARACTERS_MAX} characters",
                       ArgumentName="TargetPrefix")  # fmt: skip
     listed = enabled.one("TargetGrants")
-    return LogRule(target, prefix, _by_date(enabled)), listed.all("Grant") if listed is not None else []
+    rule = LogRule(target, prefix, _by_date(enabled), is_simple=_is_simple(enabled))
+    return rule, listed.all("Grant") if listed is not None else []
 
 
 def _by_date(enabled: Node) -> Literal["", "EventTime", "DeliveryTime"]:
@@ -76,6 +78,11 @@ def _by_date(enabled: Node) -> Literal["", "EventTime", "DeliveryTime"]:
     raise S3Error("MalformedXML")
 
 
+def _is_simple(enabled: Node) -> bool:
+    form = enabled.one("TargetObjectKeyFormat")
+    return form is not None and form.one("SimplePrefix") is not None
+
+
 def check_permission(permission: str) -> None:
     """Of a grant on delivered logs. Raises S3Error(MalformedXML)."""
     if permission not in _GRANTED:
@@ -92,6 +99,8 @@ def logging_document(rule: LogRule | None) -> bytes:
     if rule.by_date:
         form = f"<PartitionedPrefix>{element('PartitionDateSource', rule.by_date)}</PartitionedPrefix>"
         inner += f"<TargetObjectKeyFormat>{form}</TargetObjectKeyFormat>"
+    elif rule.is_simple:
+        inner += "<TargetObjectKeyFormat><SimplePrefix/></TargetObjectKeyFormat>"
     return document("BucketLoggingStatus", f"<LoggingEnabled>{inner}</LoggingEnabled>")
 
 

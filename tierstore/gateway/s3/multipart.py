@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from urllib.parse import quote
 
 import msgspec
 
@@ -23,7 +24,7 @@ from tierstore.gateway.s3.catalog import S3Catalog
 from tierstore.gateway.s3.completion import chosen, completed_meta, named_part, require_sums
 from tierstore.gateway.s3.conditions import why_refused, write_condition
 from tierstore.gateway.s3.copies import Copies
-from tierstore.gateway.s3.documents import document, element, moment, url_encoded
+from tierstore.gateway.s3.documents import document, element, moment
 from tierstore.gateway.s3.errors import XML_LINE, S3Error
 from tierstore.gateway.s3.lifecycle import abort_lines
 from tierstore.gateway.s3.lock_forms import locked_meta
@@ -205,6 +206,8 @@ class Multipart:
         rights.require(call, "s3:PutObject", bucket, call.key)
         condition = write_condition(call)
         body = await self._reader.small(call, documents.BODY_BYTES_MAX, sums_are_of_object=True)
+        if not body:
+            raise S3Error("InvalidRequest", "You must specify at least one part")
         root = documents.parse(body, "CompleteMultipartUpload")
         wanted = [named_part(node) for node in root.all("Part")]
         if not wanted:
@@ -253,7 +256,7 @@ class Multipart:
     @staticmethod
     def _answer_complete(call: Call, etag: str, meta: ObjectMeta, lines: str) -> None:
         host = call.header(b"host") or ""
-        inner = element("Location", f"http://{host}/{call.bucket}/{url_encoded(call.key)}")
+        inner = element("Location", f"http://{host}/{call.bucket}/{quote(call.key, safe='-._~/*')}")
         inner += element("Bucket", call.bucket) + element("Key", call.key) + element("ETag", f'"{etag}"')
         inner += "".join(element(f"Checksum{name.upper()}", value) for name, value in meta.checksums.items())
         if meta.checksums:
@@ -279,7 +282,7 @@ def _copy_span(call: Call, found: LookupResult) -> tuple[int, int]:
         raise S3Error("InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last where "
                       "first and last are the zero-based offsets of the first and last bytes to copy")  # fmt: skip
     if wanted.last >= found.size:
-        raise S3Error("InvalidRange", f"Range specified is not valid for source object of size: {found.size}")
+        raise S3Error("InvalidArgument", f"Range specified is not valid for source object of size: {found.size}")
     length = wanted.last - wanted.first + 1
     if length > PUT_BYTES_MAX:
         raise S3Error("EntityTooLarge")

@@ -42,17 +42,55 @@ _OF_BUCKETS: Final = frozenset({
     "updatebucketmetadatajournaltableconfiguration",
 })  # fmt: skip
 
+#: Keys that conditions may ask for, without "s3:", and beginnings of such. The same reference, "Condition keys".
+_OF_S3: Final = frozenset({
+    "accessgrantsinstancearn", "accesspointnetworkorigin", "accesspointtag", "authtype", "bucketkeyenabled",
+    "dataaccesspointaccount", "dataaccesspointarn", "delimiter", "destinationregion", "existingobjecttag",
+    "if-match", "if-none-match", "inventoryaccessibleoptionalfields", "isobjectpubliclyaccessible",
+    "jobsuspendedcause", "locationconstraint", "max-keys", "object-lock-legal-hold", "object-lock-mode",
+    "object-lock-remaining-retention-days", "object-lock-retain-until-date", "objectcreationoperation", "prefix",
+    "requestjoboperation", "requestjobpriority", "requestobjecttag", "requestobjecttagkeys", "resourceaccount",
+    "signatureage", "signatureversion", "tlsversion", "versionid", "existingjoboperation", "existingjobpriority",
+})  # fmt: skip
+_OF_S3_BEGIN: Final = (
+    "x-amz-", "existingobjecttag/", "requestobjecttag/", "bucketnamespace", "buckettag/", "accesspointtag/",
+    "annotation",
+)
+_OF_AWS: Final = frozenset({
+    "assumedroot", "calledvia", "calledviafirst", "calledvialast", "chatbotsourcearn", "currenttime",
+    "ec2instancesourceprivateipv4", "ec2instancesourcevpc", "epochtime", "federatedprovider", "ismcpserviceaction",
+    "multifactorauthage", "multifactorauthpresent", "principalaccount", "principalarn", "principalisawsservice",
+    "principalorgid", "principalorgpaths", "principalservicename", "principalservicenameslist", "principaltype",
+    "referer", "requestedregion", "resourceaccount", "resourceorgid", "resourceorgpaths", "securetransport",
+    "signinsessionarn", "sourceaccount", "sourcearn", "sourceidentity", "sourceip", "sourceorgid", "sourceorgpaths",
+    "sourceowner", "sourcevpc", "sourcevpcarn", "sourcevpce", "tagkeys", "tokenissuetime", "useragent", "userid",
+    "username", "viaawsmcpservice", "viaawsservice", "vpceaccount", "vpceorgid", "vpceorgpaths", "vpcsourceip",
+})  # fmt: skip
+_TAGS_OF_AWS: Final = ("principaltag/", "requesttag/", "resourcetag/")
+
 
 def review(policy: Policy, bucket: str) -> None:
     """Raises PolicyError: a resource outside of the bucket, an action that S3 does not have, one that none of the
-    statement's resources can be the object of, an Allow for everybody but some."""
+    statement's resources can be the object of, a condition on a key that neither S3 nor all of AWS has, an Allow for
+    everybody but some."""
     for statement in policy.statements:
         if any(not _is_about(each.text, bucket) for each in (*statement.resources, *statement.not_resources)):
             raise PolicyError("Policy has invalid resource")
         if statement.effect == "Allow" and statement.not_principals:
             raise PolicyError("Allow with NotPrincipal is not allowed")
+        for key in (key for condition in statement.conditions for key in condition.keys):
+            if not _is_key(key):
+                raise PolicyError("Policy has an invalid condition key")
         for action in (*statement.actions, *statement.not_actions):
             _review_action(statement, action)
+
+
+def _is_key(key: str) -> bool:
+    """In lower case, as policies keep them."""
+    service, _, name = key.partition(":")
+    if service == "aws":
+        return name in _OF_AWS or name.startswith(_TAGS_OF_AWS)
+    return service == "s3" and (name in _OF_S3 or name.startswith(_OF_S3_BEGIN))
 
 
 def _review_action(statement: Statement, action: Pattern) -> None:

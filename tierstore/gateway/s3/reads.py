@@ -41,7 +41,7 @@ from tierstore.sdk.early import EarlyRead
 from tierstore.sdk.remote import BodyWalk
 from tierstore.sdk.store import Store
 from tierstore.wire.names import BucketView, LookupResult, ObjectMeta
-from tierstore.wire.s3 import PARTS, VersionsAsk, shown_etag
+from tierstore.wire.s3 import PART_NUMBER_MAX, PARTS, VersionsAsk, shown_etag
 from tierstore.wire.storage_class import STANDARD, class_of
 
 _log = logging.getLogger(__name__)
@@ -62,8 +62,11 @@ class Reads:
         is_head = call.method == "HEAD"
         version = version_of(call.query.get("versionId"))
         wanted = _range_of(call)
-        part = number(call.query.get("partNumber"), "partNumber", default=-1, least=1, most=10_000) \
+        part = number(call.query.get("partNumber"), "partNumber", default=-1, least=1, most=PART_NUMBER_MAX + 1) \
             if "partNumber" in call.query else 0  # fmt: skip
+        if part > PART_NUMBER_MAX:
+            raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive",
+                          ArgumentName="partNumber", ArgumentValue=call.query["partNumber"][:40])  # fmt: skip
         if part and wanted is not None:
             raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
         is_plain = wanted is None and not (is_head or version or part) and has_no_condition(call)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from tierstore.auth import sigv4
@@ -46,16 +46,27 @@ class Query:
 _NO_QUERY: Final = Query((), {}, frozenset(), b"")
 
 
+class Deleted(NamedTuple):
+    """One key of a DeleteObjects. code: of an error, "" where there was none."""
+
+    key: str
+    version: str
+    status: int
+    code: str
+
+
 @dataclass(slots=True)
 class Answer:
     """What was answered, for access logs. length: of the body; object_bytes: of the object, -1 where there is none;
-    code: of an error; by_list: whether a list of grants let the caller in, and nothing else would have."""
+    code: of an error; by_list: whether a list of grants let the caller in, and nothing else would have; deleted: what
+    a DeleteObjects did, where its bucket is logged."""
 
     status: int = 0
     length: int = 0
     object_bytes: int = -1
     code: str = ""
     by_list: bool = False
+    deleted: list[Deleted] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -81,6 +92,8 @@ class Call:
     is_secure: bool = False
     tags: dict[str, str] | None = None
     early: EarlyRead | None = None
+    #: Actions that a list of grants let him do, and nothing else would have.
+    by_list: set[str] = field(default_factory=set)
     #: Of what was answered.
     answer: Answer = field(default_factory=Answer)
     #: Values and names of the query.

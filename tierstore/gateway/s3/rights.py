@@ -136,7 +136,9 @@ def allowed(
             (object_acl, True, (object_owner, bucket.owner)),
         )
     )
-    call.answer.by_list = call.answer.by_list or by_list
+    if by_list:
+        call.answer.by_list = True
+        call.by_list.add(action)
     return by_list
 
 

@@ -50,8 +50,11 @@ def promise_of(call: Call, *, sums_are_of_object: bool = False) -> Promise:
     raw = call.header(b"x-amz-decoded-content-length") if is_chunked else None
     if raw is not None and raw.isascii() and raw.isdigit() and len(raw) < 16:
         size = int(raw)
-    elif is_chunked or (exchange.content_length is None and exchange.header(b"transfer-encoding") is not None):
+    elif is_chunked:
         raise S3Error("MissingContentLength")
+    elif exchange.content_length is None and exchange.header(b"transfer-encoding") is not None:
+        # its length must be known before: AWS takes such bodies as aws-chunked only, with their decoded length
+        raise S3Error("NotImplemented", Header="Transfer-Encoding")
     else:
         size = exchange.content_length or 0
     if size > PUT_BYTES_MAX:

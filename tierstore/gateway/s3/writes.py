@@ -27,8 +27,9 @@ from tierstore.gateway.s3.documents import element
 from tierstore.gateway.s3.errors import XML_LINE, S3Error, s3_error
 from tierstore.gateway.s3.lifecycle import expiration_line
 from tierstore.gateway.s3.lock_forms import locked_meta, may_bypass
+from tierstore.gateway.s3.log_rules import DOCUMENT as LOGGING
 from tierstore.gateway.s3.object_meta import meta_of, shown_version
-from tierstore.gateway.s3.request import Call
+from tierstore.gateway.s3.request import Call, Deleted
 from tierstore.gateway.s3.sse import Cover, cover_of
 from tierstore.gateway.s3.sse_keys import Vault
 from tierstore.gateway.s3.uploads import OBJECT_BYTES_MAX, BodyReader, Promise, Received, promise_of
@@ -57,6 +58,10 @@ class Writes:
     async def put(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         rights.require(call, "s3:PutObject", bucket, call.key)
+        if "partNumber" in call.names:
+            # a part whose upload is not named: kept as the object, it would replace all of it
+            raise S3Error("InvalidArgument", "A part number goes with the uploadId of its upload.",
+                          ArgumentName="uploadId")  # fmt: skip
         if "versionId" in call.names:
             raise S3Error("InvalidArgument", "This operation does not accept a version-id.",
                           ArgumentName="versionId", ArgumentValue=call.query.get("versionId", "")[:64])  # fmt: skip
@@ -132,7 +137,9 @@ class Writes:
     async def delete(self, call: Call) -> None:
         bucket = await self._catalog.bucket(call.bucket)
         version = version_of(call.query.get("versionId"))
-        rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, call.key)
+        action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
+        rights.require(call, action, bucket, call.key)
+        await self._acls.require_own(call, bucket, call.key, action, version=version)
         condition = delete_condition(call)
         bypass = may_bypass(call, bucket)
         try:
@@ -176,7 +183,9 @@ class Writes:
             if not key:
                 raise S3Error("UserKeyMustBeSpecified", "The key of an object to delete is missing.")
             version = _version_among_many(version_text)
-            rights.require(call, "s3:DeleteObjectVersion" if version else "s3:DeleteObject", bucket, key)
+            action = "s3:DeleteObjectVersion" if version else "s3:DeleteObject"
+            rights.require(call, action, bucket, key)
+            await self._acls.require_own(call, bucket, check_key(key), action, version=version)
             condition = Condition(if_match=named_etags(what.etag)) if what.etag is not None else None
             done = await self._store.delete(
                 bucket.name, check_key(key), version=version, condition=condition,
@@ -184,8 +193,10 @@ class Writes:
             )  # fmt: skip
         except (S3Error, TierstoreError) as error:
             shown = s3_error(error, call.exchange.request_id)
+            _note(call, bucket, what, shown.status, shown.code)
             inner = element("Key", key) + element("VersionId", version_text) + element("Code", shown.code)
             return f"<Error>{inner}{element('Message', shown.message)}</Error>"
+        _note(call, bucket, what, 204, "")
         if is_quiet:
             return ""
         inner = element("Key", key) + element("VersionId", version_text)
@@ -207,6 +218,12 @@ class _Doomed(NamedTuple):
     def of(cls, node: documents.Node) -> _Doomed:
         others = node.text("Size") is not None or node.text("LastModifiedTime") is not None
         return cls(node.text("Key") or "", node.text("VersionId"), node.text("ETag"), others)
+
+
+def _note(call: Call, bucket: BucketView, what: _Doomed, status: int, code: str) -> None:
+    """For the bucket's access log, which has a line of each key."""
+    if LOGGING in bucket.config:
+        call.answer.deleted.append(Deleted(what.key, what.version or "", status, code))
 
 
 def _own_sum(promise: Promise) -> str:
