@@ -219,6 +219,18 @@ def test_what_removal_and_renaming_refuse(place: Path) -> None:
     assert sorted(os.listdir(place)) == ["empty", "file", "full", "link"]
 
 
+def test_a_hole_that_is_too_long_is_refused_and_leaves_the_file_as_it_was(place: Path) -> None:
+    """One act makes 512 GiB of zeros at most. The size stayed where it could not be, and every later close failed."""
+    path = place / "image"
+    with open(path, "w+b", buffering=0) as file:
+        assert failure(lambda: file.truncate(1 << 40)) == errno.EFBIG
+        assert os.fstat(file.fileno()).st_size == 0
+        file.write(b"data")
+        file.truncate(1 << 38)
+    assert path.stat().st_size == 1 << 38
+    path.unlink()
+
+
 def test_a_program_that_runs_is_not_written(place: Path) -> None:
     path = place / "program"
     path.write_bytes(Path("/bin/sleep").read_bytes())

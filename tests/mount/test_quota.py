@@ -47,6 +47,21 @@ def test_who_writes_past_the_quota_is_told(place: Path) -> None:
 
 
 @pytest.mark.usefixtures("room")
+def test_a_file_that_may_not_grow_is_as_long_as_before(place: Path) -> None:
+    """ftruncate past the quota fails and changes nothing: the size stayed, and so did every later fsync's error."""
+    with open(place / "file", "w+b", buffering=0) as file:
+        file.write(b"first")
+        with pytest.raises(OSError) as caught:
+            file.truncate(2 * ROOM)
+        assert caught.value.errno == errno.EDQUOT
+        assert os.fstat(file.fileno()).st_size == 5
+        os.fsync(file.fileno())
+        file.write(b" and second")
+        os.fsync(file.fileno())
+    assert (place / "file").read_bytes() == b"first and second"
+
+
+@pytest.mark.usefixtures("room")
 def test_the_size_of_the_file_system_is_the_quotas(place: Path, rest: httpx.Client) -> None:
     """`df` shows what may be written, not what the devices have. What it shows may be a few seconds old."""
     quota = rest.get(QUOTA).json()["bytes"]

@@ -33,7 +33,7 @@ HELD_BYTES_MAX: Final = 32 * MIB
 RUNS_MAX: Final = 256
 #: Chunks of one file that are on the way at once.
 CHUNKS_UNDER_WAY: Final = 3
-#: A chunk of zeros that fills holes; repeated as often as needed. Larger for larger holes.
+#: A chunk of zeros that fills holes; repeated as often as needed. Larger for larger holes, within the bucket's chunks.
 ZERO_BYTES: Final = 256 * KIB
 ZERO_BYTES_LARGE: Final = 8 * MIB
 HOLE_LARGE: Final = 1024 * ZERO_BYTES
@@ -120,7 +120,8 @@ class Body:
         return task
 
     async def truncate(self, size: int) -> None:
-        """Cut or extend. To zero: at the next flush; else committed when it returns."""
+        """Cut or extend. To zero: at the next flush; else committed when it returns. What is refused for good (a quota,
+        a size) has changed nothing."""
         async with self._flushing:
             if size == 0:
                 self._drop_runs()
@@ -134,8 +135,14 @@ class Body:
                 base = self.base_size if self.truncate_to < 0 else min(self.base_size, self.truncate_to)
                 if size < base:
                     self.truncate_to = size
-            self.size = size
-            await self._flush()
+            before, self.size = self.size, size
+            try:
+                await self._flush()
+            except TierstoreError as error:
+                if size > before and not error.retryable:
+                    # Its caller has been told; what else was written is still to be committed, at its own length.
+                    self.size, self._error = max([before, *(run.end for run in self.runs)]), None
+                raise
 
     # -- flushing -------------------------------------------------------------------------------------------
     async def flush(self, *, again: bool = False) -> None:
@@ -251,7 +258,7 @@ class Body:
     async def _zeros(self, start: int, end: int, chunks: list[CommitChunk]) -> list[Piece]:
         """Pieces of zeros for a hole: one chunk, named as often as it takes."""
         length = end - start
-        size = min(length, ZERO_BYTES if length <= HOLE_LARGE else ZERO_BYTES_LARGE)
+        size = min(length, ZERO_BYTES if length <= HOLE_LARGE else ZERO_BYTES_LARGE, self._run_bytes_max())
         chunks.append(await self._store.store_chunk(self._bucket, self._about().path, memoryview(bytes(size))))
         times, rest = divmod(length, size)
         number = len(chunks) - 1
