@@ -26,6 +26,7 @@ TIERS: Final[tuple[Tier, ...]] = ("mem", "nvme", "ssd", "hdd")
 UPLOAD_ID_BYTES: Final = 12
 CHUNK_ID_BYTES: Final = 16
 OPERATION_ID_BYTES: Final = 16
+_OF_UPLOAD: Final = bytes(OPERATION_ID_BYTES - UPLOAD_ID_BYTES)     # ends the operation that commits an upload
 KEY_BYTES_MAX: Final = 1024              # as in S3, counted in UTF-8
 #: Of a key that a mount made: twice what a program may name in one call, so that whatever it can name from a directory
 #: can be made there. PostgreSQL refuses shorter ones (metadata/catalog/postgres.py).
@@ -62,7 +63,7 @@ def operation_id(at_ms: int, random80: int) -> OperationId:
 def operation_of(upload: UploadId) -> OperationId:
     """The operation that commits this upload and nothing else. Its row in the catalog says that the upload has
     committed, so a put under this id costs one row less than under one of its own."""
-    return OperationId(upload + bytes(OPERATION_ID_BYTES - UPLOAD_ID_BYTES))
+    return OperationId(upload + _OF_UPLOAD)
 
 
 def version_text(version: VersionId | int) -> str:

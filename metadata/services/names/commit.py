@@ -17,6 +17,8 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, Final, Protocol
 
 from metadata.catalog import operations
@@ -60,7 +62,12 @@ class _Message:
     then: Callable[[list[CommitResult]], None]
     results: list[CommitResult]
     left: int
-    is_given_up: bool = False       # nobody waits any more: what is not in a batch yet is not done
+    asker: asyncio.Future[list[CommitResult]] | None = None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Nobody waits any more: what is not in a batch yet is not done."""
+        return self.asker is not None and self.asker.cancelled()
 
 
 @dataclass(slots=True, eq=False)
@@ -115,17 +122,20 @@ class CommitService:
     async def commit(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
         """Apply each item on its own; results in order, durable when they come. Raises UnavailableError when too many
         wait. Safe to repeat with the same operation ids."""
-        if len(self._waiting) + len(items) > WAITING_MAX:
-            raise UnavailableError("too many commits wait for the catalog")
         if not items:
             return []
         if self.gate is not None and self.gate.may_refuse:
-            await self.gate.settle()
-            refused = [self.gate.refusal(item) for item, _ in items]
-            taken = [pair for pair, no in zip(items, refused, strict=True) if no is None]
-            done = iter(await self._queue(taken) if taken else [])
-            return [no if no is not None else next(done) for no in refused]
+            return await self._commit_gated(self.gate, items)
         return await self._queue(items)
+
+    async def _commit_gated(
+        self, gate: Gate, items: Sequence[tuple[CommitItem, Principal]]
+    ) -> list[CommitResult]:
+        await gate.settle()
+        refused = [gate.refusal(item) for item, _ in items]
+        taken = [pair for pair, no in zip(items, refused, strict=True) if no is None]
+        done = iter(await self._queue(taken) if taken else [])
+        return [no if no is not None else next(done) for no in refused]
 
     def submit(
         self, items: Sequence[tuple[CommitItem, Principal]], then: Callable[[list[CommitResult]], None]
@@ -134,43 +144,35 @@ class CommitService:
         False: it takes commit(), nothing was done. Raises UnavailableError when too many wait."""
         if not items or (self.gate is not None and self.gate.may_refuse):
             return False
-        if len(self._waiting) + len(items) > WAITING_MAX:
-            raise UnavailableError("too many commits wait for the catalog")
         self._enqueue(items, then)
         return True
 
-    async def _queue(self, items: Sequence[tuple[CommitItem, Principal]]) -> list[CommitResult]:
+    def _queue(self, items: Sequence[tuple[CommitItem, Principal]]) -> asyncio.Future[list[CommitResult]]:
+        """The results; cancelled while it waits: what is not in a batch yet is not done."""
         done: asyncio.Future[list[CommitResult]] = asyncio.get_running_loop().create_future()
-
-        def then(results: list[CommitResult]) -> None:
-            if not done.done():
-                done.set_result(results)
-
-        message = self._enqueue(items, then)
-        try:
-            return await done
-        except asyncio.CancelledError:
-            message.is_given_up = True
-            raise
+        self._enqueue(items, partial(_tell, done)).asker = done
+        return done
 
     def _enqueue(
         self, items: Sequence[tuple[CommitItem, Principal]], then: Callable[[list[CommitResult]], None]
     ) -> _Message:
+        if len(self._waiting) + len(items) > WAITING_MAX:
+            raise UnavailableError("too many commits wait for the catalog")
         message = _Message(then, [_UNANSWERED] * len(items), len(items))
         self._waiting += [
             # Receipts are opened here, where the loop may be waiting for the disk, and not in the transaction.
             _Pending(item, who, message, place, _marks(item), self.reads.receipts_of(item))
             for place, (item, who) in enumerate(items)
         ]
-        self._wake()
+        if self._running < self._database.batches_under_way_max:
+            self._wake()
         return message
 
     def _wake(self) -> None:
-        if self._running < self._database.batches_under_way_max:
-            self._running += 1
-            task = asyncio.get_running_loop().create_task(self._run(), name="commits")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._running += 1
+        task = asyncio.get_running_loop().create_task(self._run(), name="commits")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
         """Batch after batch until nobody waits who may go."""
@@ -184,8 +186,8 @@ class CommitService:
         while batch := self._take():
             self.batches += 1
             self.items += len(batch)
-            self.fills += sum(type(entry.item.mutation) is Fill for entry in batch)
-            marks = {mark for entry in batch for mark in entry.marks}
+            self.fills += sum([type(entry.item.mutation) is Fill for entry in batch])
+            marks = set(chain.from_iterable([entry.marks for entry in batch]))
             self._busy |= marks
             try:
                 await self._commit(batch)
@@ -208,9 +210,7 @@ class CommitService:
     def _take_all(self) -> list[_Pending] | None:
         """Everything that waits, the usual case; None when a mark is there twice."""
         batch = [entry for entry in self._waiting if not entry.message.is_given_up]
-        marks: list[object] = []
-        for entry in batch:
-            marks += entry.marks
+        marks = list(chain.from_iterable([entry.marks for entry in batch]))
         if len(set(marks)) < len(marks):
             return None
         self._waiting = []
@@ -328,6 +328,11 @@ def _own_key(entry: _Pending) -> Any:
 
 def _full() -> TierstoreError:
     return CapacityError("the catalog's disk is full: delete objects or make room", code="catalog-full")
+
+
+def _tell(asker: asyncio.Future[list[CommitResult]], results: list[CommitResult]) -> None:
+    if not asker.done():
+        asker.set_result(results)
 
 
 def _settle(entry: _Pending, result: CommitResult) -> None:

@@ -40,20 +40,22 @@ class FactReads:
         """Everything that the decisions rest on, by bulk reads; rows of keys are locked. opened: receipts that
         have been opened already, by operation."""
         facts = Facts(now_ms=now_ms, receipts=opened or {})
-        names = {item.mutation.bucket for item in items}
-        names |= {item.mutation.from_bucket for item in items if isinstance(item.mutation, Copy)}
+        mutations = [item.mutation for item in items]
+        names = {m.bucket for m in mutations}
+        names |= {m.from_bucket for m in mutations if isinstance(m, Copy)}
         uploads: set[bytes] = set()
-        devices: set[int] = set()
-        for item in items:
-            if isinstance(item.mutation, BRINGS_CHUNKS):
+        writers: set[tuple[int, int, int]] = set()
+        for item, m in zip(items, mutations, strict=True):
+            if isinstance(m, BRINGS_CHUNKS):
                 of_item = facts.receipts.get(item.operation)
                 if of_item is None:
-                    of_item = facts.receipts[item.operation] = self._opened(item.mutation)
+                    of_item = facts.receipts[item.operation] = self._opened(m)
                 if isinstance(of_item, TierstoreError):
                     continue    # told when the item's turn comes
-                uploads.update([chunk.id[:UPLOAD_ID_BYTES] for chunk in item.mutation.chunks])
-                for of_chunk in of_item:
-                    devices.update([writer[0] for writer in of_chunk.writers])
+                for chunk, of_chunk in zip(m.chunks, of_item, strict=True):
+                    uploads.add(chunk.id[:UPLOAD_ID_BYTES])
+                    writers.update(of_chunk.writers)
+        devices = {writer[0] for writer in writers}
         if session.is_remote:
             self._ask_ahead(session, items, names, devices, uploads)
         for row in session.fetch(buckets.BY_NAME_HELD, _keys(names)):
@@ -68,9 +70,10 @@ class FactReads:
         # looking for each upload costs a hundred times what asking for any does, but there the way is what costs
         if uploads and (session.is_remote or operations.any_condemned(session.connection)):
             facts.condemned = {row[0] for row in session.fetch(operations.CONDEMNED, _keys(uploads))}
-        old = {u for u in uploads if now_ms - int.from_bytes(u[:6], "big") > operations.UPLOAD_LIFE_MS}
-        if old:
-            facts.leases = dict(session.fetch(operations.LEASES, _keys(old)))
+        first_young = max(0, now_ms - operations.UPLOAD_LIFE_MS).to_bytes(6, "big")     # ids begin with their time
+        if uploads and min(uploads) < first_young:
+            facts.old = {upload for upload in uploads if upload < first_young}
+            facts.leases = dict(session.fetch(operations.LEASES, _keys(facts.old)))
         if session.is_remote:
             self._remember(ids, facts)
         if checked:
@@ -129,11 +132,12 @@ def _row_keys(items: Iterable[CommitItem], ids: Mapping[str, int]) -> list[tuple
     """The rows that the items name, in buckets of known id, sorted: they are locked in that order."""
     keys = set()
     for item in items:
-        for bucket_name, key in names_of(item):
-            bucket_id = ids.get(bucket_name)
-            # No engine takes a key that is no text; such an item is refused by the check of its name.
-            if bucket_id is not None and "\x00" not in key and (key.isascii() or _is_text(key)):
-                keys.add((bucket_id, key))
+        m = item.mutation
+        # No engine takes a key that is no text; such an item is refused by the check of its name.
+        if m.bucket in ids and "\x00" not in (key := m.key) and (key.isascii() or _is_text(key)):
+            keys.add((ids[m.bucket], key))
+        if isinstance(m, Copy) and m.from_bucket in ids and "\x00" not in m.from_key and _is_text(m.from_key):
+            keys.add((ids[m.from_bucket], m.from_key))
     return sorted(keys)
 
 

@@ -16,6 +16,7 @@ from metadata.services.names.rights import require_by_policy
 from tierstore.auth.access import Principal, authorize
 from tierstore.errors import ConflictError, NotFound, RequestError, TierstoreError
 from tierstore.names import OPERATION_ID_BYTES
+from tierstore.wire.s3 import POLICY
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Facts:
     committed: set[bytes] = field(default_factory=set)
     leases: dict[bytes, int] = field(default_factory=dict)
     results: dict[bytes, bytes] = field(default_factory=dict)
+    old: set[bytes] = field(default_factory=set)        # uploads that may commit under a lease only
     mounts: dict[int, frozenset[str]] = field(default_factory=dict)     # by bucket: those that live, once asked
     _writable: dict[tuple[int, str], Bucket] = field(default_factory=dict)
 
@@ -43,14 +45,15 @@ class Facts:
     def writable(self, who: Principal, name: str, key: str) -> Bucket:
         """The bucket, for somebody who may write the key to it; judged once for all items of the batch where no
         policy tells keys apart."""
+        known = self._writable.get((id(who), name))     # who outlives the batch: the same id is the same principal
+        if known is not None:
+            return known
         if who.policies:
             authorize(who, "write", name, key)
-        if (policied := self.buckets.get(name)) is not None:
-            require_by_policy(who, "write", policied, key)
-        known = self._writable.get((id(who), name))     # who outlives the batch: the same id is the same principal
-        if known is None:
-            known = self.bucket(name)
-            authorize(who, "write", name)
+        known = self.bucket(name)
+        require_by_policy(who, "write", known, key)
+        authorize(who, "write", name)
+        if not who.policies and POLICY not in known.config:
             self._writable[id(who), name] = known
         return known
 
@@ -69,13 +72,15 @@ def check_operation(operation: bytes, deadline_ms: int, now_ms: int) -> None:
 
 def check_uploads(facts: Facts, uploads: list[bytes]) -> None:
     """Raises ConflictError for uploads that are condemned, lapsed or committed already (rule 3)."""
+    if not (facts.condemned or facts.committed or facts.old):
+        return      # nearly always: none of the batch is
     for upload in uploads:
         if upload in facts.condemned:
             raise ConflictError("the upload was given up for dead; upload again", code="upload-condemned")
         if upload in facts.committed:
             raise ConflictError("these chunks belong to an object already", code="upload-committed")
-        age_ms = facts.now_ms - int.from_bytes(upload[:6], "big")
-        if age_ms > operations.UPLOAD_LIFE_MS and facts.leases.get(upload, 0) < facts.now_ms:
+        if upload in facts.old and facts.leases.get(upload, 0) < facts.now_ms:
+            age_ms = facts.now_ms - int.from_bytes(upload[:6], "big")
             raise ConflictError(
                 f"the upload began {age_ms // 1000} s ago and was not renewed; upload again", code="upload-lapsed"
             )

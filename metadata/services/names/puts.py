@@ -43,11 +43,12 @@ class Puts(Steps):
         uploads = _check_chunks(m)
         check_uploads(facts, uploads)
         claims.check_new(who, m.etag, m.meta)
-        meta = new_meta(bucket, m.meta, facts)
+        meta = new_meta(bucket, m.meta, facts) if m.meta is not None or bucket.config else None
         copies = self._copies_for(m.bucket, m.key, m.size, class_of(m.meta))
         packed = pack_bodies(m.chunks, opened, facts.members, copies)
         old = facts.latest.get((bucket.id, m.key))
-        check_condition(m.condition, old)
+        if m.condition is not None:
+            check_condition(m.condition, old)
         if bucket.config:
             quotas.check(session, writes, bucket, m.size, old)
 

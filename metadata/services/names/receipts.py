@@ -69,6 +69,20 @@ def _open(chunk: CommitChunk, keys: Mapping[int, Mapping[int, bytes]]) -> Opened
     if len(chunk.receipts) + len(chunk.cache_receipts) > RECEIPTS_MAX:
         raise RequestError(f"more than {RECEIPTS_MAX} receipts for one chunk", code="too-many-receipts")
     chunk_id, chunk_bytes, crc = chunk.id, chunk.chunk_bytes, chunk.crc32c
+    if len(chunk.receipts) == 2 and not chunk.cache_receipts:
+        # Two copies on two servers, which nearly all chunks have.
+        first, second = chunk.receipts
+        _, _, server, device, its_chunk, segment, its_bytes, offset, its_crc, life = receipt_fields(first, keys)
+        _, _, server2, device2, chunk2, segment2, bytes2, offset2, crc2, life2 = receipt_fields(second, keys)
+        if (
+            its_chunk == chunk_id == chunk2 and its_bytes == chunk_bytes == bytes2 and its_crc == crc == crc2
+            and server != server2 and device != device2
+        ):  # fmt: skip
+            both = [(device, ROLE_HOME, segment, offset), (device2, ROLE_HOME, segment2, offset2)]
+            return Opened(
+                pack_new(chunk_id, chunk_bytes, crc, both), 2, [(device, server, life), (device2, server2, life2)],
+                both, 2,
+            )  # fmt: skip
     homes: set[int] = set()
     devices: set[int] = set()
     places: list[tuple[int, int, int, int]] = []

@@ -8,6 +8,7 @@ because taking its sequence holds the head's lock until the transaction ends.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from metadata.catalog import bodies, feed, objects, operations, schema, usage
 from metadata.catalog.objects import ObjectRow
@@ -15,8 +16,7 @@ from metadata.catalog.session import Session
 from tierstore.names import UploadId, operation_of
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(NamedTuple):
     """One applied mutation, told to listeners after the commit. old_body and new_body: packed chunks when inline."""
 
     kind: int                     # schema.CHANGE_*
@@ -73,9 +73,11 @@ class WriteSet:
 
     def _marks(self) -> list[tuple[bytes, bytes]]:
         """Rows of uploads whose operation does not say by its id that they have committed."""
-        known = {operation for operation, _ in self.results}
-        marks = [operation_of(UploadId(upload)) for upload in self.uploads]
-        return [(mark, b"") for mark in marks if mark not in known]
+        if not self.uploads:
+            return []
+        marks = {operation_of(UploadId(upload)) for upload in self.uploads}
+        marks.difference_update([operation for operation, _ in self.results])
+        return [(mark, b"") for mark in sorted(marks)]
 
     def put(self, row: ObjectRow, old: ObjectRow | None) -> None:
         """Make `row` the latest; `old` is the row that stands there now."""
