@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import sqlite3
 import statistics
@@ -36,6 +35,7 @@ from metadata.catalog.session import Row, Session
 from metadata.catalog.sqlite import WRITER_CACHE_KIB, SqliteDatabase
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.clock import SystemClock
+from tierstore.serving.daemon import settle
 from tierstore.wire import encode
 from tierstore.wire.names import CommitItem, CommitResult, LookupItem, Put
 
@@ -113,8 +113,7 @@ async def commit_rate(world: NamesWorld, waiting: int, count: int, serial: list[
     """Puts per second, and CPU us of each, with `waiting` callers that each send the next one when the last is
     answered."""
     queue = deque(items(world, count, serial))
-    gc.collect()
-    gc.freeze()         # what was made for the measurement is not the service's to traverse
+    settle()            # as a daemon does; what was made for the measurement is not the service's to traverse
     begun, cpu = time.perf_counter(), time.process_time()
 
     async def caller() -> None:

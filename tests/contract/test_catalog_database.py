@@ -17,6 +17,7 @@ from metadata.catalog.database import open_database
 from metadata.catalog.migrate import FLOOR, HEAD, upgrade
 from metadata.catalog.objects import INSERT_LATEST, LATEST
 from metadata.catalog.queries import Connection
+from metadata.catalog.session import StaleRows
 from metadata.catalog.sqlite import SqliteDatabase
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
 from tests.kit.names_world import ADMIN, NamesWorld
@@ -65,6 +66,31 @@ def test_a_bulk_read_finds_the_rows_of_its_keys_and_no_others(run: Run, count: i
         found = await w.database.batch(lambda session: session.fetch(LATEST, keys))
         assert sorted(tuple(row) for row in found) == rows[: (count + 1) // 2]
         assert sorted(tuple(row) for row in await w.database.select(LATEST, keys)) == rows[: (count + 1) // 2]
+
+    run(check)
+
+
+@pytest.mark.parametrize("count", [3, 64, 87])
+@pytest.mark.parametrize("is_last_longer", [False, True])
+def test_many_rows_are_inserted_as_they_are_or_not_at_all(run: Run, count: int, is_last_longer: bool) -> None:
+    """Rows go many to a statement, without columns that are NULL in all of them: none may be lost, or lose a value; one
+    that stands already gives the whole transaction up."""
+    rows = [
+        (
+            7, f"k{i:04}", 1 << 40, 0, 1, i, "e", 5, b"body",
+            b"meta" if is_last_longer and i == count - 1 else None, None,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+    async def check(w: NamesWorld) -> None:
+        assert await w.database.batch(lambda s: s.write(INSERT_LATEST, rows)) == count
+        held = await w.database.select(LATEST, [(7, row[1]) for row in rows])
+        assert sorted(map(tuple, held)) == rows
+        again = [(7, f"new{i:04}", *row[2:]) for i, row in enumerate(rows[1:])] + rows[-1:]
+        with pytest.raises(StaleRows):
+            await w.database.batch(lambda s: s.write(INSERT_LATEST, again))
+        assert len(await w.rows(schema.objects)) == count
 
     run(check)
 

@@ -8,7 +8,7 @@ changes nothing of the others.
 Three ways down: optimistic (repeats are noticed by the primary key of `operations`, which saves reading it), checked
 (it is read first), one by one (so that one bad item cannot stop its batch).
 
-Cost per put of one chunk on SQLite: 3 inserts (row, operation, change), two MACs and 1/n of four reads and a commit.
+Cost per put of one chunk on SQLite: 3 rows (key, operation, change), two MACs and 1/n of four reads and a commit.
 """
 
 from __future__ import annotations
