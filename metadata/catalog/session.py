@@ -96,17 +96,19 @@ class InsertShape(NamedTuple):
     """An INSERT on SQLite that names so many columns, for one row and for each of ROWS_PER_INSERT."""
 
     width: int
+    left_out: tuple[None, ...]      # values of the columns that it does not name
     one: str
     many: dict[int, str]
 
     @classmethod
-    def of(cls, table: str, columns: Sequence[str]) -> InsertShape:
+    def of(cls, table: str, columns: Sequence[str], left_out: int) -> InsertShape:
         names = ", ".join(f'"{name}"' for name in columns)
         marks = "(" + ", ".join("?" * len(columns)) + ")"
         head = f"INSERT INTO {table} ({names}) VALUES "
         return cls(
-            len(columns), head + marks, {size: head + ", ".join([marks] * size) for size in ROWS_PER_INSERT}
-        )
+            len(columns), (None,) * left_out, head + marks,
+            {size: head + ", ".join([marks] * size) for size in ROWS_PER_INSERT},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class BulkWrite:
             if not column.nullable or column.server_default is not None:
                 break
             spare += 1
-        return tuple(InsertShape.of(self.table.name, self.columns[: len(self.columns) - k]) for k in sorted({0, spare}))
+        width = len(self.columns)
+        return tuple(InsertShape.of(self.table.name, self.columns[: width - k], k) for k in sorted({0, spare}))
 
     @cached_property
     def postgres_sql(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Final
 
 import sqlalchemy as sa
@@ -85,10 +86,9 @@ def insert_many(raw: sqlite3.Connection, write: BulkWrite, rows: Sequence[Row]) 
     """All rows or an error. Many rows a statement: it costs half of a statement a row, whose parameters the module
     looks at, and whose lock of the interpreter it gives back, one by one. Columns at the end that are NULL in all rows
     are not named: each NULL and each BLOB is first offered to the module's adapters."""
-    full, short = write.sqlite_shapes[0], write.sqlite_shapes[-1]
-    shape = full
-    if short is not full and all(row[short.width :] == (None,) * (full.width - short.width) for row in rows):
-        shape, rows = short, [row[: short.width] for row in rows]
+    shape, short = write.sqlite_shapes[0], write.sqlite_shapes[-1]
+    if short is not shape and set(map(itemgetter(slice(short.width, None)), rows)) == {short.left_out}:
+        shape, rows = short, list(map(itemgetter(slice(0, short.width)), rows))
     at, left = 0, len(rows)
     for size in ROWS_PER_INSERT:
         while left >= size:

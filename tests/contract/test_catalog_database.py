@@ -78,7 +78,7 @@ def test_many_rows_are_inserted_as_they_are_or_not_at_all(run: Run, count: int, 
     rows = [
         (
             7, f"k{i:04}", 1 << 40, 0, 1, i, "e", 5, b"body",
-            b"meta" if is_last_longer and i == count - 1 else None, None,
+            b"" if is_last_longer and i == count - 1 else None, None,
         )
         for i in range(count)
     ]  # fmt: skip
