@@ -224,6 +224,7 @@ class SqliteDatabase:
         is_soon = self.unsynced is not None and not writes and all(waiting.is_soon for waiting in batches)
         if self.unsynced is not None:
             self.unsynced.begin(is_soon=is_soon)
+        changes = self._raw_write.total_changes
         self._raw_write.execute("BEGIN IMMEDIATE")
         try:
             for waiting in batches:
@@ -240,7 +241,9 @@ class SqliteDatabase:
             raise
         self.commits += 1
         if self.unsynced is not None:
-            self.unsynced.committed()
+            # Without a change nothing is written to the log, so SQLite does not sync it either. What was changed and
+            # undone under a savepoint is written.
+            self.unsynced.committed(has_written=self._raw_write.total_changes != changes)
 
     def _finish(self, writes: list[_Waiting]) -> None:
         """The write calls and the commit: in the writer thread, unless nothing of it waits for the disk."""

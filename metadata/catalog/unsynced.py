@@ -57,10 +57,11 @@ class Unsynced:
             self._raw.executescript(f"PRAGMA synchronous = {'NORMAL' if is_soon else 'FULL'}")
             self._is_soon = is_soon
 
-    def committed(self) -> None:
-        """The transaction has ended well."""
+    def committed(self, *, has_written: bool) -> None:
+        """The transaction has ended well. has_written: else its commit had nothing to sync, nor anything of before."""
         if not self._is_soon:
-            self._synced = self._count
+            if has_written:
+                self._synced = self._count
             return
         self._count += 1
         if self._timer is None:

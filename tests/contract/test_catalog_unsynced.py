@@ -10,8 +10,9 @@ from typing import cast
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
-from metadata.catalog import feed
+from metadata.catalog import feed, schema
 from metadata.catalog.sqlite import SqliteDatabase
 from metadata.catalog.unsynced import Unsynced
 from tests.contract.catalog_subjects import Run, postgres, run, url_of
@@ -100,6 +101,20 @@ def test_what_is_synced_later_takes_the_earlier_along(tmp_path: Path, by: str) -
         else:
             await files.w.database.close()
         assert not unsynced.is_any
+
+    on_disk(tmp_path, check)
+
+
+@pytest.mark.usefixtures("no_timer")
+def test_a_commit_without_a_change_takes_nothing_along(tmp_path: Path) -> None:
+    """SQLite syncs nothing for it: what was answered early would be taken for durable, and never be synced."""
+
+    async def check(files: Files, unsynced: Unsynced) -> None:
+        assert not (await soon(files, Rename("bbb", "a", "b", 7, is_file=True))).code
+        await files.w.database.write(lambda c: c.execute(sa.select(schema.buckets)).all())
+        assert unsynced.is_any
+        await files.w.database.synced()
+        assert unsynced.syncs == 1
 
     on_disk(tmp_path, check)
 
