@@ -15,8 +15,10 @@ import typer
 from tierstore.cli.cluster import Endpoint, Profile, Token, find
 from tierstore.errors import ConfigError
 from tierstore.fuse import NEEDS
-from tierstore.units import parse_seconds, parse_size
+from tierstore.units import MIB, parse_seconds, parse_size
 
+#: A chunk has 8 MiB, a request of the kernel 1: with less, one of them would pass the bound.
+BUDGET_BYTES_MIN: Final = 16 * MIB
 PATIENCE_SECONDS_MIN: Final = 1.0
 #: Well below an hour, which an operation's deadline may lie behind its id.
 PATIENCE_SECONDS_MAX: Final = 600.0
@@ -49,11 +51,13 @@ def mount(
     """Mount a bucket as a file system. Unmount with `fusermount3 -u DIR`, `umount DIR` or Ctrl-C."""
     if importlib.util.find_spec("pyfuse3") is None:
         raise ConfigError(NEEDS)
+    if cache < 0:
+        raise ConfigError(f"--cache is 0 (off) or more seconds, not {cache:g}")
     address = find(endpoint, token, profile)
     is_root = os.geteuid() == 0
     wish = {
         "endpoint": address.endpoint, "token": address.token, "bucket": bucket, "directory": str(directory.absolute()),
-        "allow_other": is_root if allow_other is None else allow_other, "budget_bytes": parse_size(memory),
+        "allow_other": is_root if allow_other is None else allow_other, "budget_bytes": _budget_bytes(memory),
         "cache_seconds": cache, "patience_seconds": _patience_seconds(patience), "sync": sync.value,
         "uid": os.getuid() if uid is None else uid, "gid": os.getgid() if gid is None else gid,
     }  # fmt: skip
@@ -64,6 +68,14 @@ def mount(
     os.set_inheritable(reader, True)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "tierstore.fuse", str(reader)])  # noqa: S606 - a module of ours
+
+
+def _budget_bytes(text: str) -> int:
+    """Raises ConfigError when it is no size, or too little for one request of the kernel each way."""
+    budget = parse_size(text)
+    if budget < BUDGET_BYTES_MIN:
+        raise ConfigError(f"--memory is {BUDGET_BYTES_MIN // MIB}MiB at least, not {text}")
+    return budget
 
 
 def _patience_seconds(text: str) -> float:

@@ -34,6 +34,10 @@ def test_a_mount_waits_as_long_as_it_is_told_within_bounds(monkeypatch: pytest.M
     for wrong in ("0s", "11m", "long"):
         refused = runner.invoke(main.app, [*argv, "--patience", wrong])
         assert refused.exit_code != 0 and not told
+    for flag, right, wrong in (("--memory", "16MiB", "15MiB"), ("--cache", "0", "-1")):
+        assert runner.invoke(main.app, [*argv, flag, right]).exit_code == 0 and told.pop()
+        refused = runner.invoke(main.app, [*argv, flag, wrong])
+        assert refused.exit_code != 0 and not told, "taken in silence, and meant nothing"
 
 
 def test_patience_stretches_waits_and_not_attempts() -> None:
