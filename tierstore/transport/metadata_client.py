@@ -34,6 +34,7 @@ from tierstore.transport.peer import PeerTransport
 from tierstore.wire.cluster import BadChunk, ClusterMap, Credential, Heartbeat, HeartbeatAnswer, Register, Registered
 from tierstore.wire.names import (
     UNDER_WAY,
+    WAITED,
     AllocateBatch,
     AllocateItem,
     AllocateReply,
@@ -154,8 +155,8 @@ class MetadataClient:
             lane = self._far_commits if mutation.bucket in self._far_buckets else self._commits
             result = await lane.submit(item, max(until - loop.time(), 0.0))
             self._note_wait(mutation.bucket, result)
-            if result.code not in _REPEATED_RESULTS:
-                break
+            if result.code not in _REPEATED_RESULTS or result.waits == WAITED:
+                break       # what a sync rule has decided is not asked again
             if result.waits == UNDER_WAY and loop.time() < began + self.limits.under_way_seconds:
                 until = max(until, loop.time() + seconds)       # another site is taking it: metadata says when not
                 continue

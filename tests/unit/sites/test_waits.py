@@ -8,14 +8,17 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from metadata.routes.hot import HotRoutes, Revisions
 from metadata.services.sites.sync import SyncWaits
 from tests.kit.names_world import ADMIN, NamesWorld
 from tierstore.clock import SystemClock
+from tierstore.errors import UnavailableError
 from tierstore.transport.metadata_client import MetadataClient
 from tierstore.transport.peer import PeerReply
 from tierstore.wire import decode, encode
-from tierstore.wire.names import WAITED, CommitBatch, CommitReply, CommitResult, Delete
+from tierstore.wire.names import UNDER_WAY, WAITED, CommitBatch, CommitReply, CommitResult, Delete
 
 
 class _Exchange:
@@ -110,6 +113,29 @@ def test_commits_of_other_buckets_do_not_wait_for_those_that_wait_for_another_si
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_gateway_asks_as_long_as_it_is_under_way_and_not_again_when_it_failed() -> None:
+    """It repeated a failure three times: who wrote under `fail` heard after 32 s what the rule says after 8."""
+
+    class Metadata:
+        asked = 0
+
+        async def call(self, *_: Any, body: bytes, **__: Any) -> PeerReply:
+            self.asked += 1
+            waits = UNDER_WAY if self.asked < 20 else WAITED
+            result = CommitResult(code="outcome-unknown", waits=waits)
+            return PeerReply(200, [], encode(CommitReply([result for _ in decode(body, CommitBatch).items])))
+
+    async def main() -> None:
+        metadata: Any = Metadata()
+        client = MetadataClient(metadata, ["http://m"], token="", clock=SystemClock(), rng=random.Random(1))
+        with pytest.raises(UnavailableError) as told:
+            await client.commit(Delete("synced", "k"), seconds=120)
+        assert told.value.code == "outcome-unknown" and metadata.asked == 20
         await client.close()
 
     asyncio.run(main())
