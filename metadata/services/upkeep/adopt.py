@@ -243,7 +243,7 @@ class Adoption:
 
     def _report(self, adopted: int, bytes_all: int) -> list[str]:
         lines = [f"{adopted} objects ({bytes_all} bytes) behind the journal were adopted by their chunks' headers"]
-        kept = "kept, not made into objects; `tierstore admin repair --agree` lets what is left be collected"
+        kept = "kept, not made into objects; `tierstore admin collect --agree` lets what is left be collected"
         for why, count in sorted(self._left.items()):
             if count:
                 example = f" (for example {self._examples[why]!r})" if self._examples.get(why) else ""
