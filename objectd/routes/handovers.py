@@ -142,6 +142,8 @@ class _Handed:
             self._answer(_refusal(self._chunk.number, error))
         finally:
             self.close()
+            # stream and source know each other: left so, each chunk's state waits for the collector of cycles
+            self._stream = None
 
     def feed(self, stream: ChunkStream, scratch: memoryview) -> None:
         """Copy, sum and store as long as the device keeps up."""
@@ -150,7 +152,8 @@ class _Handed:
 
     def _go_on(self) -> None:
         stream, size, turn = self._stream, self._chunk.chunk_bytes, 0
-        assert stream is not None
+        if stream is None:
+            return      # it ended meanwhile
         while self._at < size and not self._is_paused and self._fd >= 0:
             if turn >= TURN_BYTES:
                 asyncio.get_running_loop().call_soon(self._go_on)

@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeVar
 from tierstore.config import sections
 from tierstore.config.arguments import parse
 from tierstore.errors import TierstoreError
+from tierstore.serving.heap import share_arenas
 from tierstore.telemetry.log import configure
 
 
@@ -32,6 +33,7 @@ COLLECT_AFTER: Final = (20_000, 20, 50)
 
 def start(kind: type[C], role: str, about: str, run: Callable[[C], None]) -> None:
     """Read the command line and settings, set up the logs, run; exit with the error's code when it fails."""
+    share_arenas()
     config = parse(kind, role, about)
     configure(level=config.log.level, form=config.log.format, role=role)
     try:

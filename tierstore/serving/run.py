@@ -24,6 +24,7 @@ from uvicorn.config import Config
 
 from tierstore.errors import ConfigError
 from tierstore.serving.drain import Drain, Drainable, drain_connections
+from tierstore.serving.heap import given_back
 from tierstore.serving.limits import Limits
 from tierstore.serving.protocol import HotProtocol
 from tierstore.serving.state import ServingState
@@ -150,7 +151,8 @@ class Serving:
         self._server.should_exit = True
 
     async def run(self) -> None:
-        await self._server.serve(sockets=[self.sock])
+        async with given_back():
+            await self._server.serve(sockets=[self.sock])
 
 
 def serve(

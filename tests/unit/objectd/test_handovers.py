@@ -7,6 +7,7 @@ asked.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import socket
@@ -21,6 +22,7 @@ import pytest
 
 from objectd.config import Chunks
 from objectd.routes.handovers import HandoverDoor
+from objectd.routes.streams import ChunkStream
 from objectd.routes.uploads import ChunkUploads
 from objectd.store.disk import DiskDevice
 from tests.kit.waits import until
@@ -331,3 +333,19 @@ def test_buffers_of_chunks_are_shared_memory_of_few_lengths_and_used_again() -> 
     assert budget.new_buffer((1 << 20) + 99_999) is first
     assert type(budget.new_buffer(256 << 10)) is bytearray
     assert type(BufferBudget(64 << 20).new_buffer(1 << 20)) is bytearray
+
+
+def test_what_a_chunk_took_is_freed_with_its_answer_and_not_by_the_collector(tmp_path: Path) -> None:
+    """Some kilobytes for each chunk would wait for it, 800 chunks long."""
+
+    async def main(w: World) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(5):
+                assert await w.put(upload_of(number), DATA[:SIZE])
+            await until(lambda: not [o for o in gc.get_objects() if isinstance(o, ChunkStream)])
+        finally:
+            gc.enable()
+
+    play(tmp_path, main)
