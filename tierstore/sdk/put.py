@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -38,6 +38,9 @@ Buffer = bytes | bytearray | memoryview
 #: A body of unknown length grows its chunk's buffer by this much at a time.
 _GROWTH_BYTES = 256 * 1024
 
+#: A body's onlooker is shown so much at a time, and what is left of a chunk when that is whole.
+SHOWN_BYTES: Final = 1 << 20
+
 #: Codes of a commit that was refused because a server left between store and commit (rule 11): store elsewhere.
 STALE_RECEIPT_CODES: Final = frozenset({"device-refused", "upload-condemned", "upload-lapsed"})
 
@@ -45,6 +48,18 @@ STALE_RECEIPT_CODES: Final = frozenset({"device-refused", "upload-condemned", "u
 class StaleReceipts(UnavailableError):
     """A server that holds a chunk left or came back as another before the commit: nothing was committed, and the same
     body put once more is stored elsewhere. For the caller 503 and not 409: nothing of his is in conflict."""
+
+
+class Onlooker(Protocol):
+    """Who looks at a body in the buffers of its chunks (sums of the whole), beside the sending."""
+
+    def show(self, view: memoryview) -> None:
+        """The next bytes, in order; they stay as they are until seen() has returned for them."""
+        ...
+
+    async def seen(self, size: int) -> None:
+        """Return when nobody looks at the first `size` bytes of the body any more. Raises what went wrong."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,8 @@ class PutWalk:
         self.tier = ""
         self._buffer: ChunkBuffer | None = None
         self._fill = 0
+        self._onlooker: Onlooker | None = None
+        self._shown = 0         # of the chunk being filled
         self._reserved = 0
         self._overflow: list[bytes] = []
         self._chunks: dict[int, CommitChunk] = {}
@@ -103,6 +120,13 @@ class PutWalk:
         self._ended = False
 
     # -- bytes in -------------------------------------------------------------------------------------------
+    def show_to(self, onlooker: Onlooker) -> bool:
+        """Before the first byte: have somebody look at the bytes where they lie. False: of a body whose length is not
+        known the buffers move as they grow, so he must copy what he needs."""
+        if self._declared is not None:
+            self._onlooker = onlooker
+        return self._onlooker is not None
+
     def push(self, piece: Buffer) -> bool:
         """Take the next bytes (copied). False: wait for has_room() before the next piece. Raises what went wrong with
         earlier chunks, RequestError when more comes than was declared."""
@@ -137,7 +161,13 @@ class PutWalk:
             at += count
             if self._fill == self._chunk_bytes() and self._declared is not None:
                 self._send_chunk()
+            elif self._onlooker is not None and self._fill - self._shown >= SHOWN_BYTES:
+                self._show(self._onlooker, self._buffer)
         return at
+
+    def _show(self, onlooker: Onlooker, buffer: ChunkBuffer) -> None:
+        onlooker.show(memoryview(buffer)[self._shown : self._fill])
+        self._shown = self._fill
 
     def _chunk_bytes(self) -> int:
         """Length of the chunk being filled: whole, or what the declared size leaves for it."""
@@ -159,7 +189,7 @@ class PutWalk:
             self._reserved = size
         known = self._declared is not None
         self._buffer = self._parts.budget.new_buffer(size) if known else bytearray(min(size, _GROWTH_BYTES))
-        self._fill = 0
+        self._fill = self._shown = 0
         return True
 
     async def _reserve(self, size: int) -> None:
@@ -199,6 +229,8 @@ class PutWalk:
     def _send_chunk(self, *, is_last: bool = False) -> None:
         buffer, fill, reserved = self._buffer, self._fill, self._reserved
         assert buffer is not None
+        if self._onlooker is not None:
+            self._show(self._onlooker, buffer)
         self._buffer, self._reserved = None, 0
         index, self._index = self._index, self._index + 1
         task = self._start(self._store(index, buffer, fill, reserved, self._name(is_last=is_last)))
@@ -214,6 +246,8 @@ class PutWalk:
             self._chunks[index] = await fanout.run()
             if index == 0:
                 self.tier = fanout.tier
+            if self._onlooker is not None:
+                await self._onlooker.seen(index * self._parts.placement.chunk_bytes + fill)
             if fanout.is_quiet and self._declared is not None:
                 self._parts.budget.reuse(buffer)
         finally:

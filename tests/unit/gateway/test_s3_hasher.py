@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import random
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -57,5 +58,63 @@ def test_uploads_side_by_side_do_not_share_a_buffer() -> None:
     async def main() -> None:
         with ThreadPoolExecutor(2) as threads:
             await asyncio.gather(*(one(number, threads) for number in range(40)))
+
+    asyncio.run(main())
+
+
+def test_bytes_that_are_shown_are_summed_where_they_lie() -> None:
+    """What is summed beside the sending of a chunk is the body, in order, however it is cut; `seen` is the leave to use
+    the memory again, so it must not come before the sums are done."""
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as threads:
+            hasher = Hasher({"md5", "crc32"}, threads)
+            memory = bytearray(DATA)
+            cuts = [0, 1, HASH_STEP_BYTES, HASH_STEP_BYTES + 5, len(DATA)]
+            for begin, end in itertools.pairwise(cuts):
+                hasher.show(memoryview(memory)[begin:end])
+            await hasher.seen(HASH_STEP_BYTES)
+            memory[:HASH_STEP_BYTES] = bytes(HASH_STEP_BYTES)
+            waiting = asyncio.create_task(hasher.seen(len(DATA)))
+            await asyncio.sleep(0)
+            waiting.cancel()            # an upload that was given up waits for nothing, and disturbs nobody
+            await asyncio.gather(waiting, return_exceptions=True)
+            await hasher.seen(len(DATA))
+            memory[:] = bytes(len(DATA))
+            assert await hasher.finish() == {
+                "md5": hashlib.md5(DATA).digest(), "crc32": zlib.crc32(DATA).to_bytes(4, "big"),
+            }  # fmt: skip
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_sums_that_failed_in_the_thread_are_no_sums(monkeypatch: pytest.MonkeyPatch, is_shown: bool) -> None:
+    """A digest of a part of the body would become the ETag of an object that is committed."""
+
+    class Failing:
+        def update(self, data: object) -> None:
+            raise MemoryError
+
+        def digest(self) -> bytes:
+            return bytes(16)
+
+    monkeypatch.setattr("tierstore.gateway.s3.checksums.new", lambda _: Failing())
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            hasher = Hasher({"md5"}, threads)
+            ended = asyncio.get_running_loop().create_future()
+            hasher.on_progress = lambda: ended.done() or ended.set_result(None)
+            piece = memoryview(DATA)[:HASH_STEP_BYTES]
+            if is_shown:
+                hasher.show(piece)
+                with pytest.raises(MemoryError):
+                    await hasher.seen(len(piece))
+            else:
+                hasher.update(piece)
+            await ended
+            with pytest.raises(MemoryError):
+                await hasher.finish()
 
     asyncio.run(main())

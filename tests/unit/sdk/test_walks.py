@@ -564,6 +564,43 @@ def test_a_slow_server_does_not_make_an_upload_buffer_more_than_its_share() -> N
     run(work)
 
 
+def test_a_chunks_buffer_waits_for_who_looks_at_it() -> None:
+    """Sums are taken from the buffers beside the sending: one that another upload fills meanwhile gives a wrong ETag to
+    an object that is committed. Memory that waits counts as held."""
+
+    class Slow:
+        def __init__(self) -> None:
+            self.views: list[memoryview] = []
+            self.gate = asyncio.Event()
+
+        def show(self, view: memoryview) -> None:
+            self.views.append(view)
+
+        async def seen(self, size: int) -> None:
+            await self.gate.wait()
+
+    async def work(cluster: FakeCluster, store: Store) -> None:
+        data = random.Random(6).randbytes(MIB + 300_000)
+        walk, slow = store.put_walk("bkt", "k", size=len(data)), Slow()
+        assert walk.show_to(slow)
+        for at in range(0, len(data), 100_000):
+            assert walk.push(memoryview(data)[at : at + 100_000])
+        finishing = asyncio.create_task(walk.finish())
+        while sum(holders(cluster)) < 4:        # both chunks are stored twice
+            await asyncio.sleep(0)
+        for number in range(20):
+            await asyncio.sleep(0)
+            await store.put("bkt", f"other-{number}", bytes(MIB))
+        assert not finishing.done() and store.budget.held_bytes == len(data)
+        assert b"".join(slow.views) == data
+        slow.gate.set()
+        await finishing
+        assert store.budget.held_bytes == 0 and await body_of(store, "k") == data
+        assert not store.put_walk("bkt", "k2", size=None).show_to(slow), "its buffers move"
+
+    run(work)
+
+
 @pytest.mark.parametrize("size", [1, 1_000_000, 2 * MIB, 2 * MIB + 1])
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_the_chunks_of_an_object_say_how_long_it_is(size: int, is_declared: bool) -> None:

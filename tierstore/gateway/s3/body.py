@@ -1,7 +1,8 @@
 """Bodies of S3 uploads on their way: aws-chunked framing off, checksums beside the loop, bytes into a sink.
 
-Owns the pump between exchange, hasher and a PutWalk. MD5 takes 1.5 ms a MiB, so sums are computed in a thread, 256 KiB
-and more at a time; a body waits when more than HASH_BYTES_MAX are not hashed yet.
+Owns the pump between exchange, hasher and a PutWalk. MD5 takes 1.2 ms a MiB, so sums are computed in a thread: of a
+body that goes into a walk as it is, straight from its chunks' buffers, a MiB at a time and beside their sending
+(docs/adr/0721); of others in copies of 256 KiB. A body waits when more than HASH_BYTES_MAX are not hashed yet.
 
 Invariants: `digests` returns when every byte was taken, framing and signatures held and all sums are done; a difference
 is an error before anything is committed; the decoder never holds more than one head line (LINE_BYTES_MAX).
@@ -16,9 +17,11 @@ from concurrent.futures import Executor
 from typing import Final, Protocol
 
 from tierstore.auth.sigv4 import ChunkSigner
+from tierstore.errors import UnavailableError
 from tierstore.gateway.s3 import checksums
 from tierstore.gateway.s3.errors import S3Error
 from tierstore.gateway.upload import Pushed, UploadSink
+from tierstore.sdk.put import PutWalk
 from tierstore.serving.exchange import Exchange
 from tierstore.transport.pieces import PieceBuffers
 
@@ -65,16 +68,22 @@ class Collected:
 
 
 class Hasher:
-    """Sums of a stream, computed in order in a thread."""
+    """Sums of a stream, computed in order in a thread.
+
+    Its bytes are either given (`update`: copied, a step of memory at a time) or shown where they lie (`show` and
+    `seen`, as to a sdk.put.Onlooker), never both for one stream."""
 
     def __init__(self, algorithms: set[str], executor: Executor | None) -> None:
         self._sums = {name: checksums.new(name) for name in algorithms}
         self._executor = executor
         self._filling: bytearray | None = None      # the step that is not full: its first `_fill` bytes
         self._fill = 0
-        self._waiting: list[bytearray] = []         # full steps
+        self._waiting: list[bytearray | memoryview] = []    # full steps, or what was shown
+        self._waiting_bytes = 0
         self._busy_bytes = 0
+        self._done_bytes = 0
         self._task: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
         self.on_progress: Callable[[], None] | None = None
 
     def update(self, piece: memoryview) -> None:
@@ -88,56 +97,79 @@ class Hasher:
             self._fill += count
             at += count
             if self._fill == HASH_STEP_BYTES:
-                self._waiting.append(self._filling)
+                self._add(self._filling)
                 self._filling = None
-        if self._task is None and self._waiting:
-            self._start()
+
+    def show(self, view: memoryview) -> None:
+        """The next bytes (not copied): who shows them keeps them as they are until seen()."""
+        if len(view):
+            self._add(view)
+
+    async def seen(self, size: int) -> None:
+        """Return when the sums of the first `size` bytes are done. Raises what went wrong."""
+        while self._done_bytes < size:
+            self._check()
+            assert self._task is not None, "those bytes were not shown"
+            await asyncio.wait({self._task})    # not `await`: who is cancelled must not cancel it for others
+            await asyncio.sleep(0)              # let _done run: it may start the next step
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) * HASH_STEP_BYTES + self._busy_bytes > HASH_BYTES_MAX
+        return self._waiting_bytes + self._busy_bytes > HASH_BYTES_MAX
 
-    def _start(self) -> asyncio.Future[None]:
+    def _add(self, step: bytearray | memoryview) -> None:
+        self._waiting.append(step)
+        self._waiting_bytes += len(step)
+        if self._task is None:
+            self._start()
+
+    def _start(self) -> None:
         batch, self._waiting = self._waiting, []
-        self._busy_bytes = len(batch) * HASH_STEP_BYTES
-        return self._run(batch, HASH_STEP_BYTES)
-
-    def _run(self, batch: list[bytearray], last_bytes: int) -> asyncio.Future[None]:
-        task = asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch, last_bytes)
+        self._busy_bytes, self._waiting_bytes = self._waiting_bytes, 0
+        task = asyncio.get_running_loop().run_in_executor(self._executor, self._work, batch)
         self._task = task
         task.add_done_callback(lambda _: self._done(task, batch))
-        return task
 
-    def _work(self, batch: list[bytearray], last_bytes: int) -> None:
-        """All of the steps, of the last one its first bytes."""
+    def _work(self, batch: list[bytearray | memoryview]) -> None:
         for step in batch:
-            view = memoryview(step)[:last_bytes] if step is batch[-1] else memoryview(step)
             for total in self._sums.values():       # all sums of a step while it is in the cache
-                total.update(view)
+                total.update(step)
 
-    def _done(self, task: asyncio.Future[None], batch: list[bytearray]) -> None:
+    def _done(self, task: asyncio.Future[None], batch: list[bytearray | memoryview]) -> None:
         self._task = None
-        self._busy_bytes = 0
-        if not task.cancelled():        # else the thread may still look at them
+        if task.cancelled():        # the thread may still look at them
+            self._error = UnavailableError("the sums of a body were given up")
+        elif (error := task.exception()) is not None:
+            self._error = error
+        else:
+            self._done_bytes += self._busy_bytes
             for step in batch:
-                _steps.give_back(step)
-            if task.exception() is None and self._waiting:
-                self._start()
+                if isinstance(step, bytearray):
+                    _steps.give_back(step)
+        self._busy_bytes = 0
+        if self._waiting and self._error is None:
+            self._start()
         if self.on_progress is not None:
             self.on_progress()
 
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
     async def finish(self) -> dict[str, bytes]:
-        """All digests by algorithm."""
-        while (task := self._task) is not None:
-            await task
-            await asyncio.sleep(0)      # let _done run: it may start the next step
+        """All digests by algorithm. Raises what went wrong in the thread."""
+        await self.seen(self._done_bytes + self._busy_bytes + self._waiting_bytes)
+        self._check()
         if self._filling is not None:
-            rest, self._filling = [self._filling], None
+            rest, self._filling = self._filling, None
+            view = memoryview(rest)[: self._fill]
             if self._fill > INLINE_BYTES:
-                await self._run(rest, self._fill)
+                self._add(view)
+                await self.seen(self._done_bytes + self._fill)
             else:
-                self._work(rest, self._fill)
-                _steps.give_back(rest[0])
+                self._work([view])
+            view.release()
+            _steps.give_back(rest)
         return {name: total.digest() for name, total in self._sums.items()}
 
 
@@ -267,6 +299,7 @@ class BodyPump(UploadSink):
     def __init__(self, exchange: Exchange, target: Pushed, hasher: Hasher) -> None:
         super().__init__(exchange, target)
         self._hasher = hasher
+        self._is_shown = isinstance(target, PutWalk) and target.show_to(hasher)
         self._decoder: ChunkedDecoder | Decoder | None = None
         self.size = 0
         hasher.on_progress = self.wake
@@ -289,7 +322,8 @@ class BodyPump(UploadSink):
 
     def _take(self, piece: memoryview) -> None:
         self.size += len(piece)
-        self._hasher.update(piece)
+        if not self._is_shown:
+            self._hasher.update(piece)
         self.push(piece)
 
     @property
