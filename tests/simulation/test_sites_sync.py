@@ -59,7 +59,7 @@ class FarSite:
 
 
 def _waits(world: NamesWorld, far: FarSite, *, wait_seconds: float = 300.0) -> SyncWaits:
-    known = Known(rows=[SiteRow(2, "site2", [], [], {})])
+    known = Known(rows=[SiteRow(2, "site2", [], [], {}), SiteRow(1, "site1", [], [], {})])
     parts: Any = SimpleNamespace(database=world.database, me=lambda: Self("site1", 1, []))
     members: Any = SimpleNamespace(known=known, courier=far, sync_buckets={"bbb"})
     body: Any = far
@@ -118,6 +118,41 @@ def test_a_gateway_that_asks_again_waits_for_the_delivery_that_is_under_way(
         await waits.close()
 
     _on_a_site(test, on_failure=on_failure)
+
+
+def test_who_has_an_answer_does_not_wait_for_others_of_its_message() -> None:
+    """A write whose site had it, or that was let go on without it, waited 3 s when a gateway had packed it with one
+    whose site hung."""
+
+    class TwoSites(FarSite):
+        """site1 takes what it is sent in 0.1 s; site2 hangs."""
+
+        async def send(self, *args: Any, moved: Callable[[], None], **_: Any) -> PushAnswer:
+            self.pushed += 1
+            await self._clock.sleep(0.1 if args[0].name == "site1" else 1000)
+            return PushAnswer()
+
+    async def test(world: NamesWorld) -> None:
+        rules = [
+            {"target": target, "prefix": prefix, "mode": "sync", "on_failure": "fail"}
+            for target, prefix in (("site1", "near/"), ("site2", "hung/"))
+        ]
+        await world.buckets.set_replication("bbb", rules, ADMIN)
+        far = TwoSites(world, 0.0)
+        waits = _waits(world, far)
+        keys = ["near/k", "hung/k"]
+        made = [await world.put(key) for key in keys]
+        items = [world.item(Delete("bbb", key)) for key in keys]
+        began = world.clock.monotonic()
+        answers = await waits.confirm(items, made)
+        assert [(answer.code, answer.waits) for answer in answers] == [("", WAITED), ("outcome-unknown", UNDER_WAY)]
+        assert world.clock.monotonic() - began < 1.0    # of virtual time
+        while (answer := (await waits.confirm(items[1:], made[1:]))[0]).waits == UNDER_WAY:
+            pass
+        assert (answer.code, waits.failed, far.pushed) == ("outcome-unknown", 1, 2)
+        assert SYNC_SECONDS <= world.clock.monotonic() - began < SYNC_SECONDS + 1
+
+    _on_a_site(test)
 
 
 def test_a_body_that_moves_is_waited_for_and_one_that_moves_without_end_is_not() -> None:

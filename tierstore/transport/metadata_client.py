@@ -97,9 +97,14 @@ class MetadataClient:
         self._commits: BatchLane[CommitItem, CommitResult] = self._lane(
             "commit", self._send_commits, bounds, patience_seconds=bounds.commit_patience_seconds
         )
-        self._far_commits: BatchLane[CommitItem, CommitResult] = BatchLane(
-            "commit", self._send_commits, depth=FAR_DEPTH, items_max=bounds.items_max, waiting_max=bounds.waiting_max
-        )
+        # What is under way is asked again apart from new ones: its messages are answered when something has arrived.
+        self._far_commits, self._asked_again = (
+            BatchLane[CommitItem, CommitResult](
+                "commit", self._send_commits, depth=FAR_DEPTH, items_max=bounds.items_max,
+                waiting_max=bounds.waiting_max,
+            )
+            for _ in range(2)
+        )  # fmt: skip
         self._far_buckets: OrderedDict[str, None] = OrderedDict()
         self._bad: dict[tuple[bytes, int], BadChunk] = {}
         self._bad_task: asyncio.Task[None] | None = None
@@ -151,14 +156,15 @@ class MetadataClient:
         loop = asyncio.get_running_loop()
         until, began = loop.time() + seconds, loop.time()
         repeats = 0
+        lane = self._far_commits if mutation.bucket in self._far_buckets else self._commits
         while True:
-            lane = self._far_commits if mutation.bucket in self._far_buckets else self._commits
             result = await lane.submit(item, max(until - loop.time(), 0.0))
             self._note_wait(mutation.bucket, result)
             if result.code not in _REPEATED_RESULTS or result.waits == WAITED:
                 break       # what a sync rule has decided is not asked again
             if result.waits == UNDER_WAY and loop.time() < began + self.limits.under_way_seconds:
                 until = max(until, loop.time() + seconds)       # another site is taking it: metadata says when not
+                lane = self._asked_again
                 continue
             repeats += 1
             if repeats == _COMMIT_REPEATS:
@@ -353,7 +359,7 @@ class MetadataClient:
             await self.bad_chunks(list(batch.values()))
 
     async def close(self) -> None:
-        for lane in (self._lookups, self._allocations, self._commits, self._far_commits):
+        for lane in (self._lookups, self._allocations, self._commits, self._far_commits, self._asked_again):
             await lane.close()
         for task in (self._map_task, self._bad_task):
             if task is not None:

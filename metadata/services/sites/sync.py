@@ -38,6 +38,8 @@ STILL_SHARE: Final = 0.5
 #: Then a request that waits is told that its delivery is under way: less than an attempt of a gateway may take
 #: (tierstore/transport/metadata_calls).
 ANSWER_SECONDS: Final = 3.0
+#: Whoever has its answer waits so long for the others of its message; those are told the same.
+TOGETHER_SECONDS: Final = 0.05
 #: What was pushed is remembered, so that the queue need not say it again.
 DELIVERED_MAX: Final = 10_000
 #: Failures that are remembered until their writer asks again.
@@ -101,8 +103,19 @@ class SyncWaits:
     async def confirm(
         self, items: Sequence[CommitItem], results: Sequence[CommitResult], ahead: Ahead | None = None
     ) -> list[CommitResult]:
-        """The results as their writers may hear them, after the sites of sync rules have what they must."""
-        return list(await asyncio.gather(*(self._one(i, r, ahead) for i, r in zip(items, results, strict=True))))
+        """The results as their writers may hear them, after the sites of sync rules have what they must. Nobody waits
+        long for another's site or body: what takes longer than the first of the message is under way (UNDER_WAY)."""
+        waiting = [
+            asyncio.ensure_future(self._one(i, r, ahead)) for i, r in zip(items, results, strict=True)
+        ]
+        try:
+            done, late = await asyncio.wait(waiting, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if done and late:
+                await asyncio.wait(late, timeout=TOGETHER_SECONDS)
+            return [task.result() if task.done() else _UNDER_WAY for task in waiting]
+        finally:
+            for task in waiting:
+                task.cancel()       # the deliveries go on
 
     async def confirm_changes(self, name: str, changes: Sequence[NewChange]) -> CommitResult:
         """The same for what one message changed in a bucket; code "" when the writer may hear of success."""
@@ -123,14 +136,12 @@ class SyncWaits:
             return result
         kind = schema.CHANGE_META if isinstance(m, SetMeta) else schema.CHANGE_PUT
         change = NewChange(kind, 0, m.key, result.version, result.size)
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS if kind == schema.CHANGE_PUT else None):
-                answer = await self._confirm(m.bucket, change, ahead)
-        except TimeoutError:
-            return _UNDER_WAY
+        answer = await self._confirm(m.bucket, change, ahead, operation=item.operation)
         return answer if answer.code else msgspec.structs.replace(result, waits=answer.waits)
 
-    async def _confirm(self, name: str, change: NewChange, ahead: Ahead | None = None) -> CommitResult:
+    async def _confirm(
+        self, name: str, change: NewChange, ahead: Ahead | None = None, operation: object = None
+    ) -> CommitResult:
         """code "" when every site that a sync rule names has the version, or its rule lets it come later."""
         said = (await self._parts.database.read(lambda c: look(c, name, change)))._replace(ahead=ahead)
         rules: dict[str, dict[str, str]] = {}
@@ -138,14 +149,16 @@ class SyncWaits:
             if change.key.startswith(rule["prefix"]):
                 rules.setdefault(rule["target"], rule)
         wanted = [rule for rule in rules.values() if rule["mode"] == "sync"]
-        found = await asyncio.gather(*(self._judged(rule, said, change) for rule in wanted))
+        found = await asyncio.gather(*(self._judged(rule, said, change, operation) for rule in wanted))
         waits = WAITED if wanted else 0
         return next((result for result in found if result.code), CommitResult(waits=waits))
 
-    async def _judged(self, rule: dict[str, str], said: Said, change: NewChange) -> CommitResult:
+    async def _judged(
+        self, rule: dict[str, str], said: Said, change: NewChange, operation: object
+    ) -> CommitResult:
         """What its writer hears of one rule."""
         target, is_degrading = rule["target"], rule["on_failure"] == "degrade"
-        problem = await self._deliver(target, said, change, may_skip=is_degrading)
+        problem = await self._deliver(target, said, change, operation, may_skip=is_degrading)
         if problem and not is_degrading:
             self.failed += 1
             return CommitResult(
@@ -157,16 +170,18 @@ class SyncWaits:
             self.degraded += 1
         return CommitResult()
 
-    async def _deliver(self, target: str, said: Said, change: NewChange, *, may_skip: bool) -> str:
+    async def _deliver(
+        self, target: str, said: Said, change: NewChange, operation: object, *, may_skip: bool
+    ) -> str:
         """"" when the target has it durably, else why not."""
         if may_skip and self._is_away(target):
             return "the site is away"
         version = (target, said.bucket.id, change.key, change.version)
-        # Metadata has no version of its own: each change of it is said for itself.
+        # Metadata has no version of its own: each change of it is said for itself, and known by its operation.
         is_meta = change.kind == schema.CHANGE_META
         if not is_meta and version in self._delivered:
             return ""
-        key: tuple[object, ...] = (*version, change.kind, object()) if is_meta else (*version, change.kind)
+        key: tuple[object, ...] = (*version, change.kind, operation or object()) if is_meta else (*version, change.kind)
         task = self._deliveries.get(key)
         if task is None:
             if key in self._failures:
@@ -204,7 +219,11 @@ class SyncWaits:
 
         try:
             async with asyncio.timeout_at(until()) as limit:
-                if await self._pusher.push(target, said, lambda: limit.reschedule(until())):
+                def moved() -> None:
+                    if not limit.expired():     # a step that comes in the moment in which the time is over
+                        limit.reschedule(until())
+
+                if await self._pusher.push(target, said, moved):
                     self._note_delivered(target, said.bucket.id, change)
         except TimeoutError:
             if loop.time() >= began + self._wait_seconds:

@@ -139,3 +139,42 @@ def test_a_gateway_asks_as_long_as_it_is_under_way_and_not_again_when_it_failed(
         await client.close()
 
     asyncio.run(main())
+
+
+def test_what_is_asked_again_travels_apart_from_new_commits() -> None:
+    """A message that brings something new is answered when that is: what waits with it would be asked all the time."""
+
+    class Metadata:
+        """Takes what is asked the third time."""
+
+        def __init__(self) -> None:
+            self.asked: dict[str, int] = {}
+            self.messages: list[set[int]] = []
+
+        async def call(self, *_: Any, body: bytes, **__: Any) -> PeerReply:
+            keys = [item.mutation.key for item in decode(body, CommitBatch).items]
+            for key in keys:
+                self.asked[key] = self.asked.get(key, 0) + 1
+            self.messages.append({min(self.asked[key], 2) for key in keys})
+            await asyncio.sleep(0)
+            results = [
+                CommitResult(waits=WAITED) if self.asked[key] == 3
+                else CommitResult(code="outcome-unknown", waits=UNDER_WAY) for key in keys
+            ]
+            return PeerReply(200, [], encode(CommitReply(results)))
+
+    async def main() -> None:
+        metadata: Any = Metadata()
+        client = MetadataClient(metadata, ["http://m"], token="", clock=SystemClock(), rng=random.Random(1))
+        client.refresh_map = lambda: None  # type: ignore[method-assign, assignment, return-value]
+        await client.commit(Delete("synced", "first"))
+        waiting = []
+        for number in range(12):
+            waiting.append(asyncio.ensure_future(client.commit(Delete("synced", f"k{number}"), seconds=120)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+        assert set(metadata.asked.values()) == {3}
+        assert all(len(message) == 1 for message in metadata.messages)
+        await client.close()
+
+    asyncio.run(main())
