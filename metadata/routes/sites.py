@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -99,13 +100,12 @@ def add_counts(to: ReplicationModel, other: ReplicationModel) -> None:
 
 def _target(s: TargetStatus, now_ms: int, backfill: BackfillProgress) -> TargetModel:
     b = s.backlog
-    rate = s.bytes_per_second
-    drain = 0.0 if not b.objects else b.bytes / rate if rate else None
     return TargetModel(
         site=s.site, backlog_objects=b.objects, backlog_bytes=b.bytes, backlog_names=b.names,
         oldest_seconds=max(0, now_ms - b.oldest_ms) / 1000 if b.objects else 0.0,
         confirmed_seconds=max(0, now_ms - s.confirmed_at_ms) / 1000 if s.confirmed_at_ms else None,
-        rate_bytes_per_second=rate, drain_seconds=drain,
+        rate_bytes_per_second=s.bytes_per_second,
+        drain_seconds=None if math.isinf(s.drain_seconds) else s.drain_seconds,
         state=_state_of(s), latency_ms=s.latency_ms,
         error=s.error, names_sent=s.names_sent, bodies_sent=s.bodies_sent, bytes_sent=s.bytes_sent, parked=s.parked,
         failures=s.failures, backfill_left=backfill.parts, backfill_walked=backfill.walked,

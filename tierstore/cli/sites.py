@@ -207,7 +207,9 @@ def change(
     name: Name,
     rate: Annotated[str | None, typer.Option(help='Bandwidth towards it, as 25MiB/s; "" for no limit.')] = None,
     gateway: Annotated[list[str] | None, typer.Option(help="Its gateways, as this site reaches them.")] = None,
-    network: Annotated[list[str] | None, typer.Option(help="Clients in this CIDR are served there first.")] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help='Clients in this CIDR are served there first; repeatable; "": none.')
+    ] = None,
     schedule: Annotated[
         list[str] | None, typer.Option(help='Another rate by day, UTC: "22:00-06:00=9MiB/s"; repeatable; "": none.')
     ] = None,
@@ -217,9 +219,10 @@ def change(
     endpoint: Endpoint = None, token: Token = None, profile: Profile = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Bandwidth, gateways and networks of a site (networks of this one too)."""
+    networks = None if network is None else [text for text in network if text]
     spans = None if schedule is None else [_span(text) for text in schedule if text]
     wish = {
-        "rate": rate, "gateways": gateway or None, "networks": network or None, "schedule": spans, "share": share,
+        "rate": rate, "gateways": gateway or None, "networks": networks, "schedule": spans, "share": share,
     }  # fmt: skip
     with open_http(find(endpoint, token, profile)) as http:
         answer = http.call(

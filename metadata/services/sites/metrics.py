@@ -27,6 +27,14 @@ WATCH.gauge(
     _of_targets(lambda s: s.backlog.bytes), labels=("site",),
 )  # fmt: skip
 WATCH.gauge(
+    "tierstore_replication_rate_bytes", "bytes of bodies a second that travel to a site, of the last ten seconds",
+    _of_targets(lambda s: s.bytes_per_second), labels=("site",),
+)  # fmt: skip
+WATCH.gauge(
+    "tierstore_replication_drain_seconds", "until a site has the bytes that wait, at that rate; +Inf: nothing moves",
+    _of_targets(lambda s: s.drain_seconds), labels=("site",),
+)  # fmt: skip
+WATCH.gauge(
     "tierstore_replication_oldest_timestamp_seconds", "when the oldest of them was written; 0: none waits",
     _of_targets(lambda s: s.backlog.oldest_ms / 1000), labels=("site",),
 )  # fmt: skip

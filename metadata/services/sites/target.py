@@ -62,6 +62,13 @@ class TargetStatus:
         """Whether the target has everything, by the figures as last measured."""
         return not self.backlog.objects and not self.is_filling
 
+    @property
+    def drain_seconds(self) -> float:
+        """Until it has the bytes that wait, at the rate of now; inf: nothing moves."""
+        if not self.backlog.objects:
+            return 0.0
+        return self.backlog.bytes / self.bytes_per_second if self.bytes_per_second else math.inf
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
