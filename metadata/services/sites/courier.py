@@ -90,7 +90,7 @@ class Courier:
             if error.code != "answered-early":
                 upload.abort()
                 raise
-        except BaseException:
+        except BaseException:       # cancelled, too: the connection must not stay with half a message on it
             upload.abort()
             raise
         return await upload.finish()
